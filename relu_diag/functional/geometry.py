@@ -1,0 +1,171 @@
+"""One-sided derivatives of the loss with respect to the input weights of each neuron (Wu et al., Lemma 3.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from relu_diag.functional.block import BlockSignal, ShallowBlock, chunks
+from relu_diag.functional.steepest import steepest_descent
+from relu_diag.functional.sums import MAX_KINKS, KinkSamples, NeuronSums, neuron_sums, slopes_at
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NeuronGeometry:
+    """First-order geometry of the loss, per neuron, in float64. Slopes are loss per unit length of ``w_i``.
+
+    When ``w_i`` moves along ``D`` the one-sided derivative is ``smooth_i . D + sum_kinks q |x . D|`` with
+    ``q = (s+ - s-) / 2 * c``.
+
+    Attributes:
+        radial: Derivative along ``w_i / ||w_i||``, 0 for ``w_i = 0``, shape ``(I,)``.
+        steepest: Smallest one-sided derivative over tangential unit vectors and zero, <= 0, shape ``(I,)``.
+        direction: Unit tangential direction that attains it, zero where the slope is, shape ``(I, d)``.
+        output_gradient: Loss gradient with respect to ``H``, shape ``(J, I)``.
+        kink_count: Number of samples on the kink of each neuron, long, shape ``(I,)``.
+        smooth: Smooth part of the derivative, shape ``(I, d)``.
+        kinks: Kink samples with nonzero gradient.
+        exact: Whether ``steepest`` is proven to be the minimum; where not, it is attained, shape ``(I,)``, bool.
+    """
+
+    radial: Tensor
+    steepest: Tensor
+    direction: Tensor
+    output_gradient: Tensor
+    kink_count: Tensor
+    smooth: Tensor
+    kinks: KinkSamples
+    exact: Tensor
+
+    def __str__(self) -> str:
+        neuron = int(self.steepest.argmin())
+        return (
+            f"{len(self.steepest)} neurons, {int((self.kink_count > 0).sum())} on a kink; steepest tangential slope "
+            f"{self.steepest[neuron]:.3g} (neuron {neuron}), largest |radial derivative| {self.radial.abs().max():.3g}"
+        )
+
+
+def neuron_geometry(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None = None) -> NeuronGeometry:
+    """Radial derivative, steepest one-sided tangential slope and its direction, for every neuron.
+
+    Source: Wu et al., Definition 3.1 and Lemma 3.2.
+
+    Args:
+        block: The network.
+        signal: Inputs and loss gradients, ``N`` samples.
+        kink_tol: A sample is on the kink where ``|z_ki| <= kink_tol ||w_i|| ||x_k||``; None: 1e-10 in float64, 1e-6 in
+            float32.
+
+    Returns:
+        The geometry at these parameters.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0, 0.0]]), H=torch.tensor([[1.0]]))
+        >>> signal = BlockSignal(X=torch.tensor([[0.0, 1.0]]), G=torch.tensor([[-1.0]]))  # on the kink
+        >>> print(neuron_geometry(block, signal))
+        1 neurons, 1 on a kink; steepest tangential slope -1 (neuron 0), largest |radial derivative| 0
+    """
+    return geometry_from_sums(block, neuron_sums(block, signal, kink_tol))
+
+
+def geometry_from_sums(block: ShallowBlock, sums: NeuronSums) -> NeuronGeometry:
+    """The geometry that sums over samples add up to, however the samples were split.
+
+    Args:
+        block: The network at which the sums were taken.
+        sums: Sums over all samples.
+
+    Returns:
+        The geometry.
+    """
+    W = block.W.detach().double()
+    radial = (sums.smooth * radial_directions(W)).sum(1)
+    tangential = _tangential(W, sums.smooth)
+    slope = tangential.norm(dim=1)
+    direction = torch.where(slope[:, None] > 0, -tangential / slope.clamp(min=1e-300)[:, None], 0.0)
+    steepest = torch.where(slope > 0, -slope, 0.0)
+    exact = torch.ones_like(steepest, dtype=torch.bool)
+    _descend_kinks(W, block.slopes, sums, steepest, direction, exact)
+    return NeuronGeometry(
+        radial, steepest, direction, sums.output_gradient, sums.kink_count, sums.smooth, sums.kinks, exact
+    )
+
+
+def tangential_derivatives(
+    block: ShallowBlock, signal: BlockSignal, V: Tensor, kink_tol: float | None = None
+) -> Tensor:
+    """One-sided derivatives of the loss when each ``w_i`` moves along its row of ``V``.
+
+    ``g . v + sum_kinks q |x . v|``. The radial part of ``V`` is removed first; what is left is not normalised. With
+    ``d = 1`` and ``w != 0`` nothing is left, and the derivative is 0.
+
+    Source: Wu et al., Lemma 3.2.
+
+    Args:
+        block: The network.
+        signal: Inputs and loss gradients, ``N`` samples.
+        V: One direction per neuron, shape ``(I, d)``.
+        kink_tol: Relative distance that counts as on the kink; None: by dtype.
+
+    Returns:
+        Derivatives, loss per unit of ``V``, float64, shape ``(I,)``.
+
+    Raises:
+        ValueError: If ``V`` is not of the shape of ``W`` or not finite.
+    """
+    if V.shape != block.W.shape or not bool(torch.isfinite(V).all()):
+        raise ValueError(
+            f"`V` needs one finite direction per neuron, shape {tuple(block.W.shape)}; got {tuple(V.shape)}."
+        )
+    V = _tangential(block.W.detach().double(), V.detach().to(block.W.device).double())
+    b = (block.slopes[1] - block.slopes[0]) / 2
+    slope = torch.zeros_like(V[:, 0])
+    for chunk in chunks(block, signal, kink_tol):
+        smooth = (slopes_at(chunk.Z, block.slopes) * chunk.C).T @ chunk.X
+        slope += (smooth.double() * V).sum(1)
+        row, neuron = chunk.kinks.unbind(1)
+        reach = (chunk.X[row].double() * V[neuron]).sum(1).abs()
+        slope.index_add_(0, neuron, b * chunk.C[row, neuron].double() * reach)
+    return slope
+
+
+def radial_directions(W: Tensor) -> Tensor:
+    """The radial directions ``w_i / ||w_i||``, zero for ``w_i = 0``.
+
+    Args:
+        W: Input weights, shape ``(I, d)``.
+
+    Returns:
+        Unit vectors or zeros, shape ``(I, d)``.
+    """
+    norm = W.norm(dim=1, keepdim=True)
+    return torch.where(norm > 0, W / norm, 0.0)
+
+
+def _tangential(W: Tensor, V: Tensor) -> Tensor:
+    if W.shape[1] == 1:  # exactly, where the subtraction would leave rounding
+        return torch.where(W == 0, V, 0.0)
+    U = radial_directions(W)
+    return V - (V * U).sum(1, keepdim=True) * U
+
+
+def _descend_kinks(
+    W: Tensor, slopes: tuple[float, float], sums: NeuronSums, steepest: Tensor, direction: Tensor, exact: Tensor
+) -> None:
+    """Overwrite the neurons with kink samples: on the kink the direction decides which linear piece is entered."""
+    b = (slopes[1] - slopes[0]) / 2
+    neuron, order = sums.kinks.neuron.sort(stable=True)
+    X = _tangential(W[neuron], sums.kinks.X[order]).cpu().numpy()
+    q = (b * sums.kinks.c[order]).cpu().numpy()
+    g = _tangential(W, sums.smooth).cpu().numpy()
+    kinked, first = np.unique(neuron.cpu().numpy(), return_index=True)
+    for i, x_i, q_i in zip(kinked.tolist(), np.split(X, first[1:]), np.split(q, first[1:]), strict=bool(len(kinked))):
+        found = steepest_descent(g[i], q_i, x_i)
+        steepest[i], exact[i] = found.slope, found.exact
+        direction[i] = torch.as_tensor(found.direction)
+    # Too many pairs to keep: zero is attained, more is not known.
+    lost = (sums.kink_count > MAX_KINKS) & (sums.smooth.any(1) | steepest.ne(0))
+    steepest[lost], direction[lost], exact[lost] = 0.0, 0.0, False

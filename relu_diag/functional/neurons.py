@@ -1,0 +1,184 @@
+"""What each neuron is doing: states, effective neurons, and the conserved and growing quantities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from relu_diag.functional.block import BlockSignal, ShallowBlock, rho
+from relu_diag.functional.geometry import radial_directions
+from relu_diag.functional.sums import NeuronSums, neuron_sums
+
+_GROUP_BLOCK = 2**22
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NeuronStates:
+    """State of every neuron.
+
+    Attributes:
+        dead: Every sample strictly on a zero-slope leg: no gradient, and any small move keeps the loss, bool, ``(I,)``.
+        brink: No activation on any sample but some sample on the kink (semi-inactive), bool, shape ``(I,)``.
+        linear: Every sample strictly on one leg of nonzero slope (type-1-active), bool, shape ``(I,)``.
+        small_living: Not dead, in a group whose contribution is small against the targets, bool, shape ``(I,)``.
+        dormancy: Mean ``|rho(z_ki)|`` over samples as a multiple of the layer's mean, shape ``(I,)``.
+        group: Effective neuron it belongs to, 0 the one of largest amplitude, -1 for dead neurons and ``w_i = 0``,
+            long, shape ``(I,)``.
+        group_amplitude: Sum of ``||w_i|| ||h_i||`` over the members of each group, largest first, shape ``(groups,)``.
+        amplitude: ``||w_i|| ||h_i||``, shape ``(I,)``.
+        balancedness: ``||w_i||^2 - ||h_i||^2``, conserved by gradient flow, shape ``(I,)``.
+        angle: Counterclockwise angle from the first axis to the first two components of ``w_i``, rad in [0, 2 pi),
+            shape ``(I,)``.
+    """
+
+    dead: Tensor
+    brink: Tensor
+    linear: Tensor
+    small_living: Tensor
+    dormancy: Tensor
+    group: Tensor
+    group_amplitude: Tensor
+    amplitude: Tensor
+    balancedness: Tensor
+    angle: Tensor
+
+    def dormant(self, tau: float = 0.025) -> Tensor:
+        """Which neurons have a dormancy score of at most ``tau``.
+
+        Args:
+            tau: Threshold on the score.
+
+        Returns:
+            Mask, bool, shape ``(I,)``.
+        """
+        return self.dormancy <= tau
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.dead)} neurons: {int(self.dead.sum())} dead, {int(self.brink.sum())} on the brink, "
+            f"{int(self.linear.sum())} linear, {int(self.small_living.sum())} small living; "
+            f"{len(self.group_amplitude)} effective neurons"
+        )
+
+
+def neuron_states(
+    block: ShallowBlock,
+    X: Tensor,
+    Y: Tensor,
+    kink_tol: float | None = None,
+    group_angle: float = 0.05,
+    small: float = 0.01,
+) -> NeuronStates:
+    """The state of every neuron on the data.
+
+    Source: Wu et al., sections 4.1.1 and 4.2; Cheridito et al., Definition 4.1.
+
+    Args:
+        block: The network.
+        X: Inputs, shape ``(N, d)``.
+        Y: Targets, shape ``(N, J)``; their root mean square is the scale of "small".
+        kink_tol: Relative distance that counts as on the kink; None: by dtype.
+        group_angle: Neurons whose input weights differ by at most this angle belong together, rad.
+        small: Largest contribution of a small group, as a fraction of the target scale.
+
+    Returns:
+        States.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), H=torch.tensor([[1.0, 1.0]]))
+        >>> print(neuron_states(block, X=torch.tensor([[0.5, 1.0]]), Y=torch.ones(1, 1)))
+        2 neurons: 1 dead, 0 on the brink, 1 linear, 0 small living; 1 effective neurons
+    """
+    silent = BlockSignal(X, X.new_zeros(len(X), block.H.shape[0]))
+    sums = neuron_sums(block, silent, kink_tol)
+    return states_from_sums(block, sums, target_scale(Y), group_angle, small)
+
+
+def target_scale(Y: Tensor) -> float:
+    """Root mean square of the targets; 1, the natural unit of a logit, where they are class labels.
+
+    Args:
+        Y: Targets, any shape.
+
+    Returns:
+        The scale against which a contribution is small, in units of the output.
+    """
+    return float(Y.detach().double().square().mean().sqrt()) if Y.is_floating_point() else 1.0
+
+
+def states_from_sums(
+    block: ShallowBlock, sums: NeuronSums, scale: float, group_angle: float = 0.05, small: float = 0.01
+) -> NeuronStates:
+    """The states that sums over samples add up to.
+
+    Args:
+        block: The network at which the sums were taken.
+        sums: Sums over all samples.
+        scale: Target scale.
+        group_angle: Largest angle between neighbours in a group, rad.
+        small: Largest contribution of a small group, as a fraction of the target scale.
+
+    Returns:
+        States.
+    """
+    (s_minus, s_plus), W, H = block.slopes, block.W.detach().double(), block.H.detach().double()
+    below, above, silent = sums.z_max < 0, sums.z_min > 0, torch.zeros_like(sums.z_max, dtype=torch.bool)
+    dead = (below if s_minus == 0 else silent) | (above if s_plus == 0 else silent)
+    quiet = (sums.z_max <= 0 if s_minus == 0 else silent) | (sums.z_min >= 0 if s_plus == 0 else silent)
+    linear = (below if s_minus != 0 else silent) | (above if s_plus != 0 else silent)
+    w_norm, h_norm = W.norm(dim=1), H.norm(dim=0)
+    amplitude = w_norm * h_norm
+    peak = torch.maximum(rho(sums.z_max, block.slopes).abs(), rho(sums.z_min, block.slopes).abs())
+    living = ~dead & (w_norm > 0)
+    group, group_amplitude = _effective_neurons(W, living, amplitude, group_angle)
+    contribution = torch.zeros_like(group_amplitude).index_add_(0, group[living], (h_norm * peak)[living])
+    small_group = torch.cat([contribution <= small * scale, silent.new_ones(1)])  # the last entry serves group -1
+    mean_activation = sums.activation.mean()
+    return NeuronStates(
+        dead=dead,
+        brink=quiet & ~dead,
+        linear=linear,
+        small_living=~dead & small_group[group],
+        dormancy=sums.activation / mean_activation if mean_activation > 0 else torch.zeros_like(sums.activation),
+        group=group,
+        group_amplitude=group_amplitude,
+        amplitude=amplitude,
+        balancedness=w_norm.square() - h_norm.square(),
+        angle=torch.atan2(W[:, 1] if W.shape[1] > 1 else torch.zeros_like(w_norm), W[:, 0]) % (2 * torch.pi),
+    )
+
+
+def _effective_neurons(W: Tensor, living: Tensor, amplitude: Tensor, angle: float) -> tuple[Tensor, Tensor]:
+    """Connected components of "within an angle", numbered by falling amplitude; -1 outside."""
+    label = _components(radial_directions(W[living]), angle)
+    total = torch.zeros(int(label.max()) + 1 if len(label) else 0, dtype=W.dtype, device=W.device)
+    total.index_add_(0, label, amplitude[living])
+    group_amplitude, order = total.sort(descending=True, stable=True)
+    group = torch.full_like(living, -1, dtype=torch.long)
+    group[living] = order.argsort()[label]
+    return group, group_amplitude
+
+
+def _components(U: Tensor, angle: float) -> Tensor:
+    """Components of the graph of close directions, block of rows by block of rows: a spanning forest is carried on."""
+    count, close = len(U), 4 * np.sin(angle / 2) ** 2
+    label = np.arange(count)
+    rows = max(1, _GROUP_BLOCK // max(count, 1))
+    for start in range(0, count, rows):
+        # The chord, not the cosine: 1 - cos loses angles below 1e-8.
+        chord = torch.cdist(U[start : start + rows], U, compute_mode="donot_use_mm_for_euclid_dist")
+        row, column = (chord.square() <= close).nonzero().cpu().numpy().T
+        sources, targets = np.concatenate([row + start, np.arange(count)]), np.concatenate([column, label])
+        graph = coo_array((np.ones(len(sources), dtype=bool), (sources, targets)), shape=(count, count))
+        label = _first_member(connected_components(graph, directed=False)[1])
+    return torch.as_tensor(np.unique(label, return_inverse=True)[1], device=U.device)
+
+
+def _first_member(component: np.ndarray) -> np.ndarray:
+    _, first, inverse = np.unique(component, return_index=True, return_inverse=True)
+    return np.asarray(first[inverse])
