@@ -8,7 +8,7 @@ from relu_diag.functional.geometry import (
     radial_directions,
     tangential_derivatives,
 )
-from relu_diag.functional.neurons import NeuronStates, neuron_states, states_from_sums, target_scale
+from relu_diag.functional.neurons import NeuronStates, dead_sector, neuron_states, states_from_sums, target_scale
 from relu_diag.functional.sums import KinkSamples, NeuronSums, neuron_sums
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "NeuronStates",
     "NeuronSums",
     "ShallowBlock",
+    "dead_sector",
     "geometry_from_sums",
     "neuron_geometry",
     "neuron_states",

@@ -15,6 +15,7 @@ from relu_diag.functional.geometry import radial_directions
 from relu_diag.functional.sums import NeuronSums, neuron_sums
 
 _GROUP_BLOCK = 2**22
+_ARC_TOL = 1e-12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,6 +152,41 @@ def states_from_sums(
         balancedness=w_norm.square() - h_norm.square(),
         angle=torch.atan2(W[:, 1] if W.shape[1] > 1 else torch.zeros_like(w_norm), W[:, 0]) % (2 * torch.pi),
     )
+
+
+def dead_sector(X: Tensor, slopes: tuple[float, float] = (0.0, 1.0)) -> tuple[float, float] | None:
+    """The open arc of input-weight directions in which a neuron with two inputs is dead.
+
+    Args:
+        X: Inputs, shape ``(N, 2)``.
+        slopes: ``(s-, s+)``.
+
+    Returns:
+        Start in [0, 2 pi) and end > start of the counterclockwise arc, rad; None where there is none: no slope is zero,
+        or the samples lie in no open half-plane.
+
+    Raises:
+        ValueError: If ``X`` has not two columns.
+
+    Example:
+        >>> dead_sector(torch.eye(2, dtype=torch.float64))  # from pi to 3 pi / 2
+        (3.141592653589793, 4.71238898038469)
+    """
+    BlockSignal(X, X)  # the checks every data set goes through
+    if X.shape[1] != 2:
+        raise ValueError(f"`X` needs two columns for directions to lie on a circle; got {tuple(X.shape)}.")
+    if 0.0 not in slopes:
+        return None
+    points = X.detach().double().cpu().numpy()
+    angle = np.sort(np.arctan2(points[:, 1], points[:, 0])[points.any(axis=1)])
+    if not len(angle):
+        return 0.0, 2 * np.pi
+    gaps = np.diff(angle, append=angle[0] + 2 * np.pi)
+    widest = int(gaps.argmax())
+    if gaps[widest] - np.pi <= _ARC_TOL:
+        return None
+    start = (angle[widest] + (np.pi / 2 if slopes[0] == 0 else -np.pi / 2)) % (2 * np.pi)
+    return float(start), float(start + gaps[widest] - np.pi)
 
 
 def _effective_neurons(W: Tensor, living: Tensor, amplitude: Tensor, angle: float) -> tuple[Tensor, Tensor]:

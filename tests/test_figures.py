@@ -1,0 +1,281 @@
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.testing import assert_close
+
+from relu_diag.figures import TrainingHistory, function_figure, training_figure
+from relu_diag.functional import ShallowBlock, dead_sector
+
+BLACK = "#000000"
+FIVE = torch.tensor([[-1.0, 1.0], [-0.6, 1.0], [-0.1, 1.0], [0.3, 1.0], [0.7, 1.0]], dtype=torch.float64)
+FIVE_TARGETS = torch.tensor([[0.28], [-0.1], [0.03], [0.23], [-0.22]], dtype=torch.float64)
+
+
+def history(neurons: int = 4, outputs: int = 1, moments: int = 6, seed: int = 0) -> TrainingHistory:
+    """Neuron 0 dead, 1 and 3 the largest group, 2 the second, the rest in groups of their own."""
+    draw = torch.Generator().manual_seed(seed)
+    group = torch.arange(neurons) - 2
+    group[:4] = torch.tensor([-1, 0, 1, 0])
+    return TrainingHistory(
+        steps=torch.arange(moments) * 1000,
+        loss=torch.linspace(1.0, 0.5, moments),
+        # Below pi apart: nothing wraps.
+        angle=3.0 * torch.rand(moments, neurons, generator=draw),
+        input_norm=torch.rand(moments, neurons, generator=draw),
+        output=torch.randn(moments, outputs, neurons, generator=draw),
+        group=group,
+        dead=torch.arange(neurons) == 0,
+        dead_sector=dead_sector(FIVE),
+    )
+
+
+def lines(ax: Axes) -> Tensor:
+    return torch.as_tensor(np.array([line.get_ydata() for line in ax.lines]), dtype=torch.float64)
+
+
+def rendered(figure: Figure, tmp_path: Path) -> Figure:
+    figure.savefig(tmp_path / "figure.png", dpi=40)
+    return figure
+
+
+def in_some_order(ax: Axes, expected: Tensor) -> None:
+    """The lines of the panel are the columns of the expected tensor, ``(T, I)``."""
+    got, expected = lines(ax), expected.double().T
+    assert_close(got[got[:, 0].argsort()], expected[expected[:, 0].argsort()])
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_every_panel_shows_the_history_itself(outputs: int, tmp_path: Path) -> None:
+    run = history(outputs=outputs)
+    axes = rendered(training_figure(run), tmp_path).axes
+    assert len(axes) == 3 + outputs
+    assert_close(lines(axes[0]), run.loss.double()[None])
+    for ax, values in zip(axes[1:], [run.angle, run.input_norm, *run.output.unbind(1)], strict=True):
+        in_some_order(ax, values)
+    assert all((line.get_xdata() == run.steps.numpy()).all() for ax in axes for line in ax.lines)
+
+
+def test_more_than_two_outputs_are_drawn_as_a_norm(tmp_path: Path) -> None:
+    run = history(outputs=3)
+    axes = rendered(training_figure(run), tmp_path).axes
+    assert len(axes) == 4
+    in_some_order(axes[3], run.output.norm(dim=1))
+
+
+def test_dead_neurons_are_black_and_effective_neurons_have_one_colour_each() -> None:
+    run = history(neurons=10)
+    for ax, values in zip(training_figure(run).axes[1:], [run.angle, run.input_norm, run.output[:, 0]], strict=True):
+        color = {}
+        for line in ax.lines:
+            neuron = int((values[0] - float(line.get_ydata()[0])).abs().argmin())
+            color[neuron] = to_hex(line.get_color())
+        assert color[0].upper() == BLACK
+        assert color[1] == color[3]
+        # Groups 1 to 6 are told apart; the two smallest, neurons 8 and 9, share the colour of the rest.
+        assert len({color[i] for i in range(8)}) == 7
+        assert color[9] == color[8] not in {color[i] for i in range(8)}
+
+
+def test_the_legend_counts_the_neurons_of_each_group() -> None:
+    legend = training_figure(history()).legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "group 1 (2 neurons)",
+        "group 2 (1 neuron)",
+        "dead (1 neuron)",
+        "dead sector",
+    ]
+
+
+def test_a_wide_layer_draws_the_largest_512_and_says_so() -> None:
+    run = history(neurons=600, moments=2)
+    figure = training_figure(run)
+    amplitude = run.input_norm[-1] * run.output[-1, 0].abs()
+    shown = amplitude.topk(512).indices
+    in_some_order(figure.axes[2], run.input_norm[:, shown])
+    assert figure.legends[0].get_title().get_text() == "the 512 of 600 neurons of largest amplitude"
+
+
+def test_angle_lines_break_where_they_wrap_and_nowhere_else() -> None:
+    run = history(moments=4)
+    angle = torch.tensor([[0.2], [6.2], [6.1], [0.1]]).expand(4, 4).clone()
+    angle[:, 1] = torch.tensor([0.0, 3.1, 6.2, 3.2])
+    figure = training_figure(replace(run, angle=angle))
+    drawn = {tuple(np.isnan(line.get_ydata())) for line in figure.axes[1].lines}
+    assert drawn == {(False, True, False, True), (False, False, False, False)}
+
+
+def dead_share(sector: tuple[float, float] | None, angles: Tensor) -> Tensor:
+    if sector is None:
+        return torch.zeros_like(angles, dtype=torch.bool)
+    start, end = sector
+    return (angles - start) % (2 * torch.pi) < end - start
+
+
+def silent(X: Tensor, angles: Tensor, slopes: tuple[float, float]) -> Tensor:
+    """The definition: ``rho(w . x_k) = 0`` for all ``k``, with nothing on a kink."""
+    Z = torch.stack([angles.cos(), angles.sin()], dim=1) @ X[X.any(dim=1)].T
+    quiet = (Z < 0) if slopes[0] == 0 else (Z > 0)
+    return quiet.all(dim=1) & torch.tensor(0.0 in slopes)
+
+
+@pytest.mark.parametrize("slopes", [(0.0, 1.0), (1.0, 0.0), (0.1, 1.0), (0.0, -1.0)])
+def test_the_dead_sector_is_where_the_activation_is_silent(slopes: tuple[float, float]) -> None:
+    draw = torch.Generator().manual_seed(1)
+    angles = torch.linspace(0, 2 * torch.pi, 5000, dtype=torch.float64)[:-1] + 1e-7
+    seen = 0
+    for trial in range(60):
+        X = torch.randn(1 + trial % 4, 2, generator=draw, dtype=torch.float64)
+        X = torch.cat([X, torch.zeros(trial % 2, 2, dtype=torch.float64)])
+        sector = dead_sector(X, slopes)
+        seen += sector is not None
+        assert torch.equal(dead_share(sector, angles), silent(X, angles, slopes))
+    assert (seen > 0) == (0.0 in slopes)
+
+
+def test_the_dead_sector_of_the_five_point_problem_is_the_published_one() -> None:
+    # Wu et al., section 4.1.1, prints 3.93 and 5.67 rad.
+    start, end = dead_sector(FIVE)
+    assert (round(start, 2), round(end, 2)) == (3.93, 5.67)
+
+
+def test_no_arc_is_dead_where_the_samples_fill_a_half_plane() -> None:
+    assert dead_sector(torch.tensor([[1.0, 2.0], [-0.5, -1.0], [2.0, 0.3]])) is None
+    assert dead_sector(torch.zeros(2, 2)) == (0.0, 2 * np.pi)
+
+
+def test_the_dead_sector_needs_two_inputs() -> None:
+    with pytest.raises(ValueError, match="two columns"):
+        dead_sector(torch.ones(3, 3))
+
+
+@pytest.mark.parametrize(
+    ("sector", "spans"),
+    [((4.0, 5.0), [(4.0, 5.0)]), ((5.5, 7.5), [(5.5, 2 * np.pi), (0.0, 7.5 - 2 * np.pi)]), (None, [])],
+)
+def test_the_shaded_span_is_the_dead_sector(
+    sector: tuple[float, float] | None, spans: list[tuple[float, float]], tmp_path: Path
+) -> None:
+    figure = rendered(training_figure(replace(history(), dead_sector=sector)), tmp_path)
+    assert [(patch.get_y(), patch.get_y() + patch.get_height()) for patch in figure.axes[1].patches] == [
+        pytest.approx(span) for span in spans
+    ]
+    assert ("dead sector" in [text.get_text() for text in figure.legends[0].get_texts()]) == (sector is not None)
+
+
+def test_marks_are_dashed_lines_in_every_panel() -> None:
+    for ax in training_figure(history(), marks=(1000, 3000)).axes:
+        dashed = [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == "--"]
+        assert dashed == [1000, 3000]
+
+
+@pytest.mark.parametrize(
+    ("loss", "scale"), [([1.0, 0.5, 0.02], "linear"), ([1.0, 0.1, 1e-6], "log"), ([1.0, 0.0, 1e-6], "linear")]
+)
+def test_the_loss_axis_is_logarithmic_where_the_loss_falls_far(loss: list[float], scale: str) -> None:
+    run = replace(history(moments=3), loss=torch.tensor(loss))
+    assert training_figure(run).axes[0].get_yscale() == scale
+
+
+def test_a_single_moment_can_be_drawn(tmp_path: Path) -> None:
+    rendered(training_figure(history(moments=1)), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["steps", "loss", "angle", "input_norm", "group", "dead"])
+def test_a_history_that_does_not_fit_is_refused_by_name(name: str) -> None:
+    run = history()
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        replace(run, **{name: getattr(run, name)[:-1]})
+
+
+def test_an_empty_history_is_refused() -> None:
+    with pytest.raises(ValueError, match="`output` must be"):
+        history(moments=0)
+
+
+def test_drawing_leaves_pyplot_alone(tmp_path: Path) -> None:
+    before = plt.get_fignums()
+    block = ShallowBlock(torch.randn(3, 2), torch.randn(1, 3))
+    rendered(function_figure(block, torch.randn(4, 2), torch.randn(4, 1)), tmp_path)
+    rendered(training_figure(history()), tmp_path)
+    assert plt.get_fignums() == before == []
+
+
+def two_kinks() -> ShallowBlock:
+    """Kinks at -0.5 and 0.5, a dead neuron with its kink at 0.9, one without a kink, one whose kink is out of sight."""
+    W = torch.tensor([[1.0, 0.5], [-2.0, 1.0], [1.0, -0.9], [0.0, 1.0], [1.0, 50.0]], dtype=torch.float64)
+    return ShallowBlock(W, torch.tensor([[1.0, -1.0, 3.0, 0.5, 0.1]], dtype=torch.float64))
+
+
+def test_on_a_line_the_drawn_function_is_the_block_everywhere(tmp_path: Path) -> None:
+    block = two_kinks()
+    ax = rendered(function_figure(block, FIVE, FIVE_TARGETS), tmp_path).axes[0]
+    function, kinks, data = ax.lines
+    assert_close(torch.as_tensor(kinks.get_xdata()), torch.tensor([-0.5, 0.5], dtype=torch.float64))
+    low, high = function.get_xdata()[[0, -1]]
+    assert low < -1.0 < 0.7 < high
+    inner = torch.linspace(low, high, 200, dtype=torch.float64)
+    drawn = torch.as_tensor(np.interp(inner, function.get_xdata(), function.get_ydata()))
+    assert_close(drawn, block(torch.stack([inner, torch.ones_like(inner)], dim=1))[:, 0])
+    assert_close(torch.as_tensor(np.stack(data.get_data(), axis=1)), torch.cat([FIVE[:, :1], FIVE_TARGETS], dim=1))
+
+
+def test_the_constant_input_need_not_be_one() -> None:
+    block, X = two_kinks(), FIVE * torch.tensor([1.0, -2.0], dtype=torch.float64)
+    function, kinks, _ = function_figure(block, X, FIVE_TARGETS).axes[0].lines
+    for x, value in (*zip(*kinks.get_data(), strict=True), *zip(*function.get_data(), strict=True)):
+        assert_close(block(torch.tensor([[x, -2.0]], dtype=torch.float64)).item(), float(value))
+
+
+def test_each_output_has_its_own_line() -> None:
+    block = two_kinks()
+    block = ShallowBlock(block.W, torch.cat([block.H, -block.H]), output_bias=torch.tensor([0.0, 1.0]).double())
+    drawn = function_figure(block, FIVE, FIVE_TARGETS.expand(5, 2)).axes[0].lines
+    assert len(drawn) == 6
+    assert_close(drawn[0].get_ydata() + drawn[3].get_ydata(), np.ones_like(drawn[0].get_ydata()))
+    assert drawn[0].get_color() == drawn[2].get_color() != drawn[3].get_color()
+
+
+def test_on_the_plane_kinks_are_orthogonal_to_the_living_input_weights(tmp_path: Path) -> None:
+    W = torch.tensor([[1.0, 0.5], [-2.0, 1.0], [-1.0, -1.0], [0.0, 0.0]], dtype=torch.float64)
+    X = torch.tensor([[1.0, 0.1], [0.2, 1.0], [0.5, 0.5]], dtype=torch.float64)
+    block = ShallowBlock(W, torch.tensor([[1.0, -1.0, 2.0, 1.0]], dtype=torch.float64))
+    Y = torch.tensor([[0.1], [0.2], [-3.0]], dtype=torch.float64)
+    ax = rendered(function_figure(block, X, Y), tmp_path).axes[0]
+    through = [torch.tensor([line.get_xy1(), line.get_xy2()], dtype=torch.float64) for line in ax.lines]
+    assert len(through) == 2  # the third neuron is dead, the fourth has no direction
+    for points, w in zip(through, W[:2], strict=True):
+        assert_close(points @ w, torch.zeros(2, dtype=torch.float64))
+        assert bool((points[0] != points[1]).any())
+
+
+def test_on_the_plane_data_and_function_share_one_colour_scale() -> None:
+    block = ShallowBlock(torch.eye(2), torch.tensor([[1.0, 2.0], [-1.0, 0.5]]))
+    X, Y = torch.tensor([[1.0, 0.1], [0.2, 1.0]]), torch.tensor([[0.5, 1.0], [9.0, -2.0]])
+    figure = function_figure(block, X, Y)
+    panels = [ax for ax in figure.axes if ax.get_title()]
+    assert [ax.get_title() for ax in panels] == ["output 1", "output 2"]
+    for j, ax in enumerate(panels):
+        filled, points = ax.collections
+        assert filled.norm is points.norm
+        assert filled.cmap == points.cmap
+        assert_close(torch.as_tensor(points.get_array()), Y[:, j].double())
+        assert_close(torch.as_tensor(np.asarray(points.get_offsets())), X.double())
+        assert -points.norm.vmin == points.norm.vmax >= Y[:, j].abs().max()
+
+
+def test_the_function_of_more_than_two_inputs_is_refused() -> None:
+    with pytest.raises(ValueError, match="two inputs"):
+        function_figure(ShallowBlock(torch.ones(1, 3), torch.ones(1, 1)), torch.ones(2, 3), torch.ones(2, 1))
+
+
+def test_targets_of_another_width_are_refused() -> None:
+    with pytest.raises(ValueError, match="columns"):
+        function_figure(two_kinks(), FIVE, FIVE_TARGETS.expand(5, 3))
