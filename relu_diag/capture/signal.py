@@ -1,0 +1,129 @@
+"""Read the signal of a block off any differentiable loss, with hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from relu_diag.capture.location import BlockLocation
+from relu_diag.functional import BlockSignal, rho
+
+
+def read_signal(module: nn.Module, location: BlockLocation, loss: Callable[[], Tensor]) -> tuple[BlockSignal, Tensor]:
+    """The signal of a block under any differentiable loss, read with hooks while the loss is computed.
+
+    ``G`` and ``C`` are taken behind the activation, so relu'(0) = 0 has no part in them, and every reader of the
+    hidden activations (a penalty, a skip connection) is in ``C``. No parameter's ``.grad`` is touched.
+
+    Args:
+        module: The module that holds the block.
+        location: Which block.
+        loss: Computes the loss with a forward pass of the module.
+
+    Returns:
+        The signal, one row per row that went through the block, and the loss.
+
+    Raises:
+        ValueError: If the loss is not a finite scalar with a gradient path through the block, the block did not run
+            exactly once, or what it computed is not ``rho(Z)`` with the location's slopes.
+    """
+    hidden, output = location.linears(module)
+    seen: list[_Forward] = []
+
+    def open_forward(_: nn.Module, args: tuple[Tensor], Z: Tensor) -> Tensor:
+        # With all parameters before it frozen, nothing would carry a gradient to the activations.
+        Z = Z if Z.requires_grad else Z.detach().requires_grad_().clone()
+        seen.append(_Forward(args[0].detach(), Z, Z._version, get_gradient_edge(Z)))
+        return Z
+
+    def note_activation(_: nn.Module, args: tuple[Tensor]) -> None:
+        seen[-1].A, seen[-1].A_edge = args[0].detach(), get_gradient_edge(args[0])
+
+    def note_output(_: nn.Module, __: tuple[Tensor], out: Tensor) -> None:
+        seen[-1].out_edge = get_gradient_edge(out)
+
+    hooks = [
+        hidden.register_forward_hook(open_forward),
+        output.register_forward_pre_hook(note_activation),
+        output.register_forward_hook(note_output),
+    ]
+    try:
+        with torch.enable_grad():
+            value = loss()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if len(seen) != 1 or seen[0].A_edge is None or seen[0].out_edge is None:
+        raise ValueError(f"The block {location} must run once in a pass; it ran {len(seen)} times.")
+    return _signal(seen[0], value, hidden, location, location.slopes_now(module)), value.detach()
+
+
+@dataclass(slots=True)
+class _Forward:
+    X: Tensor
+    Z: Tensor
+    version: int
+    Z_edge: GradientEdge
+    A: Tensor | None = None
+    A_edge: GradientEdge | None = None
+    out_edge: GradientEdge | None = None
+
+
+def _signal(
+    seen: _Forward, loss: Tensor, hidden: nn.Linear, location: BlockLocation, slopes: tuple[float, float]
+) -> BlockSignal:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"The loss must be a tensor with one element; got {got}.")
+    if not bool(torch.isfinite(loss)):
+        raise ValueError(f"The loss is {loss.item()}: the training diverged, or the data needs cleaning.")
+    if not loss.requires_grad:
+        raise ValueError("The loss has no gradient path: compute it from the output, without detach or no_grad.")
+    assert seen.A is not None
+    assert seen.A_edge is not None
+    assert seen.out_edge is not None
+    if _passes_by(loss, seen.A_edge, seen.Z_edge):
+        raise ValueError(
+            f"The pre-activations of {location.hidden!r} are read by more than the activation before "
+            f"{location.output!r}: the loss is not a function of the block alone."
+        )
+    G, C = torch.autograd.grad(loss.reshape(()), (seen.out_edge, seen.A_edge), allow_unused=True)
+    if G is None or C is None:
+        raise ValueError(
+            f"The loss does not depend on the output of the block {location}: compute it from that output."
+        )
+    dtype, (neurons, inputs) = hidden.weight.dtype, hidden.weight.shape
+    X, Z = seen.X.reshape(-1, inputs).to(dtype), seen.Z.detach().reshape(-1, neurons)
+    # An in-place activation overwrote Z; under autocast it has too few digits: leave it to be computed again.
+    kept = Z if seen.Z._version == seen.version and Z.dtype == dtype else None
+    if kept is not None:
+        _check_activation(kept, seen.A.reshape(-1, neurons), location, slopes)
+    if hidden.bias is not None:
+        X = torch.cat([X, X.new_ones(len(X), 1)], dim=1)
+    return BlockSignal(X, G.reshape(len(X), -1).to(dtype), C.reshape(-1, neurons).to(dtype), kept)
+
+
+def _passes_by(loss: Tensor, around: GradientEdge, target: GradientEdge) -> bool:
+    """Whether the loss reaches the target on a path that avoids a node."""
+    waiting, visited = [get_gradient_edge(loss).node], {around.node}
+    while waiting:
+        node = waiting.pop()
+        if node is target.node:
+            return True
+        if node not in visited:
+            visited.add(node)
+            waiting.extend(following for following, _ in node.next_functions if following is not None)
+    return False
+
+
+def _check_activation(Z: Tensor, A: Tensor, location: BlockLocation, slopes: tuple[float, float]) -> None:
+    Z, A = Z[:64], A[:64]
+    if not torch.allclose(A, rho(Z, slopes), rtol=1e-4, atol=1e-6 * float(Z.abs().max())):
+        raise ValueError(
+            f"Between {location.hidden!r} and {location.output!r} the activation is not the one traced, with slopes "
+            f"{slopes}. Dropout in train mode? Look in eval mode, or find the block again."
+        )

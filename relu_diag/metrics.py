@@ -1,0 +1,161 @@
+"""Accumulation over batches and ranks: the sums of a block as a torchmetrics Metric."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from relu_diag.functional import (
+    BlockSignal,
+    KinkSamples,
+    NeuronGeometry,
+    NeuronStates,
+    NeuronSums,
+    ShallowBlock,
+    geometry_from_sums,
+    neuron_sums,
+    states_from_sums,
+)
+
+_KINKS = [field.name for field in fields(KinkSamples)]
+_SUMS = [field.name for field in fields(NeuronSums) if field.name != "kinks"]
+_REDUCTIONS = {"z_min": "min", "z_max": "max"}
+
+
+class BlockMetric(Metric):
+    """Geometry and states of a block over a data set at fixed weights; many batches and many ranks equal one batch.
+
+    Args:
+        neurons: Number ``I`` of hidden neurons.
+        inputs: Number ``d`` of inputs, the hidden bias counted.
+        outputs: Number ``J`` of outputs.
+        reduction: "sum": the signals of the batches add up. "mean": each signal belongs to the mean loss of its own
+            batch, and the result to the mean over all samples, batches weighted by their size.
+        kink_tol: Relative distance that counts as on the kink; None: by dtype.
+        kwargs: Further arguments of `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If the reduction is unknown.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.eye(2), H=torch.ones(1, 2))
+        >>> metric = BlockMetric(neurons=2, inputs=2, outputs=1)
+        >>> for x in (torch.eye(2), -torch.eye(2)):
+        ...     metric.update(block, BlockSignal(x, torch.ones(2, 1)))
+        >>> int(metric.sums().samples), int(metric.compute()["on_kink"])
+        (4, 2)
+    """
+
+    full_state_update = False
+    higher_is_better = None
+    is_differentiable = False
+
+    def __init__(
+        self,
+        neurons: int,
+        inputs: int,
+        outputs: int,
+        reduction: Literal["sum", "mean"] = "sum",
+        kink_tol: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if reduction not in {"sum", "mean"}:
+            raise ValueError(f"`reduction` must be 'sum' or 'mean'; got {reduction!r}.")
+        self.reduction, self.kink_tol = reduction, kink_tol
+        self._block: ShallowBlock | None = None
+        none = torch.zeros(0, dtype=torch.float64)
+        initial = {
+            "smooth": none.new_zeros(neurons, inputs),
+            "output_gradient": none.new_zeros(outputs, neurons),
+            "kink_count": torch.zeros(neurons, dtype=torch.long),
+            "z_min": none.new_full((neurons,), torch.inf),
+            "z_max": none.new_full((neurons,), -torch.inf),
+            "activation": none.new_zeros(neurons),
+            "samples": torch.tensor(0),
+        }
+        for name in _SUMS:
+            self.add_state(name, initial[name], dist_reduce_fx=_REDUCTIONS.get(name, "sum"))
+        for name, empty in {"neuron": none.long(), "X": none.new_zeros(0, inputs), "c": none}.items():
+            self.add_state(name, empty, dist_reduce_fx="cat")
+
+    def update(self, block: ShallowBlock, signal: BlockSignal) -> None:
+        """Add a batch.
+
+        Args:
+            block: The network; the same weights at every update.
+            signal: Its signal on the batch.
+        """
+        self._block = block
+        sums = neuron_sums(block, signal, self.kink_tol)
+        total = self._local() + (sums.scaled(len(signal.X)) if self.reduction == "mean" else sums)
+        for name in _SUMS:
+            setattr(self, name, getattr(total, name))
+        for name in _KINKS:
+            setattr(self, name, getattr(total.kinks, name))
+
+    def compute(self) -> dict[str, Tensor]:
+        """A constant number of scalars about the block, as `landscape_scalars` with a target scale of 1.
+
+        Returns:
+            Scalars by name.
+
+        Raises:
+            ValueError: If nothing was added.
+        """
+        if self._block is None:
+            raise ValueError("No sample was added: update the metric first.")
+        sums = self._finished()
+        return landscape_scalars(geometry_from_sums(self._block, sums), states_from_sums(self._block, sums, scale=1.0))
+
+    def sums(self) -> NeuronSums:
+        """The sums over all samples of all ranks, of which `geometry_from_sums` and `states_from_sums` make results.
+
+        Returns:
+            Sums.
+        """
+        with self.sync_context(dist_sync_fn=gather_all_tensors):
+            return self._finished()
+
+    def _local(self) -> NeuronSums:
+        kinks = KinkSamples(*(getattr(self, name) for name in _KINKS))
+        return NeuronSums(kinks=kinks, **{name: getattr(self, name) for name in _SUMS})
+
+    def _finished(self) -> NeuronSums:
+        sums = self._local()
+        return sums.scaled(1 / max(int(sums.samples), 1)) if self.reduction == "mean" else sums
+
+
+def landscape_scalars(geometry: NeuronGeometry, states: NeuronStates) -> dict[str, Tensor]:
+    """The few numbers about a block worth watching while it trains.
+
+    Args:
+        geometry: One-sided derivatives.
+        states: Neuron states.
+
+    Returns:
+        Scalars: ``dead``, ``brink``, ``linear``, ``small_living``, ``dormant`` (numbers of neurons), ``on_kink``
+        (neurons with a sample on the kink), ``effective`` (effective neurons), ``largest_amplitude`` and
+        ``total_amplitude`` (of the effective neurons), ``steepest_slope`` (<= 0), ``largest_radial`` and
+        ``largest_output_gradient`` (absolute derivatives).
+    """
+    amplitude = states.group_amplitude
+    return {
+        "dead": states.dead.sum(),
+        "brink": states.brink.sum(),
+        "linear": states.linear.sum(),
+        "small_living": states.small_living.sum(),
+        "dormant": states.dormant().sum(),
+        "on_kink": (geometry.kink_count > 0).sum(),
+        "effective": torch.tensor(len(amplitude)),
+        "largest_amplitude": amplitude.max() if len(amplitude) else amplitude.sum(),
+        "total_amplitude": amplitude.sum(),
+        "steepest_slope": geometry.steepest.min(),
+        "largest_radial": geometry.radial.abs().max(),
+        "largest_output_gradient": geometry.output_gradient.abs().max(),
+    }
