@@ -137,7 +137,7 @@ class Chunk:
 
 
 def rho(Z: Tensor, slopes: tuple[float, float]) -> Tensor:
-    """The ReLU-like activation, ``s+ z`` for ``z >= 0`` and ``s- z`` below.
+    """The ReLU-like activation, ``s+ z`` for ``z >= 0`` and ``s- z`` below; at 0 autograd takes ``s-``, as torch does.
 
     Args:
         Z: Pre-activations, any shape.
@@ -148,8 +148,8 @@ def rho(Z: Tensor, slopes: tuple[float, float]) -> Tensor:
     """
     s_minus, s_plus = slopes
     if slopes == (0.0, 1.0):
-        return Z.clamp(min=0)
-    return torch.where(Z >= 0, s_plus * Z, s_minus * Z)
+        return Z.relu()
+    return torch.where(Z > 0, s_plus * Z, s_minus * Z)
 
 
 def squared_error_signal(block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reduction = "mean") -> BlockSignal:
