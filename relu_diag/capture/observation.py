@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import nn
 from torchmetrics import Metric
 
@@ -32,7 +32,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     """
     modes = [(m, m.training) for m in module.modules()]
     buffers = [(b, b.detach().clone()) for b in module.buffers()]
-    metrics = [(m, _metric_state(m)) for m in module.modules() if isinstance(m, Metric)]
+    metrics = [(m, _lend_copies(m)) for m in module.modules() if isinstance(m, Metric)]
     with ExitStack() as stack:
         stack.enter_context(_same_random_numbers())
         if isinstance(module, LightningModule):
@@ -44,7 +44,8 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
                 submodule.training = training
             with torch.no_grad():
                 for buffer, value in buffers:
-                    buffer.copy_(value)
+                    if not torch.equal(buffer, value):
+                        buffer.copy_(value)
             for metric, state in metrics:
                 metric.__dict__.update(state)
 
@@ -76,6 +77,13 @@ def _nothing(*_: object, **__: object) -> None:
     """Stands in for what must not happen during an observation."""
 
 
-def _metric_state(metric: Metric) -> dict[str, Any]:
+def _lend_copies(metric: Metric) -> dict[str, Any]:
+    """Give the metric copies to work on; what it holds now, graph included, is returned to be put back."""
     names = {*metric._defaults, "_update_count", "_computed", "_forward_cache", "_is_synced", "_cache", "_to_sync"}
-    return {name: copy.deepcopy(metric.__dict__[name]) for name in names if name in metric.__dict__}
+    held = {name: metric.__dict__[name] for name in names if name in metric.__dict__}
+    metric.__dict__.update({name: _copied(value) for name, value in held.items()})
+    return held
+
+
+def _copied(value: Any) -> Any:
+    return apply_to_collection(value, torch.Tensor, lambda tensor: tensor.detach().clone())

@@ -1,0 +1,5 @@
+"""Lightning callbacks."""
+
+from relu_diag.callbacks.monitor import LandscapeMonitor
+
+__all__ = ["LandscapeMonitor"]

@@ -1,0 +1,65 @@
+"""The training data, once over, without touching the loader that training uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import DataLoader, IterableDataset, Subset
+
+
+def own_loader(trainer: Trainer, given: Iterable[Any] | None, max_samples: int | None) -> Iterable[Any]:
+    """A loader over the training data set, in order, in this process; each rank its share.
+
+    Args:
+        trainer: The trainer.
+        given: The user's own loader, taken as it is; None: made from the train dataloader's data set.
+        max_samples: At most so many samples, evenly spaced over the data set.
+
+    Returns:
+        The loader.
+
+    Raises:
+        MisconfigurationException: If there is no data set to read, or it is empty.
+    """
+    if given is not None:
+        return given
+    loader = trainer.train_dataloader
+    if not isinstance(loader, DataLoader):
+        raise MisconfigurationException(
+            f"The train dataloader is a {type(loader).__name__}, which cannot be read a second time while training "
+            "reads it. Give the monitor data of its own: LandscapeMonitor(dataloader=DataLoader(...))."
+        )
+    dataset = loader.dataset
+    if not isinstance(dataset, IterableDataset):
+        count = len(dataset)  # type: ignore[arg-type]
+        if not count:
+            raise MisconfigurationException("The training data set is empty: there is nothing to look at.")
+        stride = 1 if max_samples is None else -(-count // max_samples)
+        dataset = Subset(dataset, range(0, count, stride)[trainer.global_rank :: trainer.world_size])
+    return DataLoader(dataset, batch_size=_batch_size(loader), collate_fn=loader.collate_fn)
+
+
+def device_batches(trainer: Trainer, module: LightningModule, loader: Iterable[Any]) -> Iterator[Any]:
+    """The batches of a loader, where and as the training step gets them.
+
+    Args:
+        trainer: The trainer.
+        module: Its module.
+        loader: The loader.
+
+    Yields:
+        Batches on the module's device.
+    """
+    for batch in loader:
+        converted = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
+        yield trainer.strategy.batch_to_device(converted, dataloader_idx=0)
+
+
+def _batch_size(loader: DataLoader[Any]) -> int | None:
+    if loader.batch_sampler is None:
+        return None  # the data set yields whole batches
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    return size or 1024

@@ -1,0 +1,72 @@
+"""What a monitor remembers of a run, in bounded memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from relu_diag.figures import TrainingHistory
+from relu_diag.functional import NeuronStates, ShallowBlock
+
+_MAX_MOMENTS = 2000
+_MAX_NUMBERS = 2**24
+
+
+@dataclass(slots=True)
+class HistoryRecorder:
+    """Moments of a run; when memory is full every other one is dropped and from then on every other one is kept.
+
+    Attributes:
+        moments: Step, loss, orientations, input norms and output weights, each float32 but the step.
+        stride: One of so many moments offered is kept.
+        offered: Moments offered so far.
+    """
+
+    moments: list[tuple[int, float, Tensor, Tensor, Tensor]] = field(default_factory=list)
+    stride: int = 1
+    offered: int = 0
+
+    def add(self, step: int, loss: float, block: ShallowBlock, states: NeuronStates) -> None:
+        """Offer a moment.
+
+        Args:
+            step: Gradient steps done.
+            loss: Loss.
+            block: Parameters.
+            states: Neuron states.
+        """
+        if self.moments and self.moments[-1][4].shape != block.H.shape:
+            self.moments.clear()  # the width changed: what came before cannot share an axis
+        self.offered += 1
+        if (self.offered - 1) % self.stride:
+            return
+        angle, norm, output = (v.detach().float().cpu() for v in (states.angle, block.W.double().norm(dim=1), block.H))
+        self.moments.append((step, loss, angle, norm, output))
+        most = max(16, min(_MAX_MOMENTS, _MAX_NUMBERS // (block.H.numel() + 2 * block.H.shape[1])))
+        if len(self.moments) > most:
+            self.moments = self.moments[::2]
+            self.stride *= 2
+
+    def finished(self, states: NeuronStates, dead_sector: tuple[float, float] | None) -> TrainingHistory:
+        """The history as a figure takes it.
+
+        Args:
+            states: Neuron states at the end; they give the groups their colours.
+            dead_sector: Arc of dead orientations, rad, or None.
+
+        Returns:
+            History.
+        """
+        steps, loss, angle, input_norm, output = zip(*self.moments, strict=True)
+        return TrainingHistory(
+            torch.tensor(steps),
+            torch.tensor(loss, dtype=torch.float64),
+            torch.stack(angle),
+            torch.stack(input_norm),
+            torch.stack(output),
+            states.group.cpu(),
+            states.dead.cpu(),
+            dead_sector,
+        )

@@ -1,0 +1,247 @@
+"""LandscapeMonitor: watch a block while it trains, without changing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from relu_diag.callbacks.data import device_batches, own_loader
+from relu_diag.callbacks.history import HistoryRecorder
+from relu_diag.callbacks.report import Report
+from relu_diag.capture import BlockLocation, choose_block, read_block, read_signal, undisturbed
+from relu_diag.functional import (
+    NeuronGeometry,
+    NeuronStates,
+    ShallowBlock,
+    geometry_from_sums,
+    states_from_sums,
+    target_scale,
+)
+from relu_diag.metrics import BlockMetric, landscape_scalars
+
+LossFunction = Callable[[LightningModule, Any], Tensor]
+
+
+class LandscapeMonitor(Callback):
+    """Looks at a Linear -> ReLU-like -> Linear block every so often: counts, slopes, effective neurons, a figure.
+
+    A look is one pass over the training data at fixed weights, in eval mode. The loss is the module's own
+    ``training_step``, or ``module.batch_loss(batch)`` where it optimizes by hand; batch losses are averaged, weighted
+    by batch size. Training goes on as if nobody had looked: weights, optimizer states, random numbers, buffers, and
+    logged metrics are the same to the bit.
+
+    Logged to every logger at each look and put into ``trainer.callback_metrics``, prefix ``landscape/`` (or
+    ``landscape/<block>/``): ``loss``; the scalars of `relu_diag.metrics.landscape_scalars`: ``dead``, ``brink``,
+    ``linear``, ``small_living``, ``dormant``, ``on_kink``, ``effective``, ``largest_amplitude``, ``total_amplitude``,
+    ``steepest_slope``, ``largest_radial``, ``largest_output_gradient``; and ``balancedness_drift``, the largest change
+    of ``||w_i||^2 - ||h_i||^2`` since the first look. Histograms where the logger has them (TensorBoard, W&B):
+    ``amplitude``, ``angle``, ``slope``. Figures: ``training``, and ``function`` for two inputs.
+
+    Args:
+        every_n_steps: Look every so many optimizer steps; None: by epochs.
+        every_n_epochs: Look at the start of every so many epochs, but no more often than ``log_every_n_steps``.
+        block: Qualified name of the block's first Linear, where the module has several blocks.
+        dataloader: Data to look at; None: the training data set, in order.
+        max_samples: Look at no more than so many samples, evenly spaced; None: all.
+        loss: Computes the loss of a batch, ``loss(module, batch)``; None: the module's own.
+
+    Attributes:
+        geometry: One-sided derivatives at the last look, `NeuronGeometry`, or None before the first.
+        states: Neuron states at the last look, `NeuronStates`, or None.
+        parameters: The block at the last look, `ShallowBlock`, or None.
+        loss_value: Loss at the last look, or None.
+        step: Step of the last look, or None.
+
+    Raises:
+        MisconfigurationException: If an argument is not a positive number, or (at the start of training) no block or
+            several are found, or the loss cannot be read.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[LandscapeMonitor(every_n_steps=100)], logger=False)
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        every_n_epochs: int = 1,
+        block: str | None = None,
+        dataloader: Iterable[Any] | None = None,
+        max_samples: int | None = None,
+        loss: LossFunction | None = None,
+    ) -> None:
+        super().__init__()
+        counts = {"every_n_steps": every_n_steps, "every_n_epochs": every_n_epochs, "max_samples": max_samples}
+        for name, count in counts.items():
+            if count is not None and count < 1:
+                raise MisconfigurationException(f"`{name}` must be a positive number; got {count!r}.")
+        self.every_n_steps, self.every_n_epochs, self.block = every_n_steps, every_n_epochs, block
+        self.dataloader, self.max_samples, self.loss = dataloader, max_samples, loss
+        self.geometry: NeuronGeometry | None = None
+        self.states: NeuronStates | None = None
+        self.parameters: ShallowBlock | None = None
+        self.loss_value: float | None = None
+        self.step: int | None = None
+        self._location: BlockLocation | None = None
+        self._loader: Iterable[Any] = ()
+        self._scale: float | None = None
+        self._balancedness: Tensor | None = None
+        self._history = HistoryRecorder()
+        self._report = Report(f"landscape/{block}/" if block else "landscape/")
+
+    @property
+    def state_key(self) -> str:
+        """Two monitors of one run are told apart by their block.
+
+        Returns:
+            Key of this callback's state in checkpoints.
+        """
+        return self._generate_state_key(block=self.block)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State for a checkpoint: the figure and the drift go on where they were.
+
+        Returns:
+            Plain numbers and tensors.
+        """
+        history = self._history
+        return {
+            "step": self.step,
+            "balancedness": self._balancedness,
+            "moments": history.moments,
+            "stride": history.stride,
+            "offered": history.offered,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state of a checkpoint.
+
+        Args:
+            state_dict: What `state_dict` returned.
+        """
+        self.step, self._balancedness = state_dict["step"], state_dict["balancedness"]
+        moments = [tuple(moment) for moment in state_dict["moments"]]
+        self._history = HistoryRecorder(moments, state_dict["stride"], state_dict["offered"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the block on the first batch.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+
+        Raises:
+            MisconfigurationException: If the block or the loss cannot be found.
+        """
+        if self.loss is None and not hasattr(pl_module, "batch_loss") and not pl_module.automatic_optimization:
+            raise MisconfigurationException(
+                f"{type(pl_module).__name__} optimizes by hand, so its training_step cannot be run just to look. Give "
+                "it a method batch_loss(batch), or the monitor LandscapeMonitor(loss=lambda module, batch: ...)."
+            )
+        self._loader = own_loader(trainer, self.dataloader, self.max_samples)
+        with undisturbed(pl_module):
+            batch = next(iter(device_batches(trainer, pl_module, self._loader)), None)
+            if batch is None:
+                raise MisconfigurationException("The monitor's dataloader is empty: there is nothing to look at.")
+            try:
+                self._location = choose_block(pl_module, self.block, lambda: self._loss(pl_module, batch, 0))
+            except ValueError as error:
+                cure = " (LandscapeMonitor(block=...))" if "several blocks" in str(error) else ""
+                raise MisconfigurationException(f"{error}{cure}") from error
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Look, where a look is due. The weights are those of the step that is about to be made.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+            batch: Unused.
+            batch_idx: Index of the batch in the epoch.
+        """
+        # The step that loggers use; what the module logs in this very step lands on the same one.
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        if self._due(trainer, step, batch_idx):
+            self._look(trainer, pl_module, step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look once more, and write the figures.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+        """
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        if self.parameters is None or step != self.step:
+            self._look(trainer, pl_module, step)
+        assert self.states is not None
+        assert self.parameters is not None
+        self._report.write_figures(trainer, self._history, self.parameters, self.states)
+
+    def _due(self, trainer: Trainer, step: int, batch_idx: int) -> bool:
+        if self.step is None:
+            return True
+        if self.every_n_steps is not None:
+            return step // self.every_n_steps > self.step // self.every_n_steps
+        first = batch_idx == 0 and trainer.current_epoch % self.every_n_epochs == 0
+        return first and step - self.step >= trainer.log_every_n_steps  # type: ignore[attr-defined]
+
+    def _look(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        assert self._location is not None
+        block = read_block(module, self._location)
+        outputs, neurons = block.H.shape
+        metric = BlockMetric(neurons, block.W.shape[1], outputs, reduction="mean").to(block.W.device)
+        loss, square, seen = MeanMetric().to(block.W.device), MeanMetric().to(block.W.device), 0
+        with undisturbed(module):
+            module.eval()
+            for index, batch in enumerate(device_batches(trainer, module, self._loader)):
+                signal, value = read_signal(module, self._location, partial(self._loss, module, batch, index))
+                metric.update(block, signal)
+                loss.update(value, weight=len(signal.X))
+                square.update(_target_scale(batch) ** 2, weight=len(signal.X))
+                self._report.keep_data(block, signal.X, batch)
+                seen += len(signal.X) * trainer.world_size
+                if self.max_samples is not None and seen >= self.max_samples:
+                    break
+        sums = metric.sums()
+        self.step, self.parameters, self.loss_value = step, block, float(loss.compute())
+        self.geometry = geometry_from_sums(block, sums)
+        self.states = states_from_sums(block, sums, float(square.compute()) ** 0.5)
+        self._history.add(step, self.loss_value, block, self.states)
+        self._report.log(trainer, step, self._scalars(), self.geometry, self.states)
+        self._report.draw_now_and_then(trainer, self._history, block, self.states)
+
+    def _scalars(self) -> dict[str, float]:
+        assert self.geometry is not None
+        assert self.states is not None
+        now = self.states.balancedness
+        if self._balancedness is None or self._balancedness.shape != now.shape:
+            self._balancedness = now
+        drift = (now - self._balancedness.to(now.device)).abs().max()
+        scalars = {**landscape_scalars(self.geometry, self.states), "balancedness_drift": drift}
+        numbers = torch.stack([value.double().to(now.device) for value in scalars.values()]).tolist()
+        return {"loss": float(self.loss_value or 0.0), **dict(zip(scalars, numbers, strict=True))}
+
+    def _loss(self, module: LightningModule, batch: Any, index: int) -> Tensor:
+        if self.loss is not None:
+            return self.loss(module, batch)
+        if hasattr(module, "batch_loss"):
+            value: Tensor = module.batch_loss(batch)  # type: ignore[operator]
+            return value
+        takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
+        out: Any = module.training_step(batch, index) if takes_index else module.training_step(batch)
+        loss: Tensor = out["loss"] if isinstance(out, Mapping) else out
+        return loss
+
+
+def _target_scale(batch: Any) -> float:
+    """Targets are the second part of a batch where that is a floating tensor; class labels have scale 1."""
+    targets = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+    return target_scale(targets) if isinstance(targets, Tensor) else 1.0
