@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from relu_diag.functional import (
@@ -74,6 +75,7 @@ class BlockMetric(Metric):
             "smooth": none.new_zeros(neurons, inputs),
             "output_gradient": none.new_zeros(outputs, neurons),
             "kink_count": torch.zeros(neurons, dtype=torch.long),
+            "lost": torch.zeros(neurons, dtype=torch.long),
             "z_min": none.new_full((neurons,), torch.inf),
             "z_max": none.new_full((neurons,), -torch.inf),
             "activation": none.new_zeros(neurons),
@@ -81,8 +83,10 @@ class BlockMetric(Metric):
         }
         for name in _SUMS:
             self.add_state(name, initial[name], dist_reduce_fx=_REDUCTIONS.get(name, "sum"))
-        for name, empty in {"neuron": none.long(), "X": none.new_zeros(0, inputs), "c": none}.items():
-            self.add_state(name, empty, dist_reduce_fx="cat")
+        for name in _KINKS:
+            self.add_state(name, [], dist_reduce_fx="cat")
+        self._no_kinks = KinkSamples(none.long(), none.new_zeros(0, inputs), none)
+        self.reset()
 
     def update(self, block: ShallowBlock, signal: BlockSignal) -> None:
         """Add a batch.
@@ -97,7 +101,7 @@ class BlockMetric(Metric):
         for name in _SUMS:
             setattr(self, name, getattr(total, name))
         for name in _KINKS:
-            setattr(self, name, getattr(total.kinks, name))
+            setattr(self, name, [getattr(total.kinks, name)])
 
     def compute(self) -> dict[str, Tensor]:
         """A constant number of scalars about the block, as `landscape_scalars` with a target scale of 1.
@@ -108,9 +112,9 @@ class BlockMetric(Metric):
         Raises:
             ValueError: If nothing was added.
         """
-        if self._block is None:
-            raise ValueError("No sample was added: update the metric first.")
         sums = self._finished()
+        if self._block is None or not int(sums.samples):
+            raise ValueError("No sample was added: update the metric first.")
         return landscape_scalars(geometry_from_sums(self._block, sums), states_from_sums(self._block, sums, scale=1.0))
 
     def sums(self) -> NeuronSums:
@@ -122,8 +126,14 @@ class BlockMetric(Metric):
         with self.sync_context(dist_sync_fn=gather_all_tensors):
             return self._finished()
 
+    def reset(self) -> None:
+        """Forget everything added."""
+        super().reset()
+        for name in _KINKS:  # never an empty list: a rank without kinks still has something to gather
+            setattr(self, name, [getattr(self._no_kinks, name).to(self.device)])
+
     def _local(self) -> NeuronSums:
-        kinks = KinkSamples(*(getattr(self, name) for name in _KINKS))
+        kinks = KinkSamples(*(dim_zero_cat(getattr(self, name)) for name in _KINKS))
         return NeuronSums(kinks=kinks, **{name: getattr(self, name) for name in _SUMS})
 
     def _finished(self) -> NeuronSums:
