@@ -2,24 +2,25 @@
 
 Directions orthogonal to all ``x_k`` see only ``g``; the rest is a problem in the span of the kink samples. There the
 minimum is a distance to a zonotope where all ``q_k >= 0``, and a minimum over sign patterns of such distances
-otherwise.
+otherwise. Where the patterns are too many the rays of the fan still settle whether there is any descent.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
-Array = NDArray[np.float64]
+from relu_diag.functional.fan import Array, fan_rays, merge_collinear, one_sided, row_space
 
 # Sign patterns of kinks with q < 0 that are enumerated before the search turns into an iteration that proves nothing.
 MAX_PATTERNS = 2**12
-_COLLINEAR = 1e-10
+_MAX_STARTS = 32
+# Largest gap between the slope attained and its lower bound, relative to the coefficients, that counts as closed.
+_GAP = 1e-10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,8 +30,8 @@ class Steepest:
     Attributes:
         slope: Minimum over the unit ball, loss per unit length, <= 0.
         direction: Unit direction that attains it, zero where the slope is zero, shape ``(d,)``.
-        exact: False where the sign patterns were too many to enumerate: the slope is then attained, but a steeper one
-            may exist.
+        exact: False where the sign patterns were too many to enumerate, or the bounded least squares did not converge:
+            the slope is then attained, but a steeper one may exist.
     """
 
     slope: float
@@ -52,41 +53,26 @@ def steepest_descent(g: Array, q: Array, X: Array) -> Steepest:
         Slope, direction, and whether the minimum is proven.
     """
     q, X = merge_collinear(q, X)
-    if not len(q):
-        return _along(-g, exact=True)
-    basis = _row_space(X)
+    basis = row_space(X)
     orthogonal = g - basis.T @ (basis @ g)
     inner, exact = _in_span(basis @ g, q, X @ basis.T)
-    return _along(basis.T @ inner - orthogonal, exact)
-
-
-def merge_collinear(q: Array, X: Array) -> tuple[Array, Array]:
-    """Kinks on one hyperplane counted once: ``|t x . v| = |t| |x . v|`` for either sign of ``t``.
-
-    Args:
-        q: Kink coefficients, shape ``(m,)``.
-        X: Kink inputs, shape ``(m, d)``.
-
-    Returns:
-        Coefficients and unit inputs of the distinct hyperplanes with nonzero coefficient.
-    """
-    norm = np.linalg.norm(X, axis=1)
-    q, X = (q * norm)[norm > 0], X[norm > 0] / norm[norm > 0, None]
-    scale = np.abs(q).max(initial=0.0)
-    merged_q: list[float] = []
-    merged_X: list[Array] = []
-    while len(q):
-        along = X @ X[0]
-        same = np.linalg.norm(X - along[:, None] * X[0], axis=1) <= _COLLINEAR
-        merged_q.append(float(q[same].sum()))
-        merged_X.append(X[0])
-        q, X = q[~same], X[~same]
-    keep = np.abs(merged_q) > 1e-15 * scale
-    return np.array(merged_q)[keep], np.array(merged_X).reshape(-1, X.shape[1])[keep]
+    descent = basis.T @ inner - orthogonal
+    length = float(np.linalg.norm(descent))
+    nothing = Steepest(0.0, np.zeros_like(g), exact)
+    if length == 0:
+        return nothing
+    # -length bounds the minimum from below, the slope seen along the direction bounds it from above.
+    direction = descent / length
+    slope = float(one_sided(direction[None], g, q, X)[0])
+    if slope + length > _GAP * (np.linalg.norm(g) + np.abs(q).sum()):
+        exact = False
+    return replace(nothing, exact=exact) if slope >= 0 else Steepest(slope, direction, exact)
 
 
 def _in_span(g: Array, q: Array, X: Array) -> tuple[Array, bool]:
     """Minus the residual vector of the problem in the span of the kinks; its norm is minus the slope."""
+    if not len(q):
+        return -g, True
     if X.shape[1] == 2 and (q < 0).any():
         return _sweep(g, q, X), True
     negative = q < 0
@@ -94,7 +80,7 @@ def _in_span(g: Array, q: Array, X: Array) -> tuple[Array, bool]:
         return -_nearest_in_zonotope(g, q, X), True
     if 2 ** negative.sum() <= MAX_PATTERNS:
         return _enumerate(g, q, X), True
-    return _alternate(g, q, X), False
+    return _alternate(g, q, X)
 
 
 def _nearest_in_zonotope(g: Array, q: Array, X: Array) -> Array:
@@ -141,30 +127,33 @@ def _sweep(g: Array, q: Array, X: Array) -> Array:
     return np.asarray(directions[best] * max(-values[best], 0.0))
 
 
-def _alternate(g: Array, q: Array, X: Array) -> Array:
+def _alternate(g: Array, q: Array, X: Array) -> tuple[Array, bool]:
     """Fix the signs of the concave kinks, solve, read the signs off the solution; from several starts."""
     negative = q < 0
-    starts = [-g, *X[negative], *-X[negative], -(q[:, None] * X).sum(0)]
+    strongest = X[q.argsort()[: min(_MAX_STARTS, int(negative.sum()))]]
+    starts = [-g, -q @ X, *strongest, *-strongest]
+    rays = fan_rays(X)
+    if rays is not None:
+        values = one_sided(rays, g, q, X)
+        if values.min() >= -1e-14 * (np.linalg.norm(g) + np.abs(q).sum()):
+            return np.zeros_like(g), True
+        starts = [rays[values.argmin()], *starts]
     best = np.zeros_like(g)
     for start in starts:
-        sign = np.where(X[negative] @ start >= 0, 1.0, -1.0)
-        for _ in range(100):
-            shifted = g + sign @ (q[negative, None] * X[negative])
-            direction = -_nearest_in_zonotope(shifted, q[~negative], X[~negative])
-            following = np.where(X[negative] @ direction >= 0, 1.0, -1.0)
-            if (following == sign).all():
-                break
-            sign = following
-        if np.linalg.norm(direction) > np.linalg.norm(best):
-            best = direction
-    return best
+        descent = _follow_signs(start, g, q, X)
+        if np.linalg.norm(descent) > np.linalg.norm(best):
+            best = descent
+    return best, False
 
 
-def _along(descent: Array, exact: bool) -> Steepest:
-    length = float(np.linalg.norm(descent))
-    return Steepest(-length, descent / length if length > 0 else np.zeros_like(descent), exact)
-
-
-def _row_space(X: Array) -> Array:
-    _, singular, rows = np.linalg.svd(X, full_matrices=False)
-    return np.asarray(rows[singular > 1e-10 * singular[0]])
+def _follow_signs(start: Array, g: Array, q: Array, X: Array) -> Array:
+    negative = q < 0
+    sign = np.where(X[negative] @ start >= 0, 1.0, -1.0)
+    for _ in range(100):
+        shifted = g + sign @ (q[negative, None] * X[negative])
+        descent = -_nearest_in_zonotope(shifted, q[~negative], X[~negative])
+        following = np.where(X[negative] @ descent >= 0, 1.0, -1.0)
+        if (following == sign).all():
+            break
+        sign = following
+    return descent

@@ -1,0 +1,180 @@
+"""Escape neurons: where the loss is flat to first order and yet some output pulls (Wu et al., Definition 4.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from relu_diag.functional.block import BlockSignal, ShallowBlock, chunks
+from relu_diag.functional.fan import OneNeuron, Pull, loudest_direction, loudest_flat_direction
+from relu_diag.functional.geometry import _tangential as tangential_part
+from relu_diag.functional.stationarity import Stationarity, derivative_scale, stationarity, without_rounding
+from relu_diag.functional.sums import MAX_KINKS, slopes_at
+
+# Neurons whose parts per output are held at once: at most so many, and so many numbers.
+_NEURONS_AT_ONCE = 256
+_PART_ELEMENTS = 2**22
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EscapeNeurons:
+    """Neurons whose input weights can move at no first-order cost along a direction that some output feels.
+
+    Attributes:
+        mask: Whether neuron ``i`` is an escape neuron, bool, shape ``(I,)``.
+        decided: Whether that is proven either way; an undecided neuron is not in the mask, bool, shape ``(I,)``.
+        direction: A unit tangential direction that shows it, zero elsewhere, shape ``(I, d)``.
+        D: Derivatives ``D_j`` of the loss along it per unit of output weight ``h_ji``, shape ``(I, J)``.
+    """
+
+    mask: Tensor
+    decided: Tensor
+    direction: Tensor
+    D: Tensor
+
+    def __str__(self) -> str:
+        return (
+            f"{int(self.mask.sum())} of {len(self.mask)} neurons are escape neurons, "
+            f"{int((~self.decided).sum())} undecided; largest |D| {self.D.norm(dim=1).max():.3g}"
+        )
+
+
+def escape_neurons(
+    block: ShallowBlock, signal: BlockSignal, kink_tol: float | None = None, tol: float | None = None
+) -> EscapeNeurons:
+    """The neurons with a tangential direction along which the loss has slope zero and some ``D_j`` has not.
+
+    The definition speaks of stationary points. Elsewhere the answer is that of the neuron's own input weights; where
+    those have a descent it is no.
+
+    Source: Wu et al., Definition 4.1.
+
+    Args:
+        block: The network.
+        signal: Inputs and loss gradients, ``N`` samples.
+        kink_tol: Relative distance that counts as on the kink; None: 1e-10 in float64, 1e-6 in float32.
+        tol: Tolerance on derivatives relative to their natural scale; None: 1e-9 in float64, 1e-5 in float32.
+
+    Returns:
+        Escape neurons, each with a direction.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.zeros(1, 2), H=torch.zeros(1, 1))
+        >>> signal = BlockSignal(X=torch.tensor([[1.0, 0.0]]), G=torch.tensor([[-1.0]]))
+        >>> print(escape_neurons(block, signal))
+        1 of 1 neurons are escape neurons, 0 undecided; largest |D| 1
+    """
+    return escapes_at(block, signal, stationarity(block, signal, kink_tol, tol), kink_tol)
+
+
+def escapes_at(
+    block: ShallowBlock, signal: BlockSignal, found: Stationarity, kink_tol: float | None = None
+) -> EscapeNeurons:
+    """The escape neurons, given the first-order answer at the same parameters.
+
+    Args:
+        block: The network.
+        signal: Its signal.
+        found: Its stationarity.
+        kink_tol: The tolerance for kinks used there.
+
+    Returns:
+        Escape neurons, each with a direction.
+    """
+    block, signal = without_rounding(block, signal)
+    (neurons, inputs), outputs = block.W.shape, block.H.shape[0]
+    direction, D = found.slope.new_zeros(neurons, inputs), found.slope.new_zeros(neurons, outputs)
+    loud = found.tol * float(derivative_scale(block, signal))
+    descends = found.slope < -found.tol * found.scale
+    decided = found.decided | descends
+    silent = ~block.H.any(dim=0) & (signal.C is None)
+    zero = silent & ~block.W.any(dim=1)
+    asked = ~zero & ~descends & decided
+    if outputs == 1 and signal.C is None:
+        asked &= silent  # L' = h D: where h != 0 both vanish together
+    if bool(zero.any()):  # one neuron stands for all of them
+        pull = zero_neuron_pull(block, signal, loud)
+        direction[zero], D[zero] = torch.as_tensor(pull.direction).to(D), torch.as_tensor(pull.D).to(D)
+        decided[zero] = pull.decided
+    at_once = max(1, min(_NEURONS_AT_ONCE, _PART_ELEMENTS // (outputs * inputs)))
+    neurons_asked = asked.nonzero().squeeze(1)
+    for start in range(0, len(neurons_asked), at_once):
+        index = neurons_asked[start : start + at_once]
+        direction[index], D[index], decided[index] = _loudest(block, signal, found, index, kink_tol)
+    mask = D.norm(dim=1, keepdim=True) > loud
+    return EscapeNeurons(mask.squeeze(1), decided, torch.where(mask, direction, 0.0), torch.where(mask, D, 0.0))
+
+
+def zero_neuron_pull(block: ShallowBlock, signal: BlockSignal, loud: float) -> Pull:
+    """What the outputs feel of a neuron with ``w = 0``: ``D_j(v) = sum_k e_kj rho(v . x_k)``.
+
+    Every function a neuron can compute is one of these ``v``: where all ``D_j`` vanish, no neuron of any weights, and
+    so no network, changes the outputs in a direction the loss feels.
+
+    Args:
+        block: The network, for its slopes.
+        signal: Inputs and loss gradients.
+        loud: Largest derivative that counts as zero.
+
+    Returns:
+        A direction with a large ``D``, zero where ``D`` vanishes identically.
+    """
+    s_minus, s_plus = block.slopes
+    X, G = signal.X.detach().double(), signal.G.detach().double()
+    parts = (s_plus + s_minus) / 2 * G.T @ X
+    return loudest_direction(parts.cpu().numpy(), (s_plus - s_minus) / 2 * G.cpu().numpy(), X.cpu().numpy(), loud)
+
+
+def _loudest(
+    block: ShallowBlock, signal: BlockSignal, found: Stationarity, index: Tensor, kink_tol: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Direction, ``D`` and decidedness of some neurons whose loss has no negative slope."""
+    some = replace(block, W=block.W[index], H=block.H[:, index])
+    signal = BlockSignal(signal.X, signal.G, None if signal.C is None else signal.C[:, index])
+    parts, neuron, kinks, c, X = _output_parts(some, signal, kink_tol)
+    W, loud = some.W.double(), found.tol * float(derivative_scale(block, signal))
+    direction, D = _loudest_smooth(parts)
+    decided = torch.ones_like(index, dtype=torch.bool)
+    b = (block.slopes[1] - block.slopes[0]) / 2
+    g = tangential_part(W, found.geometry.smooth[index])
+    for i in sorted(set(neuron.tolist())):
+        own = neuron == i
+        if int(own.sum()) > MAX_KINKS:
+            decided[i], direction[i], D[i] = False, 0.0, 0.0
+            continue
+        x = tangential_part(W[i].expand(int(own.sum()), -1), X[own])
+        one = OneNeuron(*(part.cpu().numpy() for part in (g[i], b * c[own], parts[i], b * kinks[own], x)))
+        pull = loudest_flat_direction(one, found.tol * float(found.scale[index[i]]), loud)
+        decided[i] = pull.decided
+        direction[i], D[i] = torch.as_tensor(pull.direction).to(D), torch.as_tensor(pull.D).to(D)
+    return direction, D, decided
+
+
+def _loudest_smooth(parts: Tensor) -> tuple[Tensor, Tensor]:
+    """Without kinks every tangential direction is flat: downhill for the output that feels it most."""
+    norm, output = parts.norm(dim=2).max(dim=1)
+    steepest = parts[torch.arange(len(parts), device=parts.device), output]
+    direction = -steepest / torch.where(norm > 0, norm, 1.0)[:, None]
+    return direction, (parts @ direction[:, :, None]).squeeze(2)
+
+
+def _output_parts(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None) -> tuple[Tensor, ...]:
+    """Tangential smooth parts ``(I, J, d)``, and the kink pairs: neuron, loss gradients at output and unit, input."""
+    (neurons, inputs), outputs = block.W.shape, block.H.shape[0]
+    parts = block.W.new_zeros(neurons, outputs, inputs, dtype=torch.float64)
+    none = parts.new_zeros(0, inputs)
+    pairs = [(none[:, 0].long(), none.new_zeros(0, outputs), none[:, 0], none)]
+    for chunk in chunks(block, signal, kink_tol):
+        slopes = slopes_at(chunk.Z, block.slopes)
+        for output in range(outputs):
+            parts[:, output] += ((slopes * chunk.G[:, output, None]).T @ chunk.X).double()
+        row, neuron = chunk.kinks.unbind(1)
+        c = chunk.C[row, neuron].double()
+        felt = chunk.G[row].any(dim=1) | (c != 0)
+        row, neuron = row[felt], neuron[felt]
+        pairs.append((neuron, chunk.G[row].double(), c[felt], chunk.X[row].double()))
+    W = block.W.double()[:, None].expand_as(parts).flatten(0, 1)
+    parts = tangential_part(W, parts.flatten(0, 1)).view_as(parts)
+    return parts, *(torch.cat(part) for part in zip(*pairs, strict=True))

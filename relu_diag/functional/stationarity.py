@@ -1,0 +1,216 @@
+"""Exact stationarity where the loss has kinks: no direction goes down, to first order (Wu et al., Definition 3.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from relu_diag.functional.block import BlockSignal, ShallowBlock, kink_tolerance
+from relu_diag.functional.fan import fan_rays, merge_collinear, one_sided, row_space
+from relu_diag.functional.geometry import NeuronGeometry, neuron_geometry
+from relu_diag.functional.geometry import _tangential as tangential_part
+
+_TOL = {torch.float64: 1e-9, torch.float32: 1e-5}
+# Weights of a neuron below this share of the largest neuron's are what an exact zero leaves after rounding.
+_ROUNDING = 1e-14
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stationarity:
+    """Which neurons are stationary, and by how much.
+
+    Derivatives are judged relative to their natural scale: ``s ||h_i|| S`` for input weights, ``s ||w_i|| S`` for
+    output weights, ``sum_k ||e_k||`` for the output bias, with ``S = sum_k ||e_k|| ||x_k||`` and ``s`` the larger
+    absolute slope. (Where a signal has its own ``C``, that of input weights is at least ``s sum_k |c_ki| ||x_k||``.)
+
+    Attributes:
+        stationary: Every derivative vanishes or, on a kink, points upwards: output weights, radial, all tangential
+            directions, and the output bias, which counts for every neuron; bool, shape ``(I,)``.
+        decided: Whether that is proven either way; an undecided neuron is not called stationary, bool, shape ``(I,)``.
+        violation: Largest violation of the conditions on the neuron's own weights, relative to its scale, to be
+            compared with ``tol``, shape ``(I,)``.
+        bias_violation: The same for the output bias, 0 without one.
+        residual: Part of the derivative that no kink could hold (``||r||``), loss per unit length, shape ``(I,)``.
+        margin: Smallest one-sided slope along the rays of the neuron's kinks: how far its kinks are from letting go,
+            negative where they do; infinite without kinks, nan where the rays are too many, shape ``(I,)``.
+        scale: Natural scale of the derivative by the input weights, loss per unit length, shape ``(I,)``.
+        tol: Relative tolerance used.
+        geometry: The first-order geometry behind it.
+    """
+
+    stationary: Tensor
+    decided: Tensor
+    violation: Tensor
+    bias_violation: float
+    residual: Tensor
+    margin: Tensor
+    scale: Tensor
+    tol: float
+    geometry: NeuronGeometry
+
+    @property
+    def slope(self) -> Tensor:
+        """Smallest one-sided tangential derivative, <= 0, shape ``(I,)``."""
+        return self.geometry.steepest
+
+    @property
+    def direction(self) -> Tensor:
+        """Unit tangential direction that attains the slope, zero where the slope is, shape ``(I, d)``."""
+        return self.geometry.direction
+
+    def __str__(self) -> str:
+        worst = int(self.violation.argmax())
+        return (
+            f"{int(self.stationary.sum())} of {len(self.stationary)} neurons stationary, "
+            f"{int((~self.decided).sum())} undecided; largest violation {self.violation[worst]:.3g} (neuron {worst}), "
+            f"tolerance {self.tol:.3g}"
+        )
+
+
+def stationarity(
+    block: ShallowBlock, signal: BlockSignal, kink_tol: float | None = None, tol: float | None = None
+) -> Stationarity:
+    """Whether each neuron is stationary: no direction of its weights lowers the loss to first order.
+
+    For the input weights ``g . v + sum_kinks q |x . v| >= 0`` for every ``v``: exact for any kinks in two dimensions,
+    for linearly independent kinks, for convex ones, and for as many others as can be enumerated.
+
+    Source: Wu et al., Definition 3.3.
+
+    Args:
+        block: The network.
+        signal: Inputs and loss gradients, ``N`` samples.
+        kink_tol: Relative distance that counts as on the kink; None: 1e-10 in float64, 1e-6 in float32.
+        tol: Tolerance on derivatives relative to their natural scale; None: 1e-9 in float64, 1e-5 in float32.
+
+    Returns:
+        The answer per neuron, with margins.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0, 0.0]]), H=torch.tensor([[1.0]]))
+        >>> kink = torch.tensor([[0.0, 1.0]])
+        >>> stationarity(block, BlockSignal(kink, G=torch.tensor([[1.0]]))).stationary  # up on both sides
+        tensor([True])
+        >>> stationarity(block, BlockSignal(kink, G=torch.tensor([[-1.0]]))).stationary  # down on one
+        tensor([False])
+    """
+    tol = derivative_tolerance(tol, kink_tol, block.W.dtype)
+    block, signal = without_rounding(block, signal)
+    geometry = neuron_geometry(block, signal, kink_tol)
+    scale = input_scale(block, signal)
+    output_scale = block.W.double().norm(dim=1) * derivative_scale(block, signal)
+    violation = torch.maximum(
+        _relative(torch.maximum(geometry.radial.abs(), -geometry.steepest), scale),
+        _relative(geometry.output_gradient.abs().amax(dim=0), output_scale),
+    )
+    bias_violation = _bias_violation(block, signal)
+    residual, margin = _margins(block, geometry)
+    broken = (violation > tol) | (bias_violation > tol)
+    decided = broken | geometry.exact | (margin >= -tol * scale)
+    return Stationarity(~broken & decided, decided, violation, bias_violation, residual, margin, scale, tol, geometry)
+
+
+def derivative_tolerance(tol: float | None, kink_tol: float | None, dtype: torch.dtype) -> float:
+    """The relative size below which a derivative counts as zero.
+
+    Args:
+        tol: The user's choice, or None for 1e-9 in float64, 1e-5 in float32 and 1e-2 below.
+        kink_tol: The user's tolerance for kinks, or None.
+        dtype: The dtype of the weights.
+
+    Returns:
+        Tolerance relative to the natural scale of the derivative.
+
+    Raises:
+        ValueError: If the tolerance is not in [0, 1), or far finer than the one for kinks.
+    """
+    if tol is None:
+        return _TOL.get(dtype, 1e-2)
+    if not 0.0 <= tol < 1.0:
+        raise ValueError(f"`tol` is relative to the natural scale of a derivative, in [0, 1); got {tol!r}.")
+    if kink_tol is not None and kink_tolerance(kink_tol, dtype) ** 2 > tol:
+        raise ValueError(
+            f"`kink_tol` {kink_tol!r} contradicts `tol` {tol!r}: putting a neuron on a kink that far away changes the "
+            "loss by about kink_tol^2 of its scale. Choose kink_tol <= sqrt(tol)."
+        )
+    return float(tol)
+
+
+def derivative_scale(block: ShallowBlock, signal: BlockSignal) -> Tensor:
+    """The scale of a derivative by an input weight, for an output weight of 1.
+
+    Args:
+        block: The network.
+        signal: Its signal.
+
+    Returns:
+        ``max(|s-|, |s+|) sum_k ||e_k|| ||x_k||``, float64, shape ``()``.
+    """
+    lengths: Tensor = signal.G.detach().double().norm(dim=1) @ signal.X.detach().double().norm(dim=1)
+    return lengths * max(map(abs, block.slopes))
+
+
+def input_scale(block: ShallowBlock, signal: BlockSignal) -> Tensor:
+    """The natural scale of the derivative by each neuron's input weights.
+
+    Args:
+        block: The network.
+        signal: Its signal.
+
+    Returns:
+        Loss per unit length, float64, shape ``(I,)``.
+    """
+    scale: Tensor = block.H.detach().double().norm(dim=0) * derivative_scale(block, signal)
+    if signal.C is None:
+        return scale
+    lengths = signal.X.detach().norm(dim=1) @ signal.C.detach().abs()
+    return torch.maximum(scale, max(map(abs, block.slopes)) * lengths.double())
+
+
+def without_rounding(block: ShallowBlock, signal: BlockSignal) -> tuple[ShallowBlock, BlockSignal]:
+    """Block and signal in which weights that are zero up to rounding are zero.
+
+    Args:
+        block: The network.
+        signal: Its signal.
+
+    Returns:
+        The same, with the ``w_i`` and ``h_i`` below 1e-14 of the largest set to zero.
+    """
+    W, H = block.W.detach(), block.H.detach()
+    w_norm, h_norm = W.norm(dim=1, keepdim=True), H.norm(dim=0)
+    W_kept = torch.where(w_norm > _ROUNDING * w_norm.max(), W, 0.0)
+    H_kept = torch.where(h_norm > _ROUNDING * h_norm.max(), H, 0.0)
+    if not torch.equal(W, W_kept):
+        signal = replace(signal, Z=None)
+    return replace(block, W=W_kept, H=H_kept), signal
+
+
+def _relative(value: Tensor, scale: Tensor) -> Tensor:
+    return value / torch.where(scale > 0, scale, 1.0)
+
+
+def _bias_violation(block: ShallowBlock, signal: BlockSignal) -> float:
+    if block.output_bias is None:
+        return 0.0
+    G = signal.G.detach().double()
+    return float(_relative(G.sum(0).abs().max(), G.norm(dim=1).sum()))
+
+
+def _margins(block: ShallowBlock, geometry: NeuronGeometry) -> tuple[Tensor, Tensor]:
+    """What no kink could hold, and the smallest slope along the rays of the kinks."""
+    W, b = block.W.double(), (block.slopes[1] - block.slopes[0]) / 2
+    residual = tangential_part(W, geometry.smooth).norm(dim=1)
+    # Kinks that were too many to keep are not in the list: nothing is known then.
+    margin = torch.where(geometry.exact, torch.inf, torch.nan)
+    for neuron in sorted(set(geometry.kinks.neuron.tolist())):
+        own, w = geometry.kinks.neuron == neuron, W[neuron, None]
+        X = tangential_part(w.expand(int(own.sum()), -1), geometry.kinks.X[own]).cpu().numpy()
+        q, X = merge_collinear(b * geometry.kinks.c[own].cpu().numpy(), X)
+        g, basis = tangential_part(w, geometry.smooth[neuron, None])[0].cpu().numpy(), row_space(X)
+        residual[neuron] = float(torch.as_tensor(g - basis.T @ (basis @ g)).norm())
+        rays = fan_rays(X)
+        margin[neuron] = torch.nan if rays is None else one_sided(rays, g, q, X).min(initial=torch.inf)
+    return residual, margin
