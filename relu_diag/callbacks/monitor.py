@@ -17,6 +17,7 @@ from relu_diag.callbacks.data import device_batches, own_loader
 from relu_diag.callbacks.history import HistoryRecorder
 from relu_diag.callbacks.report import Report
 from relu_diag.capture import BlockLocation, choose_block, read_block, read_signal, undisturbed
+from relu_diag.figures import TrainingHistory
 from relu_diag.functional import (
     NeuronGeometry,
     NeuronStates,
@@ -131,6 +132,20 @@ class LandscapeMonitor(Callback):
         moments = [tuple(moment) for moment in state_dict["moments"]]
         self._history = HistoryRecorder(moments, state_dict["stride"], state_dict["offered"])
 
+    @property
+    def history(self) -> TrainingHistory:
+        """The run so far, as `relu_diag.figures.training_figure` draws it.
+
+        Returns:
+            History, grouped as at the last look.
+
+        Raises:
+            MisconfigurationException: If nothing was looked at yet.
+        """
+        if self.states is None:
+            raise MisconfigurationException("Nothing was looked at yet: fit with this callback first.")
+        return self._history.finished(self.states, self._report.dead_sector(self.parameters))
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the block on the first batch.
 
@@ -181,9 +196,8 @@ class LandscapeMonitor(Callback):
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         if self.parameters is None or step != self.step:
             self._look(trainer, pl_module, step)
-        assert self.states is not None
         assert self.parameters is not None
-        self._report.write_figures(trainer, self._history, self.parameters, self.states)
+        self._report.write_figures(trainer, self.history, self.parameters)
 
     def _due(self, trainer: Trainer, step: int, batch_idx: int) -> bool:
         if self.step is None:
@@ -216,7 +230,8 @@ class LandscapeMonitor(Callback):
         self.states = states_from_sums(block, sums, float(square.compute()) ** 0.5)
         self._history.add(step, self.loss_value, block, self.states)
         self._report.log(trainer, step, self._scalars(), self.geometry, self.states)
-        self._report.draw_now_and_then(trainer, self._history, block, self.states)
+        if self._report.due():
+            self._report.send_figures(trainer, self.history, block)
 
     def _scalars(self) -> dict[str, float]:
         assert self.geometry is not None

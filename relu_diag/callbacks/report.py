@@ -12,8 +12,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from relu_diag.callbacks.history import HistoryRecorder
-from relu_diag.figures import function_figure, training_figure
+from relu_diag.figures import TrainingHistory, function_figure, training_figure
 from relu_diag.functional import NeuronGeometry, NeuronStates, ShallowBlock, dead_sector
 
 _FIGURE_SECONDS = 30.0
@@ -30,11 +29,11 @@ class Report:
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
-        self._data: list[tuple[Tensor, Tensor]] = []
+        self._data: tuple[Tensor, Tensor] | None = None
         self._last_figure = time.monotonic()
 
     def keep_data(self, block: ShallowBlock, X: Tensor, batch: Any) -> None:
-        """Keep the data of a problem with two inputs, to draw the learned function over them.
+        """Keep the last batch of a problem with two inputs, to draw the learned function over it.
 
         Args:
             block: The network.
@@ -42,12 +41,11 @@ class Report:
             batch: The batch; its second part the targets.
         """
         targets = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
-        points = sum(len(x) for x, _ in self._data)
-        if block.W.shape[1] != 2 or not isinstance(targets, Tensor) or points + len(X) > _MAX_POINTS:
+        if block.W.shape[1] != 2 or not isinstance(targets, Tensor) or len(X) > _MAX_POINTS:
             return
-        Y = targets.detach().reshape(len(targets), -1).to(X.dtype)
-        if Y.shape == (len(X), block.H.shape[0]) and not any(torch.equal(X, x) for x, _ in self._data):
-            self._data.append((X.detach().clone(), Y.clone()))
+        Y = targets.detach().reshape(len(targets), -1)
+        if Y.shape == (len(X), block.H.shape[0]) and Y.is_floating_point():
+            self._data = (X.detach().clone(), Y.to(X.dtype))
 
     def log(
         self, trainer: Trainer, step: int, scalars: dict[str, float], geometry: NeuronGeometry, states: NeuronStates
@@ -69,58 +67,63 @@ class Report:
             for name, values in histograms.items():
                 _log_histogram(logger, self.prefix + name, values, step)
 
-    def draw_now_and_then(
-        self, trainer: Trainer, history: HistoryRecorder, block: ShallowBlock, states: NeuronStates
-    ) -> None:
-        """Send the figures to the loggers if the last ones are older than half a minute.
+    def dead_sector(self, block: ShallowBlock | None) -> tuple[float, float] | None:
+        """The arc of dead orientations on the kept data.
+
+        Args:
+            block: The network.
+
+        Returns:
+            Arc, rad; None without data of two inputs, or where there is none.
+        """
+        return dead_sector(self._data[0], block.slopes) if self._data and block else None
+
+    def due(self) -> bool:
+        """Whether the figures in the loggers are older than half a minute.
+
+        Returns:
+            True where they should be drawn again.
+        """
+        return time.monotonic() - self._last_figure > _FIGURE_SECONDS
+
+    def send_figures(self, trainer: Trainer, history: TrainingHistory, block: ShallowBlock) -> dict[str, Figure]:
+        """Draw the figures and send them to the loggers that take figures.
 
         Args:
             trainer: The trainer.
             history: The run so far.
             block: The network.
-            states: Neuron states.
-        """
-        if time.monotonic() - self._last_figure > _FIGURE_SECONDS and trainer.is_global_zero:
-            self._send(trainer, self._figures(history, block, states), history.moments[-1][0])
-            self._last_figure = time.monotonic()
 
-    def write_figures(
-        self, trainer: Trainer, history: HistoryRecorder, block: ShallowBlock, states: NeuronStates
-    ) -> None:
+        Returns:
+            Figures by name.
+        """
+        if not trainer.loggers or not trainer.is_global_zero:
+            return {}
+        figures = {"training": training_figure(history)}
+        if self._data:
+            figures["function"] = function_figure(block, *self._data)
+        for logger in trainer.loggers:
+            for name, figure in figures.items():
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_figure(self.prefix + name, figure, int(history.steps[-1]), close=False)
+                elif isinstance(logger, WandbLogger):
+                    logger.log_image(self.prefix + name, [figure], step=int(history.steps[-1]))
+        self._last_figure = time.monotonic()
+        return figures
+
+    def write_figures(self, trainer: Trainer, history: TrainingHistory, block: ShallowBlock) -> None:
         """Send the figures to the loggers, and write each as PNG beside the logs.
 
         Args:
             trainer: The trainer.
             history: The run.
             block: The network at the end.
-            states: Neuron states at the end.
         """
         folder = trainer.log_dir  # asked on every rank: Lightning broadcasts it
-        if not trainer.loggers or not trainer.is_global_zero or folder is None:
-            return
-        figures = self._figures(history, block, states)
-        self._send(trainer, figures, history.moments[-1][0])
-        for name, figure in figures.items():
-            path = Path(folder, f"{self.prefix}{name}.png")
+        for name, figure in self.send_figures(trainer, history, block).items():
+            path = Path(folder or ".", f"{self.prefix}{name}.png")
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=150)
-
-    def _figures(self, history: HistoryRecorder, block: ShallowBlock, states: NeuronStates) -> dict[str, Figure]:
-        if not self._data:
-            return {"training": training_figure(history.finished(states, None))}
-        X, Y = (torch.cat(parts) for parts in zip(*self._data, strict=True))
-        return {
-            "training": training_figure(history.finished(states, dead_sector(X, block.slopes))),
-            "function": function_figure(block, X, Y),
-        }
-
-    def _send(self, trainer: Trainer, figures: dict[str, Figure], step: int) -> None:
-        for logger in trainer.loggers:
-            for name, figure in figures.items():
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_figure(self.prefix + name, figure, step, close=False)
-                elif isinstance(logger, WandbLogger):
-                    logger.log_image(self.prefix + name, [figure], step=step)
 
 
 def _log_histogram(logger: Logger, name: str, values: Tensor, step: int) -> None:
