@@ -9,17 +9,16 @@ at the block's output (rows ``e_k``) and ``C`` its gradient at the activations `
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import leaky_relu, relu
 
 Reduction = Literal["mean", "sum", "half_sum"]
 
-_KINK_TOL = {torch.float64: 1e-10, torch.float32: 1e-6}
-_CHUNK_ELEMENTS = 2**20
+_CHUNK_ELEMENTS = 2**21
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +75,7 @@ class ShallowBlock:
         Returns:
             Outputs, shape ``(N, J)``.
         """
+        _check_inputs(self, X)
         out = rho(X @ self.W.T, self.slopes) @ self.H.T
         return out if self.output_bias is None else out + self.output_bias
 
@@ -115,41 +115,27 @@ class BlockSignal:
             _check_together(name, value, "X", self.X)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Chunk:
-    """Some consecutive samples of a signal, with everything the sums over samples need.
-
-    Samples with ``x_k = 0`` are left out: no weight can move them off ``z = 0``. Entries on the kink are exactly zero.
-
-    Attributes:
-        X: Inputs, shape ``(n, d)``.
-        G: Loss gradient at the output, shape ``(n, J)``.
-        C: Loss gradient at ``rho(Z)``, shape ``(n, I)``.
-        Z: Pre-activations, set to zero on the kink, shape ``(n, I)``.
-        kinks: Row and neuron of the pairs on the kink, long, shape ``(M, 2)``.
-    """
-
-    X: Tensor
-    G: Tensor
-    C: Tensor
-    Z: Tensor
-    kinks: Tensor
-
-
-def rho(Z: Tensor, slopes: tuple[float, float]) -> Tensor:
+def rho(Z: Tensor, slopes: tuple[float, float], inplace: bool = False) -> Tensor:
     """The ReLU-like activation, ``s+ z`` for ``z >= 0`` and ``s- z`` below; at 0 autograd takes ``s-``, as torch does.
 
     Args:
         Z: Pre-activations, any shape.
         slopes: ``(s-, s+)``.
+        inplace: Whether to overwrite ``Z``.
 
     Returns:
         Activations, shape of ``Z``.
     """
     s_minus, s_plus = slopes
-    if slopes == (0.0, 1.0):
-        return Z.relu()
-    return torch.where(Z > 0, s_plus * Z, s_minus * Z)
+    if s_minus == 0:
+        out, factor = relu(Z, inplace), s_plus
+    elif s_plus == 0:
+        out, factor = Z.clamp_(max=0) if inplace else Z.clamp(max=0), s_minus
+    else:
+        out, factor = leaky_relu(Z, s_minus / s_plus, inplace), s_plus
+    if factor == 1:
+        return out
+    return out.mul_(factor) if inplace else out * factor
 
 
 def squared_error_signal(block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reduction = "mean") -> BlockSignal:
@@ -170,8 +156,11 @@ def squared_error_signal(block: ShallowBlock, X: Tensor, Y: Tensor, reduction: R
         tensor([[1.],
                 [1.]])
     """
-    check_fit(block, BlockSignal(X, Y))
-    return BlockSignal(X, residual_factor(Y, reduction) * (block(X) - Y))
+    check_targets(block, X, Y)
+    rows = chunk_rows(block)
+    with torch.no_grad():
+        outputs = torch.cat([block(X[start : start + rows]) for start in range(0, len(X), rows)])
+        return BlockSignal(X, residual_factor(Y, reduction) * (outputs - Y))
 
 
 def residual_factor(Y: Tensor, reduction: Reduction) -> float:
@@ -205,28 +194,8 @@ def squared_loss(block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reduction
     Returns:
         Scalar loss.
     """
+    check_targets(block, X, Y)
     return residual_factor(Y, reduction) / 2 * (block(X) - Y).square().sum()
-
-
-def kink_tolerance(kink_tol: float | None, dtype: torch.dtype) -> float:
-    """The relative distance below which a pair (sample, neuron) counts as on the kink.
-
-    Args:
-        kink_tol: The user's choice, or None for 1e-10 in float64, 1e-6 in float32 and 1e-2 below: a margin over the
-            rounding of one inner product.
-        dtype: The dtype the pre-activations are computed in.
-
-    Returns:
-        Tolerance on ``|z_ki| / (||w_i|| ||x_k||)``.
-
-    Raises:
-        ValueError: If the tolerance is not in [0, 1).
-    """
-    if kink_tol is None:
-        return _KINK_TOL.get(dtype, 1e-2)
-    if not 0.0 <= kink_tol < 1.0:
-        raise ValueError(f"`kink_tol` is relative to ||w|| ||x|| and must lie in [0, 1); got {kink_tol!r}.")
-    return float(kink_tol)
 
 
 def check_fit(block: ShallowBlock, signal: BlockSignal) -> None:
@@ -239,56 +208,55 @@ def check_fit(block: ShallowBlock, signal: BlockSignal) -> None:
     Raises:
         ValueError: If sizes, dtypes or devices of the two differ.
     """
-    (neurons, inputs), outputs = block.W.shape, block.H.shape[0]
-    if signal.X.shape[1] != inputs:
-        cure = " Append a column of ones to X for the hidden bias." if signal.X.shape[1] == inputs - 1 else ""
-        raise ValueError(f"`X` needs {inputs} columns as W {tuple(block.W.shape)}; got {tuple(signal.X.shape)}.{cure}")
-    for name, value, columns in (("G", signal.G, outputs), ("C", signal.C, neurons), ("Z", signal.Z, neurons)):
+    _check_inputs(block, signal.X)
+    outputs, neurons = block.H.shape
+    for name, value, columns, unit in (
+        ("G", signal.G, outputs, "output"),
+        ("C", signal.C, neurons, "hidden neuron"),
+        ("Z", signal.Z, neurons, "hidden neuron"),
+    ):
         if value is not None and value.shape[1] != columns:
-            raise ValueError(f"`{name}` (or the targets) needs {columns} columns; got {tuple(value.shape)}.")
-    _check_together("X", signal.X, "W", block.W)
+            raise ValueError(f"`{name}` needs {columns} columns, one per {unit}; got {tuple(value.shape)}.")
 
 
-def chunks(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None = None) -> Iterator[Chunk]:
-    """The signal in pieces small enough that nothing of size ``N x I`` is ever made.
+def check_targets(block: ShallowBlock, X: Tensor, Y: Tensor) -> None:
+    """Refuse data that cannot be inputs and targets of the block.
 
     Args:
         block: The network.
-        signal: Its signal.
-        kink_tol: Relative distance that counts as on the kink; None: by dtype.
+        X: Inputs, shape ``(N, d)``.
+        Y: Targets, shape ``(N, J)``.
 
-    Yields:
-        Consecutive samples, with ``C`` and ``Z`` filled in.
+    Raises:
+        ValueError: If there is not one target per sample and output.
     """
-    check_fit(block, signal)
-    tol = kink_tolerance(kink_tol, block.W.dtype)
-    W, H = block.W.detach(), block.H.detach()
-    reach = tol * W.norm(dim=1)
-    rows = max(64, _CHUNK_ELEMENTS // W.shape[0])
-    for start in range(0, signal.X.shape[0], rows):
-        part = slice(start, start + rows)
-        X, G = signal.X[part].detach(), signal.G[part].detach()
-        C = G @ H if signal.C is None else signal.C[part].detach()
-        Z = X @ W.T if signal.Z is None else signal.Z[part].detach()
-        x_norm = X.norm(dim=1)
-        if not bool(x_norm.all()):
-            X, G, C, Z, x_norm = (value[x_norm > 0] for value in (X, G, C, Z, x_norm))
-        kinks = _find_kinks(Z, reach, x_norm)
-        if len(kinks):
-            Z = Z.clone()
-            Z[kinks[:, 0], kinks[:, 1]] = 0.0
-        yield Chunk(X, G, C, Z, kinks)
+    _check_matrix("X", X)
+    _check_matrix("Y", Y)
+    _check_inputs(block, X)
+    _check_together("Y", Y, "X", X)
+    expected = (len(X), len(block.H))
+    if Y.shape != expected:
+        raise ValueError(f"`Y` needs one row per sample and one column per output, {expected}; got {tuple(Y.shape)}.")
 
 
-def _find_kinks(Z: Tensor, reach: Tensor, x_norm: Tensor) -> Tensor:
-    if not len(Z):
-        return torch.empty(0, 2, dtype=torch.long, device=Z.device)
-    # Almost no neuron has a sample on its kink: one reduction finds the columns worth a closer look.
-    columns = (Z.abs().amin(dim=0) <= reach * x_norm.max()).nonzero().squeeze(1)
-    close = Z[:, columns].abs() <= reach[columns] * x_norm[:, None]
-    kinks = close.nonzero()
-    kinks[:, 1] = columns[kinks[:, 1]]
-    return kinks
+def chunk_rows(block: ShallowBlock) -> int:
+    """The largest number of samples in a chunk.
+
+    Args:
+        block: The network.
+
+    Returns:
+        Number of samples that keeps a chunk near 2 million numbers.
+    """
+    return max(64, _CHUNK_ELEMENTS // max(block.W.shape))
+
+
+def _check_inputs(block: ShallowBlock, X: Tensor) -> None:
+    inputs = block.W.shape[1]
+    if X.shape[-1] != inputs:
+        cure = " Append a column of ones to X for the hidden bias." if X.shape[-1] == inputs - 1 else ""
+        raise ValueError(f"`X` needs {inputs} columns as W {tuple(block.W.shape)}; got {tuple(X.shape)}.{cure}")
+    _check_together("X", X, "W", block.W)
 
 
 def _check_matrix(name: str, value: Tensor) -> None:
@@ -297,13 +265,20 @@ def _check_matrix(name: str, value: Tensor) -> None:
     if not value.is_floating_point():
         raise TypeError(f"`{name}` must be floating point; got {value.dtype}. Convert it with {name}.float().")
     if value.ndim != 2 or 0 in value.shape:
-        raise ValueError(f"`{name}` must be a matrix with at least one row and column; got {tuple(value.shape)}.")
+        raise ValueError(
+            f"`{name}` must be a matrix with at least one row and column; got {tuple(value.shape)}. "
+            "A vector ``v`` becomes one as v[:, None]."
+        )
     _check_finite(name, value)
 
 
 def _check_finite(name: str, value: Tensor) -> None:
     # A finite sum proves finite entries with one read; only a sum that is not needs the closer look.
-    if value.device.type != "meta" and not math.isfinite(value.sum()) and not bool(torch.isfinite(value).all()):
+    if (
+        value.device.type != "meta"
+        and not math.isfinite(value.detach().sum())
+        and not bool(torch.isfinite(value).all())
+    ):
         raise ValueError(f"`{name}` has NaN or infinite entries: the training diverged, or the data needs cleaning.")
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from relu_diag.functional.block import BlockSignal, ShallowBlock, chunks
-from relu_diag.functional.fan import OneNeuron, Pull, loudest_direction, loudest_flat_direction
+from relu_diag.functional.block import BlockSignal, ShallowBlock
+from relu_diag.functional.chunks import chunks
+from relu_diag.functional.fan import Array, OneNeuron, loudest_direction, loudest_flat_direction, vanishes
 from relu_diag.functional.geometry import _tangential as tangential_part
 from relu_diag.functional.stationarity import Stationarity, derivative_scale, stationarity, without_rounding
 from relu_diag.functional.sums import MAX_KINKS, slopes_at
@@ -95,7 +96,7 @@ def escapes_at(
     if outputs == 1 and signal.C is None:
         asked &= silent  # L' = h D: where h != 0 both vanish together
     if bool(zero.any()):  # one neuron stands for all of them
-        pull = zero_neuron_pull(block, signal, loud)
+        pull = loudest_direction(*_zero_neuron(block, signal), loud)
         direction[zero], D[zero] = torch.as_tensor(pull.direction).to(D), torch.as_tensor(pull.D).to(D)
         decided[zero] = pull.decided
     at_once = max(1, min(_NEURONS_AT_ONCE, _PART_ELEMENTS // (outputs * inputs)))
@@ -107,24 +108,46 @@ def escapes_at(
     return EscapeNeurons(mask.squeeze(1), decided, torch.where(mask, direction, 0.0), torch.where(mask, D, 0.0))
 
 
-def zero_neuron_pull(block: ShallowBlock, signal: BlockSignal, loud: float) -> Pull:
-    """What the outputs feel of a neuron with ``w = 0``: ``D_j(v) = sum_k e_kj rho(v . x_k)``.
-
-    Every function a neuron can compute is one of these ``v``: where all ``D_j`` vanish, no neuron of any weights, and
-    so no network, changes the outputs in a direction the loss feels.
+def silent_escapes(block: ShallowBlock, signal: BlockSignal, escape: EscapeNeurons) -> Tensor:
+    """The escape neurons without output weights: what makes a saddle for any number of outputs.
 
     Args:
-        block: The network, for its slopes.
-        signal: Inputs and loss gradients.
-        loud: Largest derivative that counts as zero.
+        block: The network.
+        signal: Its signal.
+        escape: Its escape neurons.
 
     Returns:
-        A direction with a large ``D``, zero where ``D`` vanishes identically.
+        Mask, bool, shape ``(I,)``.
     """
+    return escape.mask & ~without_rounding(block, signal)[0].H.any(dim=0)
+
+
+def nothing_reachable(block: ShallowBlock, signal: BlockSignal, tol: float) -> bool:
+    """Whether no network of these slopes, whatever its weights, moves the outputs in a direction the loss feels.
+
+    Every function a neuron can compute is ``rho(v . x)`` for some ``v``: then ``sum_k e_kj rho(v . x_k) = 0`` for all
+    of them, and for the constant where there is an output bias. A loss that is convex in the outputs is then at its
+    global minimum over all weights and widths.
+
+    Args:
+        block: The network, for its slopes and its output bias.
+        signal: Inputs and loss gradients.
+        tol: Tolerance relative to the natural scale of a derivative.
+
+    Returns:
+        The answer.
+    """
+    G = signal.G.detach().double()
+    if block.output_bias is not None and float(G.sum(0).abs().max()) > tol * float(G.norm(dim=1).sum()):
+        return False
+    return vanishes(*_zero_neuron(block, signal), tol * float(derivative_scale(block, signal)))
+
+
+def _zero_neuron(block: ShallowBlock, signal: BlockSignal) -> tuple[Array, Array, Array]:
+    """Smooth parts, kink coefficients and inputs of ``D_j(v) = sum_k e_kj rho(v . x_k)``, felt at ``w = 0``."""
     s_minus, s_plus = block.slopes
-    X, G = signal.X.detach().double(), signal.G.detach().double()
-    parts = (s_plus + s_minus) / 2 * G.T @ X
-    return loudest_direction(parts.cpu().numpy(), (s_plus - s_minus) / 2 * G.cpu().numpy(), X.cpu().numpy(), loud)
+    X, G = signal.X.detach().double().cpu().numpy(), signal.G.detach().double().cpu().numpy()
+    return (s_plus + s_minus) / 2 * G.T @ X, (s_plus - s_minus) / 2 * G, X
 
 
 def _loudest(

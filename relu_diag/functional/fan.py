@@ -134,6 +134,23 @@ def fan_rays(X: Array) -> Array | None:
     return np.concatenate([rays, -rays]) @ basis
 
 
+def vanishes(parts: Array, kinks: Array, X: Array, loud: float) -> bool:
+    """Whether ``parts_j . v + sum_k kinks_kj |x_k . v|`` is zero for every ``v`` and output.
+
+    Args:
+        parts: Smooth parts, one per output, shape ``(J, d)``.
+        kinks: Kink coefficients, shape ``(m, J)``.
+        X: Kink inputs, shape ``(m, d)``.
+        loud: Largest derivative that counts as zero.
+
+    Returns:
+        Whether the linear part and, on every distinct hyperplane, the kink vanish.
+    """
+    if np.linalg.norm(parts, axis=1).max() > loud:
+        return False
+    return bool(np.linalg.norm(merge_collinear(kinks, X)[0], axis=1).max(initial=0.0) <= loud)
+
+
 def loudest_direction(parts: Array, kinks: Array, X: Array, loud: float) -> Pull:
     """A direction with a large ``D_j(v) = parts_j . v + sum_k kinks_kj |x_k . v|``, if they do not all vanish.
 
@@ -146,12 +163,11 @@ def loudest_direction(parts: Array, kinks: Array, X: Array, loud: float) -> Pull
     Returns:
         The direction.
     """
+    nothing = Pull(np.zeros(parts.shape[1]), np.zeros(len(parts)), decided=vanishes(parts, kinks, X, loud))
+    if nothing.decided:
+        return nothing
     kinks, X = merge_collinear(kinks, X)
     strength = np.linalg.norm(kinks, axis=1)
-    silent = max(np.linalg.norm(parts, axis=1).max(), strength.max(initial=0.0)) <= loud
-    nothing = Pull(np.zeros(parts.shape[1]), np.zeros(len(parts)), decided=silent)
-    if silent:
-        return nothing
     rows = np.concatenate([parts, X])
     mixed = np.random.default_rng(0).standard_normal((_STARTS, len(rows))) @ rows
     V = _unit(np.concatenate([parts, X[strength.argsort()[-_STARTS:]], mixed]))

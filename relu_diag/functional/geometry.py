@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relu_diag.functional.block import BlockSignal, ShallowBlock, chunks
+from relu_diag.functional.block import BlockSignal, ShallowBlock
+from relu_diag.functional.chunks import chunks
 from relu_diag.functional.steepest import steepest_descent
-from relu_diag.functional.sums import MAX_KINKS, KinkSamples, NeuronSums, neuron_sums, slopes_at
+from relu_diag.functional.sums import KinkSamples, NeuronSums, neuron_sums, slopes_at
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,7 +150,10 @@ def _tangential(W: Tensor, V: Tensor) -> Tensor:
     if W.shape[1] == 1:  # exactly, where the subtraction would leave rounding
         return torch.where(W == 0, V, 0.0)
     U = radial_directions(W)
-    return V - (V * U).sum(1, keepdim=True) * U
+    # Twice: what is left of a nearly radial vector is rounding, which the second time makes tangential.
+    for _ in range(2):
+        V = V - (V * U).sum(1, keepdim=True) * U
+    return V
 
 
 def _descend_kinks(
@@ -158,14 +162,18 @@ def _descend_kinks(
     """Overwrite the neurons with kink samples: on the kink the direction decides which linear piece is entered."""
     b = (slopes[1] - slopes[0]) / 2
     neuron, order = sums.kinks.neuron.sort(stable=True)
+    kinked, count = np.unique(neuron.cpu().numpy(), return_counts=True)
+    at = torch.as_tensor(kinked, device=W.device)
     X = _tangential(W[neuron], sums.kinks.X[order]).cpu().numpy()
     q = (b * sums.kinks.c[order]).cpu().numpy()
-    g = _tangential(W, sums.smooth).cpu().numpy()
-    kinked, first = np.unique(neuron.cpu().numpy(), return_index=True)
-    for i, x_i, q_i in zip(kinked.tolist(), np.split(X, first[1:]), np.split(q, first[1:]), strict=bool(len(kinked))):
-        found = steepest_descent(g[i], q_i, x_i)
-        steepest[i], exact[i] = found.slope, found.exact
-        direction[i] = torch.as_tensor(found.direction)
-    # Too many pairs to keep: zero is attained, more is not known.
-    lost = (sums.kink_count > MAX_KINKS) & (sums.smooth.any(1) | steepest.ne(0))
+    g = _tangential(W[at], sums.smooth[at]).cpu().numpy()
+    ends = count.cumsum().tolist()
+    parts = [slice(end - size, end) for end, size in zip(ends, count.tolist(), strict=True)]
+    found = [steepest_descent(g_i, q[part], X[part]) for g_i, part in zip(g, parts, strict=True)]
+    if found:
+        steepest[at] = steepest.new_tensor([one.slope for one in found])
+        direction[at] = torch.as_tensor(np.stack([one.direction for one in found])).to(direction)
+        exact[at] = torch.tensor([one.exact for one in found], device=exact.device)
+    # Without all its kink samples nothing is known of a neuron but that standing still gives zero.
+    lost = sums.lost > 0
     steepest[lost], direction[lost], exact[lost] = 0.0, 0.0, False

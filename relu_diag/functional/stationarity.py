@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from relu_diag.functional.block import BlockSignal, ShallowBlock, kink_tolerance
+from relu_diag.functional.block import BlockSignal, ShallowBlock
+from relu_diag.functional.chunks import kink_tolerance
 from relu_diag.functional.fan import fan_rays, merge_collinear, one_sided, row_space
 from relu_diag.functional.geometry import NeuronGeometry, neuron_geometry
 from relu_diag.functional.geometry import _tangential as tangential_part
@@ -96,7 +97,21 @@ def stationarity(
         >>> stationarity(block, BlockSignal(kink, G=torch.tensor([[-1.0]]))).stationary  # down on one
         tensor([False])
     """
-    tol = derivative_tolerance(tol, kink_tol, block.W.dtype)
+    return assess(block, signal, kink_tol, derivative_tolerance(tol, kink_tol, block.W.dtype))
+
+
+def assess(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None, tol: float) -> Stationarity:
+    """`stationarity` with a tolerance already chosen.
+
+    Args:
+        block: The network.
+        signal: Inputs and loss gradients.
+        kink_tol: Relative distance that counts as on the kink; None: by dtype.
+        tol: Tolerance on derivatives relative to their natural scale.
+
+    Returns:
+        The answer per neuron, with margins.
+    """
     block, signal = without_rounding(block, signal)
     geometry = neuron_geometry(block, signal, kink_tol)
     scale = input_scale(block, signal)

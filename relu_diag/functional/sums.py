@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from relu_diag.functional.block import BlockSignal, Chunk, ShallowBlock, chunks, rho
+from relu_diag.functional.block import BlockSignal, ShallowBlock, chunk_rows, rho
+from relu_diag.functional.chunks import Chunk, chunks
 
-# A neuron with w = 0 has every sample on its kink; beyond this many, its pairs are counted but not kept.
-MAX_KINKS = 4096
+# A neuron with w = 0 has every sample on its kink. Beyond so many pairs of one neuron, and so many numbers in the
+# inputs of all pairs together, pairs are counted but not kept.
+MAX_KINKS = 1024
+_KINK_ELEMENTS = 2**23
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,7 +38,8 @@ class NeuronSums:
     Attributes:
         smooth: Smooth part ``g`` of the one-sided derivative, float64, shape ``(I, d)``.
         output_gradient: Loss gradient with respect to ``H``, float64, shape ``(J, I)``.
-        kinks: Kink samples with nonzero gradient.
+        kinks: Kink samples with nonzero gradient: all of a neuron's, or none where they were too many.
+        lost: Number of kink samples with nonzero gradient that were too many to keep, long, shape ``(I,)``.
         kink_count: Number of samples on the kink of each neuron, long, shape ``(I,)``.
         z_min: Smallest pre-activation, zero on the kink, samples with ``x_k = 0`` left out, shape ``(I,)``.
         z_max: Largest one, shape ``(I,)``.
@@ -46,6 +50,7 @@ class NeuronSums:
     smooth: Tensor
     output_gradient: Tensor
     kinks: KinkSamples
+    lost: Tensor
     kink_count: Tensor
     z_min: Tensor
     z_max: Tensor
@@ -53,14 +58,13 @@ class NeuronSums:
     samples: Tensor
 
     def __add__(self, other: NeuronSums) -> NeuronSums:
-        pairs = (
-            torch.cat([getattr(self.kinks, field.name), getattr(other.kinks, field.name)])
-            for field in fields(KinkSamples)
-        )
+        parts = [self.kinks, other.kinks]
+        keep, lost = _room(torch.cat([part.neuron for part in parts]), self.lost + other.lost, self.smooth.shape[1])
         return NeuronSums(
             self.smooth + other.smooth,
             self.output_gradient + other.output_gradient,
-            KinkSamples(*pairs),
+            _joined([_chosen(part, keep) for part in parts]),
+            lost,
             self.kink_count + other.kink_count,
             torch.minimum(self.z_min, other.z_min),
             torch.maximum(self.z_max, other.z_max),
@@ -77,21 +81,16 @@ class NeuronSums:
         Returns:
             Sums in which all that is linear in the loss gradient is multiplied.
         """
-        kinks = KinkSamples(self.kinks.neuron, self.kinks.X, self.kinks.c * factor)
-        return NeuronSums(
-            self.smooth * factor,
-            self.output_gradient * factor,
-            kinks,
-            self.kink_count,
-            self.z_min,
-            self.z_max,
-            self.activation,
-            self.samples,
+        return replace(
+            self,
+            smooth=self.smooth * factor,
+            output_gradient=self.output_gradient * factor,
+            kinks=replace(self.kinks, c=self.kinks.c * factor),
         )
 
 
 def neuron_sums(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None = None) -> NeuronSums:
-    """All sums over the samples of a signal, in chunks; the big products stay in the caller's dtype.
+    """All sums over the samples of a signal, in chunks; the big products stay in the caller's dtype (float32 for less).
 
     Args:
         block: The network.
@@ -101,31 +100,36 @@ def neuron_sums(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None
     Returns:
         The sums. Memory is ``O(I d + I J)`` plus a chunk, whatever ``N``.
     """
-    (neurons, inputs), outputs = block.W.shape, block.H.shape[0]
-    smooth, output_gradient = block.W.new_zeros(neurons, inputs), block.H.new_zeros(outputs, neurons)
-    kink_count = torch.zeros(neurons, dtype=torch.long, device=block.W.device)
-    z_min, z_max = block.W.new_full((neurons,), torch.inf), block.W.new_full((neurons,), -torch.inf)
-    activation = torch.zeros(neurons, dtype=torch.float64, device=block.W.device)
-    kinks = []
+    (neurons, inputs), outputs, device = block.W.shape, block.H.shape[0], block.W.device
+    wide = torch.promote_types(block.W.dtype, torch.float32)
+    smooth = torch.zeros(neurons, inputs, dtype=wide, device=device)
+    output_gradient = torch.zeros(outputs, neurons, dtype=wide, device=device)
+    activation = torch.zeros(neurons, dtype=torch.float64, device=device)
+    z_min = torch.full((neurons,), torch.inf, dtype=wide, device=device)
+    z_max, kink_count = -z_min, torch.zeros(neurons, dtype=torch.long, device=device)
+    kinks, lost = [_no_kinks(inputs, device)], kink_count
+    memory = torch.empty(min(chunk_rows(block), len(signal.X)), neurons, dtype=wide, device=device)
     for chunk in chunks(block, signal, kink_tol):
         if not len(chunk.X):
             continue
-        A = rho(chunk.Z, block.slopes)
-        smooth.addmm_(slopes_at(chunk.Z, block.slopes).mul_(chunk.C).T, chunk.X)
-        output_gradient.addmm_(chunk.G.T, A)
         z_min, z_max = torch.minimum(z_min, chunk.Z.amin(0)), torch.maximum(z_max, chunk.Z.amax(0))
-        activation += (A if min(block.slopes) >= 0 and block.slopes[0] == 0 else A.abs()).sum(0)
-        kinks.append(_kept_pairs(chunk, kink_count))
-        kink_count.index_add_(0, chunk.kinks[:, 1], torch.ones_like(chunk.kinks[:, 1]))
+        smooth.addmm_(_input_gradient(chunk, block.slopes, memory[: len(chunk.Z)]).T, chunk.X)
+        A = rho(chunk.Z, block.slopes, inplace=True)
+        output_gradient.addmm_(chunk.G.T, A)
+        # With one slope zero all activations have one sign.
+        activation += A.sum(0).abs_() if 0 in block.slopes else A.abs_().sum(0)
+        kink_count = kink_count + torch.bincount(chunk.kinks[:, 1], minlength=neurons)
+        kinks, lost = _with_pairs(kinks, lost, chunk)
     return NeuronSums(
         smooth.double(),
         output_gradient.double(),
-        KinkSamples(*(torch.cat(parts) for parts in zip(*kinks, strict=True))) if kinks else _no_kinks(block),
+        _joined(kinks),
+        lost,
         kink_count,
         z_min.double(),
         z_max.double(),
         activation,
-        torch.tensor(len(signal.X), device=block.W.device),
+        torch.tensor(len(signal.X), device=device),
     )
 
 
@@ -139,18 +143,58 @@ def slopes_at(Z: Tensor, slopes: tuple[float, float]) -> Tensor:
     Returns:
         ``s+``, ``s-`` or ``a = (s+ + s-) / 2``, shape of ``Z``.
     """
-    side = torch.heaviside(Z, Z.new_tensor(0.5))
-    return side if slopes == (0.0, 1.0) else side.mul_(slopes[1] - slopes[0]).add_(slopes[0])
+    s_minus, s_plus = slopes
+    return Z.sign().mul_((s_plus - s_minus) / 2).add_((s_plus + s_minus) / 2)
 
 
-def _kept_pairs(chunk: Chunk, kink_count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    row, neuron = chunk.kinks.unbind(1)
-    c = chunk.C[row, neuron]
-    keep = (c != 0) & (kink_count[neuron] < MAX_KINKS)
-    row, neuron = row[keep], neuron[keep]
-    return neuron, chunk.X[row].double(), c[keep].double()
+def _input_gradient(chunk: Chunk, slopes: tuple[float, float], memory: Tensor) -> Tensor:
+    """Loss gradient at the pre-activations, with the mean slope on the kink: ``slopes_at(Z) * C``."""
+    s_minus, s_plus = slopes
+    if s_plus == 0:
+        return torch.mul(slopes_at(chunk.Z, slopes), chunk.C, out=memory)
+    # The kernel behind autograd's leaky_relu: one pass over memory where sign, add and multiply take three.
+    backward = torch.ops.aten.leaky_relu_backward.grad_input
+    out: Tensor = backward(chunk.C, chunk.Z, s_minus / s_plus, False, grad_input=memory)
+    at = chunk.kinks.unbind(1)
+    out[at] = (s_plus + s_minus) / (2 * s_plus) * chunk.C[at]
+    return out if s_plus == 1 else out.mul_(s_plus)
 
 
-def _no_kinks(block: ShallowBlock) -> KinkSamples:
-    empty = torch.empty(0, block.W.shape[1], dtype=torch.float64, device=block.W.device)
-    return KinkSamples(torch.empty(0, dtype=torch.long, device=empty.device), empty, empty[:, 0])
+def _with_pairs(parts: list[KinkSamples], lost: Tensor, chunk: Chunk) -> tuple[list[KinkSamples], Tensor]:
+    row, neuron = chunk.kinks[chunk.C[chunk.kinks.unbind(1)] != 0].unbind(1)
+    if not len(row):
+        return parts, lost
+    inputs, before = chunk.X.shape[1], lost
+    keep, lost = _room(torch.cat([*(part.neuron for part in parts), neuron]), lost, inputs)
+    if bool((lost > before).any()):
+        parts = [_chosen(part, keep) for part in parts]
+    # Chosen before the inputs are gathered: at W = 0 every pair is on the kink.
+    row, neuron = row[keep[neuron]], neuron[keep[neuron]]
+    return [*parts, KinkSamples(neuron, chunk.X[row].double(), chunk.C[row, neuron].double())], lost
+
+
+def _room(neuron: Tensor, lost: Tensor, inputs: int) -> tuple[Tensor, Tensor]:
+    """Which neurons keep their pairs, and how many pairs are lost: the most crowded neurons go first."""
+    count = torch.bincount(neuron, minlength=len(lost))
+    order = count.argsort(stable=True)
+    fits = (count[order].cumsum(0) * inputs <= _KINK_ELEMENTS)[order.argsort()]
+    keep = fits & (count <= MAX_KINKS) & (lost == 0)
+    return keep, lost + torch.where(keep, 0, count)
+
+
+def _chosen(kinks: KinkSamples, keep: Tensor) -> KinkSamples:
+    chosen = keep[kinks.neuron]
+    return KinkSamples(kinks.neuron[chosen], kinks.X[chosen], kinks.c[chosen])
+
+
+def _joined(parts: list[KinkSamples]) -> KinkSamples:
+    return KinkSamples(
+        torch.cat([part.neuron for part in parts]),
+        torch.cat([part.X for part in parts]),
+        torch.cat([part.c for part in parts]),
+    )
+
+
+def _no_kinks(inputs: int, device: torch.device) -> KinkSamples:
+    empty = torch.empty(0, inputs, dtype=torch.float64, device=device)
+    return KinkSamples(torch.empty(0, dtype=torch.long, device=device), empty, empty[:, 0])

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from relu_diag.functional.block import (
-    BlockSignal,
-    Reduction,
-    ShallowBlock,
-    check_fit,
-    chunks,
-    kink_tolerance,
-    residual_factor,
-    rho,
-)
+from relu_diag.functional.block import BlockSignal, Reduction, ShallowBlock, check_fit, residual_factor, rho
+from relu_diag.functional.chunks import chunks, kink_tolerance
 from relu_diag.functional.sums import slopes_at
 
 _DRAW_ELEMENTS = 2**22
@@ -46,6 +38,11 @@ class SquaredProblem:
     def loss(self) -> Tensor:
         """The loss, shape ``()``."""
         return self.factor / 2 * self.signal.G.square().sum()
+
+    @property
+    def loss_signal(self) -> BlockSignal:
+        """The same signal with the gradient of the loss as ``G``."""
+        return replace(self.signal, G=self.factor * self.signal.G)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

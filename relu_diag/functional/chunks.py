@@ -1,0 +1,100 @@
+"""The samples of a signal, piece by piece: the one place that decides which of them are on a kink."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from relu_diag.functional.block import BlockSignal, ShallowBlock, check_fit, chunk_rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """Some consecutive samples of a signal, with everything the sums over samples need.
+
+    Samples with ``x_k = 0`` are left out: no weight can move them off ``z = 0``. Entries on the kink are exactly zero.
+    ``Z`` may be overwritten, and the next chunk overwrites it.
+
+    Attributes:
+        X: Inputs, shape ``(n, d)``.
+        G: Loss gradient at the output, shape ``(n, J)``.
+        C: Loss gradient at ``rho(Z)``, shape ``(n, I)``.
+        Z: Pre-activations, set to zero on the kink, shape ``(n, I)``.
+        kinks: Row and neuron of the pairs on the kink, long, shape ``(M, 2)``.
+    """
+
+    X: Tensor
+    G: Tensor
+    C: Tensor
+    Z: Tensor
+    kinks: Tensor
+
+
+def kink_tolerance(kink_tol: float | None, dtype: torch.dtype) -> float:
+    """The relative distance below which a pair (sample, neuron) counts as on the kink.
+
+    Args:
+        kink_tol: The user's choice, or None for 1e-10 in float64 and 1e-6 below: a margin over the rounding of one
+            inner product (16-bit numbers are multiplied and added up in float32).
+        dtype: The dtype of the block.
+
+    Returns:
+        Tolerance on ``|z_ki| / (||w_i|| ||x_k||)``.
+
+    Raises:
+        ValueError: If the tolerance is not in [0, 1).
+    """
+    if kink_tol is None:
+        return 1e-10 if dtype == torch.float64 else 1e-6
+    if not 0.0 <= kink_tol < 1.0:
+        raise ValueError(f"`kink_tol` is relative to ||w|| ||x|| and must lie in [0, 1); got {kink_tol!r}.")
+    return float(kink_tol)
+
+
+def chunks(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None = None) -> Iterator[Chunk]:
+    """The signal in pieces small enough that nothing of size ``N x I`` is ever made, in float32 at least.
+
+    Args:
+        block: The network.
+        signal: Its signal.
+        kink_tol: Relative distance that counts as on the kink; None: by dtype.
+
+    Yields:
+        Consecutive samples with ``C`` and ``Z`` filled in.
+    """
+    check_fit(block, signal)
+    tol = kink_tolerance(kink_tol, block.W.dtype)
+    wide = torch.promote_types(block.W.dtype, torch.float32)
+    W, H = block.W.detach().to(wide), block.H.detach().to(wide)
+    # In float64: in float32 the squares of weights near 1e-25 underflow.
+    reach = tol * torch.linalg.vector_norm(W, dim=1, dtype=torch.float64)
+    rows = chunk_rows(block)
+    # One piece of memory for all chunks: fresh pages cost more than the arithmetic on them.
+    memory = torch.empty(min(rows, len(signal.X)), len(W), dtype=wide, device=W.device)
+    for start in range(0, len(signal.X), rows):
+        part = slice(start, start + rows)
+        X, G = signal.X[part].detach().to(wide), signal.G[part].detach().to(wide)
+        C = G @ H if signal.C is None else signal.C[part].detach().to(wide)
+        Z = X @ W.T if signal.Z is None else signal.Z[part].detach().to(wide)
+        x_norm = X.norm(dim=1)
+        if not bool(x_norm.all()):
+            moving = X.any(dim=1)
+            X, G, C, Z, x_norm = (value[moving] for value in (X, G, C, Z, x_norm))
+        distance = torch.abs(Z, out=memory[: len(Z)])
+        kinks = _find_kinks(distance, reach, x_norm)
+        Z = memory[: len(Z)].copy_(Z)
+        Z[kinks.unbind(1)] = 0.0
+        yield Chunk(X, G, C, Z, kinks)
+
+
+def _find_kinks(distance: Tensor, reach: Tensor, x_norm: Tensor) -> Tensor:
+    if not len(distance):
+        return torch.empty(0, 2, dtype=torch.long, device=distance.device)
+    # Almost no neuron has a sample on its kink: one reduction finds the columns worth a closer look.
+    columns = (distance.amin(dim=0) <= reach * x_norm.max()).nonzero().squeeze(1)
+    kinks = (distance[:, columns] <= reach[columns] * x_norm[:, None]).nonzero()
+    kinks[:, 1] = columns[kinks[:, 1]]
+    return kinks
