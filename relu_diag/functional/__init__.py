@@ -1,6 +1,7 @@
 """Pure functions from tensors to frozen results: the mathematics, without any training framework."""
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock, rho, squared_error_signal, squared_loss
+from relu_diag.functional.escape import EscapeNeurons, escape_neurons
 from relu_diag.functional.geometry import (
     NeuronGeometry,
     geometry_from_sums,
@@ -9,25 +10,41 @@ from relu_diag.functional.geometry import (
     tangential_derivatives,
 )
 from relu_diag.functional.neurons import NeuronStates, dead_sector, neuron_states, states_from_sums, target_scale
+from relu_diag.functional.stationarity import Stationarity, stationarity
 from relu_diag.functional.sums import KinkSamples, NeuronSums, neuron_sums
+from relu_diag.functional.taylor import PerturbationTest, TaylorExpansion, perturbation_test, taylor_expansion
+from relu_diag.functional.verdict import Verdict, classify, classify_signal
+from relu_diag.functional.witness import Direction
 
 __all__ = [
     "BlockSignal",
+    "Direction",
+    "EscapeNeurons",
     "KinkSamples",
     "NeuronGeometry",
     "NeuronStates",
     "NeuronSums",
+    "PerturbationTest",
     "ShallowBlock",
+    "Stationarity",
+    "TaylorExpansion",
+    "Verdict",
+    "classify",
+    "classify_signal",
     "dead_sector",
+    "escape_neurons",
     "geometry_from_sums",
     "neuron_geometry",
     "neuron_states",
     "neuron_sums",
+    "perturbation_test",
     "radial_directions",
     "rho",
     "squared_error_signal",
     "squared_loss",
     "states_from_sums",
+    "stationarity",
     "tangential_derivatives",
     "target_scale",
+    "taylor_expansion",
 ]

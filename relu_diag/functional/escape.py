@@ -10,7 +10,7 @@ from torch import Tensor
 from relu_diag.functional.block import BlockSignal, ShallowBlock
 from relu_diag.functional.chunks import chunks
 from relu_diag.functional.fan import Array, OneNeuron, loudest_direction, loudest_flat_direction, vanishes
-from relu_diag.functional.geometry import _tangential as tangential_part
+from relu_diag.functional.geometry import tangential_part
 from relu_diag.functional.stationarity import Stationarity, derivative_scale, stationarity, without_rounding
 from relu_diag.functional.sums import MAX_KINKS, slopes_at
 

@@ -84,7 +84,7 @@ def geometry_from_sums(block: ShallowBlock, sums: NeuronSums) -> NeuronGeometry:
     """
     W = block.W.detach().double()
     radial = (sums.smooth * radial_directions(W)).sum(1)
-    tangential = _tangential(W, sums.smooth)
+    tangential = tangential_part(W, sums.smooth)
     slope = tangential.norm(dim=1)
     direction = torch.where(slope[:, None] > 0, -tangential / slope.clamp(min=1e-300)[:, None], 0.0)
     steepest = torch.where(slope > 0, -slope, 0.0)
@@ -121,7 +121,7 @@ def tangential_derivatives(
         raise ValueError(
             f"`V` needs one finite direction per neuron, shape {tuple(block.W.shape)}; got {tuple(V.shape)}."
         )
-    V = _tangential(block.W.detach().double(), V.detach().to(block.W.device).double())
+    V = tangential_part(block.W.detach().double(), V.detach().to(block.W.device).double())
     b = (block.slopes[1] - block.slopes[0]) / 2
     slope = torch.zeros_like(V[:, 0])
     for chunk in chunks(block, signal, kink_tol):
@@ -146,7 +146,16 @@ def radial_directions(W: Tensor) -> Tensor:
     return torch.where(norm > 0, W / norm, 0.0)
 
 
-def _tangential(W: Tensor, V: Tensor) -> Tensor:
+def tangential_part(W: Tensor, V: Tensor) -> Tensor:
+    """What is left of vectors without their radial part; everything where ``w_i = 0``.
+
+    Args:
+        W: Input weights, shape ``(I, d)``.
+        V: One vector per neuron, shape ``(I, d)``.
+
+    Returns:
+        Tangential vectors, shape ``(I, d)``.
+    """
     if W.shape[1] == 1:  # exactly, where the subtraction would leave rounding
         return torch.where(W == 0, V, 0.0)
     U = radial_directions(W)
@@ -164,9 +173,9 @@ def _descend_kinks(
     neuron, order = sums.kinks.neuron.sort(stable=True)
     kinked, count = np.unique(neuron.cpu().numpy(), return_counts=True)
     at = torch.as_tensor(kinked, device=W.device)
-    X = _tangential(W[neuron], sums.kinks.X[order]).cpu().numpy()
+    X = tangential_part(W[neuron], sums.kinks.X[order]).cpu().numpy()
     q = (b * sums.kinks.c[order]).cpu().numpy()
-    g = _tangential(W[at], sums.smooth[at]).cpu().numpy()
+    g = tangential_part(W[at], sums.smooth[at]).cpu().numpy()
     ends = count.cumsum().tolist()
     parts = [slice(end - size, end) for end, size in zip(ends, count.tolist(), strict=True)]
     found = [steepest_descent(g_i, q[part], X[part]) for g_i, part in zip(g, parts, strict=True)]

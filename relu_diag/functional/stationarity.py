@@ -10,8 +10,7 @@ from torch import Tensor
 from relu_diag.functional.block import BlockSignal, ShallowBlock
 from relu_diag.functional.chunks import kink_tolerance
 from relu_diag.functional.fan import fan_rays, merge_collinear, one_sided, row_space
-from relu_diag.functional.geometry import NeuronGeometry, neuron_geometry
-from relu_diag.functional.geometry import _tangential as tangential_part
+from relu_diag.functional.geometry import NeuronGeometry, neuron_geometry, tangential_part
 
 _TOL = {torch.float64: 1e-9, torch.float32: 1e-5}
 # Weights of a neuron below this share of the largest neuron's are what an exact zero leaves after rounding.

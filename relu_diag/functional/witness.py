@@ -1,0 +1,147 @@
+"""Directions along which the loss was evaluated and seen to fall."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from relu_diag.functional.block import ShallowBlock, rho
+from relu_diag.functional.escape import EscapeNeurons, silent_escapes
+from relu_diag.functional.geometry import radial_directions
+from relu_diag.functional.stationarity import Stationarity
+from relu_diag.functional.taylor import Move, SquaredProblem, expand
+
+_HALVINGS = 30
+_NEURONS_TRIED = 8
+# Rounding of a loss evaluated in float64, as a multiple of its unit roundoff times the size of what is summed.
+_RESOLUTION = 4 * torch.finfo(torch.float64).eps
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Direction:
+    """A direction in the space of weights, and the fall of the loss seen along it.
+
+    Attributes:
+        dW: Direction of the input weights, shape ``(I, d)``.
+        dH: Direction of the output weights, shape ``(J, I)``.
+        step: The loss was evaluated at ``(W + step dW, H + step dH)``.
+        loss_change: What it was lower by, < 0.
+        db: Direction of the output bias, shape ``(J,)``; None where the bias stays as it is.
+    """
+
+    dW: Tensor
+    dH: Tensor
+    step: float
+    loss_change: float
+    db: Tensor | None = None
+
+    def __str__(self) -> str:
+        return f"loss change {self.loss_change:.3g} at step {self.step:.3g}"
+
+
+def see_fall(problem: SquaredProblem, move: Move) -> Direction | None:
+    """A step along a move at which the loss is lower by more than its rounding, if one is seen.
+
+    The exact quartic proposes the step. Beyond its validity radius the loss is another one, so steps are halved from
+    there until a fall is seen.
+
+    Args:
+        problem: The squared loss.
+        move: The direction, of any length.
+
+    Returns:
+        The direction at unit length with the step and the fall, or None.
+    """
+    length = float(torch.cat([part.flatten() for part in (move.dW, move.dH, move.db)]).norm())
+    if length == 0:
+        return None
+    move = Move(move.dW / length, move.dH / length, move.db / length)
+    line = expand(problem, move)
+    step, seen = line.minimiser, (0.0, 0.0)
+    inside = min(step, line.eps_max)
+    for _ in range(_HALVINGS):
+        seen = min(seen, *((_change(problem, move, tried), tried) for tried in {step, inside}))
+        if seen[0] < 0 or step <= inside:
+            break
+        step /= 2
+    change, step = seen
+    return Direction(move.dW, move.dH, step, change, move.db if bool(move.db.any()) else None) if change < 0 else None
+
+
+def first_order_fall(problem: SquaredProblem, found: Stationarity) -> Direction | None:
+    """The fall along the steepest descent of all neurons that are not stationary, or of the worst of them alone.
+
+    Args:
+        problem: The squared loss.
+        found: Its stationarity.
+
+    Returns:
+        The direction, or None where no fall exceeds the rounding of the loss.
+    """
+    geometry = found.geometry
+    dW = -geometry.steepest[:, None] * geometry.direction
+    dW -= geometry.radial[:, None] * radial_directions(problem.block.W)
+    bias = found.bias_violation > found.tol
+    db = problem.loss_signal.G.sum(0) * (-1.0 if bias else 0.0)
+    broken = found.violation > found.tol
+    alone = torch.eye(len(broken), dtype=torch.bool, device=broken.device)[found.violation.argsort(descending=True)]
+    tries = [(broken, 0 * db), (broken, db)] if bias else [(broken, db)]
+    tries += [(one, 0 * db) for one in alone[: min(_NEURONS_TRIED, int(broken.sum()))]]
+    moves = (Move(dW * mask[:, None], -geometry.output_gradient * mask, bias_part) for mask, bias_part in tries)
+    return next((fall for fall in (see_fall(problem, move) for move in moves) if fall is not None), None)
+
+
+def silent_escape_fall(problem: SquaredProblem, escape: EscapeNeurons) -> Direction | None:
+    """The fall that an escape neuron with ``h_i = 0`` opens: output weights against ``D``, input weights along ``v``.
+
+    With ``delta h_i = -a D / ||D||`` and ``delta w_i = t v`` the loss changes by ``f/2 a^2 ||rho(z_i)||^2 - a t ||D||``
+    to second order, negative for ``t > f ||rho(z_i)||^2 a / (2 ||D||)``.
+
+    Source: Wu et al., Corollary 4.4.
+
+    Args:
+        problem: The squared loss, ``f / 2`` times a sum of squares.
+        escape: Its escape neurons.
+
+    Returns:
+        The direction, or None where there is no such neuron or no fall exceeds the rounding of the loss.
+    """
+    block, X = problem.block, problem.signal.X
+    pull = escape.D.norm(dim=1) * silent_escapes(block, problem.signal, escape)
+    for i in pull.argsort(descending=True)[: min(_NEURONS_TRIED, int((pull > 0).sum()))].tolist():
+        D, v = escape.D[i], escape.direction[i]
+        t = float(block.W[i].norm()) or 1.0
+        now, ahead = (rho(X @ w, block.slopes).square().sum() for w in (block.W[i], v))
+        a = t * pull[i] / (problem.factor * (now + t**2 * ahead))
+        move = Move(torch.zeros_like(block.W), torch.zeros_like(block.H), torch.zeros_like(D))
+        move.dW[i], move.dH[:, i] = t * v, -a * D / pull[i]
+        fall = see_fall(problem, move)
+        if fall is not None:
+            return fall
+    return None
+
+
+def _change(problem: SquaredProblem, move: Move, step: float) -> float:
+    """Loss change at the moved point as a difference of outputs, 0 where rounding could hide its sign."""
+    block, X, residual = problem.block, problem.signal.X, problem.signal.G
+    moved = move.dW.any(dim=1) | move.dH.any(dim=0)
+    change, after = step * move.db.expand_as(residual), block.W.new_zeros(())
+    if bool(moved.any()):
+        before = ShallowBlock(block.W[moved], block.H[:, moved], block.slopes)
+        there = ShallowBlock(before.W + step * move.dW[moved], before.H + step * move.dH[:, moved], block.slopes)
+        change = change + there(X) - before(X)
+        after = _reach(there)
+    fall = problem.factor / 2 * float((change * (2 * residual + change)).sum())
+    # Every output is a sum of terms this large, and each carries a unit roundoff.
+    size = residual.norm(dim=1) + X.norm(dim=1) * (_reach(block) + after)
+    if block.output_bias is not None:
+        size = size + block.output_bias.norm() + step * move.db.norm()
+    rounding = _RESOLUTION * problem.factor * float((residual.norm(dim=1) + change.norm(dim=1)) @ size)
+    return fall if fall < -rounding else 0.0
+
+
+def _reach(block: ShallowBlock) -> Tensor:
+    amplitude: Tensor = block.W.norm(dim=1) @ block.H.norm(dim=0)
+    return amplitude * max(map(abs, block.slopes))
