@@ -83,7 +83,8 @@ class SmoothLeakyReLU(nn.Module):
         Returns:
             Activations, same shape.
         """
-        return self.slope * z + (1.0 - self.slope) * functional.softplus(z)
+        # torch's softplus cuts off at 20; this one is exact to rounding everywhere.
+        return self.slope * z - (1.0 - self.slope) * functional.logsigmoid(-z)
 
     def extra_repr(self) -> str:
         """Arguments, for ``repr``.
@@ -123,9 +124,11 @@ class ShallowNet(nn.Module):
         init_scale: float | None = None,
     ) -> None:
         super().__init__()
-        self.hidden = nn.Linear(in_features, width, bias=hidden_bias)
-        self.activation = ReLULike(*slopes)
-        self.output = nn.Linear(width, out_features, bias=output_bias)
+        # The small draw starts where the user's seed left the generator, not behind torch's own draw.
+        with torch.random.fork_rng(devices=[], enabled=init_scale is not None):
+            self.hidden = nn.Linear(in_features, width, bias=hidden_bias)
+            self.activation = ReLULike(*slopes)
+            self.output = nn.Linear(width, out_features, bias=output_bias)
         if init_scale is not None:
             small_init_(self, init_scale)
 
@@ -146,12 +149,13 @@ def small_init_(net: ShallowNet, scale: float, generator: torch.Generator | None
     """Draw all weights from a normal law: input weights and hidden bias first, then output weights and bias.
 
     With ``torch.manual_seed(12)``, 50 neurons and no biases this is the draw of Wu et al., section 4.1.1, at
-    ``scale = 50**-3``. The numbers are drawn in float32 whatever the dtype of the network, so a seed means one network.
+    ``scale = 50**-3``. The numbers are drawn in float32 on the CPU whatever the network's dtype and device, so a seed
+    means one network.
 
     Args:
         net: The network, changed in place.
         scale: Standard deviation.
-        generator: Source of randomness; None: torch's global one.
+        generator: Source of randomness on the CPU; None: torch's global one.
 
     Raises:
         ValueError: If the scale is negative or not finite.
@@ -161,12 +165,14 @@ def small_init_(net: ShallowNet, scale: float, generator: torch.Generator | None
     with torch.no_grad():
         for layer in (net.hidden, net.output):
             for parameter in layer.parameters():
-                draw = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+                draw = torch.randn(parameter.shape, generator=generator, dtype=torch.float32, device="cpu")
                 parameter.copy_(draw.to(parameter.dtype) * scale)
 
 
 def balance_(net: ShallowNet) -> None:
     """Rescale each neuron to ``||w_i|| = ||h_i||`` without changing the function (Wu et al., Fact 4.6).
+
+    A neuron with ``w_i = 0`` or ``h_i = 0`` cannot be rescaled and stays as it is.
 
     Args:
         net: The network, changed in place.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from relu_diag.functional.sums import NeuronSums, neuron_sums
 
 _GROUP_BLOCK = 2**22
 _ARC_TOL = 1e-12
+_ROUNDING = 1e-15  # of an inner product of unit vectors
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,14 +92,18 @@ def neuron_states(
     Returns:
         States.
 
+    Raises:
+        ValueError: If there is not one target per sample.
+
     Example:
         >>> block = ShallowBlock(W=torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), H=torch.tensor([[1.0, 1.0]]))
         >>> print(neuron_states(block, X=torch.tensor([[0.5, 1.0]]), Y=torch.ones(1, 1)))
         2 neurons: 1 dead, 0 on the brink, 1 linear, 0 small living; 1 effective neurons
     """
-    silent = BlockSignal(X, X.new_zeros(len(X), block.H.shape[0]))
-    sums = neuron_sums(block, silent, kink_tol)
-    return states_from_sums(block, sums, target_scale(Y), group_angle, small)
+    silent = BlockSignal(X, torch.zeros(len(X), len(block.H), dtype=block.W.dtype, device=block.W.device))
+    if len(Y) != len(X):
+        raise ValueError(f"`Y` needs one row per sample: X is {tuple(X.shape)}, Y is {tuple(Y.shape)}.")
+    return states_from_sums(block, neuron_sums(block, silent, kink_tol), target_scale(Y), group_angle, small)
 
 
 def target_scale(Y: Tensor) -> float:
@@ -108,8 +114,16 @@ def target_scale(Y: Tensor) -> float:
 
     Returns:
         The scale against which a contribution is small, in units of the output.
+
+    Raises:
+        ValueError: If there is no target, or one is not finite.
     """
-    return float(Y.detach().double().square().mean().sqrt()) if Y.is_floating_point() else 1.0
+    if not Y.is_floating_point():
+        return 1.0
+    scale = float(Y.detach().double().square().mean().sqrt())
+    if not math.isfinite(scale):
+        raise ValueError(f"`Y` needs at least one target and finite ones; their root mean square is {scale}.")
+    return scale
 
 
 def states_from_sums(
@@ -126,23 +140,28 @@ def states_from_sums(
 
     Returns:
         States.
+
+    Raises:
+        ValueError: If the angle is not in [0, pi], or the fraction or the scale is negative or not finite.
     """
-    (s_minus, s_plus), W, H = block.slopes, block.W.detach().double(), block.H.detach().double()
-    below, above, silent = sums.z_max < 0, sums.z_min > 0, torch.zeros_like(sums.z_max, dtype=torch.bool)
-    dead = (below if s_minus == 0 else silent) | (above if s_plus == 0 else silent)
-    quiet = (sums.z_max <= 0 if s_minus == 0 else silent) | (sums.z_min >= 0 if s_plus == 0 else silent)
-    linear = (below if s_minus != 0 else silent) | (above if s_plus != 0 else silent)
+    if not 0 <= group_angle <= math.pi:
+        raise ValueError(f"`group_angle` is an angle in [0, pi] rad; got {group_angle!r}.")
+    if not (math.isfinite(small * scale) and small >= 0 and scale >= 0):
+        raise ValueError(f"`small` and `scale` must be finite and not negative; got {small!r} and {scale!r}.")
+    W, H = block.W.detach().double(), block.H.detach().double()
+    dead, brink, linear = _legs(sums, block.slopes)
     w_norm, h_norm = W.norm(dim=1), H.norm(dim=0)
     amplitude = w_norm * h_norm
     peak = torch.maximum(rho(sums.z_max, block.slopes).abs(), rho(sums.z_min, block.slopes).abs())
+    peak = torch.where(sums.z_min <= sums.z_max, peak, 0.0)  # where all samples are x = 0 there is no extreme
     living = ~dead & (w_norm > 0)
     group, group_amplitude = _effective_neurons(W, living, amplitude, group_angle)
     contribution = torch.zeros_like(group_amplitude).index_add_(0, group[living], (h_norm * peak)[living])
-    small_group = torch.cat([contribution <= small * scale, silent.new_ones(1)])  # the last entry serves group -1
+    small_group = torch.cat([contribution <= small * scale, dead.new_ones(1)])  # the last entry serves group -1
     mean_activation = sums.activation.mean()
     return NeuronStates(
         dead=dead,
-        brink=quiet & ~dead,
+        brink=brink,
         linear=linear,
         small_living=~dead & small_group[group],
         dormancy=sums.activation / mean_activation if mean_activation > 0 else torch.zeros_like(sums.activation),
@@ -150,8 +169,24 @@ def states_from_sums(
         group_amplitude=group_amplitude,
         amplitude=amplitude,
         balancedness=w_norm.square() - h_norm.square(),
-        angle=torch.atan2(W[:, 1] if W.shape[1] > 1 else torch.zeros_like(w_norm), W[:, 0]) % (2 * torch.pi),
+        angle=_angle(W),
     )
+
+
+def _legs(sums: NeuronSums, slopes: tuple[float, float]) -> tuple[Tensor, Tensor, Tensor]:
+    """Which neurons are dead, on the brink, linear: the sides of the kink that hold samples, and their slopes."""
+    below, above, silent = sums.z_max < 0, sums.z_min > 0, torch.zeros_like(sums.z_max, dtype=torch.bool)
+    flat_below, flat_above = (slope == 0 for slope in slopes)
+    dead = (below if flat_below else silent) | (above if flat_above else silent)
+    linear = ((silent if flat_below else below) | (silent if flat_above else above)) & (sums.z_min <= sums.z_max)
+    nothing_above = (sums.z_max <= 0) | flat_above
+    nothing_below = (sums.z_min >= 0) | flat_below
+    return dead, nothing_above & nothing_below & ~dead, linear
+
+
+def _angle(W: Tensor) -> Tensor:
+    angle = torch.atan2(W[:, 1] if W.shape[1] > 1 else torch.zeros_like(W[:, 0]), W[:, 0]) % (2 * torch.pi)
+    return torch.where(angle < 2 * torch.pi, angle, 0.0)  # just below the axis the remainder rounds up
 
 
 def dead_sector(X: Tensor, slopes: tuple[float, float] = (0.0, 1.0)) -> tuple[float, float] | None:
@@ -202,17 +237,24 @@ def _effective_neurons(W: Tensor, living: Tensor, amplitude: Tensor, angle: floa
 
 def _components(U: Tensor, angle: float) -> Tensor:
     """Components of the graph of close directions, block of rows by block of rows: a spanning forest is carried on."""
-    count, close = len(U), 4 * np.sin(angle / 2) ** 2
+    count = len(U)
     label = np.arange(count)
     rows = max(1, _GROUP_BLOCK // max(count, 1))
     for start in range(0, count, rows):
-        # The chord, not the cosine: 1 - cos loses angles below 1e-8.
-        chord = torch.cdist(U[start : start + rows], U, compute_mode="donot_use_mm_for_euclid_dist")
-        row, column = (chord.square() <= close).nonzero().cpu().numpy().T
+        row, column = _close(U[start : start + rows], U, angle).nonzero().cpu().numpy().T
         sources, targets = np.concatenate([row + start, np.arange(count)]), np.concatenate([column, label])
         graph = coo_array((np.ones(len(sources), dtype=bool), (sources, targets)), shape=(count, count))
         label = _first_member(connected_components(graph, directed=False)[1])
     return torch.as_tensor(np.unique(label, return_inverse=True)[1], device=U.device)
+
+
+def _close(U: Tensor, V: Tensor, angle: float) -> Tensor:
+    if angle > 1e-3:
+        cosine = U @ V.T
+        return cosine >= math.cos(angle) - _ROUNDING
+    # 1 - cos loses angles below 1e-8; the chord does not, but takes far longer.
+    chord = torch.cdist(U, V, compute_mode="donot_use_mm_for_euclid_dist")
+    return chord <= 2 * math.sin(angle / 2) + _ROUNDING
 
 
 def _first_member(component: np.ndarray) -> np.ndarray:
