@@ -245,9 +245,16 @@ def test_divergence_is_an_error_that_names_the_learning_rate(tmp_path: Path) -> 
         )
 
 
+def test_data_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    points = PointsDataModule("five_points")
+    points.points.tensors[1][2] = math.nan
+    with pytest.raises(ValueError, match="`Y` has NaN"):
+        trainer(tmp_path, 100).fit(ReferenceRegression("five_points"), points)
+
+
 @pytest.mark.parametrize("points", ["two_outputs", "three_inputs"])
 def test_data_of_another_problem_are_refused(tmp_path: Path, points: Any) -> None:
-    with pytest.raises(ValueError, match="columns"):
+    with pytest.raises(ValueError, match="column"):
         trainer(tmp_path, 100).fit(ReferenceRegression("five_points"), PointsDataModule(points))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional import ShallowBlock
+from relu_diag.functional.block import check_targets
 
 
 def gradient_descent_(block: ShallowBlock, X: Tensor, Y: Tensor, rate: float, steps: int) -> Tensor:
@@ -41,6 +42,7 @@ def gradient_descent_(block: ShallowBlock, X: Tensor, Y: Tensor, rate: float, st
         raise ValueError(f"`steps` must be at least 1; got {steps!r}.")
     if block.output_bias is not None:
         raise ValueError("`block` has an output bias, which these steps would not train. Give X a constant column.")
+    check_targets(block, X, Y)
     tensors = [value.detach() for value in (X, Y, block.W, block.H)]
     if X.device.type != "cpu" or X.dtype not in {torch.float32, torch.float64}:
         residual: Tensor = _descend(torch, tensors, block.slopes, rate, steps)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from relu_diag.experiments.descent import gradient_descent_
 from relu_diag.experiments.problems import ProblemName, reference_problem
-from relu_diag.functional import BlockSignal, ShallowBlock
-from relu_diag.functional.block import check_fit, residual_factor
+from relu_diag.functional import ShallowBlock
+from relu_diag.functional.block import residual_factor
 from relu_diag.nn import ShallowNet, small_init_
 
 
@@ -111,7 +111,6 @@ class ReferenceRegression(LightningModule):
             ValueError: If the loss is not finite.
         """
         (X, Y), block, done = batch, self.block, self.trainer.global_step
-        check_fit(block, BlockSignal(X, Y))
         steps = self.steps_per_batch - done % self.steps_per_batch
         if self.trainer.max_steps >= 0:
             steps = min(steps, self.trainer.max_steps - done)
