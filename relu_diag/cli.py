@@ -1,16 +1,26 @@
-"""The command line: ``relu-diag fit -c configs/five_points.yaml``, and everything else LightningCLI offers."""
+"""The command line: ``relu-diag fit -c configs/five_points.yaml`` and ``relu-diag inspect CHECKPOINT --data FILE``."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningCLI
+from rich.console import Console
 
 from relu_diag import callbacks, experiments
+from relu_diag.figures import function_figure
+from relu_diag.functional import classify
+from relu_diag.functional.block import Reduction
+from relu_diag.inspection import load_block, load_data, neuron_table
 
 # Imported so that configs may name these classes without their module.
-__all__ = ["callbacks", "experiments", "main"]
+__all__ = ["callbacks", "experiments", "inspect", "main"]
+
+_INSPECT = "relu-diag inspect CHECKPOINT --data FILE says what a saved network is stuck at."
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -19,6 +29,13 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Arguments without the program's name; None: those of the process.
     """
+    given = list(sys.argv[1:] if args is None else args)
+    if given[:1] == ["inspect"]:
+        parser = ArgumentParser(prog="relu-diag inspect", description=_INSPECT)
+        parser.add_argument("checkpoint", type=Path, help="a Lightning checkpoint or a state dict")
+        parser.add_function_arguments(inspect, as_positional=False, skip={"checkpoint"})
+        inspect(**parser.parse_args(given[1:]))
+        return
     # Returning the CLI object would make it the exit status of the console script.
     LightningCLI(
         LightningModule,
@@ -26,6 +43,46 @@ def main(args: Sequence[str] | None = None) -> None:
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=False,
-        parser_kwargs={"prog": "relu-diag"},
-        args=None if args is None else list(args),
+        parser_kwargs={"prog": "relu-diag", "epilog": _INSPECT},
+        args=given,
     )
+
+
+def inspect(
+    checkpoint: Path,
+    data: Path,
+    class_path: str | None = None,
+    slopes: tuple[float, float] | None = None,
+    reduction: Reduction = "mean",
+    kink_tol: float | None = None,
+    tol: float | None = None,
+    out: Path | None = None,
+) -> None:
+    """Print the verdict on a checkpoint and the table of its neurons, and write the figures.
+
+    Args:
+        checkpoint: A Lightning checkpoint or a state dict; it is loaded without executing anything in it.
+        data: ``.npz`` or ``.pt`` with X and Y, or ``.csv`` with the targets in the last columns.
+        class_path: Import path of the module's class, for what is not a ShallowNet.
+        slopes: Slopes of a ShallowNet whose checkpoint does not hold them.
+        reduction: Of the squared loss: mean, sum or half_sum.
+        kink_tol: Relative distance to a kink that counts as on it.
+        tol: Relative tolerance on derivatives.
+        out: Folder for the figures; None: beside the checkpoint.
+    """
+    console = Console()
+    try:
+        block = load_block(checkpoint, class_path, slopes)
+        X, Y = load_data(data, block)
+        verdict = classify(block, X, Y, reduction, kink_tol, tol)
+        table = neuron_table(block, X, Y, reduction, kink_tol)
+    except (OSError, ValueError, TypeError) as error:
+        sys.exit(f"relu-diag inspect: {error}")
+    console.print(table)
+    console.print(verdict.summary(), markup=False, highlight=False)
+    folder = out or checkpoint.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if X.shape[1] == 2:
+        path = folder / "function.png"
+        function_figure(block, X, Y).savefig(path, dpi=150)
+        console.print(f"figure: {path}", soft_wrap=True)

@@ -1,0 +1,202 @@
+"""From a checkpoint file and a data file to a block, its data, and what can be said about the point."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich import box
+from rich.table import Table
+from torch import Tensor, nn
+
+from relu_diag.capture import read_block
+from relu_diag.functional import (
+    NeuronGeometry,
+    NeuronStates,
+    ShallowBlock,
+    neuron_geometry,
+    neuron_states,
+    squared_error_signal,
+)
+from relu_diag.functional.block import Reduction
+
+_MAX_ROWS = 100
+
+
+def load_block(
+    checkpoint: Path, class_path: str | None = None, slopes: tuple[float, float] | None = None
+) -> ShallowBlock:
+    """The block of a Lightning checkpoint or of a plain state dict, in float64. Nothing in the file is executed.
+
+    Args:
+        checkpoint: File written by a Trainer or by ``torch.save(module.state_dict())``.
+        class_path: Import path of the module's class, built with the checkpoint's hyper-parameters; None: the file
+            holds a `ShallowNet`, alone or inside another module.
+        slopes: ``(s-, s+)`` of a `ShallowNet`; None: as in the hyper-parameters, ReLU where there are none.
+
+    Returns:
+        The block.
+
+    Raises:
+        ValueError: If the file holds no shallow block.
+    """
+    loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"{checkpoint} holds a {type(loaded).__name__}; expected a checkpoint or a state dict.")
+    state, hparams = loaded.get("state_dict", loaded), loaded.get("hyper_parameters", {})
+    if class_path is not None:
+        module = _module(class_path, state, hparams).double().eval()
+        block = read_block(module)
+        _refuse_more(module, block)
+        return block
+    prefixes = [key.removesuffix("hidden.weight") for key in state if key.endswith("hidden.weight")]
+    prefixes = [prefix for prefix in prefixes if f"{prefix}output.weight" in state]
+    if len(prefixes) != 1:
+        found = f"{len(prefixes)} of them ({', '.join(prefixes)})" if prefixes else f"the keys {', '.join(state)}"
+        raise ValueError(
+            f"{checkpoint} must hold one pair hidden.weight, output.weight of a ShallowNet; it has {found}. "
+            "Name the module's class with --class_path."
+        )
+    parts = {
+        key: state.get(prefixes[0] + key) for key in ("hidden.weight", "hidden.bias", "output.weight", "output.bias")
+    }
+    W, b, H, bias = (None if part is None else part.double() for part in parts.values())
+    assert W is not None
+    assert H is not None
+    W = W if b is None else torch.cat([W, b[:, None]], dim=1)
+    return ShallowBlock(W, H, slopes or tuple(hparams.get("slopes", (0.0, 1.0))), bias)
+
+
+def load_data(file: Path, block: ShallowBlock) -> tuple[Tensor, Tensor]:
+    """A data set for a block, in float64.
+
+    Args:
+        file: ``.npz`` or ``.pt`` with ``X`` and ``Y`` (a pair of tensors will do), or ``.csv`` with the targets in the
+            last columns and an optional header.
+        block: The block it is for: it says how many columns are targets, and whether a column of ones is missing.
+
+    Returns:
+        Inputs ``(N, d)``, with a column of ones where the block has a hidden bias, and targets ``(N, J)``.
+
+    Raises:
+        ValueError: If the file cannot be read as a data set of the block.
+    """
+    X, Y = _READERS.get(file.suffix, _unknown)(file, len(block.H))
+    X, Y = X.double(), Y.double().reshape(len(Y), -1)
+    if X.ndim == 1:
+        X = X[:, None]
+    if X.shape[1] == block.W.shape[1] - 1:
+        X = torch.cat([X, X.new_ones(len(X), 1)], dim=1)
+    if X.shape[1] != block.W.shape[1] or Y.shape != (len(X), len(block.H)):
+        raise ValueError(
+            f"{file} has inputs {tuple(X.shape)} and targets {tuple(Y.shape)}; the block takes {block.W.shape[1]} "
+            f"inputs (the constant column counted) and gives {len(block.H)} outputs."
+        )
+    return X, Y
+
+
+def neuron_table(
+    block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reduction = "mean", kink_tol: float | None = None
+) -> Table:
+    """What each neuron is doing, largest amplitude first.
+
+    Args:
+        block: The network.
+        X: Inputs, shape ``(N, d)``.
+        Y: Targets, shape ``(N, J)``.
+        reduction: Of the squared loss.
+        kink_tol: Relative distance that counts as on the kink; None: by dtype.
+
+    Returns:
+        Table for a terminal, at most 100 neurons.
+    """
+    geometry = neuron_geometry(block, squared_error_signal(block, X, Y, reduction), kink_tol)
+    states = neuron_states(block, X, Y, kink_tol)
+    order = states.amplitude.argsort(descending=True, stable=True)[:_MAX_ROWS].tolist()
+    title = f"{len(block.W)} neurons" + (f", the largest {_MAX_ROWS}" if len(block.W) > _MAX_ROWS else "")
+    table = Table(title=title, box=box.SIMPLE, padding=0)
+    for column in ("neuron", "state", "group", "|w|", "|h|", "angle", "kinks", "radial", "steepest"):
+        table.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
+    for i in order:
+        table.add_row(*_row(i, block, geometry, states))
+    return table
+
+
+def _row(i: int, block: ShallowBlock, geometry: NeuronGeometry, states: NeuronStates) -> list[str]:
+    names = {"dead": states.dead, "on the brink": states.brink, "linear": states.linear, "small": states.small_living}
+    group = int(states.group[i])
+    return [
+        str(i),
+        ", ".join(name for name, mask in names.items() if mask[i]) or "active",
+        str(group) if group >= 0 else "-",
+        f"{block.W[i].norm():.2g}",
+        f"{block.H[:, i].norm():.2g}",
+        f"{states.angle[i]:.3f}",
+        str(int(geometry.kink_count[i])),
+        f"{geometry.radial[i]:.2g}",
+        f"{geometry.steepest[i]:.2g}" + ("" if geometry.exact[i] else " or less"),
+    ]
+
+
+def _module(class_path: str, state: Mapping[str, Tensor], hparams: Mapping[str, Any]) -> nn.Module:
+    module_name, _, class_name = class_path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"--class_path {class_path!r} cannot be imported: {error}.") from error
+    accepted = inspect.signature(cls).parameters
+    try:
+        module = cls(**{name: value for name, value in hparams.items() if name in accepted})
+        module.load_state_dict(state)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"{class_path} cannot be built from the checkpoint's hyper-parameters: {error}.") from error
+    assert isinstance(module, nn.Module)
+    return module
+
+
+def _refuse_more(module: nn.Module, block: ShallowBlock) -> None:
+    # The data are inputs and targets of the module: what it computes around its block would be left out.
+    first = next(layer for layer in module.modules() if isinstance(layer, nn.Linear))
+    X = torch.randn(16, first.in_features, dtype=block.W.dtype, generator=torch.Generator().manual_seed(0))
+    inputs = X if first.bias is None else torch.cat([X, X.new_ones(len(X), 1)], dim=1)
+    with torch.no_grad():
+        if block.W.shape[1] != inputs.shape[1] or not torch.allclose(module(X), block(inputs)):
+            raise ValueError(f"{type(module).__name__} computes more than its block: inspect the block's own layers.")
+
+
+def _read_npz(file: Path, _: int) -> tuple[Tensor, Tensor]:
+    with np.load(file, allow_pickle=False) as arrays:
+        return _named(file, {name: torch.as_tensor(arrays[name]) for name in arrays.files})
+
+
+def _read_pt(file: Path, _: int) -> tuple[Tensor, Tensor]:
+    loaded = torch.load(file, map_location="cpu", weights_only=True)
+    if isinstance(loaded, tuple | list) and len(loaded) == 2:
+        return loaded[0], loaded[1]
+    return _named(file, loaded if isinstance(loaded, Mapping) else {})
+
+
+def _read_csv(file: Path, outputs: int) -> tuple[Tensor, Tensor]:
+    header = re.search(r"[A-DF-Za-df-z_]", file.read_text().partition("\n")[0]) is not None
+    table = torch.as_tensor(np.loadtxt(file, delimiter=",", skiprows=int(header), ndmin=2))
+    return table[:, :-outputs], table[:, -outputs:]
+
+
+def _named(file: Path, arrays: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    lower = {name.lower(): value for name, value in arrays.items()}
+    if not {"x", "y"} <= lower.keys():
+        raise ValueError(f"{file} must hold X and Y; it holds {', '.join(arrays) or 'neither'}.")
+    return lower["x"], lower["y"]
+
+
+def _unknown(file: Path, _: int) -> tuple[Tensor, Tensor]:
+    raise ValueError(f"{file} must be one of {', '.join(_READERS)}.")
+
+
+_READERS = {".npz": _read_npz, ".pt": _read_pt, ".csv": _read_csv}

@@ -1,0 +1,132 @@
+"""`relu-diag inspect` reads checkpoints and data as users have them, and says what is wrong with the others."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+from torch.testing import assert_close
+
+from relu_diag.cli import main
+from relu_diag.inspection import load_block, load_data, neuron_table
+from relu_diag.nn import ShallowNet
+
+
+class Leaky(nn.Module):
+    """A block that is not a ShallowNet."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2, width), nn.LeakyReLU(0.25), nn.Linear(width, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+class Shifted(Leaky):
+    """More than its block."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 1
+
+
+def saved(folder: Path, module: nn.Module, **extra: object) -> Path:
+    path = folder / "net.ckpt"
+    torch.save({"state_dict": module.state_dict(), **extra} if extra else module.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def net() -> ShallowNet:
+    torch.manual_seed(0)
+    return ShallowNet(2, 4, hidden_bias=True, output_bias=True).double()
+
+
+@pytest.fixture
+def points() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(6, n, generator=generator, dtype=torch.float64) for n in (2, 1))  # type: ignore[return-value]
+
+
+def test_state_dicts_and_lightning_checkpoints_of_a_shallow_net_are_read(tmp_path: Path, net: ShallowNet) -> None:
+    inside = nn.ModuleDict({"net": net})
+    cases = [(net, {}), (inside, {"hyper_parameters": {"slopes": (-1.0, 1.0), "lr": 0.1}})]
+    for module, extra in cases:
+        block = load_block(saved(tmp_path, module, **extra))
+        assert_close(block.W, torch.cat([net.hidden.weight, net.hidden.bias[:, None]], 1).detach())
+        assert_close(block.output_bias, net.output.bias.detach())
+        assert block.slopes == ((-1.0, 1.0) if extra else (0.0, 1.0))
+    assert load_block(saved(tmp_path, net), slopes=(0.5, 1.0)).slopes == (0.5, 1.0)
+
+
+def test_a_class_path_builds_the_module_from_its_hyper_parameters(tmp_path: Path) -> None:
+    path = saved(tmp_path, Leaky(7), hyper_parameters={"width": 7, "lr": 0.1})
+    block = load_block(path, f"{__name__}.Leaky")
+    assert (block.W.shape, block.slopes) == ((7, 3), (0.25, 1.0))
+
+
+def test_data_come_from_npz_pt_and_csv(tmp_path: Path, net: ShallowNet, points: tuple[torch.Tensor, ...]) -> None:
+    X, Y = points
+    block = load_block(saved(tmp_path, net))
+    np.savez(tmp_path / "a.npz", x=X.numpy(), Y=Y.numpy()[:, 0])
+    torch.save({"X": X, "y": Y}, tmp_path / "b.pt")
+    torch.save((X.float(), Y.float()), tmp_path / "c.pt")
+    table = torch.cat([X, Y], 1).numpy()
+    np.savetxt(tmp_path / "d.csv", table, delimiter=",")
+    np.savetxt(tmp_path / "e.csv", table, delimiter=",", header="x1,x2,target", comments="")
+    for name in ("a.npz", "b.pt", "c.pt", "d.csv", "e.csv"):
+        got_X, got_Y = load_data(tmp_path / name, block)
+        assert_close(
+            got_X, torch.cat([X, torch.ones(6, 1, dtype=torch.float64)], 1), rtol=1e-6, atol=1e-6
+        )  # c: float32
+        assert_close(got_Y, Y, rtol=1e-6, atol=1e-6)
+
+
+def test_the_table_has_a_row_a_neuron_and_fits_a_terminal(tmp_path: Path, net: ShallowNet, points: tuple) -> None:
+    block = load_block(saved(tmp_path, net))
+    torch.save(points, tmp_path / "d.pt")
+    console = Console(width=80, record=True, quiet=True)
+    table = neuron_table(block, *load_data(tmp_path / "d.pt", block))
+    assert table.row_count == 4
+    assert console.measure(table).maximum <= 80
+
+
+def test_inspect_prints_the_verdict_and_writes_the_figure(
+    tmp_path: Path, points: tuple, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = saved(tmp_path, ShallowNet(2, 3, init_scale=0.0).double())
+    torch.save(points, tmp_path / "d.pt")
+    main(["inspect", str(checkpoint), "--data", str(tmp_path / "d.pt"), "--reduction", "half_sum"])
+    assert "verdict                 saddle" in capsys.readouterr().out
+    assert (tmp_path / "function.png").exists()
+
+
+def test_bad_files_are_named(tmp_path: Path, net: ShallowNet, points: tuple) -> None:
+    good = load_block(saved(tmp_path, net))
+    with pytest.raises(ValueError, match="must hold one pair"):
+        load_block(saved(tmp_path, nn.Linear(2, 2)))
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match="holds a list"):
+        load_block(tmp_path / "list.pt")
+    with pytest.raises(ValueError, match="cannot be imported"):
+        load_block(saved(tmp_path, net), "absent.Module")
+    with pytest.raises(ValueError, match="cannot be built"):
+        load_block(saved(tmp_path, net), f"{__name__}.Leaky")
+    with pytest.raises(ValueError, match="computes more than its block"):
+        load_block(saved(tmp_path, Shifted()), f"{__name__}.Shifted")
+    torch.save((points[0][:, :1], points[1]), tmp_path / "narrow.pt")
+    with pytest.raises(ValueError, match="the block takes 3 inputs"):
+        load_data(tmp_path / "narrow.pt", good)
+    torch.save({"inputs": points[0]}, tmp_path / "unnamed.pt")
+    with pytest.raises(ValueError, match="must hold X and Y; it holds inputs"):
+        load_data(tmp_path / "unnamed.pt", good)
+    (tmp_path / "data.txt").write_text("1")
+    with pytest.raises(ValueError, match=r"must be one of \.npz"):
+        load_data(tmp_path / "data.txt", good)
+
+
+def test_inspect_ends_with_one_line_on_bad_input(tmp_path: Path, net: ShallowNet) -> None:
+    with pytest.raises(SystemExit, match=r"relu-diag inspect: .*absent"):
+        main(["inspect", str(saved(tmp_path, net)), "--data", str(tmp_path / "absent.npz")])
