@@ -1,6 +1,9 @@
 """Pure functions from tensors to frozen results: the mathematics, without any training framework."""
 
+from relu_diag.functional.arrangement import cell_directions
 from relu_diag.functional.block import BlockSignal, ShallowBlock, rho, squared_error_signal, squared_loss
+from relu_diag.functional.cell_saddles import CellSaddle, cell_saddles
+from relu_diag.functional.cells import CellMinimum, all_cell_minima, boundary_minimum, cell_minimum, cell_pattern
 from relu_diag.functional.escape import EscapeNeurons, escape_neurons
 from relu_diag.functional.geometry import (
     NeuronGeometry,
@@ -18,6 +21,8 @@ from relu_diag.functional.witness import Direction
 
 __all__ = [
     "BlockSignal",
+    "CellMinimum",
+    "CellSaddle",
     "Direction",
     "EscapeNeurons",
     "KinkSamples",
@@ -29,6 +34,12 @@ __all__ = [
     "Stationarity",
     "TaylorExpansion",
     "Verdict",
+    "all_cell_minima",
+    "boundary_minimum",
+    "cell_directions",
+    "cell_minimum",
+    "cell_pattern",
+    "cell_saddles",
     "classify",
     "classify_signal",
     "dead_sector",
