@@ -91,7 +91,7 @@ def merge_collinear(q: Array, X: Array) -> tuple[Array, Array]:
     first, label = _collinear_classes(X)
     merged = np.zeros((len(first), *q.shape[1:]))
     np.add.at(merged, label, q)
-    keep = np.abs(merged).reshape(len(first), -1).max(axis=1, initial=0.0) > 1e-15 * scale
+    keep = np.abs(merged).max(axis=tuple(range(1, q.ndim)), initial=0.0) > 1e-15 * scale
     return merged[keep], X[first][keep]
 
 

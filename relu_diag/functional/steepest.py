@@ -18,7 +18,11 @@ from relu_diag.functional.fan import Array, fan_rays, merge_collinear, one_sided
 
 # Sign patterns of kinks with q < 0 that are enumerated before the search turns into an iteration that proves nothing.
 MAX_PATTERNS = 2**12
-_MAX_STARTS = 32
+_FEW_PATTERNS = 2**8
+# The iteration: directions of each kind it starts from, steps, and how many of the best are followed to their end.
+_STARTS, _ROUNDS, _POLISHED = 32, 20, 3
+# A ray this close to a hyperplane, as a sine, lies in it.
+_ON_PLANE = 1e-9
 # Largest gap between the slope attained and its lower bound, relative to the coefficients, that counts as closed.
 _GAP = 1e-10
 
@@ -53,20 +57,21 @@ def steepest_descent(g: Array, q: Array, X: Array) -> Steepest:
         Slope, direction, and whether the minimum is proven.
     """
     q, X = merge_collinear(q, X)
+    scale = float(np.linalg.norm(g) + np.abs(q).sum())
+    nothing = Steepest(0.0, np.zeros_like(g), exact=True)
+    if scale == 0:
+        return nothing
+    g, q = g / scale, q / scale  # the least squares below stop at absolute sizes
     basis = row_space(X)
     orthogonal = g - basis.T @ (basis @ g)
     inner, exact = _in_span(basis @ g, q, X @ basis.T)
     descent = basis.T @ inner - orthogonal
     length = float(np.linalg.norm(descent))
-    nothing = Steepest(0.0, np.zeros_like(g), exact)
-    if length == 0:
-        return nothing
+    direction = descent / (length or 1.0)
     # -length bounds the minimum from below, the slope seen along the direction bounds it from above.
-    direction = descent / length
-    slope = float(one_sided(direction[None], g, q, X)[0])
-    if slope + length > _GAP * (np.linalg.norm(g) + np.abs(q).sum()):
-        exact = False
-    return replace(nothing, exact=exact) if slope >= 0 else Steepest(slope, direction, exact)
+    slope = min(0.0, float(one_sided(direction[None], g, q, X)[0]))
+    exact &= slope + length <= _GAP
+    return Steepest(scale * slope, direction, exact) if slope < 0 else replace(nothing, exact=exact)
 
 
 def _in_span(g: Array, q: Array, X: Array) -> tuple[Array, bool]:
@@ -78,9 +83,10 @@ def _in_span(g: Array, q: Array, X: Array) -> tuple[Array, bool]:
     negative = q < 0
     if not negative.any():
         return -_nearest_in_zonotope(g, q, X), True
-    if 2 ** negative.sum() <= MAX_PATTERNS:
-        return _enumerate(g, q, X), True
-    return _alternate(g, q, X)
+    patterns = _sign_patterns(X[negative])
+    if patterns is None:
+        return _alternate(g, q, X)
+    return _enumerate(g, q, X, patterns), True
 
 
 def _nearest_in_zonotope(g: Array, q: Array, X: Array) -> Array:
@@ -95,20 +101,59 @@ def _nearest_in_zonotope(g: Array, q: Array, X: Array) -> Array:
     return np.asarray(g + columns @ fit.x)
 
 
-def _enumerate(g: Array, q: Array, X: Array) -> Array:
+def _sign_patterns(X: Array) -> Array | None:
+    """Sign vectors, among them those of every cone that the hyperplanes cut; None where they are too many."""
+    kinks = len(X)
+    if 2**kinks <= min(_FEW_PATTERNS, MAX_PATTERNS):
+        return _signs(kinks)
+    rays = fan_rays(X)
+    if rays is not None:
+        side = rays @ X.T
+        side = np.where(np.abs(side) > _ON_PLANE, np.sign(side), 0.0)
+        # A cone lies around one of its rays: on the ray's side of a hyperplane, on either where the ray is in it.
+        free = (side == 0).sum(axis=1)
+        if (2.0**free).sum() <= 16 * MAX_PATTERNS:
+            patterns = np.unique(np.concatenate([_filled(signs) for signs in side]), axis=0)
+            if len(patterns) <= MAX_PATTERNS:
+                return patterns
+    return _signs(kinks) if 2**kinks <= MAX_PATTERNS else None
+
+
+def _filled(side: Array) -> Array:
+    fillings = _signs(int((side == 0).sum()))
+    patterns = np.repeat(side[None], len(fillings), axis=0)
+    patterns[:, side == 0] = fillings
+    return patterns
+
+
+def _signs(count: int) -> Array:
+    return np.array(list(itertools.product((-1.0, 1.0), repeat=count))).reshape(2**count, count)
+
+
+def _enumerate(g: Array, q: Array, X: Array, patterns: Array) -> Array:
     negative = q < 0
-    patterns = np.array(list(itertools.product((-1.0, 1.0), repeat=int(negative.sum()))))
+    columns = (q[~negative, None] * X[~negative]).T
     candidates = g + patterns @ (q[negative, None] * X[negative])
-    # The zonotope contains zero, so a pattern cannot do better than its own |candidate|: longest first, then stop.
-    candidates = candidates[np.argsort(-np.linalg.norm(candidates, axis=1))]
+    # No pattern can do better than any point of its zonotope: most promising first, then stop.
+    bounds = np.linalg.norm(_toward_zero(candidates, columns), axis=1)
     best = np.zeros_like(g)
-    for candidate in candidates:
-        if np.linalg.norm(candidate) <= np.linalg.norm(best):
+    for pattern in np.argsort(-bounds):
+        if bounds[pattern] <= np.linalg.norm(best):
             break
-        residual = _nearest_in_zonotope(candidate, q[~negative], X[~negative])
+        residual = _nearest_in_zonotope(candidates[pattern], q[~negative], X[~negative])
         if np.linalg.norm(residual) > np.linalg.norm(best):
             best = residual
     return -best
+
+
+def _toward_zero(points: Array, columns: Array) -> Array:
+    """Points of ``points + {columns l : |l| <= 1}`` near zero, by some steps of projected gradient, row by row."""
+    step = 1 / float(np.linalg.norm(columns, ord=2)) ** 2 if columns.size else 0.0
+    multipliers = np.zeros((len(points), columns.shape[1]))
+    for _ in range(_ROUNDS):
+        residual = points + multipliers @ columns.T
+        multipliers = np.clip(multipliers - step * (residual @ columns), -1, 1)
+    return np.asarray(points + multipliers @ columns.T)
 
 
 def _sweep(g: Array, q: Array, X: Array) -> Array:
@@ -119,31 +164,31 @@ def _sweep(g: Array, q: Array, X: Array) -> Array:
     middle[-1] = (edges[-1] + edges[0]) / 2 + np.pi
     toward = np.stack([np.cos(middle), np.sin(middle)], axis=1)
     slope = g + (np.sign(toward @ X.T) * q) @ X
-    free = -slope / np.maximum(np.linalg.norm(slope, axis=1, keepdims=True), 1e-300)
     rays = np.stack([np.cos(edges), np.sin(edges)], axis=1)
-    directions = np.concatenate([free, rays])
+    directions = np.concatenate([_unit(-slope), rays])
     values = directions @ g + np.abs(directions @ X.T) @ q
     best = int(values.argmin())
     return np.asarray(directions[best] * max(-values[best], 0.0))
 
 
 def _alternate(g: Array, q: Array, X: Array) -> tuple[Array, bool]:
-    """Fix the signs of the concave kinks, solve, read the signs off the solution; from several starts."""
-    negative = q < 0
-    strongest = X[q.argsort()[: min(_MAX_STARTS, int(negative.sum()))]]
-    starts = [-g, -q @ X, *strongest, *-strongest]
+    """Descend cone by cone from many starts; fix the signs of the concave kinks of the best, solve, and repeat."""
+    strongest = X[np.abs(q).argsort()[-_STARTS:]]
+    V = np.concatenate([-g[None], -(q @ X)[None], strongest, -strongest])
     rays = fan_rays(X)
     if rays is not None:
         values = one_sided(rays, g, q, X)
-        if values.min() >= -1e-14 * (np.linalg.norm(g) + np.abs(q).sum()):
+        if values.min() >= -1e-14:
             return np.zeros_like(g), True
-        starts = [rays[values.argmin()], *starts]
-    best = np.zeros_like(g)
-    for start in starts:
-        descent = _follow_signs(start, g, q, X)
-        if np.linalg.norm(descent) > np.linalg.norm(best):
-            best = descent
-    return best, False
+        V = np.concatenate([V, rays[values.argsort()[:_STARTS]]])
+    V = _unit(V)
+    for _ in range(_ROUNDS):
+        ahead = _unit(-(g + (np.sign(V @ X.T) * q) @ X))
+        better = one_sided(ahead, g, q, X) < one_sided(V, g, q, X)
+        V[better] = ahead[better]
+    promising = V[one_sided(V, g, q, X).argsort()[:_POLISHED]]
+    descents = [_follow_signs(start, g, q, X) for start in promising]
+    return max(descents, key=np.linalg.norm), False
 
 
 def _follow_signs(start: Array, g: Array, q: Array, X: Array) -> Array:
@@ -157,3 +202,7 @@ def _follow_signs(start: Array, g: Array, q: Array, X: Array) -> Array:
             break
         sign = following
     return descent
+
+
+def _unit(V: Array) -> Array:
+    return np.asarray(V / np.maximum(np.linalg.norm(V, axis=1, keepdims=True), 1e-300))
