@@ -1,15 +1,12 @@
-"""Results drawn with matplotlib's object interface: no pyplot, so no global state and no window."""
+"""A training run, neuron by neuron."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -17,16 +14,10 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from relu_diag.functional import BlockSignal, ShallowBlock, neuron_states
-from relu_diag.functional.block import check_fit
+from relu_diag.figures.canvas import BLACK, GREY, PALETTE, SHADE, to_numpy
 
-# Okabe and Ito's palette, told apart with every common colour vision; black is for dead neurons.
-_PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_BLACK, _GREY, _SHADE = "#000000", "#8C8C8C", "#DDDDDD"
 _MAX_NEURONS = 512
 _LOG_FROM_RATIO = 100.0
-_MARGIN = 0.15
-_GRID = 201
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,14 +85,14 @@ def training_figure(history: TrainingHistory, marks: Sequence[float] = ()) -> Fi
     outputs = _output_panels(history.output)
     panels = {r"orientation of $w_i$ (rad)": history.angle, r"$\|w_i\|$": history.input_norm, **outputs}
     axes = list(figure.subplot_mosaic("AB;CD" if len(outputs) == 1 else "AABBCC;DDDEEE", sharex=True).values())
-    steps = _numpy(history.steps)
-    axes[0].plot(steps, _numpy(history.loss), color=_BLACK, linewidth=1.2)
+    steps = to_numpy(history.steps)
+    axes[0].plot(steps, to_numpy(history.loss), color=BLACK, linewidth=1.2)
     axes[0].set(ylabel="loss", yscale=_loss_scale(history.loss))
     bands = _bands(history)
     for ax, (label, values) in zip(axes[1:], panels.items(), strict=True):
         ax.set_ylabel(label)
         for name, (color, members) in bands.items():
-            for line in _unwrapped(values[:, members]) if values is history.angle else _numpy(values[:, members]).T:
+            for line in _unwrapped(values[:, members]) if values is history.angle else to_numpy(values[:, members]).T:
                 ax.plot(steps, line, color=color, label=name, linewidth=0.9, alpha=0.7)
     _finish_angles(axes[1], history.dead_sector)
     for letter, ax in zip("abcde", axes, strict=False):
@@ -127,10 +118,10 @@ def _bands(history: TrainingHistory) -> dict[str, tuple[str, Tensor]]:
     dead, group = history.dead.cpu(), history.group.cpu()
     amplitude = (history.input_norm[-1] * history.output[-1].norm(dim=0)).cpu()
     drawn = amplitude.argsort(descending=True, stable=True)[:_MAX_NEURONS].sort().values
-    coloured = {f"group {g + 1}": (color, ~dead & (group == g)) for g, color in reversed(list(enumerate(_PALETTE)))}
-    other = ~dead & ((group < 0) | (group >= len(_PALETTE)))
+    coloured = {f"group {g + 1}": (color, ~dead & (group == g)) for g, color in reversed(list(enumerate(PALETTE)))}
+    other = ~dead & ((group < 0) | (group >= len(PALETTE)))
     bands = {}
-    for name, (color, mask) in {"dead": (_BLACK, dead), "other": (_GREY, other), **coloured}.items():
+    for name, (color, mask) in {"dead": (BLACK, dead), "other": (GREY, other), **coloured}.items():
         count = int(mask.sum())
         if count:
             bands[f"{name} ({count} neuron{'s' if count > 1 else ''})"] = (color, drawn[mask[drawn]])
@@ -139,7 +130,7 @@ def _bands(history: TrainingHistory) -> dict[str, tuple[str, Tensor]]:
 
 def _unwrapped(angle: Tensor) -> NDArray[np.float64]:
     """One line per neuron, broken where it passes from 2 pi to 0 or back: the later point is left out."""
-    lines = _numpy(angle).T.copy()
+    lines = to_numpy(angle).T.copy()
     lines[:, 1:][np.abs(np.diff(lines, axis=1)) > np.pi] = np.nan
     return lines
 
@@ -149,7 +140,7 @@ def _finish_angles(ax: Axes, sector: tuple[float, float] | None) -> None:
         start, end = sector
         for low, high in ((start, min(end, 2 * np.pi)), (0.0, end - 2 * np.pi)):
             if low < high:
-                ax.axhspan(low, high, color=_SHADE, linewidth=0, zorder=0)
+                ax.axhspan(low, high, color=SHADE, linewidth=0, zorder=0)
     ax.set(ylim=(0, 2 * np.pi), yticks=np.arange(5) * np.pi / 2)
     ax.set_yticklabels(["0", r"$\pi/2$", r"$\pi$", r"$3\pi/2$", r"$2\pi$"])
 
@@ -161,107 +152,14 @@ def _finish_steps(ax: Axes, letter: str, marks: Sequence[float]) -> None:
     ax.xaxis.set(major_locator=MaxNLocator(4, integer=True), major_formatter=EngFormatter(sep=""))
     ax.margins(x=0)
     for step in marks:
-        ax.axvline(step, color=_GREY, linestyle="--", linewidth=0.8)
+        ax.axvline(step, color=GREY, linestyle="--", linewidth=0.8)
 
 
 def _add_legend(figure: Figure, history: TrainingHistory, bands: dict[str, tuple[str, Tensor]]) -> None:
     keys: list[Line2D | Patch] = [Line2D([], [], color=color, label=name) for name, (color, _) in bands.items()]
     keys.reverse()
     if history.dead_sector is not None:
-        keys.append(Patch(color=_SHADE, label="dead sector"))
+        keys.append(Patch(color=SHADE, label="dead sector"))
     neurons = len(history.dead)
     title = f"the {_MAX_NEURONS} of {neurons} neurons of largest amplitude" if neurons > _MAX_NEURONS else None
     figure.legend(handles=keys, title=title, loc="outside lower center", ncols=4, frameon=False)
-
-
-def function_figure(block: ShallowBlock, X: Tensor, Y: Tensor) -> Figure:
-    """The learned function of a block with two inputs, its kinks and the data.
-
-    Where the second input is the same on every sample (the constant that carries the hidden bias), the function is
-    drawn over the first; else as filled contours over the plane, one panel per output. Dead neurons' kinks are left
-    out.
-
-    Source: Wu et al., Figure 18.
-
-    Args:
-        block: The network, ``d = 2``.
-        X: Inputs, shape ``(N, 2)``.
-        Y: Targets, shape ``(N, J)``.
-
-    Returns:
-        Figure.
-
-    Raises:
-        ValueError: If the block has not two inputs.
-    """
-    if block.W.shape[1] != 2:
-        raise ValueError(f"`block` needs two inputs, a constant one included, to be drawn; got {block.W.shape[1]}.")
-    check_fit(block, BlockSignal(X, Y))
-    living = ~neuron_states(block, X, Y).dead
-    on_line = bool((X[:, 1] == X[0, 1]).all())
-    with torch.no_grad():
-        return (_line_figure if on_line else _plane_figure)(block, living, X, Y)
-
-
-def _line_figure(block: ShallowBlock, living: Tensor, X: Tensor, Y: Tensor) -> Figure:
-    low, high = _limits(X[:, 0])
-    kink = -block.W[:, 1] * X[0, 1] / block.W[:, 0]  # not finite, hence not inside, where there is none
-    inside = (kink > low) & (kink < high)
-    # Linear between neighbouring kinks: these points are the whole function, a dead neuron's beyond the data included.
-    nodes = torch.cat([kink.new_tensor([low]), kink[inside].sort().values, kink.new_tensor([high])])
-    kinks = kink[inside & living]
-    values, at_kinks = (_numpy(block(torch.stack([x, X[0, 1].expand_as(x)], dim=1))) for x in (nodes, kinks))
-    figure = Figure(figsize=(5.5, 4.0), layout="constrained")
-    ax = figure.subplots()
-    for j in range(Y.shape[1]):
-        color, name = _PALETTE[(j + 1) % len(_PALETTE)], f", output {j + 1}" if Y.shape[1] > 1 else ""
-        ax.plot(_numpy(nodes), values[:, j], color=color, linewidth=1.5, label="learned function" + name)
-        ax.plot(_numpy(kinks), at_kinks[:, j], "|", color=color, markersize=10, label="kinks" + name)
-        ax.plot(
-            _numpy(X[:, 0]),
-            _numpy(Y[:, j]),
-            "*",
-            color=color,
-            markeredgecolor=_BLACK,
-            markersize=11,
-            label="data" + name,
-        )
-    ax.set(xlabel="input", ylabel="output", xlim=(low, high))
-    by_kind = [line for kind in range(3) for line in ax.lines[kind::3]]
-    figure.legend(handles=by_kind, loc="outside lower center", ncols=3, fontsize="small", frameon=False)
-    return figure
-
-
-def _plane_figure(block: ShallowBlock, living: Tensor, X: Tensor, Y: Tensor) -> Figure:
-    ranges = _limits(X[:, 0]), _limits(X[:, 1])
-    first, second = (torch.linspace(*limits, _GRID, dtype=X.dtype, device=X.device) for limits in ranges)
-    values = _numpy(block(torch.cartesian_prod(first, second))).reshape(_GRID, _GRID, -1)
-    outputs = Y.shape[1]
-    columns = min(outputs, 3)
-    figure = Figure(figsize=(4.6 * columns, 4.2 * -(-outputs // columns)), layout="constrained")
-    for j in range(outputs):
-        ax = figure.add_subplot(-(-outputs // columns), columns, j + 1, aspect="equal")
-        ax.set(xlabel="input 1", ylabel="input 2", title=f"output {j + 1}" if outputs > 1 else "output")
-        y = _numpy(Y[:, j])
-        # Zero, the value at the origin but for a bias, is the neutral colour.
-        limit = max(np.abs(values[:, :, j]).max(), np.abs(y).max(), np.finfo(float).tiny)
-        scale: dict[str, Any] = {"cmap": "RdBu_r", "norm": Normalize(-limit, limit)}
-        levels = np.linspace(-limit, limit, 25)
-        filled = ax.contourf(_numpy(first), _numpy(second), values[:, :, j].T, levels, **scale)
-        figure.colorbar(filled, ax=ax, shrink=0.85, ticks=MaxNLocator(7))
-        for w in _numpy(block.W[living & block.W.any(dim=1)]):
-            ax.axline((0, 0), (-w[1], w[0]), color=_BLACK, linewidth=0.6, alpha=0.4, label="kink")
-        ax.scatter(_numpy(X[:, 0]), _numpy(X[:, 1]), c=y, edgecolors=_BLACK, s=60, zorder=3, **scale)
-        ax.set(xlim=ranges[0], ylim=ranges[1])
-    return figure
-
-
-def _limits(values: Tensor) -> tuple[float, float]:
-    """The range of the data and a margin on both sides."""
-    low, high = float(values.min()), float(values.max())
-    margin = _MARGIN * (high - low) or 1.0
-    return low - margin, high + margin
-
-
-def _numpy(values: Tensor) -> NDArray[np.float64]:
-    return values.detach().double().cpu().numpy()

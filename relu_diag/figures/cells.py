@@ -1,0 +1,91 @@
+"""The loss of one neuron over its input weights, cell by cell."""
+
+from __future__ import annotations
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from relu_diag.figures.canvas import BLACK, GREY, PALETTE, to_numpy
+from relu_diag.functional import CellMinimum, ShallowBlock, cell_directions, cell_minimum, rho
+from relu_diag.functional.block import Reduction, residual_factor
+
+_GRID, _LINE_POINTS = 301, 2001
+# How far the axes reach against the furthest minimum, and the labels sit against the axes.
+_REACH, _LABEL = 1.6, 0.8
+_FLAT = 1e-12
+
+
+def cell_figure(block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reduction = "mean") -> Figure:
+    """The loss over the input weights of one neuron, the cells, and the minimum of each; the output weight is held.
+
+    A star or a line shows where a cell takes its minimum; a flat cell takes it everywhere. A number in brackets belongs
+    to a cell whose least-squares solutions lie outside, so that it takes no minimum.
+
+    Source: Liu, Figure 2.
+
+    Args:
+        block: The network: one neuron, two inputs, one output, no output bias.
+        X: Inputs, shape ``(N, 2)``.
+        Y: Targets, shape ``(N, 1)``.
+        reduction: "mean", "sum" or "half_sum".
+
+    Returns:
+        Figure.
+
+    Raises:
+        ValueError: If the block has another shape, an output bias, or ``h = 0``.
+    """
+    if block.W.shape != (1, 2) or block.H.shape != (1, 1) or block.output_bias is not None or not block.H.any():
+        raise ValueError(
+            "`block` needs one neuron with two inputs, one output, nonzero output weight and no output bias for its "
+            f"loss to be drawn; got {tuple(block.W.shape)}, {tuple(block.H.shape)}, bias {block.output_bias}."
+        )
+    directions = cell_directions(X).to(X)
+    minima = [cell_minimum(ShallowBlock(w[None], block.H, block.slopes), X, Y, reduction) for w in directions]
+    h = block.H.detach()[0, 0]
+    at = torch.stack([block.W.detach()[0], *(cell.R[0] / h for cell in minima)])
+    reach = _REACH * float(at.norm(dim=1).max()) or 1.0
+    figure = Figure(figsize=(5.6, 4.8), layout="constrained")
+    ax = figure.add_subplot(aspect="equal", xlabel="$w_1$", ylabel="$w_2$", xlim=(-reach, reach), ylim=(-reach, reach))
+    axis = torch.linspace(-reach, reach, _GRID, dtype=X.dtype, device=X.device)
+    outputs = h * rho(torch.cartesian_prod(axis, axis) @ X.T, block.slopes)
+    loss = to_numpy(residual_factor(Y, reduction) / 2 * (outputs - Y.T).square().sum(dim=1)).reshape(_GRID, _GRID)
+    # The valleys are what is to be seen: everything above twice the loss of the zero function gets one colour.
+    top = residual_factor(Y, reduction) * float(Y.square().sum()) or float(loss.max())
+    levels = MaxNLocator(24).tick_values(0.0, top)
+    filled = ax.contourf(to_numpy(axis), to_numpy(axis), loss.T, levels, cmap="Blues", extend="max")
+    figure.colorbar(filled, ax=ax, label="loss", ticks=MaxNLocator(6))
+    for x in to_numpy(X[X.any(dim=1)]):
+        ax.axline((0, 0), (-x[1], x[0]), color=BLACK, linewidth=0.8)
+    for w, cell in zip(to_numpy(directions), minima, strict=True):
+        attained = _draw_minimum(ax, block, X, cell)
+        ax.text(
+            _LABEL * reach * w[0],
+            _LABEL * reach * w[1],
+            f"{cell.loss:.3g}" if attained else f"({cell.loss:.3g})",
+            color=BLACK if attained else GREY,
+            bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+            ha="center",
+            va="center",
+        )
+    ax.plot(*to_numpy(block.W[0])[:, None], "o", color="white", markeredgecolor=BLACK, label="now")
+    return figure
+
+
+def _draw_minimum(ax: Axes, block: ShallowBlock, X: Tensor, cell: CellMinimum) -> bool:
+    """Draw the points of the cell with its least loss; whether there are any with this output weight."""
+    sigma = torch.where(cell.pattern, *(X.new_tensor(s) for s in reversed(block.slopes)))
+    _, singular, rows = torch.linalg.svd(sigma * X)
+    flat = rows[int((singular > _FLAT * X.norm()).sum()) :]
+    if len(flat) == 2:
+        return True
+    low, high = ax.get_xlim()
+    along = torch.linspace(2 * low, 2 * high, _LINE_POINTS, dtype=X.dtype, device=X.device)[:, None]
+    points = cell.R / block.H.detach()[0, 0] + (along * flat if len(flat) else 0.0)
+    inside = (points @ X.T > 0).T.eq(cell.pattern).all(dim=0)
+    x, y = to_numpy(torch.where(inside[:, None], points, torch.nan)).T
+    ax.plot(x, y, "-" if len(flat) else "*", color=PALETTE[0], linewidth=2.5, markersize=13, label="minimum")
+    return bool(inside.any())
