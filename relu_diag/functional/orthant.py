@@ -20,8 +20,9 @@ from relu_diag.functional.block import rho
 from relu_diag.functional.chunks import chunks
 from relu_diag.functional.escape import EscapeNeurons
 from relu_diag.functional.fan import Array, row_space
+from relu_diag.functional.problem import SquaredProblem
 from relu_diag.functional.sums import slopes_at
-from relu_diag.functional.taylor import Move, SquaredProblem
+from relu_diag.functional.taylor import Move
 from relu_diag.functional.witness import Direction, see_fall
 
 # Forms up to this size are diagonalised, larger ones searched by so many conjugate gradient steps.

@@ -2,47 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
-from relu_diag.functional.block import BlockSignal, Reduction, ShallowBlock, check_fit, residual_factor, rho
-from relu_diag.functional.chunks import chunks, kink_tolerance
+from relu_diag.functional.block import Reduction, ShallowBlock, rho
+from relu_diag.functional.chunks import chunks
+from relu_diag.functional.problem import SquaredProblem, squared_problem
 from relu_diag.functional.sums import slopes_at
 
 _DRAW_ELEMENTS = 2**22
 _ROWS = 2**12
 # Noise is at most this share of the largest weight, however far the kinks are.
 _NOISE = 1e-3
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SquaredProblem:
-    """The squared loss of a block on its data, in float64.
-
-    Attributes:
-        block: The network.
-        signal: Inputs, and residuals ``yhat - y`` as ``G``.
-        factor: The loss is ``factor / 2`` times the sum of the squared residuals.
-        kink_tol: Relative distance that counts as on the kink.
-    """
-
-    block: ShallowBlock
-    signal: BlockSignal
-    factor: float
-    kink_tol: float
-
-    @property
-    def loss(self) -> Tensor:
-        """The loss, shape ``()``."""
-        return self.factor / 2 * self.signal.G.square().sum()
-
-    @property
-    def loss_signal(self) -> BlockSignal:
-        """The same signal with the gradient of the loss as ``G``."""
-        return replace(self.signal, G=self.factor * self.signal.G)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,12 +61,15 @@ class TaylorExpansion:
         return (self.coefficients * eps[..., None] ** powers).sum(-1)
 
     @property
-    def minimiser(self) -> float:
-        """The step at which the quartic is smallest, 0 where it nowhere falls; it may lie beyond ``eps_max``."""
+    def minima(self) -> list[float]:
+        """Steps > 0 to the quartic's local minima below its start, nearest first; some may be beyond ``eps_max``."""
         change = np.polynomial.Polynomial([0.0, *self.coefficients[1:].tolist()])
-        roots = change.deriv().trim(0.0).roots()
-        steps: list[float] = roots.real[(roots.real > 0) & np.isfinite(roots.real)].tolist()
-        return min([0.0, *steps], key=lambda step: float(change(step)))
+        slope = change.deriv()
+        # Coefficients that are mere rounding put roots at 1e15: a grid over all scales loses none of the others.
+        grid = np.logspace(-30, 30, 2401)
+        rises = np.flatnonzero(np.diff(np.sign(slope(grid))) > 0)
+        steps = [float(brentq(slope, grid[i], grid[i + 1])) for i in rises]
+        return [step for step in steps if change(step) < 0]
 
     def __str__(self) -> str:
         first, second = self.coefficients[1:3].tolist()
@@ -158,29 +136,6 @@ def taylor_expansion(
     problem = squared_problem(block, X, Y, reduction, kink_tol)
     dW, dH = dW.detach().double(), dH.detach().double()
     return expand(problem, Move(dW, dH, dH.new_zeros(len(dH))))
-
-
-def squared_problem(
-    block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reduction = "mean", kink_tol: float | None = None
-) -> SquaredProblem:
-    """The squared loss of a block, ready for evaluations in float64.
-
-    Args:
-        block: The network.
-        X: Inputs, shape ``(N, d)``.
-        Y: Targets, shape ``(N, J)``.
-        reduction: "mean", "sum" or "half_sum".
-        kink_tol: Relative distance that counts as on the kink; None: by the block's dtype.
-
-    Returns:
-        The problem.
-    """
-    check_fit(block, BlockSignal(X, Y))
-    tolerance = kink_tolerance(kink_tol, block.W.dtype)
-    bias = None if block.output_bias is None else block.output_bias.detach().double()
-    block = ShallowBlock(block.W.detach().double(), block.H.detach().double(), block.slopes, bias)
-    X, Y = X.detach().double(), Y.detach().double()
-    return SquaredProblem(block, BlockSignal(X, block(X) - Y), residual_factor(Y, reduction), tolerance)
 
 
 def expand(problem: SquaredProblem, move: Move) -> TaylorExpansion:

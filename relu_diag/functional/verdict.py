@@ -13,8 +13,8 @@ from torch import Tensor
 from relu_diag.functional.block import BlockSignal, Reduction, ShallowBlock
 from relu_diag.functional.escape import EscapeNeurons, escapes_at, nothing_reachable, silent_escapes
 from relu_diag.functional.orthant import orthant_fall
+from relu_diag.functional.problem import SquaredProblem, squared_problem
 from relu_diag.functional.stationarity import Stationarity, assess, derivative_scale, derivative_tolerance
-from relu_diag.functional.taylor import SquaredProblem, squared_problem
 from relu_diag.functional.witness import Direction, first_order_fall, silent_escape_fall
 
 Kind = Literal["not stationary", "saddle", "local minimum", "global minimum", "type-2 candidate", "undecided"]
@@ -187,6 +187,9 @@ def _first_order(problem: SquaredProblem, found: Stationarity, verdict: Callable
     if not len(broken) and found.bias_violation <= found.tol:
         return verdict("undecided", (~found.decided).nonzero().squeeze(1), None, theorem=_STATIONARY, reason=_TOO_MANY)
     direction = first_order_fall(problem, found)
+    if direction is None:  # the slopes are tiny: beside a saddle its second-order fall is larger
+        escape = escapes_at(problem.block, problem.loss_signal, found, problem.kink_tol)
+        direction = silent_escape_fall(problem, escape)
     if direction is None:
         reason = f"slopes above tol={found.tol:.3g}, but no fall above the rounding of the loss: raise tol"
         return verdict("undecided", broken, None, theorem=_STATIONARY, reason=reason)
@@ -212,7 +215,7 @@ def _second_order(problem: SquaredProblem, escape: EscapeNeurons, verdict: Calla
 
 
 def _is_zero(problem: SquaredProblem, tol: float) -> bool:
-    residual, outputs = problem.signal.G, problem.block(problem.signal.X)
+    residual, outputs = problem.signal.G, problem.outputs
     size = max(float((outputs - residual).norm()), float(outputs.norm()))
     # Outputs that cancel are no more accurate than their terms.
     terms = problem.signal.X.norm() * float(problem.block.W.norm(dim=1) @ problem.block.H.norm(dim=0))

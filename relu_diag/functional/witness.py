@@ -10,10 +10,11 @@ from torch import Tensor
 from relu_diag.functional.block import ShallowBlock, rho
 from relu_diag.functional.escape import EscapeNeurons, silent_escapes
 from relu_diag.functional.geometry import radial_directions
+from relu_diag.functional.problem import SquaredProblem, chunked_outputs
 from relu_diag.functional.stationarity import Stationarity
-from relu_diag.functional.taylor import Move, SquaredProblem, expand
+from relu_diag.functional.taylor import Move, expand
 
-_HALVINGS = 30
+_SHORTEST = 1e-9
 _NEURONS_TRIED = 8
 # Rounding of a loss evaluated in float64, as a multiple of its unit roundoff times the size of what is summed.
 _RESOLUTION = 4 * torch.finfo(torch.float64).eps
@@ -44,8 +45,8 @@ class Direction:
 def see_fall(problem: SquaredProblem, move: Move) -> Direction | None:
     """A step along a move at which the loss is lower by more than its rounding, if one is seen.
 
-    The exact quartic proposes the step. Beyond its validity radius the loss is another one, so steps are halved from
-    there until a fall is seen.
+    The minima of the exact quartic propose the steps. Beyond its validity radius the loss is another one: the way back
+    to it is tried too, by halves.
 
     Args:
         problem: The squared loss.
@@ -59,13 +60,14 @@ def see_fall(problem: SquaredProblem, move: Move) -> Direction | None:
         return None
     move = Move(move.dW / length, move.dH / length, move.db / length)
     line = expand(problem, move)
-    step, seen = line.minimiser, (0.0, 0.0)
-    inside = min(step, line.eps_max)
-    for _ in range(_HALVINGS):
-        seen = min(seen, *((_change(problem, move, tried), tried) for tried in {step, inside}))
-        if seen[0] < 0 or step <= inside:
-            break
+    if not line.minima:
+        return None
+    steps = {tried for step in line.minima for tried in (step, min(step, line.eps_max))}
+    seen = min((_change(problem, move, step), step) for step in steps)
+    step = line.minima[0]
+    while seen[0] == 0 and step > line.eps_max and step > _SHORTEST * line.minima[0]:
         step /= 2
+        seen = _change(problem, move, step), step
     change, step = seen
     return Direction(move.dW, move.dH, step, change, move.db if bool(move.db.any()) else None) if change < 0 else None
 
@@ -86,9 +88,9 @@ def first_order_fall(problem: SquaredProblem, found: Stationarity) -> Direction 
     bias = found.bias_violation > found.tol
     db = problem.loss_signal.G.sum(0) * (-1.0 if bias else 0.0)
     broken = found.violation > found.tol
-    alone = torch.eye(len(broken), dtype=torch.bool, device=broken.device)[found.violation.argsort(descending=True)]
     tries = [(broken, 0 * db), (broken, db)] if bias else [(broken, db)]
-    tries += [(one, 0 * db) for one in alone[: min(_NEURONS_TRIED, int(broken.sum()))]]
+    worst = found.violation.argsort(descending=True)[: min(_NEURONS_TRIED, int(broken.sum()))]
+    tries += [(torch.zeros_like(broken).index_fill(0, i, True), 0 * db) for i in worst]
     moves = (Move(dW * mask[:, None], -geometry.output_gradient * mask, bias_part) for mask, bias_part in tries)
     return next((fall for fall in (see_fall(problem, move) for move in moves) if fall is not None), None)
 
@@ -131,7 +133,7 @@ def _change(problem: SquaredProblem, move: Move, step: float) -> float:
     if bool(moved.any()):
         before = ShallowBlock(block.W[moved], block.H[:, moved], block.slopes)
         there = ShallowBlock(before.W + step * move.dW[moved], before.H + step * move.dH[:, moved], block.slopes)
-        change = change + there(X) - before(X)
+        change = change + chunked_outputs(there, X) - chunked_outputs(before, X)
         after = _reach(there)
     fall = problem.factor / 2 * float((change * (2 * residual + change)).sum())
     # Every output is a sum of terms this large, and each carries a unit roundoff.

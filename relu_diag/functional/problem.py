@@ -1,0 +1,78 @@
+"""The squared loss of a block on its data: what the loss can be evaluated with at other parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from relu_diag.functional.block import BlockSignal, Reduction, ShallowBlock, check_targets, chunk_rows, residual_factor
+from relu_diag.functional.chunks import kink_tolerance
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SquaredProblem:
+    """The squared loss of a block on its data, in float64.
+
+    Attributes:
+        block: The network.
+        signal: Inputs, and residuals ``yhat - y`` as ``G``.
+        outputs: Outputs of the block, shape ``(N, J)``.
+        factor: The loss is ``factor / 2`` times the sum of the squared residuals.
+        kink_tol: Relative distance that counts as on the kink.
+    """
+
+    block: ShallowBlock
+    signal: BlockSignal
+    outputs: Tensor
+    factor: float
+    kink_tol: float
+
+    @property
+    def loss(self) -> Tensor:
+        """The loss, shape ``()``."""
+        return self.factor / 2 * self.signal.G.square().sum()
+
+    @property
+    def loss_signal(self) -> BlockSignal:
+        """The same signal with the gradient of the loss as ``G``."""
+        return replace(self.signal, G=self.factor * self.signal.G)
+
+
+def squared_problem(
+    block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reduction = "mean", kink_tol: float | None = None
+) -> SquaredProblem:
+    """The squared loss of a block, ready for evaluations in float64.
+
+    Args:
+        block: The network.
+        X: Inputs, shape ``(N, d)``.
+        Y: Targets, shape ``(N, J)``.
+        reduction: "mean", "sum" or "half_sum".
+        kink_tol: Relative distance that counts as on the kink; None: by the block's dtype before.
+
+    Returns:
+        The problem.
+    """
+    check_targets(block, X, Y)
+    tolerance = kink_tolerance(kink_tol, block.W.dtype)
+    bias = None if block.output_bias is None else block.output_bias.detach().double()
+    block = ShallowBlock(block.W.detach().double(), block.H.detach().double(), block.slopes, bias)
+    X, Y = X.detach().double(), Y.detach().double()
+    outputs = chunked_outputs(block, X)
+    return SquaredProblem(block, BlockSignal(X, outputs - Y), outputs, residual_factor(Y, reduction), tolerance)
+
+
+def chunked_outputs(block: ShallowBlock, X: Tensor) -> Tensor:
+    """Outputs of the block without ever holding all its activations.
+
+    Args:
+        block: The network.
+        X: Inputs, shape ``(N, d)``.
+
+    Returns:
+        Outputs, shape ``(N, J)``.
+    """
+    rows = chunk_rows(block)
+    return torch.cat([block(X[start : start + rows]) for start in range(0, len(X), rows)])
