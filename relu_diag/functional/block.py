@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn.functional import leaky_relu, relu
 
 Reduction = Literal["mean", "sum", "half_sum"]
-
 _CHUNK_ELEMENTS = 2**21
 
 
@@ -57,13 +56,13 @@ class ShallowBlock:
             )
         _check_together("H", self.H, "W", self.W)
         if self.output_bias is not None:
+            _check_values("output_bias", self.output_bias)
             if self.output_bias.shape != self.H.shape[:1]:
                 raise ValueError(
                     f"`output_bias` needs one entry per output, shape {tuple(self.H.shape[:1])}; "
                     f"got {tuple(self.output_bias.shape)}."
                 )
             _check_together("output_bias", self.output_bias, "W", self.W)
-            _check_finite("output_bias", self.output_bias)
         _check_slopes(self.slopes)
 
     def __call__(self, X: Tensor) -> Tensor:
@@ -210,12 +209,9 @@ def check_fit(block: ShallowBlock, signal: BlockSignal) -> None:
     """
     _check_inputs(block, signal.X)
     outputs, neurons = block.H.shape
-    for name, value, columns, unit in (
-        ("G", signal.G, outputs, "output"),
-        ("C", signal.C, neurons, "hidden neuron"),
-        ("Z", signal.Z, neurons, "hidden neuron"),
-    ):
+    for name, value, columns in (("G", signal.G, outputs), ("C", signal.C, neurons), ("Z", signal.Z, neurons)):
         if value is not None and value.shape[1] != columns:
+            unit = "output" if name == "G" else "hidden neuron"
             raise ValueError(f"`{name}` needs {columns} columns, one per {unit}; got {tuple(value.shape)}.")
 
 
@@ -260,25 +256,23 @@ def _check_inputs(block: ShallowBlock, X: Tensor) -> None:
 
 
 def _check_matrix(name: str, value: Tensor) -> None:
+    _check_values(name, value)
+    if value.ndim != 2 or 0 in value.shape:
+        raise ValueError(
+            f"`{name}` must be a matrix with at least one row and column; got {tuple(value.shape)}. "
+            "A vector v becomes one as v[:, None]."
+        )
+
+
+def _check_values(name: str, value: Tensor) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"`{name}` must be a torch.Tensor; got {type(value).__name__}. Use torch.as_tensor.")
     if not value.is_floating_point():
         raise TypeError(f"`{name}` must be floating point; got {value.dtype}. Convert it with {name}.float().")
-    if value.ndim != 2 or 0 in value.shape:
-        raise ValueError(
-            f"`{name}` must be a matrix with at least one row and column; got {tuple(value.shape)}. "
-            "A vector ``v`` becomes one as v[:, None]."
-        )
-    _check_finite(name, value)
-
-
-def _check_finite(name: str, value: Tensor) -> None:
     # A finite sum proves finite entries with one read; only a sum that is not needs the closer look.
-    if (
-        value.device.type != "meta"
-        and not math.isfinite(value.detach().sum())
-        and not bool(torch.isfinite(value).all())
-    ):
+    if value.device.type == "meta" or math.isfinite(value.detach().sum()):
+        return
+    if not bool(torch.isfinite(value).all()):
         raise ValueError(f"`{name}` has NaN or infinite entries: the training diverged, or the data needs cleaning.")
 
 
