@@ -1,7 +1,16 @@
 """Results drawn with matplotlib's object interface: no pyplot, so no global state and no window."""
 
 from relu_diag.figures.cells import cell_figure
+from relu_diag.figures.descent import direction_figure, neuron_figure, perturbation_figure
 from relu_diag.figures.function import function_figure
 from relu_diag.figures.training import TrainingHistory, training_figure
 
-__all__ = ["TrainingHistory", "cell_figure", "function_figure", "training_figure"]
+__all__ = [
+    "TrainingHistory",
+    "cell_figure",
+    "direction_figure",
+    "function_figure",
+    "neuron_figure",
+    "perturbation_figure",
+    "training_figure",
+]

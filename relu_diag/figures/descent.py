@@ -1,0 +1,205 @@
+"""What the loss does around a point: along a direction, around one neuron, under random perturbations."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
+from torch import Tensor
+
+from relu_diag.figures.canvas import BLACK, GREY, PALETTE, to_numpy
+from relu_diag.functional import (
+    BlockSignal,
+    Direction,
+    PerturbationTest,
+    ShallowBlock,
+    neuron_geometry,
+    rho,
+    squared_error_signal,
+    squared_loss,
+    tangential_derivatives,
+    taylor_expansion,
+)
+from relu_diag.functional.block import Reduction, residual_factor
+from relu_diag.functional.sums import slopes_at
+
+_STEPS, _ANGLES = 201, 721
+
+
+def direction_figure(
+    block: ShallowBlock, X: Tensor, Y: Tensor, direction: Direction, reduction: Reduction = "mean"
+) -> Figure:
+    """The loss change along a witness direction, evaluated, and the exact quartic over it as far as it is exact.
+
+    Source: Wu et al., appendix F.
+
+    Args:
+        block: The network.
+        X: Inputs, shape ``(N, d)``.
+        Y: Targets, shape ``(N, J)``.
+        direction: The direction of a verdict.
+        reduction: "mean", "sum" or "half_sum".
+
+    Returns:
+        Figure.
+    """
+    W, H, X, Y = (value.detach().double() for value in (block.W, block.H, X, Y))
+    bias = None if block.output_bias is None else block.output_bias.detach().double()
+    db = torch.zeros_like(H[:, 0]) if direction.db is None else direction.db
+    steps = torch.linspace(0, 2 * direction.step, _STEPS, dtype=torch.float64)
+    moved = [
+        ShallowBlock(W + t * direction.dW, H + t * direction.dH, block.slopes, None if bias is None else bias + t * db)
+        for t in steps
+    ]
+    losses = torch.stack([squared_loss(point, X, Y, reduction) for point in moved])
+    figure = Figure(figsize=(5.5, 4.0), layout="constrained")
+    ax = figure.subplots()
+    ax.axhline(0, color=GREY, linewidth=0.6)
+    ax.plot(to_numpy(steps), to_numpy(losses - losses[0]), color=BLACK, linewidth=1.2, label="loss change, evaluated")
+    if direction.db is None:
+        line = taylor_expansion(block, X, Y, direction.dW, direction.dH, reduction)
+        exact = steps[steps <= line.eps_max]
+        ax.plot(
+            to_numpy(exact),
+            to_numpy(line(exact) - line(0.0)),
+            "--",
+            color=PALETTE[0],
+            linewidth=2.2,
+            label="exact quartic",
+        )
+        if line.eps_max < float(steps[-1]):
+            ax.axvline(line.eps_max, color=GREY, linestyle=":", label="a sample crosses a kink")
+    ax.plot([direction.step], [direction.loss_change], "o", color=PALETTE[1], label="witness")
+    ax.set(xlabel="step along the direction", ylabel="loss change")
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.ticklabel_format(style="sci", scilimits=(-3, 3))
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
+    return figure
+
+
+def neuron_figure(block: ShallowBlock, X: Tensor, Y: Tensor, neuron: int, reduction: Reduction = "mean") -> Figure:
+    """The loss and its slope as one neuron turns in a plane, its norm held, the others held; kinks are dotted.
+
+    With two inputs the plane is all there is; with more it holds the neuron and its steepest tangential direction. The
+    slope jumps at kinks; at the neuron's own orientation both one-sided slopes are marked. A neuron with output weight
+    zero does not move the loss: drawn is the pull on its output weights, ``sum_k e_kj rho(v . x_k)``.
+
+    Source: Wu et al., Lemma 3.2.
+
+    Args:
+        block: The network.
+        X: Inputs, shape ``(N, d)``, ``d > 1``.
+        Y: Targets, shape ``(N, J)``.
+        neuron: Index of the neuron.
+        reduction: "mean", "sum" or "half_sum".
+
+    Returns:
+        Figure.
+
+    Raises:
+        ValueError: If there is no such neuron, or nothing to turn because ``d = 1``.
+    """
+    count, inputs = block.W.shape
+    if not 0 <= neuron < count or inputs == 1:
+        raise ValueError(
+            f"`neuron` must be one of {count} neurons of two inputs or more; got {neuron}, {inputs} inputs."
+        )
+    bias = None if block.output_bias is None else block.output_bias.detach().double()
+    block = ShallowBlock(block.W.detach().double(), block.H.detach().double(), block.slopes, bias)
+    X, Y = X.detach().double(), Y.detach().double()
+    signal = squared_error_signal(block, X, Y, reduction)
+    plane, now = _plane(block, signal, neuron)
+    angle = torch.linspace(0, 2 * math.pi, _ANGLES, dtype=X.dtype, device=X.device)
+    toward, ahead = _circle(angle, plane), _circle(angle + math.pi / 2, plane)
+    figure = Figure(figsize=(5.5, 5.0), layout="constrained")
+    if not bool(block.H[:, neuron].any()):
+        axes = [figure.subplots()]
+        pull = rho(toward @ X.T, block.slopes) @ signal.G
+        for j in range(pull.shape[1]):
+            axes[0].plot(
+                to_numpy(angle), to_numpy(pull[:, j]), color=PALETTE[j % len(PALETTE)], label=f"output {j + 1}"
+            )
+        axes[0].set(ylabel="pull on the output weight")
+    else:
+        axes = list(figure.subplots(2, sharex=True))
+        losses, slopes = _turned(block, (X, Y), neuron, (toward, ahead), reduction)
+        axes[0].plot(to_numpy(angle), to_numpy(losses), color=BLACK)
+        axes[1].plot(to_numpy(angle), to_numpy(slopes), ".", color=BLACK, markersize=1.5)
+        for sign, name in ((1.0, "turning left"), (-1.0, "turning right")):
+            V = torch.zeros_like(block.W)
+            V[neuron] = sign * _circle(torch.as_tensor([now + math.pi / 2], dtype=X.dtype), plane)[0]
+            own = sign * float(tangential_derivatives(block, signal, V)[neuron])
+            axes[1].plot([now], [own], ">" if sign > 0 else "<", color=PALETTE[0], label=f"its slope {name}")
+        axes[0].set(ylabel="loss")
+        axes[1].set(ylabel="slope")
+    axes[0].set(title=f"neuron {neuron} turning in a plane")
+    _finish(figure, axes, X @ plane.T, now)
+    return figure
+
+
+def perturbation_figure(test: PerturbationTest) -> Figure:
+    """The histogram of loss changes under random perturbations.
+
+    Source: Wu et al., Figures 10 and 13.
+
+    Args:
+        test: The changes.
+
+    Returns:
+        Figure.
+    """
+    figure = Figure(figsize=(5.5, 3.5), layout="constrained")
+    ax = figure.subplots()
+    ax.hist(to_numpy(test.changes), bins=60, color=PALETTE[1])
+    ax.axvline(0, color=BLACK, linewidth=0.8)
+    ax.set(xlabel=f"loss change, noise up to {test.zeta:.2g}", ylabel="perturbations", title=str(test))
+    return figure
+
+
+def _plane(block: ShallowBlock, signal: BlockSignal, neuron: int) -> tuple[Tensor, float]:
+    """Two orthonormal rows that span the plane, and the neuron's angle in it."""
+    w = block.W[neuron]
+    if len(w) == 2:
+        return torch.eye(2, dtype=w.dtype, device=w.device), float(torch.atan2(w[1], w[0])) % (2 * math.pi)
+    steepest = neuron_geometry(block, signal).direction[neuron]
+    # Whatever is missing - a zero neuron, a zero slope - is filled up with axes.
+    spanning = torch.cat([w[None], steepest[None], torch.eye(len(w), dtype=w.dtype, device=w.device)])
+    basis: list[Tensor] = []
+    for vector in spanning:
+        rest = vector - sum(((vector @ known) * known for known in basis), torch.zeros_like(vector))
+        if len(basis) < 2 and float(rest.norm()) > 1e-6 * max(float(vector.norm()), 1e-300):
+            basis.append(rest / rest.norm())
+    return torch.stack(basis), 0.0
+
+
+def _circle(angle: Tensor, plane: Tensor) -> Tensor:
+    return angle.cos()[:, None] * plane[0] + angle.sin()[:, None] * plane[1]
+
+
+def _turned(
+    block: ShallowBlock, data: tuple[Tensor, Tensor], neuron: int, circle: tuple[Tensor, Tensor], reduction: Reduction
+) -> tuple[Tensor, Tensor]:
+    """Loss, and slope per unit length, with the neuron at every point of the circle."""
+    (X, Y), (toward, ahead), h = data, circle, block.H[:, neuron]
+    others = block(X) - rho(X @ block.W[neuron], block.slopes)[:, None] * h
+    length = block.W[neuron].norm()
+    Z = length * toward @ X.T
+    residual = others + rho(Z, block.slopes)[..., None] * h - Y
+    factor = residual_factor(Y, reduction)
+    losses = factor / 2 * residual.square().sum((1, 2))
+    return losses, (factor * (residual @ h) * slopes_at(Z, block.slopes) * (ahead @ X.T)).sum(1)
+
+
+def _finish(figure: Figure, axes: list[Axes], seen: Tensor, now: float) -> None:
+    kinks = [float(torch.atan2(x[1], x[0])) + side * math.pi / 2 for x in seen if bool(x.any()) for side in (1, -1)]
+    for ax in axes:
+        for kink in kinks:
+            ax.axvline(kink % (2 * math.pi), color=GREY, linestyle=":", linewidth=0.8)
+        ax.axvline(now, color=PALETTE[2], linewidth=1.0, label="the neuron")
+    axes[-1].set(xlabel="orientation (rad)", xlim=(0, 2 * math.pi))
+    axes[-1].xaxis.set_major_locator(MultipleLocator(math.pi / 2))
+    axes[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / math.pi:g}$\\pi$" if value else "0"))
+    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
