@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -100,7 +100,7 @@ def neuron_states(
         >>> print(neuron_states(block, X=torch.tensor([[0.5, 1.0]]), Y=torch.ones(1, 1)))
         2 neurons: 1 dead, 0 on the brink, 1 linear, 0 small living; 1 effective neurons
     """
-    silent = BlockSignal(X, torch.zeros(len(X), len(block.H), dtype=block.W.dtype, device=block.W.device))
+    silent = replace(BlockSignal(X, X), G=X.new_zeros(len(X), len(block.H)))
     if len(Y) != len(X):
         raise ValueError(f"`Y` needs one row per sample: X is {tuple(X.shape)}, Y is {tuple(Y.shape)}.")
     return states_from_sums(block, neuron_sums(block, silent, kink_tol), target_scale(Y), group_angle, small)
