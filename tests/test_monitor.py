@@ -17,9 +17,12 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchmetrics.regression import MeanSquaredError
 
+from relu_diag import ShallowBlock
 from relu_diag import functional as F
 from relu_diag.callbacks import LandscapeMonitor
+from relu_diag.callbacks.judge import VERDICT_CODES, Judge
 from relu_diag.capture import read_block, read_signal
+from relu_diag.experiments import PointsDataModule, ReferenceRegression
 from relu_diag.metrics import landscape_scalars
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -266,3 +269,68 @@ def test_one_of_several_blocks_is_watched_by_name() -> None:
     assert "landscape/net.2/dead" in trainer.callback_metrics
     assert monitor.parameters is not None
     assert monitor.parameters.W.shape == (5, 7)
+
+
+def five_points(**settings: Any) -> tuple[LandscapeMonitor, Trainer]:
+    monitor = LandscapeMonitor(every_n_steps=1000, verdict="nearby")
+    module = ReferenceRegression("five_points", lr=2e-2, steps_per_batch=1000)
+    trainer = fit(
+        module,
+        monitor,
+        loader=PointsDataModule("five_points", batches_per_epoch=25),
+        max_steps=25_000,
+        max_epochs=-1,
+        **settings,
+    )
+    return monitor, trainer
+
+
+def test_the_end_of_the_five_point_run_is_near_a_local_minimum(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = TensorBoardLogger(tmp_path)
+    monitor, trainer = five_points(logger=board)
+    assert monitor.nearby is not None
+    assert monitor.nearby.verdict.kind == "local minimum"
+    assert int(trainer.callback_metrics["landscape/verdict"]) == VERDICT_CODES["local minimum"]
+    events = EventAccumulator(board.log_dir).Reload()
+    codes = {event.step: int(event.value) for event in events.Scalars("landscape/verdict")}
+    assert codes[0] == VERDICT_CODES["saddle"]
+    assert set(codes.values()) <= set(VERDICT_CODES.values())
+    assert {"landscape/verdict/text_summary", "landscape/verdict_legend/text_summary"} <= set(events.Tags()["tensors"])
+    assert max(event.value for event in events.Scalars("landscape/verdict_seconds")) < 10
+
+
+def test_a_loss_that_is_not_the_squared_error_has_no_verdict() -> None:
+    class Huber(Regression):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return functional.huber_loss(self(batch[0]), batch[1], delta=0.1)
+
+    monitor = LandscapeMonitor(verdict="nearby")
+    trainer = fit(Huber(noisy=False), monitor)
+    assert monitor.nearby is None
+    assert "not the squared error" in str(monitor._judge)
+    assert int(trainer.callback_metrics["landscape/verdict"]) == VERDICT_CODES["undecided"]
+    with pytest.raises(MisconfigurationException, match="'nearby' or None"):
+        LandscapeMonitor(verdict="far")  # type: ignore[arg-type]
+
+
+def test_minibatches_add_up_to_the_verdict_of_the_whole_set() -> None:
+    module, monitor = Regression(noisy=False), LandscapeMonitor(verdict="nearby")
+    fit(module, monitor)
+    X, Y = data().tensors
+    expected = F.nearby_stationary_point(read_block(module.net), torch.cat([X, X.new_ones(len(X), 1)], dim=1), Y)
+    assert monitor.nearby is not None
+    assert monitor.nearby.verdict.kind == expected.verdict.kind
+    assert_close(monitor.nearby.block.W, expected.block.W)
+
+
+def test_a_verdict_waits_until_the_last_one_is_paid_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 1.0, 9.0, 10.1])
+    monkeypatch.setattr("relu_diag.callbacks.judge.time.monotonic", lambda: next(clock))
+    judge = Judge()
+    assert judge._ended == -float("inf")
+    judge.reason = "nothing to judge"
+    judge.judge(ShallowBlock(torch.ones(1, 1), torch.ones(1, 1)))  # from 0 s to 1 s
+    assert judge.seconds == 1.0
+    assert [judge.due, judge.due, judge.due] == [False, False, True]  # at 1 s, 9 s and 10.1 s

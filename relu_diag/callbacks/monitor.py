@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric
 
 from relu_diag.callbacks.data import device_batches, own_loader
 from relu_diag.callbacks.history import HistoryRecorder
+from relu_diag.callbacks.judge import Judge
 from relu_diag.callbacks.report import Report
 from relu_diag.capture import BlockLocation, choose_block, read_block, read_signal, undisturbed
 from relu_diag.figures import TrainingHistory
@@ -26,6 +27,7 @@ from relu_diag.functional import (
     states_from_sums,
     target_scale,
 )
+from relu_diag.functional.stationary_point import NearbyStationaryPoint
 from relu_diag.metrics import BlockMetric, landscape_scalars
 
 LossFunction = Callable[[LightningModule, Any], Tensor]
@@ -53,6 +55,9 @@ class LandscapeMonitor(Callback):
         dataloader: Data to look at; None: the training data set, in order.
         max_samples: Look at no more than so many samples, evenly spaced; None: all.
         loss: Computes the loss of a batch, ``loss(module, batch)``; None: the module's own.
+        verdict: "nearby": say at each look what stationary point is near, if the loss is the squared error of the
+            block's output. Logged as text, as the integer ``verdict`` (`relu_diag.callbacks.judge.VERDICT_CODES`) and
+            with its cost, ``verdict_seconds``; looks are skipped so that it takes at most a tenth of the time.
 
     Attributes:
         geometry: One-sided derivatives at the last look, `NeuronGeometry`, or None before the first.
@@ -78,6 +83,7 @@ class LandscapeMonitor(Callback):
         dataloader: Iterable[Any] | None = None,
         max_samples: int | None = None,
         loss: LossFunction | None = None,
+        verdict: Literal["nearby"] | None = None,
     ) -> None:
         super().__init__()
         counts = {"every_n_steps": every_n_steps, "every_n_epochs": every_n_epochs, "max_samples": max_samples}
@@ -85,7 +91,9 @@ class LandscapeMonitor(Callback):
             if count is not None and count < 1:
                 raise MisconfigurationException(f"`{name}` must be a positive number; got {count!r}.")
         self.every_n_steps, self.every_n_epochs, self.block = every_n_steps, every_n_epochs, block
-        self.dataloader, self.max_samples, self.loss = dataloader, max_samples, loss
+        if verdict not in {None, "nearby"}:
+            raise MisconfigurationException(f"`verdict` must be 'nearby' or None; got {verdict!r}.")
+        self.dataloader, self.max_samples, self.loss, self.verdict = dataloader, max_samples, loss, verdict
         self.geometry: NeuronGeometry | None = None
         self.states: NeuronStates | None = None
         self.parameters: ShallowBlock | None = None
@@ -96,6 +104,7 @@ class LandscapeMonitor(Callback):
         self._scale: float | None = None
         self._balancedness: Tensor | None = None
         self._history = HistoryRecorder()
+        self._judge = Judge()
         self._report = Report(f"landscape/{block}/" if block else "landscape/")
 
     @property
@@ -131,6 +140,15 @@ class LandscapeMonitor(Callback):
         self.step, self._balancedness = state_dict["step"], state_dict["balancedness"]
         moments = [tuple(moment) for moment in state_dict["moments"]]
         self._history = HistoryRecorder(moments, state_dict["stride"], state_dict["offered"])
+
+    @property
+    def nearby(self) -> NearbyStationaryPoint | None:
+        """The stationary point near the parameters of the last look; None where no verdict was asked for or given.
+
+        Returns:
+            The point, with its verdict.
+        """
+        return self._judge.nearby
 
     @property
     def history(self) -> TrainingHistory:
@@ -212,6 +230,7 @@ class LandscapeMonitor(Callback):
         block = read_block(module, self._location)
         outputs, neurons = block.H.shape
         metric = BlockMetric(neurons, block.W.shape[1], outputs, reduction="mean").to(block.W.device)
+        judging = self.verdict is not None and self._judge.due
         loss, square, seen = MeanMetric().to(block.W.device), MeanMetric().to(block.W.device), 0
         with undisturbed(module):
             module.eval()
@@ -221,6 +240,8 @@ class LandscapeMonitor(Callback):
                 loss.update(value, weight=len(signal.X))
                 square.update(_target_scale(batch) ** 2, weight=len(signal.X))
                 self._report.keep_data(block, signal.X, batch)
+                if judging:
+                    self._judge.collect(signal.X, signal.G, batch)
                 seen += len(signal.X) * trainer.world_size
                 if self.max_samples is not None and seen >= self.max_samples:
                     break
@@ -229,11 +250,14 @@ class LandscapeMonitor(Callback):
         self.geometry = geometry_from_sums(block, sums)
         self.states = states_from_sums(block, sums, float(square.compute()) ** 0.5)
         self._history.add(step, self.loss_value, block, self.states)
-        self._report.log(trainer, step, self._scalars(), self.geometry, self.states)
+        if judging:
+            self._judge.judge(block)
+            self._report.log_verdict(trainer, step, str(self._judge))
+        self._report.log(trainer, step, self._scalars(judging), self.geometry, self.states)
         if self._report.due():
             self._report.send_figures(trainer, self.history, block)
 
-    def _scalars(self) -> dict[str, float]:
+    def _scalars(self, judged: bool) -> dict[str, float]:
         assert self.geometry is not None
         assert self.states is not None
         now = self.states.balancedness
@@ -242,7 +266,8 @@ class LandscapeMonitor(Callback):
         drift = (now - self._balancedness.to(now.device)).abs().max()
         scalars = {**landscape_scalars(self.geometry, self.states), "balancedness_drift": drift}
         numbers = torch.stack([value.double().to(now.device) for value in scalars.values()]).tolist()
-        return {"loss": float(self.loss_value or 0.0), **dict(zip(scalars, numbers, strict=True))}
+        named = {"loss": float(self.loss_value or 0.0), **dict(zip(scalars, numbers, strict=True))}
+        return {**named, "verdict": self._judge.code, "verdict_seconds": self._judge.seconds} if judged else named
 
     def _loss(self, module: LightningModule, batch: Any, index: int) -> Tensor:
         if self.loss is not None:

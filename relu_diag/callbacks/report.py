@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from relu_diag.callbacks.judge import VERDICT_CODES
 from relu_diag.figures import TrainingHistory, function_figure, training_figure
 from relu_diag.functional import NeuronGeometry, NeuronStates, ShallowBlock, dead_sector
 
@@ -31,6 +32,7 @@ class Report:
         self.prefix = prefix
         self._data: tuple[Tensor, Tensor] | None = None
         self._last_figure = time.monotonic()
+        self._explained = False
 
     def keep_data(self, block: ShallowBlock, X: Tensor, batch: Any) -> None:
         """Keep the last batch of a problem with two inputs, to draw the learned function over it.
@@ -66,6 +68,22 @@ class Report:
             logger.log_metrics(named, step=step)
             for name, values in histograms.items():
                 _log_histogram(logger, self.prefix + name, values, step)
+
+    def log_verdict(self, trainer: Trainer, step: int, text: str) -> None:
+        """Log a verdict as text, the first time with the legend of its integer.
+
+        Args:
+            trainer: The trainer.
+            step: Step of the look.
+            text: The verdict.
+        """
+        legend = "\n\n".join(f"{code}: {kind}" for kind, code in VERDICT_CODES.items())
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text(self.prefix + "verdict", text, step)
+                if not self._explained:
+                    logger.experiment.add_text(self.prefix + "verdict_legend", legend, step)
+        self._explained = True
 
     def dead_sector(self, block: ShallowBlock | None) -> tuple[float, float] | None:
         """The arc of dead orientations on the kept data.
