@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,11 +13,11 @@ from relu_diag.functional.chunks import chunks
 from relu_diag.functional.fan import Array, OneNeuron, loudest_direction, loudest_flat_direction, vanishes
 from relu_diag.functional.geometry import tangential_part
 from relu_diag.functional.stationarity import Stationarity, derivative_scale, stationarity, without_rounding
-from relu_diag.functional.sums import MAX_KINKS, slopes_at
+from relu_diag.functional.sums import slopes_at
 
-# Neurons whose parts per output are held at once: at most so many, and so many numbers.
+# Neurons whose parts per output and kink samples are held at once: at most so many, and so many numbers.
 _NEURONS_AT_ONCE = 256
-_PART_ELEMENTS = 2**22
+_ELEMENTS = 2**23
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,10 +100,9 @@ def escapes_at(
         pull = loudest_direction(*_zero_neuron(block, signal), loud)
         direction[zero], D[zero] = torch.as_tensor(pull.direction).to(D), torch.as_tensor(pull.D).to(D)
         decided[zero] = pull.decided
-    at_once = max(1, min(_NEURONS_AT_ONCE, _PART_ELEMENTS // (outputs * inputs)))
-    neurons_asked = asked.nonzero().squeeze(1)
-    for start in range(0, len(neurons_asked), at_once):
-        index = neurons_asked[start : start + at_once]
+    numbers = (outputs + found.geometry.kink_count) * inputs
+    decided &= ~asked | (numbers <= _ELEMENTS)
+    for index in _groups((asked & decided).nonzero().squeeze(1), numbers):
         direction[index], D[index], decided[index] = _loudest(block, signal, found, index, kink_tol)
     mask = D.norm(dim=1, keepdim=True) > loud
     return EscapeNeurons(mask.squeeze(1), decided, torch.where(mask, direction, 0.0), torch.where(mask, D, 0.0))
@@ -150,6 +150,20 @@ def _zero_neuron(block: ShallowBlock, signal: BlockSignal) -> tuple[Array, Array
     return (s_plus + s_minus) / 2 * G.T @ X, (s_plus - s_minus) / 2 * G, X
 
 
+def _groups(index: Tensor, numbers: Tensor) -> Iterator[Tensor]:
+    """Consecutive neurons, as many as fit into memory together."""
+    group: list[int] = []
+    total = 0
+    for i, size in zip(index.tolist(), numbers[index].tolist(), strict=True):
+        if group and (total + size > _ELEMENTS or len(group) == _NEURONS_AT_ONCE):
+            yield index.new_tensor(group)
+            group, total = [], 0
+        group.append(i)
+        total += size
+    if group:
+        yield index.new_tensor(group)
+
+
 def _loudest(
     block: ShallowBlock, signal: BlockSignal, found: Stationarity, index: Tensor, kink_tol: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -164,9 +178,6 @@ def _loudest(
     g = tangential_part(W, found.geometry.smooth[index])
     for i in sorted(set(neuron.tolist())):
         own = neuron == i
-        if int(own.sum()) > MAX_KINKS:
-            decided[i], direction[i], D[i] = False, 0.0, 0.0
-            continue
         x = tangential_part(W[i].expand(int(own.sum()), -1), X[own])
         one = OneNeuron(*(part.cpu().numpy() for part in (g[i], b * c[own], parts[i], b * kinks[own], x)))
         pull = loudest_flat_direction(one, found.tol * float(found.scale[index[i]]), loud)

@@ -218,7 +218,7 @@ def _margins(block: ShallowBlock, geometry: NeuronGeometry) -> tuple[Tensor, Ten
     W, b = block.W.double(), (block.slopes[1] - block.slopes[0]) / 2
     residual = tangential_part(W, geometry.smooth).norm(dim=1)
     # Kinks that were too many to keep are not in the list: nothing is known then.
-    margin = torch.where(geometry.exact, torch.inf, torch.nan)
+    margin = torch.full_like(residual, torch.inf).masked_fill(~geometry.exact, torch.nan)
     for neuron in sorted(set(geometry.kinks.neuron.tolist())):
         own, w = geometry.kinks.neuron == neuron, W[neuron, None]
         X = tangential_part(w.expand(int(own.sum()), -1), geometry.kinks.X[own]).cpu().numpy()
