@@ -67,7 +67,8 @@ class TaylorExpansion:
         slope = change.deriv()
         # Coefficients that are mere rounding put roots at 1e15: a grid over all scales loses none of the others.
         grid = np.logspace(-30, 30, 2401)
-        rises = np.flatnonzero(np.diff(np.sign(slope(grid))) > 0)
+        falling = slope(grid) < 0
+        rises = np.flatnonzero(falling[:-1] & ~falling[1:])
         steps = [float(brentq(slope, grid[i], grid[i + 1])) for i in rises]
         return [step for step in steps if change(step) < 0]
 
