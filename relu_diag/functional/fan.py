@@ -104,10 +104,23 @@ def row_space(X: Array) -> Array:
     Returns:
         Basis, shape ``(rank, d)``.
     """
-    if not len(X):
-        return X
+    if len(X) < 2:
+        return unit_rows(X[np.linalg.norm(X, axis=1) > 0])
     _, singular, rows = np.linalg.svd(X, full_matrices=False)
     return np.asarray(rows[singular > _DEPENDENT * singular[0]])
+
+
+def unit_rows(V: Array) -> Array:
+    """Rows scaled to length 1, zero rows as they are.
+
+    Args:
+        V: Vectors, shape ``(n, d)``.
+
+    Returns:
+        Unit vectors or zeros, shape ``(n, d)``.
+    """
+    norm = np.linalg.norm(V, axis=1, keepdims=True)
+    return np.asarray(V / np.where(norm > 0, norm, 1.0))
 
 
 def fan_rays(X: Array) -> Array | None:
@@ -170,14 +183,14 @@ def loudest_direction(parts: Array, kinks: Array, X: Array, loud: float) -> Pull
     strength = np.linalg.norm(kinks, axis=1)
     rows = np.concatenate([parts, X])
     mixed = np.random.default_rng(0).standard_normal((_STARTS, len(rows))) @ rows
-    V = _unit(np.concatenate([parts, X[strength.argsort()[-_STARTS:]], mixed]))
+    V = unit_rows(np.concatenate([parts, X[strength.argsort()[-_STARTS:]], mixed]))
     V, best = np.concatenate([V, -V]), nothing
     for _ in range(_ASCENTS):
         D = one_sided(V, parts, kinks, X)
         best = _louder(best, V, D, loud)
         # Uphill on the length of D, which is linear on every cone for a fixed combination of the outputs.
-        combination = _unit(D)
-        V = _unit(combination @ parts + (np.sign(V @ X.T) * (combination @ kinks.T)) @ X)
+        combination = unit_rows(D)
+        V = unit_rows(combination @ parts + (np.sign(V @ X.T) * (combination @ kinks.T)) @ X)
     return best
 
 
@@ -203,7 +216,7 @@ def loudest_flat_direction(neuron: OneNeuron, flat: float, loud: float) -> Pull:
     felt = (np.abs(merged[:, 0]) > share * flat) | (np.linalg.norm(merged[:, 1:], axis=1) > share * loud)
     q, kinks, X = merged[felt, 0], merged[felt, 1:], X[felt]
     basis, rays = row_space(X), fan_rays(X)
-    free = _unit(parts - parts @ basis.T @ basis)
+    free = unit_rows(parts - parts @ basis.T @ basis)
     V = free if rays is None else np.concatenate([free, rays])
     V = V[np.abs(one_sided(V, g, q, X)) <= flat]
     nothing = Pull(np.zeros_like(g), np.zeros(len(parts)), decided=rays is not None)
@@ -218,18 +231,18 @@ def _louder(best: Pull, V: Array, D: Array, loud: float) -> Pull:
     return Pull(V[first], D[first], decided=True)
 
 
-def _unit(V: Array) -> Array:
-    norm = np.linalg.norm(V, axis=1, keepdims=True)
-    return np.asarray(V / np.where(norm > 0, norm, 1.0))
-
-
 def _collinear_classes(U: Array) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """First member of every class of collinear unit vectors, and the class of each vector."""
     label = np.arange(len(U))
+    if len(U) < 2:
+        return label, label
     # Collinear vectors have the same |u . r| for any r: one sort leaves only short runs to compare pair by pair.
     key = np.abs(U @ np.random.default_rng(0).standard_normal(U.shape[1]))
     order = key.argsort()
-    breaks = np.flatnonzero(np.diff(key[order]) > 10 * _COLLINEAR * math.sqrt(U.shape[1])) + 1
+    apart = np.diff(key[order]) > 10 * _COLLINEAR * math.sqrt(U.shape[1])
+    if apart.all():
+        return label, label
+    breaks = np.flatnonzero(apart) + 1
     for run in np.split(order, breaks):
         rest = np.sort(run)
         while len(rest) > 1:

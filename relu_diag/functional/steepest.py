@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import lsq_linear
 
-from relu_diag.functional.fan import Array, fan_rays, merge_collinear, one_sided, row_space
+from relu_diag.functional.fan import Array, fan_rays, merge_collinear, one_sided, row_space, unit_rows
 
 # Sign patterns of kinks with q < 0 that are enumerated before the search turns into an iteration that proves nothing.
 MAX_PATTERNS = 2**12
@@ -135,7 +135,7 @@ def _enumerate(g: Array, q: Array, X: Array, patterns: Array) -> Array:
     columns = (q[~negative, None] * X[~negative]).T
     candidates = g + patterns @ (q[negative, None] * X[negative])
     # No pattern can do better than any point of its zonotope: most promising first, then stop.
-    bounds = np.linalg.norm(_toward_zero(candidates, columns), axis=1)
+    bounds = np.linalg.norm(_toward_zero(candidates, columns) if len(patterns) > 8 else candidates, axis=1)
     best = np.zeros_like(g)
     for pattern in np.argsort(-bounds):
         if bounds[pattern] <= np.linalg.norm(best):
@@ -165,7 +165,7 @@ def _sweep(g: Array, q: Array, X: Array) -> Array:
     toward = np.stack([np.cos(middle), np.sin(middle)], axis=1)
     slope = g + (np.sign(toward @ X.T) * q) @ X
     rays = np.stack([np.cos(edges), np.sin(edges)], axis=1)
-    directions = np.concatenate([_unit(-slope), rays])
+    directions = np.concatenate([unit_rows(-slope), rays])
     values = directions @ g + np.abs(directions @ X.T) @ q
     best = int(values.argmin())
     return np.asarray(directions[best] * max(-values[best], 0.0))
@@ -181,9 +181,9 @@ def _alternate(g: Array, q: Array, X: Array) -> tuple[Array, bool]:
         if values.min() >= -1e-14:
             return np.zeros_like(g), True
         V = np.concatenate([V, rays[values.argsort()[:_STARTS]]])
-    V = _unit(V)
+    V = unit_rows(V)
     for _ in range(_ROUNDS):
-        ahead = _unit(-(g + (np.sign(V @ X.T) * q) @ X))
+        ahead = unit_rows(-(g + (np.sign(V @ X.T) * q) @ X))
         better = one_sided(ahead, g, q, X) < one_sided(V, g, q, X)
         V[better] = ahead[better]
     promising = V[one_sided(V, g, q, X).argsort()[:_POLISHED]]
@@ -202,7 +202,3 @@ def _follow_signs(start: Array, g: Array, q: Array, X: Array) -> Array:
             break
         sign = following
     return descent
-
-
-def _unit(V: Array) -> Array:
-    return np.asarray(V / np.maximum(np.linalg.norm(V, axis=1, keepdims=True), 1e-300))
