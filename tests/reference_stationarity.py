@@ -119,7 +119,7 @@ def _lowest(objective: Array, A: Array, w: Array, bound: Array | None = None) ->
 def _sides(problem: Problem, i: int) -> tuple[Array, NDArray[np.bool_], Array, float]:
     w, slopes = problem.W[i], problem.slopes
     z, size = problem.X @ w, np.linalg.norm(problem.X, axis=1)
-    scale = float(max(map(abs, slopes)) * np.linalg.norm(problem.E, axis=1) @ size)
+    scale = max(float(max(map(abs, slopes)) * np.linalg.norm(problem.E, axis=1) @ size), 1e-300)
     return w, np.abs(z) <= 1e-10 * np.linalg.norm(w) * size, np.where(z > 0, slopes[1], slopes[0]), scale
 
 

@@ -69,16 +69,16 @@ def escape_agreement(problem: Problem, i: int, escape: F.EscapeNeurons, pull: fl
 def test_stationarity_and_escape_neurons_agree_with_linear_programs_over_all_sign_patterns() -> None:
     """20,000 of these problems: benchmarks/stationarity_agreement.py."""
     rng, tally = np.random.default_rng(0), Tally()
-    for number in range(250):
+    for number in range(120):
         compare(rng, tally, random=number % 4 == 0)
     wrong = {name: count for name, count in tally.counts.items() if "True, programs False" in name}
     missed = {name: count for name, count in tally.counts.items() if "False, programs True" in name}
     assert not wrong
     assert not missed
     assert not tally.counts["stationarity: undecided"]
-    assert tally.counts["stationarity: package True, programs True"] > 100
-    assert tally.counts["escape neuron: package True, programs True"] > 30
-    assert tally.counts["escape neuron: package False, programs False"] > 30
+    assert tally.counts["stationarity: package True, programs True"] > 50
+    assert tally.counts["escape neuron: package True, programs True"] > 15
+    assert tally.counts["escape neuron: package False, programs False"] > 15
 
 
 @pytest.mark.parametrize(("error", "stationary"), [(1.0, True), (-1.0, False)])

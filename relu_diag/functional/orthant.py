@@ -7,6 +7,7 @@ every sample on a kink has a side, the form is an ordinary one, and its smallest
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ class _Orthant:
 
     Attributes:
         problem: The squared loss of the copy with ``||w_i|| = ||h_i||``.
+        biased: Whether the output bias moves.
         balance: ``delta w_i`` of the copy is this times that of the network, shape ``(I,)``.
         blocked: Per neuron with samples on kinks an orthonormal basis of their span, where it may not move freely.
         held: 0 for neurons with ``w = 0``, which have every sample on their kink, else 1, shape ``(I, 1)``.
@@ -46,6 +48,7 @@ class _Orthant:
     """
 
     problem: SquaredProblem
+    biased: bool
     balance: Tensor
     blocked: dict[int, Tensor]
     held: Tensor
@@ -72,9 +75,12 @@ def orthant_fall(problem: SquaredProblem, escape: EscapeNeurons) -> Direction | 
     kinked = [i for i in escape.mask.nonzero().squeeze(1).tolist() if i in orthant.blocked or not orthant.held[i]]
     strongest = sorted(kinked, key=lambda i: -float(escape.D[i].norm()))
     choices = [[], *([i] for i in strongest[:_RAYS_TRIED])]
-    for chosen in [*choices, strongest] if len(strongest) > 1 else choices:
+    choices += [strongest] if len(strongest) > 1 else []
+    # A witness that leaves the output bias alone is the simpler one.
+    biases = [False] if problem.block.output_bias is None else [False, True]
+    for biased, chosen in itertools.product(biases, choices):
         neuron = torch.tensor(chosen, dtype=torch.long, device=orthant.balance.device)
-        candidate = replace(orthant, neuron=neuron, rays=escape.direction[neuron])
+        candidate = replace(orthant, biased=biased, neuron=neuron, rays=escape.direction[neuron])
         for move in _lowest(candidate):
             fall = see_fall(problem, move)
             if fall is not None:
@@ -98,16 +104,16 @@ def _balanced(problem: SquaredProblem, escape: EscapeNeurons) -> _Orthant:
         for i in sorted(set(found[:, 0].tolist()))
     }
     none = escape.direction[:0]
-    return _Orthant(replace(problem, block=copy), balance, blocked, held, none[:, 0].long(), none)
+    return _Orthant(replace(problem, block=copy), False, balance, blocked, held, none[:, 0].long(), none)
 
 
 def _lowest(orthant: _Orthant) -> Iterator[Move]:
     """The lowest direction of the form in both senses, rays pointing outwards, as moves of the network itself."""
-    block, biased = orthant.problem.block, orthant.problem.block.output_bias is not None
+    block, biased = orthant.problem.block, orthant.biased
     sizes = [block.W.numel(), block.H.numel(), len(block.H), len(orthant.rays)]
 
     def parts(vector: Array) -> tuple[Move, Tensor]:
-        dW, dH, db, t = torch.split(torch.as_tensor(vector, device=block.W.device).flatten(), sizes)
+        dW, dH, db, t = torch.split(torch.as_tensor(vector).to(block.W).flatten(), sizes)
         return Move(_free(dW.view_as(block.W), orthant), dH.view_as(block.H), db * biased), t
 
     def apply(vector: Array) -> Array:

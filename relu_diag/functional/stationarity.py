@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock
 from relu_diag.functional.chunks import kink_tolerance
@@ -162,7 +163,8 @@ def derivative_scale(block: ShallowBlock, signal: BlockSignal) -> Tensor:
     Returns:
         ``max(|s-|, |s+|) sum_k ||e_k|| ||x_k||``, float64, shape ``()``.
     """
-    lengths: Tensor = signal.G.detach().double().norm(dim=1) @ signal.X.detach().double().norm(dim=1)
+    G_norm, X_norm = (vector_norm(value.detach(), dim=1, dtype=torch.float64) for value in (signal.G, signal.X))
+    lengths: Tensor = G_norm @ X_norm
     return lengths * max(map(abs, block.slopes))
 
 
