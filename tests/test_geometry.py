@@ -239,6 +239,23 @@ def test_kink_tolerance_decides_which_samples_are_on_the_kink() -> None:
 W_UP = torch.tensor([[0.0, 1.0]])
 
 
+@pytest.mark.parametrize("size", [1e-8, 1e8])
+def test_kink_tolerance_is_an_angle_whatever_the_lengths(size: float) -> None:
+    w, x = torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[1e-3, 1.0], [3e-3, 1.0]]).double()
+    for block, X in ((ShallowBlock(size * w, w[:, :1]), x), (ShallowBlock(w, w[:, :1]), size * x)):
+        signal = BlockSignal(X, torch.ones(2, 1).double())
+        assert neuron_geometry(block, signal, kink_tol=2e-3).kink_count.tolist() == [1]
+
+
+@pytest.mark.parametrize("d", [1, 3])
+def test_weights_whose_squares_underflow_are_still_not_zero(d: int) -> None:
+    problem = kinked_problem(3, d=d, kinks=0)
+    tiny = replace(problem.block, W=1e-200 * problem.block.W)
+    one, two = neuron_geometry(problem.block, problem.signal), neuron_geometry(tiny, problem.signal)
+    for name in ("radial", "steepest", "direction", "kink_count"):
+        assert_close(getattr(one, name), getattr(two, name))
+
+
 def test_radial_part_of_a_direction_is_removed() -> None:
     problem = kinked_problem(9)
     V = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).double()

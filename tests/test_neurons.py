@@ -194,6 +194,13 @@ def test_a_chain_of_close_directions_is_one_group() -> None:
     assert len(neuron_states(block, POSITIVE, torch.ones(3, 1), group_angle=0.03).group_amplitude) == len(W)
 
 
+def test_angles_too_small_for_a_cosine_still_divide() -> None:
+    W = torch.tensor([[1.0, 0.0], [1.0, 3e-9]]).double()
+    block = ShallowBlock(W, torch.ones(1, 2).double())
+    for angle, groups in ((1e-8, 1), (1e-9, 2)):
+        assert len(neuron_states(block, POSITIVE, torch.ones(3, 1), group_angle=angle).group_amplitude) == groups
+
+
 @pytest.mark.parametrize("aligned", [True, False])
 def test_thousands_of_neurons_are_grouped_in_seconds(aligned: bool) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -123,6 +125,15 @@ def test_collinear_kinks_of_either_sign_and_opposite_coefficients_cancel() -> No
     assert len(q) == len(X) == 0
     found = steepest_descent(np.array([0.0, 1.0]), np.array([2.0, 1.0, -4.0]), np.array([[1, 1], [-2, -2], [1, 1.0]]))
     assert_allclose(found.direction, [0, -1], atol=1e-15)
+
+
+def test_least_squares_that_stop_early_are_not_called_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    g, q, X = np.array([3.0, 1.0]), np.array([1.0, 1.0]), np.eye(2)
+    assert steepest_descent(g, q, X).exact
+    monkeypatch.setattr(steepest, "lsq_linear", lambda columns, *_, **__: SimpleNamespace(x=np.zeros(columns.shape[1])))
+    found = steepest_descent(g, q, X)
+    assert not found.exact
+    assert_allclose(g @ found.direction + q @ np.abs(X @ found.direction), found.slope, rtol=1e-12)
 
 
 def test_nothing_to_descend_gives_zero_and_no_direction() -> None:

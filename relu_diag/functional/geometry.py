@@ -142,8 +142,9 @@ def radial_directions(W: Tensor) -> Tensor:
     Returns:
         Unit vectors or zeros, shape ``(I, d)``.
     """
-    norm = W.norm(dim=1, keepdim=True)
-    return torch.where(norm > 0, W / norm, 0.0)
+    largest = W.abs().amax(dim=1, keepdim=True)
+    U = torch.where(largest > 0, W / largest, 0.0)  # the squares of W itself may underflow
+    return U / U.norm(dim=1, keepdim=True).clamp(min=1.0)
 
 
 def tangential_part(W: Tensor, V: Tensor) -> Tensor:
@@ -156,8 +157,6 @@ def tangential_part(W: Tensor, V: Tensor) -> Tensor:
     Returns:
         Tangential vectors, shape ``(I, d)``.
     """
-    if W.shape[1] == 1:  # exactly, where the subtraction would leave rounding
-        return torch.where(W == 0, V, 0.0)
     U = radial_directions(W)
     # Twice: what is left of a nearly radial vector is rounding, which the second time makes tangential.
     for _ in range(2):
