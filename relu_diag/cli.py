@@ -12,10 +12,9 @@ from lightning.pytorch.cli import LightningCLI
 from rich.console import Console
 
 from relu_diag import callbacks, experiments
-from relu_diag.figures import function_figure
-from relu_diag.functional import classify
+from relu_diag.functional import classify, nearby_stationary_point
 from relu_diag.functional.block import Reduction
-from relu_diag.inspection import load_block, load_data, neuron_table
+from relu_diag.inspection import inspection_figures, load_block, load_data, neuron_table
 
 # Imported so that configs may name these classes without their module.
 __all__ = ["callbacks", "experiments", "inspect", "main"]
@@ -76,13 +75,15 @@ def inspect(
         X, Y = load_data(data, block)
         verdict = classify(block, X, Y, reduction, kink_tol, tol)
         table = neuron_table(block, X, Y, reduction, kink_tol)
+        nearby = nearby_stationary_point(block, X, Y, reduction)
     except (OSError, ValueError, TypeError) as error:
         sys.exit(f"relu-diag inspect: {error}")
     console.print(table)
-    console.print(verdict.summary(), markup=False, highlight=False)
+    for text in (verdict.summary(), f"\nnearby stationary point: {nearby}\n{nearby.verdict}\n"):
+        console.print(text, markup=False, highlight=False)
+    figures = inspection_figures(block, X, Y, verdict, reduction)
     folder = out or checkpoint.parent
     folder.mkdir(parents=True, exist_ok=True)
-    if X.shape[1] == 2:
-        path = folder / "function.png"
-        function_figure(block, X, Y).savefig(path, dpi=150)
-        console.print(f"figure: {path}", soft_wrap=True)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=150)
+        console.print(f"figure: {folder / name}.png", soft_wrap=True)

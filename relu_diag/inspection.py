@@ -11,17 +11,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
 from relu_diag.capture import read_block
+from relu_diag.figures import direction_figure, function_figure, neuron_figure, perturbation_figure
 from relu_diag.functional import (
     NeuronGeometry,
     NeuronStates,
     ShallowBlock,
+    Verdict,
     neuron_geometry,
     neuron_states,
+    perturbation_test,
     squared_error_signal,
 )
 from relu_diag.functional.block import Reduction
@@ -126,6 +130,36 @@ def neuron_table(
     for i in order:
         table.add_row(*_row(i, block, geometry, states))
     return table
+
+
+def inspection_figures(
+    block: ShallowBlock, X: Tensor, Y: Tensor, verdict: Verdict, reduction: Reduction = "mean"
+) -> dict[str, Figure]:
+    """The pictures of a point: its function, one neuron turning, the loss along the witness, random perturbations.
+
+    Args:
+        block: The network.
+        X: Inputs, shape ``(N, d)``.
+        Y: Targets, shape ``(N, J)``.
+        verdict: The verdict on the point.
+        reduction: Of the squared loss.
+
+    Returns:
+        Figures by name; those that need two inputs, or a direction, only where there are.
+    """
+    figures = {}
+    if X.shape[1] == 2:
+        figures["function"] = function_figure(block, X, Y)
+    if X.shape[1] > 1:
+        # The neuron the verdict names first, else the one of largest amplitude.
+        amplitude = block.W.norm(dim=1) * block.H.norm(dim=0)
+        neuron = int(verdict.neurons[0] if len(verdict.neurons) else amplitude.argmax())
+        figures[f"neuron_{neuron}"] = neuron_figure(block, X, Y, neuron, reduction)
+    if verdict.direction is not None:
+        figures["witness"] = direction_figure(block, X, Y, verdict.direction, reduction)
+    draw = torch.Generator().manual_seed(0)
+    figures["perturbations"] = perturbation_figure(perturbation_test(block, X, Y, reduction, generator=draw))
+    return figures
 
 
 def _row(i: int, block: ShallowBlock, geometry: NeuronGeometry, states: NeuronStates) -> list[str]:

@@ -99,8 +99,10 @@ def test_inspect_prints_the_verdict_and_writes_the_figure(
     checkpoint = saved(tmp_path, ShallowNet(2, 3, init_scale=0.0).double())
     torch.save(points, tmp_path / "d.pt")
     main(["inspect", str(checkpoint), "--data", str(tmp_path / "d.pt"), "--reduction", "half_sum"])
-    assert "verdict                 saddle" in capsys.readouterr().out
-    assert (tmp_path / "function.png").exists()
+    out = capsys.readouterr().out
+    assert "verdict                 saddle" in out
+    assert "nearby stationary point: saddle at distance 0" in out
+    assert {path.stem for path in tmp_path.glob("*.png")} == {"function", "neuron_0", "witness", "perturbations"}
 
 
 def test_bad_files_are_named(tmp_path: Path, net: ShallowNet, points: tuple) -> None:

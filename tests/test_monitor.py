@@ -316,13 +316,17 @@ def test_a_loss_that_is_not_the_squared_error_has_no_verdict() -> None:
 
 
 def test_minibatches_add_up_to_the_verdict_of_the_whole_set() -> None:
-    module, monitor = Regression(noisy=False), LandscapeMonitor(verdict="nearby")
-    fit(module, monitor)
-    X, Y = data().tensors
-    expected = F.nearby_stationary_point(read_block(module.net), torch.cat([X, X.new_ones(len(X), 1)], dim=1), Y)
-    assert monitor.nearby is not None
-    assert monitor.nearby.verdict.kind == expected.verdict.kind
-    assert_close(monitor.nearby.block.W, expected.block.W)
+    X, Y = (tensor.double() for tensor in data().tensors)
+    origin = ShallowBlock(X.new_zeros(4, 3), X.new_zeros(2, 4))
+    judge = Judge()
+    for rows in (slice(0, 13), slice(13, 20)):
+        signal = F.squared_error_signal(origin, X[rows], Y[rows])
+        judge.collect(signal.X, signal.G, (None, Y[rows]))
+    judge.judge(origin)
+    expected = F.nearby_stationary_point(origin, X, Y)
+    assert judge.nearby is not None
+    assert judge.nearby.verdict.kind == expected.verdict.kind == "saddle"
+    assert judge.nearby.loss == expected.loss
 
 
 def test_a_verdict_waits_until_the_last_one_is_paid_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relu_diag.functional import ShallowBlock
+from relu_diag.functional import NearbyStationaryPoint, ShallowBlock, nearby_stationary_point
 from relu_diag.functional.block import Reduction, residual_factor
-from relu_diag.functional.stationary_point import NearbyStationaryPoint, nearby_stationary_point
 
 # One integer scalar for every kind, rising with how final it is.
 VERDICT_CODES = {

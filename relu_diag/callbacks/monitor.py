@@ -20,6 +20,7 @@ from relu_diag.callbacks.report import Report
 from relu_diag.capture import BlockLocation, choose_block, read_block, read_signal, undisturbed
 from relu_diag.figures import TrainingHistory
 from relu_diag.functional import (
+    NearbyStationaryPoint,
     NeuronGeometry,
     NeuronStates,
     ShallowBlock,
@@ -27,7 +28,6 @@ from relu_diag.functional import (
     states_from_sums,
     target_scale,
 )
-from relu_diag.functional.stationary_point import NearbyStationaryPoint
 from relu_diag.metrics import BlockMetric, landscape_scalars
 
 LossFunction = Callable[[LightningModule, Any], Tensor]
