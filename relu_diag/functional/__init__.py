@@ -14,6 +14,7 @@ from relu_diag.functional.geometry import (
 )
 from relu_diag.functional.neurons import NeuronStates, dead_sector, neuron_states, states_from_sums, target_scale
 from relu_diag.functional.stationarity import Stationarity, stationarity
+from relu_diag.functional.stationary_point import NearbyStationaryPoint, nearby_stationary_point
 from relu_diag.functional.sums import KinkSamples, NeuronSums, neuron_sums
 from relu_diag.functional.taylor import PerturbationTest, TaylorExpansion, perturbation_test, taylor_expansion
 from relu_diag.functional.verdict import Verdict, classify, classify_signal
@@ -26,6 +27,7 @@ __all__ = [
     "Direction",
     "EscapeNeurons",
     "KinkSamples",
+    "NearbyStationaryPoint",
     "NeuronGeometry",
     "NeuronStates",
     "NeuronSums",
@@ -45,6 +47,7 @@ __all__ = [
     "dead_sector",
     "escape_neurons",
     "geometry_from_sums",
+    "nearby_stationary_point",
     "neuron_geometry",
     "neuron_states",
     "neuron_sums",
