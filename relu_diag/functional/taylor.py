@@ -164,9 +164,8 @@ def expand(problem: SquaredProblem, move: Move) -> TaylorExpansion:
         coefficients[2] += (chunk.G * second).sum() + first.square().sum() / 2
         coefficients[3] += (first * second).sum()
         coefficients[4] += second.square().sum() / 2
-        crossing = chunk.Z.sign() * dZ.sign() < 0
-        if bool(crossing.any()):
-            eps_max = min(eps_max, float((-chunk.Z[crossing] / dZ[crossing]).min()))
+        root = -chunk.Z / dZ
+        eps_max = min(eps_max, float(torch.where(root > 0, root, torch.inf).amin()))
     return TaylorExpansion(problem.factor * coefficients, eps_max)
 
 

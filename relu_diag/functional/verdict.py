@@ -59,7 +59,8 @@ class Verdict:
         if len(self.neurons):
             named = ", ".join(str(i) for i in self.neurons[:_NAMED].tolist())
             more = len(self.neurons) - _NAMED
-            parts.append(f"neurons {named}" + (f" and {more} more" if more > 0 else ""))
+            word = "neuron" if len(self.neurons) == 1 else "neurons"
+            parts.append(f"{word} {named}" + (f" and {more} more" if more > 0 else ""))
         parts += [str(text) for text in (self.direction, self.reason) if text]
         return "; ".join(parts) + (f" ({self.theorem})" if self.theorem else "")
 
