@@ -155,7 +155,7 @@ def test_a_module_that_needs_an_example_says_so() -> None:
     with pytest.raises(ValueError, match="Pass `example`"):
         find_blocks(Text())
     tokens = torch.randint(10, (3, 5))
-    for example in (tokens, (tokens,), {"tokens": tokens}):
+    for example in (tokens, (tokens,), {"tokens": tokens}, [tokens, torch.ones(3, 1)]):
         assert find_blocks(Text(), example)[0].hidden == "mlp.hidden"
 
 

@@ -27,9 +27,10 @@ def find_blocks(module: nn.Module, example: Any = None) -> list[BlockLocation]:
 
     Args:
         module: Any module.
-        example: One input batch - a tensor, or a tuple or dict of arguments of ``module(...)`` - or a function of no
-            argument that runs the module. None: ``module.example_input_array``, or random vectors as wide as one of its
-            Linear layers; give one where the inputs are not vectors.
+        example: One input batch - a tensor, a tuple or dict of arguments of ``module(...)``, a batch of a data loader
+            with the inputs first - or a function of no argument that runs the module. None:
+            ``module.example_input_array``, or random vectors as wide as one of its Linear layers; give one where the
+            inputs are not vectors.
 
     Returns:
         The blocks, in the order in which they run.
@@ -164,7 +165,8 @@ def _runner(module: nn.Module, example: Any) -> Callable[[], object]:
         raise ValueError(f"{type(module).__name__} has no nn.Linear, so no block; pass the module that holds them.")
     given = example if example is not None else getattr(module, "example_input_array", None)
     whose = "the example"
-    candidates = [given]
+    # A batch of a data loader holds targets after the inputs.
+    candidates = [given, given[0]] if isinstance(given, tuple | list) and len(given) > 1 else [given]
     if given is None:  # vectors of some layer's width; which layer runs first is not known
         whose = "random vectors"
         generator = torch.Generator().manual_seed(0)
