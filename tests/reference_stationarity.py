@@ -40,7 +40,8 @@ class Answer:
     """One neuron's derivatives, relative to their natural scales.
 
     ``slope``: lowest one-sided tangential derivative of the loss over the unit box; ``smooth``: largest derivative by
-    an output weight (the radial one follows from it); ``pull``: largest ``|D_j|``, combined, where the loss is flat.
+    an output weight (the radial one follows from it); ``pull``: largest ``|D_j|``, combined, where the loss is flat, if
+    it is nowhere falling.
     """
 
     slope: float
@@ -81,16 +82,18 @@ def answer(problem: Problem, i: int) -> Answer:
     by_h = ((side * (X @ w))[~kink, None] * E[~kink]).sum(0)
     smooth = float(np.abs(by_h).max() / (np.linalg.norm(w) * scale)) if w.any() else 0.0
     size = scale * float(np.linalg.norm(h))
-    slope, pull = 0.0, 0.0
+    cones = []
     for pattern in itertools.product((1.0, -1.0), repeat=int(kink.sum())):
         sides = side.copy()
         sides[kink] = np.where(np.array(pattern) > 0, slopes[1], slopes[0])
-        parts = (sides[:, None] * E).T @ X
-        cone = -np.array(pattern)[:, None] * X[kink]
-        slope = min(slope, _lowest(h @ parts, cone, w) / size) if size else 0.0
-        strict, loose = (_pull(parts, cone, w, h @ parts, flat * size) / scale for flat in (1e-11, 1e-9))
+        cones.append(((sides[:, None] * E).T @ X, -np.array(pattern)[:, None] * X[kink]))
+    slope = min(_lowest(h @ parts, cone, w) / size for parts, cone in cones) if size else 0.0
+    pull = 0.0
+    for parts, cone in cones if slope > -1e-7 else []:
+        strict = _pull(parts, cone, w, h @ parts, 1e-11 * size) / scale
         # A pull at no slope at all does not grow with the slope allowed.
-        pull = max(pull, strict if strict > 1e-9 and loose < 10 * strict else 0.0)
+        if strict > 1e-9 and _pull(parts, cone, w, h @ parts, 1e-9 * size) / scale < 10 * strict:
+            pull = max(pull, strict)
     return Answer(slope, smooth, pull)
 
 
