@@ -152,8 +152,8 @@ def test_looks_are_made_when_due(settings: dict[str, int], looks: list[int]) -> 
     steps: list[int] = []
 
     class Watched(LandscapeMonitor):
-        def _look(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-            super()._look(trainer, module, step)
+        def _look(self, trainer: Trainer, module: LightningModule, step: int, judging: bool) -> None:
+            super()._look(trainer, module, step, judging)
             steps.append(step)
 
     fit(Regression(), Watched(**settings))
@@ -292,6 +292,7 @@ def test_the_end_of_the_five_point_run_is_near_a_local_minimum(tmp_path: Path) -
     monitor, trainer = five_points(logger=board)
     assert monitor.nearby is not None
     assert monitor.nearby.verdict.kind == "local minimum"
+    assert monitor.judged_step == monitor.step == 25_000
     assert int(trainer.callback_metrics["landscape/verdict"]) == VERDICT_CODES["local minimum"]
     events = EventAccumulator(board.log_dir).Reload()
     codes = {event.step: int(event.value) for event in events.Scalars("landscape/verdict")}

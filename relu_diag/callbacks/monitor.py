@@ -65,6 +65,7 @@ class LandscapeMonitor(Callback):
         parameters: The block at the last look, `ShallowBlock`, or None.
         loss_value: Loss at the last look, or None.
         step: Step of the last look, or None.
+        judged_step: Step of the last look that asked for a verdict, or None.
 
     Raises:
         MisconfigurationException: If an argument is not a positive number, or (at the start of training) no block or
@@ -99,6 +100,7 @@ class LandscapeMonitor(Callback):
         self.parameters: ShallowBlock | None = None
         self.loss_value: float | None = None
         self.step: int | None = None
+        self.judged_step: int | None = None
         self._location: BlockLocation | None = None
         self._loader: Iterable[Any] = ()
         self._scale: float | None = None
@@ -143,10 +145,10 @@ class LandscapeMonitor(Callback):
 
     @property
     def nearby(self) -> NearbyStationaryPoint | None:
-        """The stationary point near the parameters of the last look; None where no verdict was asked for or given.
+        """The stationary point near the parameters at the last look that asked for a verdict, at ``judged_step``.
 
         Returns:
-            The point, with its verdict.
+            The point, with its verdict; None where there is none.
         """
         return self._judge.nearby
 
@@ -202,7 +204,7 @@ class LandscapeMonitor(Callback):
         # The step that loggers use; what the module logs in this very step lands on the same one.
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         if self._due(trainer, step, batch_idx):
-            self._look(trainer, pl_module, step)
+            self._look(trainer, pl_module, step, judging=self.verdict is not None and self._judge.due)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look once more, and write the figures.
@@ -212,8 +214,9 @@ class LandscapeMonitor(Callback):
             pl_module: Its module.
         """
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
-        if self.parameters is None or step != self.step:
-            self._look(trainer, pl_module, step)
+        unjudged = self.verdict is not None and step != self.judged_step
+        if self.parameters is None or step != self.step or unjudged:
+            self._look(trainer, pl_module, step, judging=self.verdict is not None)
         assert self.parameters is not None
         self._report.write_figures(trainer, self.history, self.parameters)
 
@@ -225,12 +228,11 @@ class LandscapeMonitor(Callback):
         first = batch_idx == 0 and trainer.current_epoch % self.every_n_epochs == 0
         return first and step - self.step >= trainer.log_every_n_steps  # type: ignore[attr-defined]
 
-    def _look(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+    def _look(self, trainer: Trainer, module: LightningModule, step: int, judging: bool) -> None:
         assert self._location is not None
         block = read_block(module, self._location)
         outputs, neurons = block.H.shape
         metric = BlockMetric(neurons, block.W.shape[1], outputs, reduction="mean").to(block.W.device)
-        judging = self.verdict is not None and self._judge.due
         loss, square, seen = MeanMetric().to(block.W.device), MeanMetric().to(block.W.device), 0
         with undisturbed(module):
             module.eval()
@@ -252,6 +254,7 @@ class LandscapeMonitor(Callback):
         self._history.add(step, self.loss_value, block, self.states)
         if judging:
             self._judge.judge(block)
+            self.judged_step = step
             self._report.log_verdict(trainer, step, str(self._judge))
         self._report.log(trainer, step, self._scalars(judging), self.geometry, self.states)
         if self._report.due():
