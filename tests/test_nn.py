@@ -81,7 +81,7 @@ def test_the_seeded_draw_is_input_weights_then_output_weights() -> None:
 def test_the_draw_covers_biases_and_has_the_scale() -> None:
     net = ShallowNet(100, 200, 3, hidden_bias=True, output_bias=True, init_scale=1e-3)
     assert all(parameter.any() for parameter in net.parameters())
-    assert float(net.hidden.weight.detach().std()) == pytest.approx(1e-3, rel=0.05)  # 20,000 draws: 0.5 % standard error
+    assert float(net.hidden.weight.detach().std()) == pytest.approx(1e-3, rel=0.05)  # 20,000 draws: 0.5 %
     small_init_(net, 0.0)
     assert not any(parameter.any() for parameter in net.parameters())
 
