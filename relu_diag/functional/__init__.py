@@ -5,6 +5,8 @@ from relu_diag.functional.block import BlockSignal, ShallowBlock, rho, squared_e
 from relu_diag.functional.cell_saddles import CellSaddle, cell_saddles
 from relu_diag.functional.cells import CellMinimum, all_cell_minima, boundary_minimum, cell_minimum, cell_pattern
 from relu_diag.functional.escape import EscapeNeurons, escape_neurons
+from relu_diag.functional.extremal import ExtremalDirections, extremal_directions
+from relu_diag.functional.forecast import EscapeForecast, forecast_escape
 from relu_diag.functional.geometry import (
     NeuronGeometry,
     geometry_from_sums,
@@ -25,7 +27,9 @@ __all__ = [
     "CellMinimum",
     "CellSaddle",
     "Direction",
+    "EscapeForecast",
     "EscapeNeurons",
+    "ExtremalDirections",
     "KinkSamples",
     "NearbyStationaryPoint",
     "NeuronGeometry",
@@ -46,6 +50,8 @@ __all__ = [
     "classify_signal",
     "dead_sector",
     "escape_neurons",
+    "extremal_directions",
+    "forecast_escape",
     "geometry_from_sums",
     "nearby_stationary_point",
     "neuron_geometry",
