@@ -159,6 +159,12 @@ def small_init_(net: ShallowNet, scale: float, generator: torch.Generator | None
 
     Raises:
         ValueError: If the scale is negative or not finite.
+
+    Example:
+        >>> net = ShallowNet(in_features=2, width=50)
+        >>> small_init_(net, scale=50**-3, generator=torch.Generator().manual_seed(12))
+        >>> net.hidden.weight.abs().max() < 1e-4
+        tensor(True)
     """
     if not (math.isfinite(scale) and scale >= 0):
         raise ValueError(f"`scale` must be a finite standard deviation >= 0; got {scale!r}.")
@@ -176,6 +182,12 @@ def balance_(net: ShallowNet) -> None:
 
     Args:
         net: The network, changed in place.
+
+    Example:
+        >>> net = ShallowNet(in_features=2, width=3)
+        >>> balance_(net)
+        >>> torch.allclose(net.hidden.weight.norm(dim=1), net.output.weight.norm(dim=0))
+        True
     """
     with torch.no_grad():
         inputs = [net.hidden.weight] if net.hidden.bias is None else [net.hidden.weight, net.hidden.bias[:, None]]

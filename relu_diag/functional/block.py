@@ -8,13 +8,14 @@ at the block's output (rows ``e_k``) and ``C`` its gradient at the activations `
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu, relu
+
+from relu_diag.functional.checks import check_matrix, check_slopes, check_together, check_values
 
 Reduction = Literal["mean", "sum", "half_sum"]
 _CHUNK_ELEMENTS = 2**21
@@ -47,23 +48,23 @@ class ShallowBlock:
     output_bias: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _check_matrix("W", self.W)
-        _check_matrix("H", self.H)
+        check_matrix("W", self.W)
+        check_matrix("H", self.H)
         if self.H.shape[1] != self.W.shape[0]:
             raise ValueError(
                 "`H` needs one column per hidden neuron: "
                 f"W is {tuple(self.W.shape)}, H is {tuple(self.H.shape)}. Pass H as (outputs, neurons)."
             )
-        _check_together("H", self.H, "W", self.W)
+        check_together("H", self.H, "W", self.W)
         if self.output_bias is not None:
-            _check_values("output_bias", self.output_bias)
+            check_values("output_bias", self.output_bias)
             if self.output_bias.shape != self.H.shape[:1]:
                 raise ValueError(
                     f"`output_bias` needs one entry per output, shape {tuple(self.H.shape[:1])}; "
                     f"got {tuple(self.output_bias.shape)}."
                 )
-            _check_together("output_bias", self.output_bias, "W", self.W)
-        _check_slopes(self.slopes)
+            check_together("output_bias", self.output_bias, "W", self.W)
+        check_slopes(self.slopes)
 
     def __call__(self, X: Tensor) -> Tensor:
         """Outputs of the block.
@@ -106,12 +107,12 @@ class BlockSignal:
         for name, value in (("X", self.X), ("G", self.G), ("C", self.C), ("Z", self.Z)):
             if value is None:
                 continue
-            _check_matrix(name, value)
+            check_matrix(name, value)
             if value.shape[0] != self.X.shape[0]:
                 raise ValueError(
                     f"`{name}` needs one row per sample: X is {tuple(self.X.shape)}, {name} is {tuple(value.shape)}."
                 )
-            _check_together(name, value, "X", self.X)
+            check_together(name, value, "X", self.X)
 
 
 def rho(Z: Tensor, slopes: tuple[float, float], inplace: bool = False) -> Tensor:
@@ -124,6 +125,10 @@ def rho(Z: Tensor, slopes: tuple[float, float], inplace: bool = False) -> Tensor
 
     Returns:
         Activations, shape of ``Z``.
+
+    Example:
+        >>> rho(torch.tensor([-2.0, 3.0]), slopes=(0.5, 1.0))
+        tensor([-1.,  3.])
     """
     s_minus, s_plus = slopes
     if s_minus == 0:
@@ -192,6 +197,11 @@ def squared_loss(block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reduction
 
     Returns:
         Scalar loss.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0]]), H=torch.tensor([[1.0]]))
+        >>> squared_loss(block, torch.ones(2, 1), torch.zeros(2, 1))
+        tensor(1.)
     """
     check_targets(block, X, Y)
     return residual_factor(Y, reduction) / 2 * (block(X) - Y).square().sum()
@@ -226,10 +236,10 @@ def check_targets(block: ShallowBlock, X: Tensor, Y: Tensor) -> None:
     Raises:
         ValueError: If there is not one target per sample and output.
     """
-    _check_matrix("X", X)
-    _check_matrix("Y", Y)
+    check_matrix("X", X)
+    check_matrix("Y", Y)
     _check_inputs(block, X)
-    _check_together("Y", Y, "X", X)
+    check_together("Y", Y, "X", X)
     expected = (len(X), len(block.H))
     if Y.shape != expected:
         raise ValueError(f"`Y` needs one row per sample and one column per output, {expected}; got {tuple(Y.shape)}.")
@@ -252,46 +262,4 @@ def _check_inputs(block: ShallowBlock, X: Tensor) -> None:
     if X.shape[-1] != inputs:
         cure = " Append a column of ones to X for the hidden bias." if X.shape[-1] == inputs - 1 else ""
         raise ValueError(f"`X` needs {inputs} columns as W {tuple(block.W.shape)}; got {tuple(X.shape)}.{cure}")
-    _check_together("X", X, "W", block.W)
-
-
-def _check_matrix(name: str, value: Tensor) -> None:
-    _check_values(name, value)
-    if value.ndim != 2 or 0 in value.shape:
-        raise ValueError(
-            f"`{name}` must be a matrix with at least one row and column; got {tuple(value.shape)}. "
-            "A vector v becomes one as v[:, None]."
-        )
-
-
-def _check_values(name: str, value: Tensor) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"`{name}` must be a torch.Tensor; got {type(value).__name__}. Use torch.as_tensor.")
-    if not value.is_floating_point():
-        raise TypeError(f"`{name}` must be floating point; got {value.dtype}. Convert it with {name}.float().")
-    # A finite sum proves finite entries with one read; only a sum that is not needs the closer look.
-    if value.device.type == "meta" or math.isfinite(value.detach().sum()):
-        return
-    if not bool(torch.isfinite(value).all()):
-        raise ValueError(f"`{name}` has NaN or infinite entries: the training diverged, or the data needs cleaning.")
-
-
-def _check_together(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    if value.device != other.device:
-        raise ValueError(
-            f"`{name}` is on {value.device}, `{other_name}` on {other.device}: "
-            f"move one, {name}.to({str(other.device)!r})."
-        )
-    if value.dtype != other.dtype:
-        raise ValueError(
-            f"`{name}` is {value.dtype}, `{other_name}` is {other.dtype}: convert one, {name}.to({other.dtype})."
-        )
-
-
-def _check_slopes(slopes: tuple[float, float]) -> None:
-    if not (isinstance(slopes, tuple) and len(slopes) == 2 and all(isinstance(s, int | float) for s in slopes)):
-        raise TypeError(f"`slopes` must be a pair of numbers (s-, s+); got {slopes!r}.")
-    if not all(math.isfinite(s) for s in slopes):
-        raise ValueError(f"`slopes` must be finite; got {slopes!r}.")
-    if slopes[0] == slopes[1]:
-        raise ValueError(f"`slopes` must differ; with {slopes!r} the block is linear and has no kink.")
+    check_together("X", X, "W", block.W)

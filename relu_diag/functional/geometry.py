@@ -116,6 +116,14 @@ def tangential_derivatives(
 
     Raises:
         ValueError: If ``V`` is not of the shape of ``W`` or not finite.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0, 0.0]]), H=torch.tensor([[1.0]]))
+        >>> signal = BlockSignal(X=torch.tensor([[0.0, 1.0]]), G=torch.tensor([[-1.0]]))  # on the kink
+        >>> for v in (1.0, -1.0):  # into the active side, and into the flat one
+        ...     print(tangential_derivatives(block, signal, V=torch.tensor([[0.0, v]])).item())
+        -1.0
+        0.0
     """
     if V.shape != block.W.shape or not bool(torch.isfinite(V).all()):
         raise ValueError(
@@ -141,10 +149,15 @@ def radial_directions(W: Tensor) -> Tensor:
 
     Returns:
         Unit vectors or zeros, shape ``(I, d)``.
+
+    Example:
+        >>> radial_directions(torch.tensor([[0.0, 2.0], [0.0, 0.0]]))
+        tensor([[0., 1.],
+                [0., 0.]])
     """
     largest = W.abs().amax(dim=1, keepdim=True)
     U = torch.where(largest > 0, W / largest, 0.0)  # the squares of W itself may underflow
-    return U / U.norm(dim=1, keepdim=True).clamp(min=1.0)
+    return torch.where(largest > 0, U / U.norm(dim=1, keepdim=True), 0.0)
 
 
 def tangential_part(W: Tensor, V: Tensor) -> Tensor:

@@ -117,6 +117,10 @@ def target_scale(Y: Tensor) -> float:
 
     Raises:
         ValueError: If there is no target, or one is not finite.
+
+    Example:
+        >>> target_scale(torch.tensor([[2.0], [-2.0]])), target_scale(torch.tensor([3, 7]))
+        (2.0, 1.0)
     """
     if not Y.is_floating_point():
         return 1.0

@@ -99,6 +99,13 @@ def neuron_sums(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None
 
     Returns:
         The sums. Memory is ``O(I d + I J)`` plus a chunk, whatever ``N``.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0]]), H=torch.tensor([[1.0]]))
+        >>> batches = [BlockSignal(torch.full((2, 1), x), torch.ones(2, 1)) for x in (3.0, -1.0)]
+        >>> sums = neuron_sums(block, batches[0]) + neuron_sums(block, batches[1])
+        >>> sums.smooth.item(), sums.z_min.item(), sums.samples.item()
+        (6.0, -1.0, 4)
     """
     (neurons, inputs), outputs, device = block.W.shape, block.H.shape[0], block.W.device
     wide = torch.promote_types(block.W.dtype, torch.float32)
