@@ -105,6 +105,7 @@ def test_members_on_both_sides_of_their_kink_have_no_stationary_point_off_it() -
     assert not near.genuine
     assert near.verdict.kind == "undecided"
     assert near.verdict.direction is None
+    assert "\n" not in str(near)
     assert "no stationary point with these signs nearby: 28 neurons would turn across the kink" in str(near)
     assert set(near.verdict.neurons.tolist()) == set(
         (F.neuron_states(block, X, Y).group == 0).nonzero().squeeze(1).tolist()
@@ -313,6 +314,16 @@ def test_fraction_of_the_targets_decides_what_is_small() -> None:
     block = ShallowBlock(torch.tensor([[1.0, -1.0], [-0.05, 0.05]]).double(), torch.tensor([[1.0, 0.05]]).double())
     assert F.nearby_stationary_point(block, X, Y, small=0.01).verdict.kind == "saddle"
     assert F.nearby_stationary_point(block, X, Y, small=1e-3).verdict.kind == "global minimum"
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_output_bias_alone_fits_the_mean(outputs: int) -> None:
+    _, X, Y, reduction = random_problem(0, outputs)
+    block = ShallowBlock(torch.zeros(2, 3).double(), torch.ones(outputs, 2).double(), output_bias=Y[0].clone())
+    near = F.nearby_stationary_point(block, X, Y, reduction)
+    assert near.zeroed.tolist() == [0, 1]
+    assert near.verdict.kind == "saddle"
+    assert_close(near.block.output_bias, Y.mean(dim=0))
 
 
 # Where there is none

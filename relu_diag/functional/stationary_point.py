@@ -23,6 +23,7 @@ _ZERO = 1e-9
 _ROUNDING = 1e-13
 _NOWHERE = "no stationary point with these signs"
 _LETS_GO = f"{_NOWHERE}: the loss falls where samples leave their kinks"
+_ROUNDED = "stationary up to rounding only: of the residual nothing else is left"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,7 +123,8 @@ def nearby_stationary_point(
         loss_gap=problem.factor / 2 * float(gap.sum()),
         genuine=not found.reason,
         verdict=verdict,
-        reason=found.reason or (_LETS_GO if verdict.kind == "not stationary" else ""),
+        reason=found.reason
+        or ((_LETS_GO if found.kink_count else _ROUNDED) if verdict.kind == "not stationary" else ""),
         zeroed=zeroed,
         kink_count=found.kink_count,
         kink_tol=tol,
@@ -209,7 +211,7 @@ def _missing(stratum: Stratum, start: Weights, at: Weights) -> tuple[str, Index]
     vanishing = (before > 0) & (after <= _ZERO * before)
     if vanishing.any():
         return f"{_NOWHERE} nearby: {int(vanishing.sum())} neurons would vanish", np.flatnonzero(vanishing)
-    slope = relative_gradient(stratum, at)
+    slope = relative_gradient(stratum, at, start)
     if slope > _ZERO:
         return f"{_NOWHERE} found: relative gradient {slope:.2g} where the search ended", np.arange(len(before))
     crossing = ~stratum.holds(at.W).all(axis=0)

@@ -6,19 +6,21 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.linalg import lstsq
 from scipy.sparse.linalg import LinearOperator, lsmr
 
 from relu_diag.functional.fan import Array
 from relu_diag.functional.stratum import Stratum, Weights
 
 # Entries of a matrix that is decomposed; products with the Hessian, and multiplications in them, before a search ends.
-MAX_FIT_ENTRIES = 2**24
+MAX_FIT_ENTRIES = 2**21
 MAX_PRODUCTS = 4000
-MAX_MULTIPLICATIONS = 2**40
+MAX_MULTIPLICATIONS = 2**33
 _STEP_ACCURACY = 1e-6
 _DAMPING = 1e-2
 _LEAST_DAMPING, _MOST_DAMPING = 1e-8, 1e8
 _ROUNDING = 1e-15
+_RANK = 1e-13
 _FITTED = 1e-9
 
 
@@ -44,19 +46,20 @@ def settle(stratum: Stratum, start: Weights) -> Weights:
     return _levenberg_marquardt(stratum, start)
 
 
-def relative_gradient(stratum: Stratum, at: Weights) -> float:
+def relative_gradient(stratum: Stratum, at: Weights, start: Weights) -> float:
     """The gradient inside the stratum, against its natural scale; 0 where all targets are met.
 
     Args:
         stratum: The stratum.
         at: Weights in it.
+        start: Weights whose outputs, like the targets, say how large a residual counts.
 
     Returns:
         Norm relative to ``s ||weights|| sum_k ||e_k|| ||x_k||``, plus ``sum_k ||e_k||`` with an output bias.
     """
     line = _linearise(stratum, at)
-    reach = np.linalg.norm(stratum.X) * (np.linalg.norm(at.W, axis=1) @ np.linalg.norm(at.H, axis=0))
-    if np.linalg.norm(line.residual) <= max(_FITTED * np.linalg.norm(stratum.Y), _ROUNDING * reach):
+    large = max(float(np.linalg.norm(value)) for value in (stratum.Y, stratum.residual(start)))
+    if np.linalg.norm(line.residual) <= _FITTED * large:
         return 0.0
     error = np.linalg.norm(line.residual, axis=1)
     steepest = float(np.abs(stratum.slope).max(initial=0.0))
@@ -80,8 +83,7 @@ def _least_squares(stratum: Stratum, start: Weights) -> Weights:
     ]
     A = np.hstack([*columns, np.ones((len(stratum.X), int(stratum.biased)))])
     missing = -stratum.residual(start)[:, 0]
-    change = np.linalg.lstsq(A, missing)[0]
-    change += np.linalg.lstsq(A, missing - A @ change)[0]  # what rounding left
+    change = np.asarray(lstsq(A, missing, cond=_RANK, lapack_driver="gelsy")[0])
     edges = np.cumsum([column.shape[1] for column in columns])
     parts = np.split(change, edges)
     for scale, pattern, part in zip(weight, stratum.patterns, parts[:-1], strict=True):
