@@ -14,8 +14,9 @@ from relu_diag.functional.extremal import ExtremalDirections, extremal_direction
 
 # Neurons whose directions the search for extremal directions starts from besides the samples.
 _STARTS = 256
-# Progress of the fastest neuron in one step, in units of its growth time, and the largest number of steps.
+# Progress of the fastest neuron in one step, in units of its growth time; how much faster its direction may turn.
 _STRIDE = 0.2
+_FASTEST_TURN = 5
 _STEPS = 1000
 _NEWTON = 20
 # A neuron this close to an extremal direction, with both weights, has arrived, as a cosine.
@@ -69,11 +70,13 @@ def small_growth(block: ShallowBlock, signal: BlockSignal, small: Tensor, target
         Time, and the neurons of the extremal direction that has then contributed most; None where nothing grows.
     """
     neurons = small.nonzero().squeeze(1)
+    if not len(neurons):
+        return None
     W, H = block.W[neurons], block.H[:, neurons]
     starts = W[(W.norm(dim=1) * H.norm(dim=0)).argsort(descending=True)[:_STARTS]]
     extremal = extremal_directions(signal.X, signal.G, block.slopes, starts)
     heard = extremal.gain > loud
-    if not len(neurons) or not bool(heard.any()):
+    if not bool(heard.any()):
         return None
     extremal = ExtremalDirections(extremal.v[heard], extremal.gain[heard], extremal.o[heard])
     samples = pieces(signal, len(neurons))
@@ -137,7 +140,9 @@ def _advance(
     """
     change = _velocity(samples, slopes, weights[0], velocity)
     rate = _length(change) / _length(velocity)
-    step = _STRIDE / float(rate.max())
+    # Input weights far shorter than the output weights turn fast, and meet kinks on the way.
+    turning = torch.minimum(velocity[0].norm(dim=1) / weights[0].norm(dim=1), _FASTEST_TURN * rate)
+    step = _STRIDE / float(torch.maximum(rate, turning).max())
     first, second = (rate * step).sinh() / rate, ((rate * step).cosh() - 1) / rate.square()
     W = weights[0] + first[:, None] * velocity[0] + second[:, None] * change[0]
     return W, weights[1] + first * velocity[1] + second * change[1], step
