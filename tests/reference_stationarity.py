@@ -72,7 +72,7 @@ def loss_slope(problem: Problem, i: int, D: Array) -> float:
     _, kink, side, scale = _sides(problem, i)
     sides = np.where(kink, np.where(problem.X @ D > 0, problem.slopes[1], problem.slopes[0]), side)
     h = problem.H[:, i]
-    return float((sides * (problem.X @ D)) @ (problem.E @ h)) / (scale * max(float(np.linalg.norm(h)), 1e-300))
+    return float((sides * (problem.X @ D)) @ (problem.E @ h)) / max(scale * float(np.linalg.norm(h)), 1e-300)
 
 
 def answer(problem: Problem, i: int) -> Answer:
