@@ -14,7 +14,7 @@ from torch import Tensor
 from relu_diag.functional.block import BlockSignal, ShallowBlock, chunk_rows, rho
 from relu_diag.functional.chunks import kink_tolerance
 from relu_diag.functional.fan import row_space
-from relu_diag.functional.geometry import neuron_geometry, radial_directions
+from relu_diag.functional.geometry import neuron_geometry, radial_directions, tangential_part
 from relu_diag.functional.sums import slopes_at
 
 _CLIMBS = 300
@@ -98,17 +98,27 @@ def _steepest(V: Tensor, D: Tensor, signal: BlockSignal, slopes: tuple[float, fl
     along = torch.where(rising[:, None], geometry.direction, 0.0)
     if D.shape[1] > 1:
         for i in (~rising).nonzero().squeeze(1).tolist():
-            along[i] = _second_order(V[i], float(gain[i]), signal, slopes)
+            along[i] = _second_order(V[i], D[i], signal, slopes)
     return along
 
 
-def _second_order(v: Tensor, gain: float, signal: BlockSignal, slopes: tuple[float, float]) -> Tensor:
-    """Where ``D`` is level to first order and yet longer a quarter turn away, on the same kinks; zero for nowhere."""
+def _second_order(v: Tensor, D: Tensor, signal: BlockSignal, slopes: tuple[float, float]) -> Tensor:
+    """Where ``D`` keeps its length to first order and is longer a quarter turn away; zero for nowhere.
+
+    Looked for on the kinks of ``v``, where one direction of a matrix decides, and straight off each of them.
+    """
     z = signal.X @ v
     on_kink = z.abs() <= kink_tolerance(None, z.dtype) * signal.X.norm(dim=1)
+    kinks = signal.X[on_kink]
     M = (signal.G * slopes_at(torch.where(on_kink, 0.0, z), slopes)[:, None]).T @ signal.X
-    _, curvature, directions = torch.linalg.svd(without_span(M, torch.cat([v[None], signal.X[on_kink]])))
-    return directions[0] if curvature[0] > (1 + _CURVED) * gain else torch.zeros_like(v)
+    stay = torch.linalg.svd(without_span(M, torch.cat([v[None], kinks])), full_matrices=False)[2][:1]
+    rows = torch.cat([stay, kinks, -kinks])
+    directions = radial_directions(tangential_part(v.expand_as(rows), rows))
+    B = directions @ signal.X.T
+    ahead = (slopes_at(torch.where(on_kink, B, z), slopes) * B) @ signal.G
+    gain, length = D.norm(), ahead.norm(dim=1)
+    longer = (length > (1 + _CURVED) * gain) & (ahead @ D > -_LEVEL * gain * length)
+    return directions[torch.where(longer, length, 0.0).argmax()] * longer.any()
 
 
 def without_span(M: Tensor, rows: Tensor) -> Tensor:
