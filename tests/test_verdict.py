@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from torch.testing import assert_close
 
 from relu_diag import BlockSignal, ShallowBlock, Verdict
 from relu_diag import functional as F
+from relu_diag.functional import orthant as orthants
+from relu_diag.functional.problem import squared_problem
+from relu_diag.functional.taylor import Move, expand
 
 FIVE = [[-1.0, 1.0], [-0.6, 1.0], [-0.1, 1.0], [0.3, 1.0], [0.7, 1.0]]
 FIVE_TARGETS = [[0.28], [-0.1], [0.03], [0.23], [-0.22]]
@@ -373,3 +377,26 @@ def test_verdict_does_not_touch_the_block() -> None:
     assert_close(block.W, W, atol=0, rtol=0)
     assert_close(block.H, H, atol=0, rtol=0)
     assert block.W.grad is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_form_searched_is_the_second_coefficient_of_the_expansion(seed: int) -> None:
+    """With a sample at zero, one on a kink that the neuron leaves along a ray, and an output bias."""
+    torch.manual_seed(seed)
+    W, X, ray = torch.randn(3, 3).double(), torch.randn(10, 3).double(), zeros(3, 3)
+    X[0] = 0
+    X[1] -= (X[1] @ W[1]) / (W[1] @ W[1]) * W[1]
+    ray[1] = torch.nn.functional.normalize(X[1], dim=0)
+    block = ShallowBlock(W, torch.randn(2, 3).double(), (0.1, 1.0), torch.randn(2).double())
+    problem = squared_problem(block, X, torch.randn(10, 2).double(), "sum")
+    seen = F.EscapeNeurons(torch.arange(3) == 1, torch.ones(3, dtype=torch.bool), ray, zeros(3, 2))
+    orthant = replace(orthants._balanced(problem, seen), biased=True, neuron=torch.tensor([1]), rays=ray[1:2])
+    move = Move(
+        orthants._free(torch.randn(3, 3).double(), orthant), torch.randn(2, 3).double(), torch.randn(2).double()
+    )
+    t = torch.rand(1).double()
+    by, by_ray = orthants._hessian(orthant, move, t)
+    value = sum((one * two).sum() for one, two in ((by.dW, move.dW), (by.dH, move.dH), (by.db, move.db), (by_ray, t)))
+    dW = (move.dW + t * ray) / orthant.balance[:, None]
+    line = expand(problem, Move(dW, move.dH * orthant.balance, move.db))
+    assert_close(value / 2, line.coefficients[2])

@@ -155,7 +155,8 @@ def _hessian(orthant: _Orthant, move: Move, t: Tensor) -> tuple[Move, Tensor]:
     problem, neuron = orthant.problem, orthant.neuron
     block, f = problem.block, problem.factor
     by_W, by_H = torch.zeros_like(move.dW), torch.zeros_like(move.dH)
-    by_bias, by_ray = torch.zeros_like(move.db), torch.zeros_like(t)
+    # Samples with x = 0 feel the bias alone.
+    by_bias, by_ray = f * float((~problem.signal.X.any(dim=1)).sum()) * move.db, torch.zeros_like(t)
     for chunk in chunks(block, problem.signal, problem.kink_tol):
         slopes = slopes_at(chunk.Z, block.slopes)
         along = chunk.X @ orthant.rays.T
