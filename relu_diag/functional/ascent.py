@@ -118,7 +118,8 @@ def _second_order(v: Tensor, D: Tensor, signal: BlockSignal, slopes: tuple[float
     ahead = (slopes_at(torch.where(on_kink, B, z), slopes) * B) @ signal.G
     gain, length = D.norm(), ahead.norm(dim=1)
     longer = (length > (1 + _CURVED) * gain) & (ahead @ D > -_LEVEL * gain * length)
-    return directions[torch.where(longer, length, 0.0).argmax()] * longer.any()
+    best = int(torch.where(longer, length, 0.0).argmax())
+    return directions[best] if bool(longer[best]) else torch.zeros_like(v)
 
 
 def without_span(M: Tensor, rows: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from relu_diag.functional.ascent import Pieces, pieces
 from relu_diag.functional.block import BlockSignal, ShallowBlock
@@ -79,16 +80,14 @@ def small_growth(block: ShallowBlock, signal: BlockSignal, small: Tensor, target
     if not bool(heard.any()):
         return None
     extremal = ExtremalDirections(extremal.v[heard], extremal.gain[heard], extremal.o[heard])
-    samples = pieces(signal, len(neurons))
-    toward, log_amplitude = _arrivals(samples, block.slopes, (W, H), extremal, target)
-    gain = extremal.gain[toward]
-    if not bool(log_amplitude.isfinite().any()):
+    toward, log_drop = _arrivals(pieces(signal, len(neurons)), block.slopes, (W, H), extremal, target)
+    if not bool(log_drop.isfinite().any()):
         return None
-    time = _time_until(gain, log_amplitude, math.log(target))
-    share = torch.zeros_like(extremal.gain).index_add_(0, toward, (gain.log() + log_amplitude + 2 * gain * time).exp())
-    winner = int(share.argmax())
-    members = (toward == winner) & log_amplitude.isfinite()
-    return Growth(time, float(extremal.gain[winner]), float(log_amplitude[members].exp().sum()), neurons[members])
+    time = _time_until(2 * extremal.gain[toward], log_drop, math.log(target))
+    drop = (log_drop + 2 * extremal.gain[toward] * time).exp()
+    winner = int(torch.zeros_like(extremal.gain).index_add_(0, toward, drop).argmax())
+    members, gain = (toward == winner) & log_drop.isfinite(), float(extremal.gain[winner])
+    return Growth(time, gain, float(log_drop[members].exp().sum()) / gain, neurons[members])
 
 
 def _arrivals(
@@ -98,25 +97,27 @@ def _arrivals(
     extremal: ExtremalDirections,
     target: float,
 ) -> tuple[Tensor, Tensor]:
-    """Which extremal direction each neuron goes to, and the logarithm of the amplitude growth along it starts from."""
+    """Which extremal direction each neuron goes to, and the logarithm of the drop its growth along it starts from."""
     (W, H), time = weights, 0.0
     travelling = torch.arange(len(W), device=W.device)
-    toward, log_amplitude = torch.zeros_like(travelling), W.new_full((len(W),), -math.inf)
+    toward, log_drop = torch.zeros_like(travelling), W.new_full((len(W),), -math.inf)
     for _ in range(_STEPS):
         velocity = _velocity(samples, slopes, W, (W, H))
-        toward[travelling], arrived, growing = _match(W, H, extremal)
-        gain = extremal.gain[toward]
+        nearest, arrived, amplitude = _match(W, H, extremal)
+        gain = extremal.gain[nearest]
         # Whoever is still on the way counts with what it lowers the loss by at this moment.
-        fall = (velocity[1] * H).sum(0).clamp(min=0)
-        amplitude = torch.where(arrived, growing, fall / gain[travelling])
-        log_amplitude[travelling] = amplitude.log() - 2 * gain[travelling] * time
-        going = ~arrived & (velocity[0].any(dim=1) | velocity[1].any(dim=0))
-        if float((gain.log() + log_amplitude + 2 * gain * time).exp().sum()) >= target or not bool(going.any()):
+        drop = torch.where(arrived, gain * amplitude, (velocity[1] * H).sum(0).clamp(min=0))
+        toward[travelling], log_drop[travelling] = nearest, drop.log() - 2 * gain * time
+        going = (~arrived & (_length(velocity) > 0)).nonzero().squeeze(1)
+        total = (log_drop + 2 * extremal.gain[toward] * time).exp().sum()
+        if not len(going) or float(total) >= target:
             break
-        travelling, W, H = travelling[going], W[going], H[:, going]
-        W, H, step = _advance(samples, slopes, (W, H), (velocity[0][going], velocity[1][:, going]))
+        if len(going) < len(travelling):
+            travelling, W, H = travelling[going], W[going], H[:, going]
+            velocity = (velocity[0][going], velocity[1][:, going])
+        W, H, step = _advance(samples, slopes, (W, H), velocity)
         time += step
-    return toward, log_amplitude
+    return toward, log_drop
 
 
 def _match(W: Tensor, H: Tensor, extremal: ExtremalDirections) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,7 +127,7 @@ def _match(W: Tensor, H: Tensor, extremal: ExtremalDirections) -> tuple[Tensor, 
     """
     along, nearest = (W @ extremal.v.T).max(dim=1)
     across = (H.T * extremal.o[nearest]).sum(1)
-    arrived = (along > _ARRIVED * W.norm(dim=1)) & (across > _ARRIVED * H.norm(dim=0))
+    arrived = (along > _ARRIVED * vector_norm(W, dim=1)) & (across > _ARRIVED * vector_norm(H, dim=0))
     return nearest, arrived, ((along + across) / 2).square()
 
 
@@ -141,7 +142,7 @@ def _advance(
     change = _velocity(samples, slopes, weights[0], velocity)
     rate = _length(change) / _length(velocity)
     # Input weights far shorter than the output weights turn fast, and meet kinks on the way.
-    turning = torch.minimum(velocity[0].norm(dim=1) / weights[0].norm(dim=1), _FASTEST_TURN * rate)
+    turning = torch.minimum(vector_norm(velocity[0], dim=1) / vector_norm(weights[0], dim=1), _FASTEST_TURN * rate)
     step = _STRIDE / float(torch.maximum(rate, turning).max())
     first, second = (rate * step).sinh() / rate, ((rate * step).cosh() - 1) / rate.square()
     W = weights[0] + first[:, None] * velocity[0] + second[:, None] * change[0]
@@ -162,16 +163,15 @@ def _velocity(
 
 
 def _length(weights: tuple[Tensor, Tensor]) -> Tensor:
-    return torch.hypot(weights[0].norm(dim=1), weights[1].norm(dim=0))
+    return torch.hypot(vector_norm(weights[0], dim=1), vector_norm(weights[1], dim=0))
 
 
-def _time_until(gain: Tensor, log_amplitude: Tensor, log_target: float) -> float:
-    """The time at which the drops ``gain A exp(2 gain t)`` add up to the target, 0 where they already do."""
-    rate, start = 2 * gain, gain.log() + log_amplitude
-    time = float(((log_target - start) / rate).min())
+def _time_until(rate: Tensor, log_drop: Tensor, log_target: float) -> float:
+    """The time at which drops ``exp(log_drop + rate t)`` add up to the target, 0 where they already do."""
+    time = float(((log_target - log_drop) / rate).min())
     # The sum is at the target no later than its first term is. Its logarithm is convex: Newton's steps stay above.
     for _ in range(_NEWTON):
-        term = start + rate * time
-        slope = float((term.softmax(0) * rate).sum())
-        time -= (float(term.logsumexp(0)) - log_target) / slope
+        term = log_drop + rate * time
+        excess = float(term.logsumexp(0)) - log_target
+        time -= excess / float((term.softmax(0) * rate).sum())
     return max(0.0, time)

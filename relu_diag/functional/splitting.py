@@ -12,6 +12,9 @@ from relu_diag.functional.frozen import Growth, growth_time
 from relu_diag.functional.stratum import training_kink_tolerance
 from relu_diag.functional.sums import slopes_at
 
+# Differences between neurons relative to their weights that count as none.
+_ROUNDING = 1e-15
+
 
 def splitting_growth(
     block: ShallowBlock, signal: BlockSignal, members: Tensor, target: float, loud: float
@@ -45,7 +48,8 @@ def splitting_growth(
     across = without_span(M, torch.cat([u[None], signal.X[on_kink]]))
     outputs, rates, inputs = torch.linalg.svd(across - torch.outer(o, o @ across), full_matrices=False)
     gain, amplitude = float(rates[0]), float(((W @ inputs[0] - outputs[:, 0] @ H) / 2).square().sum())
+    rounding = _ROUNDING**2 * float(W.square().sum() + H.square().sum())
     # What pulls along u is a group that still settles; across, no more than that proves nothing.
-    if gain <= max(loud, float((M @ u).norm())) or amplitude == 0:
+    if gain <= max(loud, float((M @ u).norm())) or amplitude <= rounding:
         return None
     return Growth(growth_time(gain, amplitude, target), gain, amplitude, members)
