@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -141,7 +142,9 @@ def full_pass(samples: int, batch: int, repeats: int) -> None:
 def peak_memory(which: str, samples: int, batch: int) -> None:
     """Peak resident memory of one pass, in a process of its own."""
     passes(samples, batch)[which == "look"]()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    # VmHWM, not ru_maxrss: the latter starts from the peak of the process that started this one.
+    status = Path("/proc/self/status").read_text()
+    print(float(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024)
 
 
 def main() -> None:

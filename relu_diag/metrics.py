@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Literal
 
 import torch
@@ -25,6 +25,7 @@ from relu_diag.functional import (
 
 _KINKS = [field.name for field in fields(KinkSamples)]
 _SUMS = [field.name for field in fields(NeuronSums) if field.name != "kinks"]
+_PARTS = 32
 _REDUCTIONS = {"z_min": "min", "z_max": "max"}
 
 
@@ -85,7 +86,7 @@ class BlockMetric(Metric):
             self.add_state(name, initial[name], dist_reduce_fx=_REDUCTIONS.get(name, "sum"))
         for name in _KINKS:
             self.add_state(name, [], dist_reduce_fx="cat")
-        self._no_kinks = KinkSamples(none.long(), none.new_zeros(0, inputs), none)
+        self._empty = KinkSamples(none.long(), none.new_zeros(0, inputs), none)
         self.reset()
 
     def update(self, block: ShallowBlock, signal: BlockSignal) -> None:
@@ -97,11 +98,22 @@ class BlockMetric(Metric):
         """
         self._block = block
         sums = neuron_sums(block, signal, self.kink_tol)
-        total = self._local() + (sums.scaled(len(signal.X)) if self.reduction == "mean" else sums)
+        weight = len(signal.X) if self.reduction == "mean" else 1
+        # The one large part is added in place and in its own dtype; the rest goes without it.
+        if self.update_count == 1:
+            self.smooth = torch.zeros_like(sums.smooth)
+        self.smooth.add_(sums.smooth, alpha=weight)
+        batch = replace(sums, smooth=sums.smooth[:0]).scaled(weight)
+        # Joining the kinks at every batch would copy the first ones again and again.
+        join = len(getattr(self, _KINKS[0])) >= _PARTS
+        held = self._local(None if join else self._no_kinks)
+        total = replace(held, smooth=held.smooth[:0]) + (batch if join else replace(batch, kinks=self._no_kinks))
         for name in _SUMS:
-            setattr(self, name, getattr(total, name))
+            if name != "smooth":
+                setattr(self, name, getattr(total, name))
         for name in _KINKS:
-            setattr(self, name, [getattr(total.kinks, name)])
+            parts = [getattr(total.kinks, name)] if join else [*getattr(self, name), getattr(batch.kinks, name)]
+            setattr(self, name, parts)
 
     def compute(self) -> dict[str, Tensor]:
         """A constant number of scalars about the block, as `landscape_scalars` with a target scale of 1.
@@ -123,6 +135,7 @@ class BlockMetric(Metric):
         Returns:
             Sums.
         """
+        self.smooth = self.smooth.double()  # also on a rank that saw no sample
         with self.sync_context(dist_sync_fn=gather_all_tensors):
             return self._finished()
 
@@ -130,10 +143,14 @@ class BlockMetric(Metric):
         """Forget everything added."""
         super().reset()
         for name in _KINKS:  # never an empty list: a rank without kinks still has something to gather
-            setattr(self, name, [getattr(self._no_kinks, name).to(self.device)])
+            setattr(self, name, [getattr(self._no_kinks, name)])
 
-    def _local(self) -> NeuronSums:
-        kinks = KinkSamples(*(dim_zero_cat(getattr(self, name)) for name in _KINKS))
+    @property
+    def _no_kinks(self) -> KinkSamples:
+        return KinkSamples(*(getattr(self._empty, name).to(self.device) for name in _KINKS))
+
+    def _local(self, kinks: KinkSamples | None = None) -> NeuronSums:
+        kinks = kinks or KinkSamples(*(dim_zero_cat(getattr(self, name)) for name in _KINKS))
         return NeuronSums(kinks=kinks, **{name: getattr(self, name) for name in _SUMS})
 
     def _finished(self) -> NeuronSums:

@@ -69,8 +69,11 @@ def chunks(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None = No
     tol = kink_tolerance(kink_tol, block.W.dtype)
     wide = torch.promote_types(block.W.dtype, torch.float32)
     W, H = block.W.detach().to(wide), block.H.detach().to(wide)
-    # In float64: in float32 the squares of weights near 1e-25 underflow.
-    reach = tol * torch.linalg.vector_norm(W, dim=1, dtype=torch.float64)
+    w_norm = W.norm(dim=1).double()
+    # In float32 the squares of weights near 1e-25 underflow.
+    small = w_norm < torch.finfo(wide).tiny ** 0.4
+    w_norm[small] = W[small].double().norm(dim=1)
+    reach = tol * w_norm
     rows = chunk_rows(block)
     # One piece of memory for all chunks: fresh pages cost more than the arithmetic on them.
     memory = torch.empty(min(rows, len(signal.X)), len(W), dtype=wide, device=W.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -82,6 +82,7 @@ def geometry_from_sums(block: ShallowBlock, sums: NeuronSums) -> NeuronGeometry:
     Returns:
         The geometry.
     """
+    sums = replace(sums, smooth=sums.smooth.double().contiguous())
     W = block.W.detach().double()
     radial = (sums.smooth * radial_directions(W)).sum(1)
     tangential = tangential_part(W, sums.smooth)

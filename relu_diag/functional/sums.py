@@ -36,7 +36,8 @@ class NeuronSums:
     """Sums, minima and maxima over samples, per neuron. ``+`` adds the sums of other samples.
 
     Attributes:
-        smooth: Smooth part ``g`` of the one-sided derivative, float64, shape ``(I, d)``.
+        smooth: Smooth part ``g`` of the one-sided derivative, of the block's dtype (float32 at least) for one signal,
+            float64 once added, shape ``(I, d)``.
         output_gradient: Loss gradient with respect to ``H``, float64, shape ``(J, I)``.
         kinks: Kink samples with nonzero gradient: all of a neuron's, or none where they were too many.
         lost: Number of kink samples with nonzero gradient that were too many to keep, long, shape ``(I,)``.
@@ -59,9 +60,12 @@ class NeuronSums:
 
     def __add__(self, other: NeuronSums) -> NeuronSums:
         parts = [self.kinks, other.kinks]
-        keep, lost = _room(torch.cat([part.neuron for part in parts]), self.lost + other.lost, self.smooth.shape[1])
+        neuron, lost = torch.cat([part.neuron for part in parts]), self.lost + other.lost
+        keep = lost == 0
+        if len(neuron):
+            keep, lost = _room(neuron, lost, self.smooth.shape[1])
         return NeuronSums(
-            self.smooth + other.smooth,
+            self.smooth.double() + other.smooth,
             self.output_gradient + other.output_gradient,
             _joined([_chosen(part, keep) for part in parts]),
             lost,
@@ -128,7 +132,7 @@ def neuron_sums(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None
         kink_count = kink_count + torch.bincount(chunk.kinks[:, 1], minlength=neurons)
         kinks, lost = _with_pairs(kinks, lost, chunk)
     return NeuronSums(
-        smooth.T.double().contiguous(),
+        smooth.T,
         output_gradient.double(),
         _joined(kinks),
         lost,
