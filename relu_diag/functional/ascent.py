@@ -1,7 +1,8 @@
 """Steepest ascent of ``||D(v)||`` over the unit sphere, ``D_j(v) = sum_k e_kj rho(v . x_k)``, many starts at once.
 
 A neuron with input weights ``v`` and output weights ``o = -D(v) / ||D(v)||`` sees the loss fall where ``||D||`` rises:
-the steepest one-sided descent of the loss is the steepest ascent wanted, kinks included.
+with few samples its steepest one-sided descent leads, along kinks, to the maximum itself. With many samples kinks are
+dense and every climb would be short; damped steps ``v <- normalise((1 - t) v + t M^T D)`` come near the maxima.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ from relu_diag.functional.fan import row_space
 from relu_diag.functional.geometry import neuron_geometry, radial_directions, tangential_part
 from relu_diag.functional.sums import slopes_at
 
+# With more samples than this maxima are approached only, and those within an angle, as a chord, count as one.
+_FEW_SAMPLES = 32
+_ONE_TO_THE_EYE = 0.05
+# Climbs of the exact ascent; rounds of the damped one, and the damping at which it ends.
 _CLIMBS = 300
+_ROUNDS = 60
+_SHORTEST = 1e-3
 # Slopes relative to the height that count as none, and excess of a curvature over the height.
 _LEVEL = 1e-9
 _CURVED = 1e-7
@@ -62,9 +69,6 @@ def pull(V: Tensor, signal: BlockSignal, slopes: tuple[float, float]) -> Tensor:
 def ascend(starts: Tensor, signal: BlockSignal, slopes: tuple[float, float], loud: float) -> Tensor:
     """The local maxima of ``||D(v)||`` that ascents reach; ``||D||`` only grows on the way.
 
-    Each climb follows the steepest direction to the highest point of its arc, or to the first kink if that is nearer.
-    A maximum on a kink is thus reached on it, where step after step across the kink would never end.
-
     Args:
         starts: Directions, any length, shape ``(n, d)``.
         signal: Inputs and loss gradients, float64.
@@ -72,20 +76,54 @@ def ascend(starts: Tensor, signal: BlockSignal, slopes: tuple[float, float], lou
         loud: Largest ``||D||`` that counts as zero.
 
     Returns:
-        Distinct maxima, unit vectors, shape ``(M, d)``; an ascent that does not end in 300 climbs is left out.
+        Distinct maxima, unit vectors, shape ``(M, d)``. With more than 32 samples to about 1e-3 rad, and one for all
+        those within 0.05 rad.
     """
-    V, found = _distinct(radial_directions(starts)), [starts[:0]]
+    V = _distinct(radial_directions(starts))
+    V = V[pull(V, signal, slopes).norm(dim=1) > loud]
+    if len(signal.X) <= _FEW_SAMPLES:
+        return _onto_maxima(V, signal, slopes)
+    V = _near_maxima(V, signal, slopes)
+    return _distinct(V[pull(V, signal, slopes).norm(dim=1).argsort(descending=True)], _ONE_TO_THE_EYE)
+
+
+def _near_maxima(V: Tensor, signal: BlockSignal, slopes: tuple[float, float]) -> Tensor:
+    """Where damped steps end: twice as long after one that goes up, half as long after one that does not."""
+    arrived, damping = [V[:0]], V.new_ones(len(V))
+    height, ahead = _uphill(V, signal, slopes)
+    for _ in range(_ROUNDS):
+        on = (damping > _SHORTEST) & ((ahead - V).norm(dim=1) > _SAME)
+        arrived.append(V[~on])
+        V, ahead, height, damping = V[on], ahead[on], height[on], damping[on]
+        trial = radial_directions(V + damping[:, None] * (ahead - V))
+        trial_height, trial_ahead = _uphill(trial, signal, slopes)
+        up = trial_height > height * (1 + _LEVEL)
+        V, ahead = torch.where(up[:, None], trial, V), torch.where(up[:, None], trial_ahead, ahead)
+        height, damping = (
+            torch.where(up, trial_height, height),
+            torch.where(up, (2 * damping).clamp(max=1), damping / 2),
+        )
+    return torch.cat([*arrived, V])
+
+
+def _uphill(V: Tensor, signal: BlockSignal, slopes: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """``||D||``, and the unit direction of ``M^T D``."""
+    D, ahead = pull(V, signal, slopes), torch.zeros_like(V)
+    for X, G in pieces(signal, max(len(V), 1)):
+        ahead += (slopes_at(V @ X.T, slopes) * (D @ G.T)) @ X
+    return D.norm(dim=1), radial_directions(ahead)
+
+
+def _onto_maxima(V: Tensor, signal: BlockSignal, slopes: tuple[float, float]) -> Tensor:
+    """Steepest ascent, each climb to the highest point of its arc, or to the first kink if that is nearer."""
+    found = [V[:0]]
     for _ in range(_CLIMBS):
-        D = pull(V, signal, slopes)
-        felt = D.norm(dim=1) > loud
-        if not bool(felt.any()):
+        if not len(V):
             break
-        V, D = V[felt], D[felt]
+        D = pull(V, signal, slopes)
         along = _steepest(V, D, signal, slopes)
         rising = along.any(dim=1)
         found.append(V[~rising])
-        if not bool(rising.any()):
-            break
         V = _distinct(_climb(V[rising], D[rising], along[rising], signal, slopes))
     return _distinct(torch.cat(found))
 
@@ -139,7 +177,7 @@ def without_span(M: Tensor, rows: Tensor) -> Tensor:
 def _climb(V: Tensor, D: Tensor, along: Tensor, signal: BlockSignal, slopes: tuple[float, float]) -> Tensor:
     """The highest points of the arcs ``v cos t + along sin t`` up to the first kink, where ``D`` is linear in ``v``."""
     ahead, first = torch.zeros_like(D), V.new_full((len(V),), math.pi)
-    for X, G in pieces(signal, len(V)):
+    for X, G in pieces(signal, max(len(V), 1)):
         Z, B = V @ X.T, along @ X.T
         on_kink = Z.abs() <= kink_tolerance(None, V.dtype) * X.norm(dim=1)
         side = torch.where(on_kink, B, Z).sign()
@@ -151,7 +189,10 @@ def _climb(V: Tensor, D: Tensor, along: Tensor, signal: BlockSignal, slopes: tup
     return radial_directions(V * turn.cos() + along * turn.sin())
 
 
-def _distinct(V: Tensor) -> Tensor:
-    """One of every set of equal unit vectors."""
-    chord = torch.cdist(V, V, compute_mode="donot_use_mm_for_euclid_dist")
-    return V[~(chord <= _SAME).tril(-1).any(dim=1) & V.any(dim=1)]
+def _distinct(V: Tensor, apart: float = _SAME) -> Tensor:
+    """Unit vectors without those close to one kept before."""
+    kept = V.any(dim=1)
+    close = (torch.cdist(V, V, compute_mode="donot_use_mm_for_euclid_dist") <= apart).tril(-1)
+    for i in close.any(dim=1).nonzero().squeeze(1).tolist():
+        kept[i] &= ~(close[i] & kept).any()
+    return V[kept]

@@ -21,7 +21,7 @@ from relu_diag.functional.fan import Array
 _SAME_ANGLE = 1e-9
 _FLAT = 1e-12
 # Samples whose directions the ascent starts from: those the loss feels most.
-_SAMPLES = 256
+_SAMPLES = 64
 # Rounding of a sum over samples, in units of the dtype's and of the sum of the terms.
 _ROUNDING = 100
 
@@ -53,7 +53,7 @@ def extremal_directions(
     ``D_j(v) = sum_k e_kj rho(v . x_k)`` is what output ``j`` feels of a neuron with input weights ``v``.
 
     With one or two inputs all of them. With more, those that steepest ascents reach, one-sided on kinks, from ``+-x_k``
-    of the 256 samples that weigh most and from ``starts``; each is a maximum, others may exist.
+    of the 64 samples that weigh most and from ``starts``; each is a maximum, others may exist.
 
     Source: Maennel et al. 2018; Wu et al., section 4.2.
 

@@ -14,7 +14,7 @@ from relu_diag.functional.block import BlockSignal, ShallowBlock
 from relu_diag.functional.extremal import ExtremalDirections, extremal_directions
 
 # Neurons whose directions the search for extremal directions starts from besides the samples.
-_STARTS = 256
+_STARTS = 64
 # Progress of the fastest neuron in one step, in units of its growth time; how much faster its direction may turn.
 _STRIDE = 0.2
 _FASTEST_TURN = 5
