@@ -101,6 +101,17 @@ def test_highest_is_higher_than_everything_sampled(seed: int) -> None:
     assert found.gain[0] >= strength(sampled, X, G, slopes).max()
 
 
+def test_many_samples_are_searched_as_well() -> None:
+    draw = torch.Generator().manual_seed(0)
+    X, G = normal(draw, 300, 5), normal(draw, 300, 2)
+    found = F.extremal_directions(X, G)
+    sampled = torch.nn.functional.normalize(normal(draw, 50_000, 5), dim=1)
+    # Dense kinks hide a maximum by less than this, and samples this sparse are lower by more.
+    assert found.gain[0] >= strength(sampled, X, G, (0.0, 1.0)).max() * (1 - 1e-3)
+    closest = torch.cdist(found.v, found.v).fill_diagonal_(2.0).min()
+    assert closest > 0.05
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_plane_in_four_dimensions_has_no_maxima_but_those_of_the_plane(seed: int) -> None:
     X, G, slopes = problem(seed, d=2)

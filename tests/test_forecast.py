@@ -147,6 +147,16 @@ def test_momentum_acts_as_a_larger_learning_rate() -> None:
     assert forecast.steps == pytest.approx(first_below(block, X, Y, lr=1e-3, momentum=0.9), rel=0.025)
 
 
+def test_many_samples_are_forecast_as_well() -> None:
+    draw = torch.Generator().manual_seed(4)
+    X = normal(draw, 60, 3)
+    Y = torch.tanh(X @ normal(draw, 3, 3)).sum(dim=1, keepdim=True)
+    block = ShallowBlock(1e-5 * normal(draw, 40, 3), 1e-5 * normal(draw, 1, 40))
+    forecast = F.forecast_escape(block, X, Y, lr=0.02)
+    assert forecast is not None
+    assert forecast.steps == pytest.approx(first_below(block, X, Y, lr=0.02), rel=0.01)
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_five_points_first_escape_is_forecast_at_ten_percent_within_two_percent(seed: int) -> None:
     module, lr, reached = ReferenceRegression("five_points", seed=seed), 2e-2, 0

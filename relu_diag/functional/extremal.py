@@ -52,8 +52,9 @@ def extremal_directions(
 
     ``D_j(v) = sum_k e_kj rho(v . x_k)`` is what output ``j`` feels of a neuron with input weights ``v``.
 
-    With one or two inputs all of them. With more, those that steepest ascents reach, one-sided on kinks, from ``+-x_k``
-    of the 64 samples that weigh most and from ``starts``; each is a maximum, others may exist.
+    With one or two inputs all of them. With more, those that ascents reach from ``+-x_k`` of the 64 samples that weigh
+    most and from ``starts``: up to 32 samples exactly, one-sided on kinks; beyond, where kinks are dense, to about
+    1e-3 rad, and those within 0.05 rad as one.
 
     Source: Maennel et al. 2018; Wu et al., section 4.2.
 

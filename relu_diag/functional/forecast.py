@@ -65,7 +65,8 @@ def forecast_escape(
     neurons have gathered at extremal directions; until then they are followed. Grown neurons and with them the
     residuals are held fixed. With several outputs a grown group may also come apart; the earlier end counts.
 
-    SGD with momentum mu moves like plain descent at the rate ``lr / (1 - mu)``: pass that.
+    SGD with momentum mu moves like plain descent at the rate ``lr / (1 - mu)``, up to ``lr gain mu / (1 - mu)^2`` of
+    the steps: pass that rate. A loss that slides meanwhile, because grown neurons still move, is not foreseen.
 
     Source: Maennel et al. 2018; Wu et al., section 4.2.
 
