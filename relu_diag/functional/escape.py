@@ -11,7 +11,7 @@ from torch import Tensor
 from relu_diag.functional.block import BlockSignal, ShallowBlock
 from relu_diag.functional.chunks import chunks
 from relu_diag.functional.fan import Array, OneNeuron, loudest_direction, loudest_flat_direction, vanishes
-from relu_diag.functional.geometry import tangential_part
+from relu_diag.functional.geometry import radial_directions, tangential_part
 from relu_diag.functional.stationarity import Stationarity, derivative_scale, stationarity, without_rounding
 from relu_diag.functional.sums import slopes_at
 
@@ -174,14 +174,14 @@ def _loudest(
     some = replace(block, W=block.W[index], H=block.H[:, index])
     signal = BlockSignal(signal.X, signal.G, None if signal.C is None else signal.C[:, index])
     parts, neuron, kinks, c, X = _output_parts(some, signal, kink_tol)
-    W, loud = some.W.double(), found.tol * float(derivative_scale(block, signal))
+    U, loud = radial_directions(some.W.double()), found.tol * float(derivative_scale(block, signal))
     direction, D = _loudest_smooth(parts)
     decided = torch.ones_like(index, dtype=torch.bool)
     b = (block.slopes[1] - block.slopes[0]) / 2
-    g = tangential_part(W, found.geometry.smooth[index])
+    g = tangential_part(U, found.geometry.smooth[index])
     for i in sorted(set(neuron.tolist())):
         own = neuron == i
-        x = tangential_part(W[i].expand(int(own.sum()), -1), X[own])
+        x = tangential_part(U[i].expand(int(own.sum()), -1), X[own])
         one = OneNeuron(*(part.cpu().numpy() for part in (g[i], b * c[own], parts[i], b * kinks[own], x)))
         pull = loudest_flat_direction(one, found.tol * float(found.scale[index[i]]), loud)
         decided[i] = pull.decided
@@ -212,6 +212,6 @@ def _output_parts(block: ShallowBlock, signal: BlockSignal, kink_tol: float | No
         felt = chunk.G[row].any(dim=1) | (c != 0)
         row, neuron = row[felt], neuron[felt]
         pairs.append((neuron, chunk.G[row].double(), c[felt], chunk.X[row].double()))
-    W = block.W.double()[:, None].expand_as(parts).flatten(0, 1)
-    parts = tangential_part(W, parts.flatten(0, 1)).view_as(parts)
+    U = radial_directions(block.W.double())[:, None].expand_as(parts).flatten(0, 1)
+    parts = tangential_part(U, parts.flatten(0, 1)).view_as(parts)
     return parts, *(torch.cat(part) for part in zip(*pairs, strict=True))

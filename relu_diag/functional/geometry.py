@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +11,10 @@ from relu_diag.functional.block import BlockSignal, ShallowBlock
 from relu_diag.functional.chunks import chunks
 from relu_diag.functional.steepest import steepest_descent
 from relu_diag.functional.sums import KinkSamples, NeuronSums, neuron_sums, slopes_at
+from relu_diag.functional.vertices import MAX_VERTEX_KINKS, descend_at_vertices
+
+# As a sine: what is left of vectors this close to radial is cleaned of rounding.
+_NEARLY_RADIAL = 1e-2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,14 +86,14 @@ def geometry_from_sums(block: ShallowBlock, sums: NeuronSums) -> NeuronGeometry:
         The geometry.
     """
     sums = replace(sums, smooth=sums.smooth.double().contiguous())
-    W = block.W.detach().double()
-    radial = (sums.smooth * radial_directions(W)).sum(1)
-    tangential = tangential_part(W, sums.smooth)
-    slope = tangential.norm(dim=1)
-    direction = torch.where(slope[:, None] > 0, -tangential / slope.clamp(min=1e-300)[:, None], 0.0)
+    U = radial_directions(block.W.detach().double())
+    radial = torch.einsum("id,id->i", sums.smooth, U)
+    direction = tangential_part(U, sums.smooth)
+    slope = direction.norm(dim=1)
+    direction *= torch.where(slope > 0, -1 / slope, 0.0)[:, None]
     steepest = torch.where(slope > 0, -slope, 0.0)
     exact = torch.ones_like(steepest, dtype=torch.bool)
-    _descend_kinks(W, block.slopes, sums, steepest, direction, exact)
+    _descend_kinks(U, block.slopes, sums, steepest, direction, exact)
     return NeuronGeometry(
         radial, steepest, direction, sums.output_gradient, sums.kink_count, sums.smooth, sums.kinks, exact
     )
@@ -130,7 +133,7 @@ def tangential_derivatives(
         raise ValueError(
             f"`V` needs one finite direction per neuron, shape {tuple(block.W.shape)}; got {tuple(V.shape)}."
         )
-    V = tangential_part(block.W.detach().double(), V.detach().to(block.W.device).double())
+    V = tangential_part(radial_directions(block.W.detach().double()), V.detach().to(block.W.device).double())
     b = (block.slopes[1] - block.slopes[0]) / 2
     slope = torch.zeros_like(V[:, 0])
     for chunk in chunks(block, signal, kink_tol):
@@ -156,46 +159,60 @@ def radial_directions(W: Tensor) -> Tensor:
         tensor([[0., 1.],
                 [0., 0.]])
     """
-    largest = W.abs().amax(dim=1, keepdim=True)
-    U = torch.where(largest > 0, W / largest, 0.0)  # the squares of W itself may underflow
-    return torch.where(largest > 0, U / U.norm(dim=1, keepdim=True), 0.0)
+    norm = W.norm(dim=1)
+    U = W / norm[:, None]
+    # The squares of small weights underflow.
+    small = norm < torch.finfo(W.dtype).tiny ** 0.4
+    if bool(small.any()):
+        largest = W[small].abs().amax(dim=1, keepdim=True)
+        scaled = torch.where(largest > 0, W[small] / largest, 0.0)
+        U[small] = torch.where(largest > 0, scaled / scaled.norm(dim=1, keepdim=True), 0.0)
+    return U
 
 
-def tangential_part(W: Tensor, V: Tensor) -> Tensor:
+def tangential_part(U: Tensor, V: Tensor) -> Tensor:
     """What is left of vectors without their radial part; everything where ``w_i = 0``.
 
     Args:
-        W: Input weights, shape ``(I, d)``.
+        U: Radial directions, shape ``(I, d)``.
         V: One vector per neuron, shape ``(I, d)``.
 
     Returns:
         Tangential vectors, shape ``(I, d)``.
     """
-    U = radial_directions(W)
-    # Twice: what is left of a nearly radial vector is rounding, which the second time makes tangential.
-    for _ in range(2):
-        V = V - (V * U).sum(1, keepdim=True) * U
-    return V
+    left = torch.addcmul(V, torch.einsum("id,id->i", V, U)[:, None], U, value=-1)
+    # What is left of a nearly radial vector is rounding; a second time makes it tangential.
+    again = left.norm(dim=1) < _NEARLY_RADIAL * V.norm(dim=1)
+    if bool(again.any()):
+        rest, along = left[again], U[again]
+        left[again] = rest - torch.einsum("id,id->i", rest, along)[:, None] * along
+    return left
 
 
 def _descend_kinks(
-    W: Tensor, slopes: tuple[float, float], sums: NeuronSums, steepest: Tensor, direction: Tensor, exact: Tensor
+    U: Tensor, slopes: tuple[float, float], sums: NeuronSums, steepest: Tensor, direction: Tensor, exact: Tensor
 ) -> None:
     """Overwrite the neurons with kink samples: on the kink the direction decides which linear piece is entered."""
-    b = (slopes[1] - slopes[0]) / 2
     neuron, order = sums.kinks.neuron.sort(stable=True)
-    kinked, count = np.unique(neuron.cpu().numpy(), return_counts=True)
-    at = torch.as_tensor(kinked, device=W.device)
-    X = tangential_part(W[neuron], sums.kinks.X[order]).cpu().numpy()
-    q = (b * sums.kinks.c[order]).cpu().numpy()
-    g = tangential_part(W[at], sums.smooth[at]).cpu().numpy()
-    ends = count.cumsum().tolist()
-    parts = [slice(end - size, end) for end, size in zip(ends, count.tolist(), strict=True)]
-    found = [steepest_descent(g_i, q[part], X[part]) for g_i, part in zip(g, parts, strict=True)]
-    if found:
-        steepest[at] = steepest.new_tensor([one.slope for one in found])
-        direction[at] = torch.as_tensor(np.stack([one.direction for one in found])).to(direction)
-        exact[at] = torch.tensor([one.exact for one in found], device=exact.device)
+    kinked, count = neuron.unique_consecutive(return_counts=True)
+    X = tangential_part(U[neuron], sums.kinks.X[order])
+    q = (slopes[1] - slopes[0]) / 2 * sums.kinks.c[order]
+    g = tangential_part(U[kinked], sums.smooth[kinked])
+    first = count.cumsum(0) - count
+    left = torch.ones_like(kinked, dtype=torch.bool)
+    for size in range(1, MAX_VERTEX_KINKS + 1):
+        some = (count == size).nonzero().squeeze(1)
+        part = first[some, None] + torch.arange(size, device=U.device)
+        slope, toward, proven = descend_at_vertices(g[some], q[part], X[part])
+        some, at = some[proven], kinked[some[proven]]
+        steepest[at], direction[at], left[some] = slope[proven], toward[proven], False
+    q_left, X_left = q.cpu().numpy(), X.cpu().numpy()
+    for index in left.nonzero().squeeze(1).tolist():
+        part = slice(first[index], first[index] + count[index])
+        found = steepest_descent(g[index].cpu().numpy(), q_left[part], X_left[part])
+        at = kinked[index]
+        steepest[at], exact[at] = found.slope, found.exact
+        direction[at] = torch.from_numpy(found.direction).to(direction)
     # Without all its kink samples nothing is known of a neuron but that standing still gives zero.
     lost = sums.lost > 0
     steepest[lost], direction[lost], exact[lost] = 0.0, 0.0, False

@@ -11,7 +11,7 @@ from torch.linalg import vector_norm
 from relu_diag.functional.block import BlockSignal, ShallowBlock
 from relu_diag.functional.chunks import kink_tolerance
 from relu_diag.functional.fan import fan_rays, merge_collinear, one_sided, row_space
-from relu_diag.functional.geometry import NeuronGeometry, neuron_geometry, tangential_part
+from relu_diag.functional.geometry import NeuronGeometry, neuron_geometry, radial_directions, tangential_part
 
 _TOL = {torch.float64: 1e-9, torch.float32: 1e-5}
 # Weights of a neuron below this share of the largest neuron's are what an exact zero leaves after rounding.
@@ -217,15 +217,15 @@ def _bias_violation(block: ShallowBlock, signal: BlockSignal) -> float:
 
 def _margins(block: ShallowBlock, geometry: NeuronGeometry) -> tuple[Tensor, Tensor]:
     """What no kink could hold, and the smallest slope along the rays of the kinks."""
-    W, b = block.W.double(), (block.slopes[1] - block.slopes[0]) / 2
-    residual = tangential_part(W, geometry.smooth).norm(dim=1)
+    U, b = radial_directions(block.W.double()), (block.slopes[1] - block.slopes[0]) / 2
+    residual = tangential_part(U, geometry.smooth).norm(dim=1)
     # Kinks that were too many to keep are not in the list: nothing is known then.
     margin = torch.full_like(residual, torch.inf).masked_fill(~geometry.exact, torch.nan)
     for neuron in sorted(set(geometry.kinks.neuron.tolist())):
-        own, w = geometry.kinks.neuron == neuron, W[neuron, None]
-        X = tangential_part(w.expand(int(own.sum()), -1), geometry.kinks.X[own]).cpu().numpy()
+        own, u = geometry.kinks.neuron == neuron, U[neuron, None]
+        X = tangential_part(u.expand(int(own.sum()), -1), geometry.kinks.X[own]).cpu().numpy()
         q, X = merge_collinear(b * geometry.kinks.c[own].cpu().numpy(), X)
-        g, basis = tangential_part(w, geometry.smooth[neuron, None])[0].cpu().numpy(), row_space(X)
+        g, basis = tangential_part(u, geometry.smooth[neuron, None])[0].cpu().numpy(), row_space(X)
         residual[neuron] = float(torch.as_tensor(g - basis.T @ (basis @ g)).norm())
         rays = fan_rays(X)
         margin[neuron] = torch.nan if rays is None else one_sided(rays, g, q, X).min(initial=torch.inf)

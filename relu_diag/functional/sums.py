@@ -61,9 +61,7 @@ class NeuronSums:
     def __add__(self, other: NeuronSums) -> NeuronSums:
         parts = [self.kinks, other.kinks]
         neuron, lost = torch.cat([part.neuron for part in parts]), self.lost + other.lost
-        keep = lost == 0
-        if len(neuron):
-            keep, lost = _room(neuron, lost, self.smooth.shape[1])
+        keep, lost = _room(neuron, lost, self.smooth.shape[1])
         return NeuronSums(
             self.smooth.double() + other.smooth,
             self.output_gradient + other.output_gradient,
@@ -129,8 +127,9 @@ def neuron_sums(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None
         output_gradient.addmm_(chunk.G.T, A)
         # With one slope zero all activations have one sign.
         activation += A.sum(0).abs_() if 0 in block.slopes else A.abs_().sum(0)
-        kink_count = kink_count + torch.bincount(chunk.kinks[:, 1], minlength=neurons)
-        kinks, lost = _with_pairs(kinks, lost, chunk)
+        if len(chunk.kinks):
+            kink_count = kink_count + torch.bincount(chunk.kinks[:, 1], minlength=neurons)
+            kinks, lost = _with_pairs(kinks, lost, chunk)
     return NeuronSums(
         smooth.T,
         output_gradient.double(),
@@ -177,7 +176,7 @@ def _with_pairs(parts: list[KinkSamples], lost: Tensor, chunk: Chunk) -> tuple[l
         return parts, lost
     inputs, before = chunk.X.shape[1], lost
     keep, lost = _room(torch.cat([*(part.neuron for part in parts), neuron]), lost, inputs)
-    if bool((lost > before).any()):
+    if lost is not before:
         parts = [_chosen(part, keep) for part in parts]
     # Chosen before the inputs are gathered: at W = 0 every pair is on the kink.
     row, neuron = row[keep[neuron]], neuron[keep[neuron]]
@@ -186,6 +185,8 @@ def _with_pairs(parts: list[KinkSamples], lost: Tensor, chunk: Chunk) -> tuple[l
 
 def _room(neuron: Tensor, lost: Tensor, inputs: int) -> tuple[Tensor, Tensor]:
     """Which neurons keep their pairs, and how many pairs are lost: the most crowded neurons go first."""
+    if len(neuron) <= MAX_KINKS and len(neuron) * inputs <= _KINK_ELEMENTS and not bool(lost.any()):
+        return lost == 0, lost
     count = torch.bincount(neuron, minlength=len(lost))
     order = count.argsort(stable=True)
     fits = (count[order].cumsum(0) * inputs <= _KINK_ELEMENTS)[order.argsort()]
