@@ -400,3 +400,10 @@ def test_the_form_searched_is_the_second_coefficient_of_the_expansion(seed: int)
     dW = (move.dW + t * ray) / orthant.balance[:, None]
     line = expand(problem, Move(dW, move.dH * orthant.balance, move.db))
     assert_close(value / 2, line.coefficients[2])
+
+
+def test_where_every_input_is_zero_the_output_bias_alone_decides() -> None:
+    one, X = torch.ones(1, 1, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64)
+    Y = torch.zeros(2, 1, dtype=torch.float64)
+    assert F.classify(ShallowBlock(one, one, output_bias=one[0]), X, Y).kind == "not stationary"
+    assert F.classify(ShallowBlock(one, one, output_bias=0 * one[0]), X, Y).kind == "global minimum"

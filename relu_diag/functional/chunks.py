@@ -63,7 +63,7 @@ def chunks(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None = No
         kink_tol: Relative distance that counts as on the kink; None: by dtype.
 
     Yields:
-        Consecutive samples with ``C`` and ``Z`` filled in.
+        Consecutive samples, at least one, with ``C`` and ``Z`` filled in.
     """
     check_fit(block, signal)
     tol = kink_tolerance(kink_tol, block.W.dtype)
@@ -85,6 +85,8 @@ def chunks(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None = No
         x_norm = X.norm(dim=1)
         if not bool(x_norm.all()):
             moving = X.any(dim=1)
+            if not bool(moving.any()):
+                continue
             X, G, C, Z, x_norm = (value[moving] for value in (X, G, C, Z, x_norm))
         distance = torch.abs(Z, out=memory[: len(Z)])
         kinks = _find_kinks(distance, reach, x_norm)
@@ -94,8 +96,6 @@ def chunks(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None = No
 
 
 def _find_kinks(distance: Tensor, reach: Tensor, x_norm: Tensor) -> Tensor:
-    if not len(distance):
-        return torch.empty(0, 2, dtype=torch.long, device=distance.device)
     # Almost no neuron has a sample on its kink: one reduction finds the columns worth a closer look.
     columns = (distance.amin(dim=0) <= reach * x_norm.max()).nonzero().squeeze(1)
     kinks = (distance[:, columns] <= reach[columns] * x_norm[:, None]).nonzero()

@@ -159,7 +159,7 @@ def radial_directions(W: Tensor) -> Tensor:
         tensor([[0., 1.],
                 [0., 0.]])
     """
-    norm = W.norm(dim=1)
+    norm = torch.linalg.vector_norm(W, dim=1)
     U = W / norm[:, None]
     # The squares of small weights underflow.
     small = norm < torch.finfo(W.dtype).tiny ** 0.4
@@ -194,7 +194,9 @@ def _descend_kinks(
 ) -> None:
     """Overwrite the neurons with kink samples: on the kink the direction decides which linear piece is entered."""
     neuron, order = sums.kinks.neuron.sort(stable=True)
-    kinked, count = neuron.unique_consecutive(return_counts=True)
+    count = torch.bincount(neuron)
+    kinked = count.nonzero().squeeze(1)
+    count = count[kinked]
     X = tangential_part(U[neuron], sums.kinks.X[order])
     q = (slopes[1] - slopes[0]) / 2 * sums.kinks.c[order]
     g = tangential_part(U[kinked], sums.smooth[kinked])

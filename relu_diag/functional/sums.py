@@ -119,8 +119,6 @@ def neuron_sums(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None
     kinks, lost = [_no_kinks(inputs, device)], kink_count
     memory = torch.empty(min(chunk_rows(block), len(signal.X)), neurons, dtype=wide, device=device)
     for chunk in chunks(block, signal, kink_tol):
-        if not len(chunk.X):
-            continue
         z_min, z_max = torch.minimum(z_min, chunk.Z.amin(0)), torch.maximum(z_max, chunk.Z.amax(0))
         smooth.addmm_(chunk.X.T, _input_gradient(chunk, block.slopes, memory[: len(chunk.Z)]))
         A = rho(chunk.Z, block.slopes, inplace=True)
