@@ -160,7 +160,7 @@ def radial_directions(W: Tensor) -> Tensor:
                 [0., 0.]])
     """
     norm = torch.linalg.vector_norm(W, dim=1)
-    U = W / norm[:, None]
+    U: Tensor = W / norm[:, None]
     # The squares of small weights underflow.
     small = norm < torch.finfo(W.dtype).tiny ** 0.4
     if bool(small.any()):
@@ -210,8 +210,8 @@ def _descend_kinks(
         steepest[at], direction[at], left[some] = slope[proven], toward[proven], False
     q_left, X_left = q.cpu().numpy(), X.cpu().numpy()
     for index in left.nonzero().squeeze(1).tolist():
-        part = slice(first[index], first[index] + count[index])
-        found = steepest_descent(g[index].cpu().numpy(), q_left[part], X_left[part])
+        own = slice(int(first[index]), int(first[index] + count[index]))
+        found = steepest_descent(g[index].cpu().numpy(), q_left[own], X_left[own])
         at = kinked[index]
         steepest[at], exact[at] = found.slope, found.exact
         direction[at] = torch.from_numpy(found.direction).to(direction)

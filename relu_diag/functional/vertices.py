@@ -48,7 +48,7 @@ def descend_at_vertices(g: Tensor, q: Tensor, X: Tensor) -> tuple[Tensor, Tensor
     least = torch.full_like(square, torch.inf).scatter_reduce(1, problem, square, "amin")
     bound = torch.where(least.isinf(), -torch.inf, least).amax(1)
     best, at = torch.where(shortest, square, -torch.inf).max(1)
-    descent = -(g + torch.einsum("nm,nmd->nd", signs[at], columns))
+    descent = 0.0 - g - torch.einsum("nm,nmd->nd", signs[at], columns)
     length = descent.norm(dim=1)
     direction = descent / length.clamp(min=torch.finfo(g.dtype).tiny)[:, None]
     scale = g.norm(dim=1) + columns.norm(dim=2).sum(1)
