@@ -114,7 +114,12 @@ def _lowest(objective: Array, A: Array, w: Array, bound: Array | None = None) ->
     limits = {"A_eq": w[None] / np.linalg.norm(w), "b_eq": [0.0]} if w.any() else {}
     if len(A):
         limits |= {"A_ub": A, "b_ub": np.zeros(len(A)) if bound is None else bound}
-    result = linprog(objective, **limits, bounds=[(-1, 1)] * len(w), method="highs", options=_OPTIONS)
+    # Standing still is feasible, which the solver's presolve may overlook where a bound is near its tolerance.
+    for presolve in (True, False):
+        options = {**_OPTIONS, "presolve": presolve}
+        result = linprog(objective, **limits, bounds=[(-1, 1)] * len(w), method="highs", options=options)
+        if result.status == 0:
+            break
     assert result.status == 0, result.message
     return min(float(result.fun), 0.0)
 
