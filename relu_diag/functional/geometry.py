@@ -174,18 +174,18 @@ def tangential_part(U: Tensor, V: Tensor) -> Tensor:
     """What is left of vectors without their radial part; everything where ``w_i = 0``.
 
     Args:
-        U: Radial directions, shape ``(I, d)``.
-        V: One vector per neuron, shape ``(I, d)``.
+        U: Radial directions, shape ``(..., d)``, as `V` or broadcast to it.
+        V: Vectors, shape ``(..., d)``.
 
     Returns:
-        Tangential vectors, shape ``(I, d)``.
+        Tangential vectors, shape of ``V``.
     """
-    left = torch.addcmul(V, torch.einsum("id,id->i", V, U)[:, None], U, value=-1)
+    left = torch.addcmul(V, torch.einsum("...d,...d->...", V, U)[..., None], U, value=-1)
     # What is left of a nearly radial vector is rounding; a second time makes it tangential.
-    again = left.norm(dim=1) < _NEARLY_RADIAL * V.norm(dim=1)
+    again = left.norm(dim=-1) < _NEARLY_RADIAL * V.norm(dim=-1)
     if bool(again.any()):
-        rest, along = left[again], U[again]
-        left[again] = rest - torch.einsum("id,id->i", rest, along)[:, None] * along
+        rest, along = left[again], U.expand_as(V)[again]
+        left[again] = rest - (rest * along).sum(1, keepdim=True) * along
     return left
 
 
@@ -193,26 +193,25 @@ def _descend_kinks(
     U: Tensor, slopes: tuple[float, float], sums: NeuronSums, steepest: Tensor, direction: Tensor, exact: Tensor
 ) -> None:
     """Overwrite the neurons with kink samples: on the kink the direction decides which linear piece is entered."""
-    neuron, order = sums.kinks.neuron.sort(stable=True)
-    count = torch.bincount(neuron)
+    order, count = sums.kinks.neuron.argsort(stable=True), torch.bincount(sums.kinks.neuron)
     kinked = count.nonzero().squeeze(1)
     count = count[kinked]
-    X = tangential_part(U[neuron], sums.kinks.X[order])
-    q = (slopes[1] - slopes[0]) / 2 * sums.kinks.c[order]
-    g = tangential_part(U[kinked], sums.smooth[kinked])
     first = count.cumsum(0) - count
     left = torch.ones_like(kinked, dtype=torch.bool)
+
+    def parts(some: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        pairs, at = order[first[some, None] + torch.arange(size, device=order.device)], kinked[some]
+        q = (slopes[1] - slopes[0]) / 2 * sums.kinks.c[pairs]
+        return tangential_part(U[at], sums.smooth[at]), q, tangential_part(U[at, None], sums.kinks.X[pairs])
+
     for size in range(1, MAX_VERTEX_KINKS + 1):
         some = (count == size).nonzero().squeeze(1)
-        part = first[some, None] + torch.arange(size, device=U.device)
-        slope, toward, proven = descend_at_vertices(g[some], q[part], X[part])
+        slope, toward, proven = descend_at_vertices(*parts(some, size))
         some, at = some[proven], kinked[some[proven]]
         steepest[at], direction[at], left[some] = slope[proven], toward[proven], False
-    q_left, X_left = q.cpu().numpy(), X.cpu().numpy()
-    for index in left.nonzero().squeeze(1).tolist():
-        own = slice(int(first[index]), int(first[index] + count[index]))
-        found = steepest_descent(g[index].cpu().numpy(), q_left[own], X_left[own])
-        at = kinked[index]
+    for one in left.nonzero():
+        found = steepest_descent(*(part[0].cpu().numpy() for part in parts(one, int(count[one]))))
+        at = kinked[one]
         steepest[at], exact[at] = found.slope, found.exact
         direction[at] = torch.from_numpy(found.direction).to(direction)
     # Without all its kink samples nothing is known of a neuron but that standing still gives zero.

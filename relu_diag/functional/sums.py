@@ -112,8 +112,7 @@ def neuron_sums(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None
     (neurons, inputs), outputs, device = block.W.shape, block.H.shape[0], block.W.device
     wide = torch.promote_types(block.W.dtype, torch.float32)
     smooth = torch.zeros(inputs, neurons, dtype=wide, device=device)  # this way round the product is faster
-    output_gradient = torch.zeros(outputs, neurons, dtype=wide, device=device)
-    activation = torch.zeros(neurons, dtype=torch.float64, device=device)
+    behind = torch.zeros(outputs + 1, neurons, dtype=wide, device=device)  # output gradient; activations added up
     z_min = torch.full((neurons,), torch.inf, dtype=wide, device=device)
     z_max, kink_count = -z_min, torch.zeros(neurons, dtype=torch.long, device=device)
     kinks, lost = [_no_kinks(inputs, device)], kink_count
@@ -122,21 +121,21 @@ def neuron_sums(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None
         z_min, z_max = torch.minimum(z_min, chunk.Z.amin(0)), torch.maximum(z_max, chunk.Z.amax(0))
         smooth.addmm_(chunk.X.T, _input_gradient(chunk, block.slopes, memory[: len(chunk.Z)]))
         A = rho(chunk.Z, block.slopes, inplace=True)
-        output_gradient.addmm_(chunk.G.T, A)
-        # With one slope zero all activations have one sign.
-        activation += A.sum(0).abs_() if 0 in block.slopes else A.abs_().sum(0)
+        behind.addmm_(torch.cat([chunk.G, chunk.G.new_ones(len(A), 1)], dim=1).T, A)
+        if 0 not in block.slopes:  # otherwise all activations have one sign
+            behind[-1] += A.abs().sub_(A).sum(0)
         if len(chunk.kinks):
             kink_count = kink_count + torch.bincount(chunk.kinks[:, 1], minlength=neurons)
             kinks, lost = _with_pairs(kinks, lost, chunk)
     return NeuronSums(
         smooth.T,
-        output_gradient.double(),
+        behind[:-1].double(),
         _joined(kinks),
         lost,
         kink_count,
         z_min.double(),
         z_max.double(),
-        activation,
+        behind[-1].double().abs(),
         torch.tensor(len(signal.X), device=device),
     )
 
@@ -169,16 +168,18 @@ def _input_gradient(chunk: Chunk, slopes: tuple[float, float], memory: Tensor) -
 
 
 def _with_pairs(parts: list[KinkSamples], lost: Tensor, chunk: Chunk) -> tuple[list[KinkSamples], Tensor]:
-    row, neuron = chunk.kinks[chunk.C[chunk.kinks.unbind(1)] != 0].unbind(1)
-    if not len(row):
-        return parts, lost
-    inputs, before = chunk.X.shape[1], lost
-    keep, lost = _room(torch.cat([*(part.neuron for part in parts), neuron]), lost, inputs)
+    row, neuron = chunk.kinks.unbind(1)
+    c = chunk.C[row, neuron]
+    felt = c.nonzero().squeeze(1)
+    if len(felt) < len(row):
+        row, neuron, c = row[felt], neuron[felt], c[felt]
+    before = lost
+    keep, lost = _room(torch.cat([*(part.neuron for part in parts), neuron]), lost, chunk.X.shape[1])
     if lost is not before:
-        parts = [_chosen(part, keep) for part in parts]
-    # Chosen before the inputs are gathered: at W = 0 every pair is on the kink.
-    row, neuron = row[keep[neuron]], neuron[keep[neuron]]
-    return [*parts, KinkSamples(neuron, chunk.X[row].double(), chunk.C[row, neuron].double())], lost
+        parts, kept = [_chosen(part, keep) for part in parts], keep[neuron]
+        # Chosen before the inputs are gathered: at W = 0 every pair is on the kink.
+        row, neuron, c = row[kept], neuron[kept], c[kept]
+    return [*parts, KinkSamples(neuron, chunk.X[row].double(), c.double())], lost
 
 
 def _room(neuron: Tensor, lost: Tensor, inputs: int) -> tuple[Tensor, Tensor]:
