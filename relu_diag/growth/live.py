@@ -1,0 +1,170 @@
+"""Give a block of a live module other parameters and more neurons, in place."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Collection, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.utils import swap_tensors
+
+from relu_diag.capture import BlockLocation
+from relu_diag.functional import ShallowBlock
+from relu_diag.growth.checkpoint import remember_growth
+from relu_diag.growth.optimizer_state import plain, widen_state
+
+# The axis that counts neurons, in the parameters of a block that have one.
+_AXES = {"hidden.weight": 0, "hidden.bias": 0, "output.weight": 1}
+
+
+def grow(
+    module: nn.Module, location: BlockLocation, new_block: ShallowBlock, optimizers: Iterable[Optimizer] = ()
+) -> None:
+    """Give a block the parameters of a wider one, in place; everything that holds the parameters keeps holding them.
+
+    The layers and their Parameters stay the same objects; dtype, device and ``requires_grad`` stay. Gradients are
+    padded with zeros. In the optimizers old neurons keep their state; a new one starts at rest: zero momentum, and
+    second moments (Adam, RMSprop, Adagrad) that are the mean over the old neurons, so that its first steps are no
+    larger than theirs. What cannot be carried (factored moments of Adafactor, the history of LBFGS) starts again, with
+    a warning. Compiled code is dropped, to be made once more.
+
+    Do it between steps, in ``on_train_batch_end`` or ``on_train_epoch_end``; with several processes on each of them,
+    outside the wrapper. Nothing is changed where an error is raised.
+
+    Args:
+        module: The module that holds the block, not a wrapper of it.
+        location: Which block.
+        new_block: Its new parameters: the neurons it has first, each in its place, then the new ones.
+        optimizers: The optimizers in use, all of them.
+
+    Raises:
+        TypeError: If the module is a wrapper, or its parameters are sharded.
+        ValueError: If the new block does not fit, a parameter is frozen or shared, or has no optimizer among those
+            given or another one that was not.
+        RuntimeError: If a graph through the parameters is alive.
+
+    Example:
+        >>> from relu_diag.capture import find_blocks, read_block
+        >>> net = nn.Sequential(nn.Linear(3, 1), nn.ReLU(), nn.Linear(1, 1))
+        >>> optimizer = torch.optim.Adam(net.parameters())
+        >>> location, = find_blocks(net)
+        >>> old = read_block(net, location)
+        >>> new = ShallowBlock(old.W.repeat(2, 1), old.H.repeat(1, 2) / 2, old.slopes, old.output_bias)
+        >>> grow(net, location, new, [optimizer])
+        >>> net
+        Sequential(
+          (0): Linear(in_features=3, out_features=2, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=2, out_features=1, bias=True)
+        )
+    """
+    if isinstance(module, DistributedDataParallel):
+        raise TypeError("`module` is wrapped in DistributedDataParallel: grow module.module, then wrap it again.")
+    hidden, output = location.linears(module)
+    owners = [plain(optimizer) for optimizer in optimizers]
+    parameters = _parameters(hidden, output)
+    if new_block.slopes != location.slopes_now(module):
+        raise ValueError(f"`new_block` has slopes {new_block.slopes}, {location} has {location.slopes_now(module)}.")
+    values = _values(hidden, output, location, new_block)
+    counted = {name: parameters[name] for name in _AXES if name in parameters}
+    _check_owners(module, counted, owners)
+    if _in_a_graph(parameters.values()):
+        raise RuntimeError(
+            f"A graph through {location} is alive, and its backward pass would not fit the grown layers. Grow after "
+            "backward, in on_train_batch_end, and keep losses with .detach()."
+        )
+    for name, parameter in parameters.items():
+        _replace(parameter, values[name])
+    added = len(new_block.W) - hidden.out_features
+    hidden.out_features = output.in_features = len(new_block.W)
+    for optimizer in owners:
+        for name, parameter in counted.items():
+            widen_state(optimizer, parameter, _AXES[name], added)
+    remember_growth(module, location, added)
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+
+
+def _parameters(hidden: nn.Linear, output: nn.Linear) -> dict[str, nn.Parameter]:
+    layers: dict[str, Tensor | None] = {"hidden.weight": hidden.weight, "hidden.bias": hidden.bias}
+    layers |= {"output.weight": output.weight, "output.bias": output.bias}
+    found = {}
+    for name, parameter in layers.items():
+        if parameter is None:
+            continue
+        if not isinstance(parameter, nn.Parameter):
+            raise ValueError(f"The {name} is computed by a parametrization; remove it (remove_parametrizations) first.")
+        if type(parameter) is not nn.Parameter or hasattr(parameter, "ds_id"):  # a DTensor, or DeepSpeed's
+            raise TypeError(
+                f"The {name} is a {type(parameter).__name__}, sharded over processes (FSDP, DeepSpeed, tensor "
+                "parallel), and cannot grow in place. Train with DDP or on one device."
+            )
+        found[name] = parameter
+    return found
+
+
+def _values(
+    hidden: nn.Linear, output: nn.Linear, location: BlockLocation, new_block: ShallowBlock
+) -> dict[str, Tensor]:
+    W, H, bias = new_block.W.detach(), new_block.H.detach(), new_block.output_bias
+    inputs = hidden.in_features + (hidden.bias is not None)
+    if W.shape[1] != inputs or H.shape[0] != output.out_features or (bias is None) != (output.bias is None):
+        raise ValueError(
+            f"`new_block` must have {inputs} inputs (the hidden bias counted), {output.out_features} outputs and "
+            f"{'no' if output.bias is None else 'an'} output bias as {location}; got W {tuple(W.shape)}, H "
+            f"{tuple(H.shape)}, output bias {'None' if bias is None else tuple(bias.shape)}. Make it from read_block."
+        )
+    if len(W) < hidden.out_features:
+        raise ValueError(f"`new_block` has {len(W)} neurons, {location} has {hidden.out_features}: a block only grows.")
+    values = {"hidden.weight": W, "output.weight": H}
+    if hidden.bias is not None:
+        values |= {"hidden.weight": W[:, :-1], "hidden.bias": W[:, -1]}
+    if bias is not None:
+        values["output.bias"] = bias.detach()
+    return values
+
+
+def _check_owners(module: nn.Module, parameters: dict[str, nn.Parameter], owners: list[Optimizer]) -> None:
+    living = [plain(thing) for thing in gc.get_objects() if issubclass(type(thing), Optimizer)]
+    others = [optimizer for optimizer in living if not any(optimizer is owner for owner in owners)]
+    for name, parameter in parameters.items():
+        names = [path for path, other in module.named_parameters(remove_duplicate=False) if other is parameter]
+        if len(names) > 1:
+            raise ValueError(
+                f"{' and '.join(names)} share their weights: growing one would break the other. Untie them."
+            )
+        if not parameter.requires_grad:
+            raise ValueError(f"The {name} ({names[0]}) is frozen: new neurons would not train. Call requires_grad_().")
+        if owners and not any(_owns(optimizer, parameter) for optimizer in owners):
+            raise ValueError(
+                f"The {name} ({names[0]}) belongs to none of the optimizers given and would not train. Pass all in use."
+            )
+        for other in others:
+            if _owns(other, parameter):
+                raise ValueError(
+                    f"The {name} ({names[0]}) belongs to a {type(other).__name__} that was not given; its state would "
+                    "no longer fit. Pass it in `optimizers`, or delete it."
+                )
+
+
+def _owns(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
+    return any(parameter is own for group in optimizer.param_groups for own in group["params"])
+
+
+def _in_a_graph(parameters: Collection[Tensor]) -> bool:
+    if any(parameter._use_count() > 1 for parameter in parameters):  # type: ignore[attr-defined]
+        gc.collect()  # the graph may be one that nobody can reach any more
+    return any(parameter._use_count() > 1 for parameter in parameters)  # type: ignore[attr-defined]
+
+
+def _replace(parameter: nn.Parameter, value: Tensor) -> None:
+    """A new value in the same Parameter object, with the gradient padded."""
+    grown = nn.Parameter(value.to(parameter, copy=True).contiguous(), requires_grad=parameter.requires_grad)
+    if parameter.grad is not None:
+        grown.grad = torch.zeros_like(grown)
+        grown.grad[tuple(slice(size) for size in parameter.grad.shape)] = parameter.grad
+    swap_tensors(parameter, grown)  # type: ignore[no-untyped-call]

@@ -1,0 +1,277 @@
+"""Growing a live module: parameters, gradients, optimizer state; what stays and what a new neuron starts with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrizations
+from torch.optim import LBFGS, SGD, Adadelta, Adafactor, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RMSprop, Rprop
+from torch.testing import assert_close
+
+from relu_diag import ShallowBlock
+from relu_diag.capture import BlockLocation, read_block
+from relu_diag.growth import grow
+
+LOCATION = BlockLocation("0", "2", (0.0, 1.0))
+MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
+OPTIMIZERS: dict[str, MakeOptimizer] = {
+    "sgd": lambda p: SGD(p, lr=0.05),
+    "momentum": lambda p: SGD(p, lr=0.05, momentum=0.9, nesterov=True, foreach=True),
+    "adam": lambda p: Adam(p, lr=0.01),
+    "amsgrad": lambda p: Adam(p, lr=0.01, amsgrad=True, foreach=True),
+    "adamw_foreach": lambda p: AdamW(p, lr=0.01, foreach=True),
+    "adamw_fused": lambda p: AdamW(p, lr=0.01, fused=True),
+    "nadam": lambda p: NAdam(p, lr=0.01),
+    "adamax": lambda p: Adamax(p, lr=0.01),
+    "adadelta": lambda p: Adadelta(p, lr=1.0),
+    "rmsprop": lambda p: RMSprop(p, lr=0.01, centered=True, momentum=0.5),
+    "adagrad": lambda p: Adagrad(p, lr=0.05),
+    "rprop": lambda p: Rprop(p, lr=0.01),
+}
+
+
+def net(width: int = 6, dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 2)).to(dtype)
+
+
+def data(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(40, 3, generator=generator).to(dtype), torch.randn(40, 2, generator=generator).to(dtype)
+
+
+def train(module: nn.Module, optimizer: Optimizer, steps: int) -> None:
+    X, Y = data(next(module.parameters()).dtype)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(module(X), Y)
+        loss.backward()
+        return loss.detach()
+
+    for _ in range(steps):
+        optimizer.step(closure)
+
+
+def loss_of(module: nn.Module) -> float:
+    X, Y = data()
+    with torch.no_grad():
+        return float(nn.functional.mse_loss(module(X), Y))
+
+
+def with_silent_neurons(block: ShallowBlock, count: int) -> ShallowBlock:
+    """Neurons that read nothing and write nothing: their gradients are zero, so the old ones must not notice them."""
+    W, H = block.W.new_zeros(count, block.W.shape[1]), block.H.new_zeros(len(block.H), count)
+    return ShallowBlock(torch.cat([block.W, W]), torch.cat([block.H, H], dim=1), block.slopes, block.output_bias)
+
+
+def with_replica(block: ShallowBlock) -> ShallowBlock:
+    """Neuron 0 twice, at 1.5 and -0.5 of its output weights."""
+    H = torch.cat([1.5 * block.H[:, :1], block.H[:, 1:], -0.5 * block.H[:, :1]], dim=1)
+    return ShallowBlock(torch.cat([block.W, block.W[:1]]), H, block.slopes, block.output_bias)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_old_neurons_train_on_as_if_nothing_had_happened(name: str) -> None:
+    module = net()
+    optimizer = OPTIMIZERS[name](list(module.parameters()))
+    train(module, optimizer, 5)
+    alone = copy.deepcopy(module)
+    other = OPTIMIZERS[name](list(alone.parameters()))
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    grow(module, LOCATION, with_silent_neurons(read_block(module), 2), [optimizer])
+    train(module, optimizer, 5)
+    train(alone, other, 5)
+    assert_close(module[0].weight[:6], alone[0].weight)
+    assert_close(module[0].bias[:6], alone[0].bias)
+    assert_close(module[2].weight[:, :6], alone[2].weight)
+    assert_close(module[2].bias, alone[2].bias)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_new_neurons_train_and_their_first_step_is_no_leap(name: str) -> None:
+    module = net()
+    optimizer = OPTIMIZERS[name](list(module.parameters()))
+    train(module, optimizer, 20)
+    grow(module, LOCATION, with_replica(read_block(module)), [optimizer])
+    before = module[0].weight.detach().clone()
+    train(module, optimizer, 1)
+    moved = (module[0].weight - before).abs().amax(dim=1)
+    assert moved[-1] > 0
+    assert moved[-1] <= 3 * moved[:-1].max()
+    losses = []
+    for _ in range(3):
+        losses.append(loss_of(module))
+        train(module, optimizer, 10)
+    assert losses[2] < losses[0]
+
+
+def test_state_of_a_new_neuron_is_zero_momentum_and_the_mean_second_moment() -> None:
+    module = net()
+    optimizer = Adam(module.parameters(), lr=0.01)
+    train(module, optimizer, 5)
+    old = copy.deepcopy(optimizer.state_dict()["state"])
+    grow(module, LOCATION, with_replica(read_block(module)), [optimizer])
+    hidden, output = optimizer.state[module[0].weight], optimizer.state[module[2].weight]
+    assert torch.equal(hidden["exp_avg"], torch.cat([old[0]["exp_avg"], torch.zeros(1, 3)]))
+    assert_close(hidden["exp_avg_sq"], torch.cat([old[0]["exp_avg_sq"], old[0]["exp_avg_sq"].mean(0, keepdim=True)]))
+    assert_close(output["exp_avg_sq"][:, -1], old[2]["exp_avg_sq"].mean(1))
+    assert torch.equal(hidden["step"], old[0]["step"])
+    assert torch.equal(optimizer.state[module[2].bias]["exp_avg"], old[3]["exp_avg"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_layers_hold_the_new_block_and_stay_the_objects_they_were(dtype: torch.dtype) -> None:
+    module = net(dtype=dtype)
+    layers, parameters = list(module), list(module.parameters())
+    new = with_replica(read_block(module))
+    grow(module, LOCATION, new)
+    assert all(one is other for one, other in zip(module, layers, strict=True))
+    assert all(one is other for one, other in zip(module.parameters(), parameters, strict=True))
+    assert (module[0].out_features, module[2].in_features) == (7, 7)
+    read = read_block(module, LOCATION)
+    assert read.W.dtype == dtype
+    for name in ("W", "H", "output_bias"):
+        assert torch.equal(getattr(read, name), getattr(new, name))
+
+
+def test_gradients_that_are_being_accumulated_are_padded() -> None:
+    module, (X, Y) = net(), data()
+    optimizer = SGD(module.parameters(), lr=0.1)
+    nn.functional.mse_loss(module(X), Y).backward()
+    old = [parameter.grad.clone() for parameter in module.parameters()]
+    grow(module, LOCATION, with_silent_neurons(read_block(module), 1), [optimizer])
+    assert torch.equal(module[0].weight.grad, torch.cat([old[0], torch.zeros(1, 3)]))
+    assert torch.equal(module[2].weight.grad, torch.cat([old[2], torch.zeros(2, 1)], dim=1))
+    nn.functional.mse_loss(module(X), Y).backward()
+    assert_close(module[0].weight.grad[:6], 2 * old[0])
+
+
+def test_schedulers_go_on() -> None:
+    module = net()
+    optimizer = SGD(module.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    train(module, optimizer, 1)
+    scheduler.step()
+    grow(module, LOCATION, with_replica(read_block(module)), [optimizer])
+    train(module, optimizer, 1)
+    scheduler.step()
+    assert scheduler.get_last_lr() == [0.025]
+
+
+def test_lbfgs_starts_its_history_again_and_says_so() -> None:
+    module = net()
+    optimizer = LBFGS(module.parameters(), max_iter=3)
+    train(module, optimizer, 2)
+    with pytest.warns(UserWarning, match="history starts again"):
+        grow(module, LOCATION, with_replica(read_block(module)), [optimizer])
+    before = loss_of(module)
+    train(module, optimizer, 3)
+    assert loss_of(module) < before
+
+
+def test_adafactor_starts_the_factored_moments_again_and_says_so() -> None:
+    module = net()
+    optimizer = Adafactor(module.parameters(), lr=0.01)
+    train(module, optimizer, 2)
+    with pytest.warns(UserWarning, match="row_var"):
+        grow(module, LOCATION, with_replica(read_block(module)), [optimizer])
+    assert len(optimizer.state[module[0].bias]["variance"]) == 7
+    train(module, optimizer, 2)
+
+
+def test_compiled_code_is_made_again() -> None:
+    module = net()
+    module.compile(backend="eager")
+    X, _ = data()
+    before = module(X).detach()
+    grow(
+        module,
+        LOCATION,
+        with_replica(read_block(module, LOCATION)),
+    )
+    assert_close(module(X), before)
+
+
+def refused(module: nn.Module, match: str, error: type[Exception] = ValueError, optimizers: tuple = ()) -> None:
+    state = copy.deepcopy(module.state_dict())
+    W, H, bias = (torch.ones(size, dtype=torch.float64) for size in ((7, 4), (2, 7), (2,)))
+    with pytest.raises(error, match=match):
+        grow(module, LOCATION, ShallowBlock(W, H, output_bias=bias), optimizers)
+    assert state.keys() == module.state_dict().keys()
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, state[name])
+
+
+def test_growth_inside_a_forward_is_refused() -> None:
+    module, (X, _) = net(), data()
+    out = module(X)
+    refused(module, "Grow after backward", RuntimeError)
+    out.sum().backward()
+    del out
+    grow(module, LOCATION, with_replica(read_block(module)))
+
+
+def test_frozen_parameters_are_refused() -> None:
+    module = net()
+    module[0].requires_grad_(False)
+    refused(module, r"hidden.weight \(0.weight\) is frozen.*requires_grad_")
+
+
+def test_tied_weights_are_refused() -> None:
+    module = nn.Sequential(*net(), nn.Linear(2, 6).double())
+    module[3].weight = nn.Parameter(torch.ones(6, 3).double())
+    module[3].weight = module[0].weight
+    refused(module, "0.weight and 3.weight share their weights")
+
+
+def test_an_optimizer_that_was_not_passed_is_named() -> None:
+    module = net()
+    optimizer = Adam(module.parameters())
+    refused(module, "belongs to a Adam that was not given")
+    del optimizer
+
+
+def test_parameters_that_no_optimizer_owns_are_named() -> None:
+    module = net()
+    optimizer = SGD(module[0].parameters(), lr=0.1)
+    refused(module, r"output.weight \(2.weight\) belongs to none", optimizers=(optimizer,))
+
+
+def test_a_computed_weight_is_refused() -> None:
+    module = net()
+    parametrizations.weight_norm(module[0])
+    refused(module, "parametrization")
+
+
+def test_a_parameter_of_another_kind_is_refused() -> None:
+    module = net()
+    module[0].weight = UninitializedParameter()
+    block = ShallowBlock(torch.ones(7, 4), torch.ones(2, 7), output_bias=torch.ones(2))
+    with pytest.raises(TypeError, match=r"UninitializedParameter.*cannot grow in place"):
+        grow(module, LOCATION, block)
+
+
+@pytest.mark.parametrize(
+    ("W", "H", "bias", "match"),
+    [
+        (torch.ones(7, 3), torch.ones(2, 7), torch.ones(2), "4 inputs"),
+        (torch.ones(7, 4), torch.ones(1, 7), torch.ones(1), "2 outputs"),
+        (torch.ones(7, 4), torch.ones(2, 7), None, "an output bias"),
+        (torch.ones(5, 4), torch.ones(2, 5), torch.ones(2), "only grows"),
+    ],
+)
+def test_a_block_that_does_not_fit_is_refused(W: Tensor, H: Tensor, bias: Tensor | None, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        grow(net(), LOCATION, ShallowBlock(W, H, output_bias=bias))
+
+
+def test_other_slopes_are_refused() -> None:
+    block = ShallowBlock(torch.ones(7, 4), torch.ones(2, 7), (0.1, 1.0), torch.ones(2))
+    with pytest.raises(ValueError, match="slopes"):
+        grow(net(), LOCATION, block)
