@@ -1,0 +1,78 @@
+"""Growth in the middle of `Trainer.fit`: optimizers, averaged copies and wrappers grow with the module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from relu_diag.capture import BlockLocation, read_block
+from relu_diag.functional import ShallowBlock
+from relu_diag.growth.live import grow
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """Refuse strategies under which no process holds whole layers.
+
+    Args:
+        trainer: The trainer.
+
+    Raises:
+        MisconfigurationException: If the parameters are sharded.
+    """
+    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
+        raise MisconfigurationException(
+            f"{type(trainer.strategy).__name__} shards the parameters over processes, and a sharded layer cannot grow "
+            "in place. Use strategy='ddp' or one device."
+        )
+
+
+def grow_in_training(trainer: Trainer, location: BlockLocation, embed: Callable[[ShallowBlock], ShallowBlock]) -> None:
+    """Grow a block of the module in training, and its averaged copies (EMA, SWA) the same way.
+
+    Call it on every process with the same embedding, between steps. Under DDP the module is taken out of its wrapper
+    and wrapped again.
+
+    Args:
+        trainer: The trainer, fitting.
+        location: Which block of its module.
+        embed: Makes the wider block of the narrower one.
+    """
+    check_strategy(trainer)
+    module = trainer.lightning_module
+    with _unwrapped(trainer):
+        grow(module, location, embed(read_block(module, location)), trainer.optimizers)
+        for copy in averaged_copies(trainer):
+            grow(copy, location, embed(read_block(copy, location)))
+
+
+def averaged_copies(trainer: Trainer) -> list[nn.Module]:
+    """The copies of the module that weight-averaging callbacks keep.
+
+    Args:
+        trainer: The trainer.
+
+    Returns:
+        Modules of the same structure as the trainer's.
+    """
+    held = [getattr(callback, "_average_model", None) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+    copies = [copy.module if isinstance(copy, AveragedModel) else copy for copy in held]
+    return [copy for copy in copies if isinstance(copy, nn.Module)]
+
+
+@contextmanager
+def _unwrapped(trainer: Trainer) -> Iterator[None]:
+    strategy = trainer.strategy
+    if not isinstance(strategy, DDPStrategy):
+        yield
+        return
+    strategy.model = strategy.lightning_module
+    try:
+        yield
+    finally:
+        strategy.configure_ddp()
