@@ -175,7 +175,7 @@ def test_at_most_so_many_samples_are_read(max_samples: int, read: int, monkeypat
         rows.append(len(signal.X))
         return signal, loss
 
-    monkeypatch.setattr("relu_diag.callbacks.monitor.read_signal", counted)
+    monkeypatch.setattr("relu_diag.callbacks.look.read_signal", counted)
     fit(Regression(), LandscapeMonitor(max_samples=max_samples), max_steps=1)
     assert sum(rows) == 2 * read  # one look before the step, one after it
     with pytest.raises(MisconfigurationException, match="max_samples"):
@@ -322,7 +322,7 @@ def test_minibatches_add_up_to_the_verdict_of_the_whole_set() -> None:
     judge = Judge()
     for rows in (slice(0, 13), slice(13, 20)):
         signal = F.squared_error_signal(origin, X[rows], Y[rows])
-        judge.collect(signal.X, signal.G, (None, Y[rows]))
+        judge.collect(signal, F.squared_loss(origin, X[rows], Y[rows]), (None, Y[rows]))
     judge.judge(origin)
     expected = F.nearby_stationary_point(origin, X, Y)
     assert judge.nearby is not None

@@ -10,13 +10,14 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 
-def own_loader(trainer: Trainer, given: Iterable[Any] | None, max_samples: int | None) -> Iterable[Any]:
+def own_loader(trainer: Trainer, given: Iterable[Any] | None, max_samples: int | None, owner: str) -> Iterable[Any]:
     """A loader over the training data set, in order, in this process; each rank its share.
 
     Args:
         trainer: The trainer.
         given: The user's own loader, taken as it is; None: made from the train dataloader's data set.
         max_samples: At most so many samples, evenly spaced over the data set.
+        owner: Name of the callback that asks, for messages.
 
     Returns:
         The loader.
@@ -30,7 +31,7 @@ def own_loader(trainer: Trainer, given: Iterable[Any] | None, max_samples: int |
     if not isinstance(loader, DataLoader):
         raise MisconfigurationException(
             f"The train dataloader is a {type(loader).__name__}, which cannot be read a second time while training "
-            "reads it. Give the monitor data of its own: LandscapeMonitor(dataloader=DataLoader(...))."
+            f"reads it. Give the callback data of its own: {owner}(dataloader=DataLoader(...))."
         )
     dataset = loader.dataset
     if not isinstance(dataset, IterableDataset):

@@ -12,6 +12,7 @@ from relu_diag.functional import NeuronStates, ShallowBlock
 
 _MAX_MOMENTS = 2000
 _MAX_NUMBERS = 2**24
+_MAX_POINTS = 1000
 
 
 @dataclass(slots=True)
@@ -70,3 +71,36 @@ class HistoryRecorder:
             states.dead.cpu(),
             dead_sector,
         )
+
+
+@dataclass(slots=True)
+class LossCurve:
+    """A loss, averaged over more and more observations as the run gets longer.
+
+    Attributes:
+        points: Step and mean loss, at most 1000.
+        stride: Observations in a point.
+        open: The point being made: number of observations and their sum.
+    """
+
+    points: list[tuple[int, float]] = field(default_factory=list)
+    stride: int = 1
+    open: tuple[int, float] = (0, 0.0)
+
+    def add(self, step: int, loss: float) -> None:
+        """Take in a loss.
+
+        Args:
+            step: Its step.
+            loss: The loss.
+        """
+        count, total = self.open[0] + 1, self.open[1] + loss
+        self.open = (count, total)
+        if count < self.stride:
+            return
+        self.points.append((step, total / count))
+        self.open = (0, 0.0)
+        if len(self.points) >= _MAX_POINTS:
+            pairs = zip(self.points[::2], self.points[1::2], strict=True)
+            self.points = [(later, (a + b) / 2) for (_, a), (later, b) in pairs]
+            self.stride *= 2

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from relu_diag.functional import NearbyStationaryPoint, ShallowBlock, nearby_stationary_point
+from relu_diag.callbacks.look import targets_of
+from relu_diag.functional import (
+    BlockSignal,
+    NearbyStationaryPoint,
+    ShallowBlock,
+    nearby_stationary_point,
+    squared_loss,
+)
 from relu_diag.functional.block import Reduction, residual_factor
+
+# Inputs, targets, gradients and loss of a batch, the last two summed over its samples.
+_Part = tuple[Tensor, Tensor, Tensor, Tensor]
 
 # One integer scalar for every kind, rising with how final it is.
 VERDICT_CODES = {
@@ -23,7 +34,27 @@ VERDICT_CODES = {
 _MAX_ELEMENTS = 2**26
 _MAX_SHARE = 0.1
 _SAME = 1e-3
+_ROUNDINGS = 8
 _REDUCTIONS: tuple[Reduction, ...] = ("mean", "sum", "half_sum")
+_NO_TARGETS = "the batch does not hold targets of the block's outputs as its second part"
+_TOO_MANY = "the data are too many to hold at once; give the monitor max_samples"
+_OTHER_LOSS = "the loss is not the squared error of the block's output"
+_PENALTY = "the loss has a part besides the squared error of the block's output"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SquaredData:
+    """The data of a squared loss.
+
+    Attributes:
+        X: Block inputs, shape ``(N, d)``.
+        Y: Targets, shape ``(N, J)``.
+        reduction: Of the squared error.
+    """
+
+    X: Tensor
+    Y: Tensor
+    reduction: Reduction
 
 
 class Judge:
@@ -39,7 +70,7 @@ class Judge:
         self.nearby: NearbyStationaryPoint | None = None
         self.reason = ""
         self.seconds = 0.0
-        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._parts: list[_Part] = []
         self._ended = -float("inf")
 
     @property
@@ -47,41 +78,57 @@ class Judge:
         """Whether the last answer has been paid for."""
         return time.monotonic() - self._ended >= self.seconds * (1 / _MAX_SHARE - 1)
 
-    def collect(self, X: Tensor, G: Tensor, batch: Any) -> None:
+    def collect(self, signal: BlockSignal, loss: Tensor, batch: Any) -> None:
         """Take the data of a batch.
 
         Args:
-            X: Block inputs, shape ``(n, d)``.
-            G: Gradient of the batch's mean loss at the output, shape ``(n, J)``.
+            signal: Signal of the block under the batch's mean loss.
+            loss: That loss.
             batch: The batch; its second part the targets.
         """
-        targets = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
-        if not isinstance(targets, Tensor) or not targets.is_floating_point() or targets.numel() != G.numel():
-            self.reason = "the batch does not hold targets of the block's outputs as its second part"
-        elif sum(len(x) for x, _, _ in self._parts) * (X.shape[1] + 2 * G.shape[1]) > _MAX_ELEMENTS:
-            self.reason = "the data are too many to hold at once; give the monitor max_samples"
+        X, G, targets = signal.X, signal.G, targets_of(batch)
+        if targets is None or not targets.is_floating_point() or targets.numel() != G.numel():
+            self.reason = _NO_TARGETS
+        elif sum(len(part[0]) for part in self._parts) * (X.shape[1] + 2 * G.shape[1]) > _MAX_ELEMENTS:
+            self.reason = _TOO_MANY
         else:
-            self._parts.append((X, targets.detach().reshape(G.shape).to(X.dtype), G * len(X)))
+            self._parts.append((X, targets.detach().reshape(G.shape).to(X.dtype), G * len(X), loss.detach() * len(X)))
 
-    def judge(self, block: ShallowBlock) -> None:
+    def judge(self, block: ShallowBlock) -> SquaredData | None:
         """Answer for the data collected, and forget them.
 
         Args:
             block: The block at the look.
+
+        Returns:
+            The data, where the loss is their squared error.
         """
-        parts, self._parts, reason, self.reason = self._parts, [], self.reason, ""
         start = time.monotonic()
-        self.nearby = None
-        if not reason:
-            X, Y, G = (torch.cat(part) for part in zip(*parts, strict=True))
-            reduction = _reduction(block, X, Y, G / len(X))
-            if reduction is None:
-                reason = "the loss is not the squared error of the block's output"
-            else:
-                self.nearby = nearby_stationary_point(block, X, Y, reduction)
-        self.reason = reason
+        self.nearby, data = None, self._squared(block)
+        if data is not None:
+            self.nearby = nearby_stationary_point(block, data.X, data.Y, data.reduction)
         self._ended = time.monotonic()
         self.seconds = self._ended - start
+        return data
+
+    def _squared(self, block: ShallowBlock) -> SquaredData | None:
+        """The data of all ranks, if the loss is their squared error."""
+        parts, self._parts, reason, self.reason = self._parts, [], self.reason, ""
+        everyone = _from_all_ranks((parts, reason))
+        parts = [part for theirs, _ in everyone for part in theirs]
+        self.reason = next((theirs for _, theirs in everyone if theirs), "")
+        if self.reason:
+            return None
+        X, Y, G = (torch.cat([part[i].to(block.W.device) for part in parts]) for i in range(3))
+        loss = sum(float(part[3]) for part in parts) / len(X)
+        reduction = _reduction(block, X, Y, G / len(X))
+        if reduction is None:
+            self.reason = _OTHER_LOSS
+        elif not _is_loss(loss, block, SquaredData(X, Y, reduction)):
+            self.reason = _PENALTY
+        else:
+            return SquaredData(X, Y, reduction)
+        return None
 
     @property
     def code(self) -> int:
@@ -100,3 +147,19 @@ def _reduction(block: ShallowBlock, X: Tensor, Y: Tensor, G: Tensor) -> Reductio
         if bool((G - expected).norm() <= _SAME * expected.norm() + torch.finfo(G.dtype).eps * G.norm()):
             return reduction
     return None
+
+
+def _is_loss(loss: float, block: ShallowBlock, data: SquaredData) -> bool:
+    """Whether the squared error is all of a loss, as far as the rounding of the outputs lets it be told."""
+    residual = float(squared_loss(block, data.X, data.Y, data.reduction)) ** 0.5
+    rounding = torch.finfo(data.X.dtype).eps * float(data.Y.norm() + block(data.X).norm())
+    factor = residual_factor(data.Y, data.reduction) ** 0.5
+    return loss >= 0 and abs(loss**0.5 - residual) <= _SAME * residual + _ROUNDINGS * factor * rounding
+
+
+def _from_all_ranks(value: Any) -> list[Any]:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    gathered = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from relu_diag.callbacks.data import device_batches, own_loader
 from relu_diag.callbacks.history import HistoryRecorder
 from relu_diag.callbacks.judge import Judge
+from relu_diag.callbacks.look import Look, LossFunction, targets_of
 from relu_diag.callbacks.report import Report
-from relu_diag.capture import BlockLocation, choose_block, read_block, read_signal, undisturbed
 from relu_diag.figures import TrainingHistory
 from relu_diag.functional import (
     NearbyStationaryPoint,
@@ -29,8 +27,6 @@ from relu_diag.functional import (
     target_scale,
 )
 from relu_diag.metrics import BlockMetric, landscape_scalars
-
-LossFunction = Callable[[LightningModule, Any], Tensor]
 
 
 class LandscapeMonitor(Callback):
@@ -87,22 +83,20 @@ class LandscapeMonitor(Callback):
         verdict: Literal["nearby"] | None = None,
     ) -> None:
         super().__init__()
-        counts = {"every_n_steps": every_n_steps, "every_n_epochs": every_n_epochs, "max_samples": max_samples}
-        for name, count in counts.items():
+        for name, count in {"every_n_steps": every_n_steps, "every_n_epochs": every_n_epochs}.items():
             if count is not None and count < 1:
                 raise MisconfigurationException(f"`{name}` must be a positive number; got {count!r}.")
         self.every_n_steps, self.every_n_epochs, self.block = every_n_steps, every_n_epochs, block
         if verdict not in {None, "nearby"}:
             raise MisconfigurationException(f"`verdict` must be 'nearby' or None; got {verdict!r}.")
-        self.dataloader, self.max_samples, self.loss, self.verdict = dataloader, max_samples, loss, verdict
+        self.verdict = verdict
+        self._looking = Look("LandscapeMonitor", block, dataloader, max_samples, loss)
         self.geometry: NeuronGeometry | None = None
         self.states: NeuronStates | None = None
         self.parameters: ShallowBlock | None = None
         self.loss_value: float | None = None
         self.step: int | None = None
         self.judged_step: int | None = None
-        self._location: BlockLocation | None = None
-        self._loader: Iterable[Any] = ()
         self._scale: float | None = None
         self._balancedness: Tensor | None = None
         self._history = HistoryRecorder()
@@ -172,25 +166,8 @@ class LandscapeMonitor(Callback):
         Args:
             trainer: The trainer.
             pl_module: Its module.
-
-        Raises:
-            MisconfigurationException: If the block or the loss cannot be found.
         """
-        if self.loss is None and not hasattr(pl_module, "batch_loss") and not pl_module.automatic_optimization:
-            raise MisconfigurationException(
-                f"{type(pl_module).__name__} optimizes by hand, so its training_step cannot be run just to look. Give "
-                "it a method batch_loss(batch), or the monitor LandscapeMonitor(loss=lambda module, batch: ...)."
-            )
-        self._loader = own_loader(trainer, self.dataloader, self.max_samples)
-        with undisturbed(pl_module):
-            batch = next(iter(device_batches(trainer, pl_module, self._loader)), None)
-            if batch is None:
-                raise MisconfigurationException("The monitor's dataloader is empty: there is nothing to look at.")
-            try:
-                self._location = choose_block(pl_module, self.block, lambda: self._loss(pl_module, batch, 0))
-            except ValueError as error:
-                cure = " (LandscapeMonitor(block=...))" if "several blocks" in str(error) else ""
-                raise MisconfigurationException(f"{error}{cure}") from error
+        self._looking.find(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Look, where a look is due. The weights are those of the step that is about to be made.
@@ -217,8 +194,7 @@ class LandscapeMonitor(Callback):
         unjudged = self.verdict is not None and step != self.judged_step
         if self.parameters is None or step != self.step or unjudged:
             self._look(trainer, pl_module, step, judging=self.verdict is not None)
-        assert self.parameters is not None
-        self._report.write_figures(trainer, self.history, self.parameters)
+        self._report.write_figures(trainer, step, self._figures)
 
     def _due(self, trainer: Trainer, step: int, batch_idx: int) -> bool:
         if self.step is None:
@@ -229,24 +205,17 @@ class LandscapeMonitor(Callback):
         return first and step - self.step >= trainer.log_every_n_steps  # type: ignore[attr-defined]
 
     def _look(self, trainer: Trainer, module: LightningModule, step: int, judging: bool) -> None:
-        assert self._location is not None
-        block = read_block(module, self._location)
+        block = self._looking.parameters(module)
         outputs, neurons = block.H.shape
         metric = BlockMetric(neurons, block.W.shape[1], outputs, reduction="mean").to(block.W.device)
-        loss, square, seen = MeanMetric().to(block.W.device), MeanMetric().to(block.W.device), 0
-        with undisturbed(module):
-            module.eval()
-            for index, batch in enumerate(device_batches(trainer, module, self._loader)):
-                signal, value = read_signal(module, self._location, partial(self._loss, module, batch, index))
-                metric.update(block, signal)
-                loss.update(value, weight=len(signal.X))
-                square.update(_target_scale(batch) ** 2, weight=len(signal.X))
-                self._report.keep_data(block, signal.X, batch)
-                if judging:
-                    self._judge.collect(signal.X, signal.G, batch)
-                seen += len(signal.X) * trainer.world_size
-                if self.max_samples is not None and seen >= self.max_samples:
-                    break
+        loss, square = MeanMetric().to(block.W.device), MeanMetric().to(block.W.device)
+        for signal, value, batch in self._looking.signals(trainer, module):
+            metric.update(block, signal)
+            loss.update(value, weight=len(signal.X))
+            square.update(_target_scale(batch) ** 2, weight=len(signal.X))
+            self._report.keep_data(block, signal.X, batch)
+            if judging:
+                self._judge.collect(signal, value, batch)
         sums = metric.sums()
         self.step, self.parameters, self.loss_value = step, block, float(loss.compute())
         self.geometry = geometry_from_sums(block, sums)
@@ -255,10 +224,14 @@ class LandscapeMonitor(Callback):
         if judging:
             self._judge.judge(block)
             self.judged_step = step
-            self._report.log_verdict(trainer, step, str(self._judge))
+            self._report.log_text(trainer, step, "verdict", str(self._judge))
         self._report.log(trainer, step, self._scalars(judging), self.geometry, self.states)
         if self._report.due():
-            self._report.send_figures(trainer, self.history, block)
+            self._report.send_figures(trainer, step, self._figures)
+
+    def _figures(self) -> dict[str, Figure]:
+        assert self.parameters is not None
+        return self._report.landscape_figures(self.history, self.parameters)
 
     def _scalars(self, judged: bool) -> dict[str, float]:
         assert self.geometry is not None
@@ -272,19 +245,8 @@ class LandscapeMonitor(Callback):
         named = {"loss": float(self.loss_value or 0.0), **dict(zip(scalars, numbers, strict=True))}
         return {**named, "verdict": self._judge.code, "verdict_seconds": self._judge.seconds} if judged else named
 
-    def _loss(self, module: LightningModule, batch: Any, index: int) -> Tensor:
-        if self.loss is not None:
-            return self.loss(module, batch)
-        if hasattr(module, "batch_loss"):
-            value: Tensor = module.batch_loss(batch)  # type: ignore[operator]
-            return value
-        takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
-        out: Any = module.training_step(batch, index) if takes_index else module.training_step(batch)
-        loss: Tensor = out["loss"] if isinstance(out, Mapping) else out
-        return loss
-
 
 def _target_scale(batch: Any) -> float:
-    """Targets are the second part of a batch where that is a floating tensor; class labels have scale 1."""
-    targets = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
-    return target_scale(targets) if isinstance(targets, Tensor) else 1.0
+    """Class labels have scale 1."""
+    targets = targets_of(batch)
+    return 1.0 if targets is None else target_scale(targets)

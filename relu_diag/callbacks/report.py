@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from relu_diag.callbacks.judge import VERDICT_CODES
+from relu_diag.callbacks.look import targets_of
 from relu_diag.figures import TrainingHistory, function_figure, training_figure
 from relu_diag.functional import NeuronGeometry, NeuronStates, ShallowBlock, dead_sector
 
@@ -42,8 +44,8 @@ class Report:
             X: Block inputs of the batch.
             batch: The batch; its second part the targets.
         """
-        targets = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
-        if block.W.shape[1] != 2 or not isinstance(targets, Tensor) or len(X) > _MAX_POINTS:
+        targets = targets_of(batch)
+        if block.W.shape[1] != 2 or targets is None or len(X) > _MAX_POINTS:
             return
         Y = targets.detach().reshape(len(targets), -1)
         if Y.shape == (len(X), block.H.shape[0]) and Y.is_floating_point():
@@ -61,26 +63,38 @@ class Report:
             geometry: One-sided derivatives.
             states: Neuron states.
         """
-        named = {self.prefix + name: value for name, value in scalars.items()}
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in named.items()})
+        self.log_scalars(trainer, step, scalars)
         histograms = {"amplitude": states.amplitude, "angle": states.angle, "slope": geometry.steepest}
         for logger in trainer.loggers:
-            logger.log_metrics(named, step=step)
             for name, values in histograms.items():
                 _log_histogram(logger, self.prefix + name, values, step)
 
-    def log_verdict(self, trainer: Trainer, step: int, text: str) -> None:
-        """Log a verdict as text, the first time with the legend of its integer.
+    def log_scalars(self, trainer: Trainer, step: int, scalars: dict[str, float]) -> None:
+        """Log scalars, and put them where other callbacks can watch them.
 
         Args:
             trainer: The trainer.
-            step: Step of the look.
-            text: The verdict.
+            step: Their step.
+            scalars: Scalars by name.
+        """
+        named = {self.prefix + name: value for name, value in scalars.items()}
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in named.items()})
+        for logger in trainer.loggers:
+            logger.log_metrics(named, step=step)
+
+    def log_text(self, trainer: Trainer, step: int, name: str, text: str) -> None:
+        """Log a text, the first time with the legend of the verdicts' integers.
+
+        Args:
+            trainer: The trainer.
+            step: Its step.
+            name: Its name.
+            text: The text.
         """
         legend = "\n\n".join(f"{code}: {kind}" for kind, code in VERDICT_CODES.items())
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text(self.prefix + "verdict", text, step)
+                logger.experiment.add_text(self.prefix + name, text, step)
                 if not self._explained:
                     logger.experiment.add_text(self.prefix + "verdict_legend", legend, step)
         self._explained = True
@@ -104,41 +118,54 @@ class Report:
         """
         return time.monotonic() - self._last_figure > _FIGURE_SECONDS
 
-    def send_figures(self, trainer: Trainer, history: TrainingHistory, block: ShallowBlock) -> dict[str, Figure]:
-        """Draw the figures and send them to the loggers that take figures.
+    def landscape_figures(self, history: TrainingHistory, block: ShallowBlock) -> dict[str, Figure]:
+        """The figures of a block in training.
 
         Args:
-            trainer: The trainer.
             history: The run so far.
             block: The network.
 
         Returns:
             Figures by name.
         """
-        if not trainer.loggers or not trainer.is_global_zero:
-            return {}
         figures = {"training": training_figure(history)}
         if self._data:
             figures["function"] = function_figure(block, *self._data)
-        for logger in trainer.loggers:
-            for name, figure in figures.items():
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_figure(self.prefix + name, figure, int(history.steps[-1]), close=False)
-                elif isinstance(logger, WandbLogger):
-                    logger.log_image(self.prefix + name, [figure], step=int(history.steps[-1]))
-        self._last_figure = time.monotonic()
         return figures
 
-    def write_figures(self, trainer: Trainer, history: TrainingHistory, block: ShallowBlock) -> None:
-        """Send the figures to the loggers, and write each as PNG beside the logs.
+    def send_figures(self, trainer: Trainer, step: int, draw: Callable[[], dict[str, Figure]]) -> dict[str, Figure]:
+        """Draw figures and send them to the loggers that take figures.
 
         Args:
             trainer: The trainer.
-            history: The run.
-            block: The network at the end.
+            step: Their step.
+            draw: Draws them, by name; called only where there is a logger.
+
+        Returns:
+            Figures by name.
+        """
+        if not trainer.loggers or not trainer.is_global_zero:
+            return {}
+        figures = draw()
+        for logger in trainer.loggers:
+            for name, figure in figures.items():
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_figure(self.prefix + name, figure, step, close=False)
+                elif isinstance(logger, WandbLogger):
+                    logger.log_image(self.prefix + name, [figure], step=step)
+        self._last_figure = time.monotonic()
+        return figures
+
+    def write_figures(self, trainer: Trainer, step: int, draw: Callable[[], dict[str, Figure]]) -> None:
+        """Send figures to the loggers, and write each as PNG beside the logs.
+
+        Args:
+            trainer: The trainer.
+            step: Their step.
+            draw: Draws them, by name.
         """
         folder = trainer.log_dir  # asked on every rank: Lightning broadcasts it
-        for name, figure in self.send_figures(trainer, history, block).items():
+        for name, figure in self.send_figures(trainer, step, draw).items():
             path = Path(folder or ".", f"{self.prefix}{name}.png")
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=150)

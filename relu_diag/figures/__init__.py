@@ -3,14 +3,17 @@
 from relu_diag.figures.cells import cell_figure
 from relu_diag.figures.descent import direction_figure, neuron_figure, perturbation_figure
 from relu_diag.figures.function import function_figure
+from relu_diag.figures.plateaus import PlateauBand, plateau_figure
 from relu_diag.figures.training import TrainingHistory, training_figure
 
 __all__ = [
+    "PlateauBand",
     "TrainingHistory",
     "cell_figure",
     "direction_figure",
     "function_figure",
     "neuron_figure",
     "perturbation_figure",
+    "plateau_figure",
     "training_figure",
 ]

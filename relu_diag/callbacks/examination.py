@@ -1,0 +1,122 @@
+"""A verdict and a forecast for a block in training, from one full pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from relu_diag.callbacks.judge import Judge, SquaredData
+from relu_diag.callbacks.look import Look
+from relu_diag.callbacks.rate import NoForecast, check_unclipped, descent_pace, weight_decay
+from relu_diag.capture import BlockLocation
+from relu_diag.functional import (
+    EscapeForecast,
+    NearbyStationaryPoint,
+    ShallowBlock,
+    Verdict,
+    forecast_escape,
+    states_from_sums,
+)
+from relu_diag.metrics import BlockMetric
+
+MINIMA = ("local minimum", "global minimum")
+_DECAYED = "the optimizer decays the weights: the theorem is about the loss alone"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Examination:
+    """A block in training, judged.
+
+    Attributes:
+        step: Gradient steps done.
+        location: Where the block is in its module.
+        block: Its parameters.
+        verdict: What stationary point is near; "undecided" with the reason where nothing can be said.
+        nearby: That point; None where the loss is not the squared error of the block's output.
+        data: All data; None likewise.
+        forecast: When the loss will have dropped by the fraction asked for, counted from ``step``; None where that is
+            not forecast.
+        no_forecast: Why there is no forecast.
+        dead: Whether every neuron is dead, so that no step changes the function but by the output bias.
+    """
+
+    step: int
+    location: BlockLocation
+    block: ShallowBlock
+    verdict: Verdict
+    nearby: NearbyStationaryPoint | None
+    data: SquaredData | None
+    forecast: EscapeForecast | None
+    no_forecast: str
+    dead: bool
+
+
+def examine(trainer: Trainer, module: LightningModule, look: Look, drop: float) -> Examination:
+    """One full pass, the verdict and the forecast.
+
+    Args:
+        trainer: The trainer.
+        module: Its module.
+        look: How to look at the block.
+        drop: Fraction of the loss whose loss is an escape.
+
+    Returns:
+        What was found.
+    """
+    block, judge = look.parameters(module), Judge()
+    (outputs, neurons), inputs = block.H.shape, block.W.shape[1]
+    metric = BlockMetric(neurons, inputs, outputs, reduction="mean").to(block.W.device)
+    for signal, loss, batch in look.signals(trainer, module):
+        metric.update(block, signal)
+        judge.collect(signal, loss, batch)
+    data = judge.judge(block)
+    dead = bool(states_from_sums(block, metric.sums(), scale=1.0).dead.all())
+    verdict = _verdict(trainer, module, look.location, judge)
+    forecast, reason = None, judge.reason
+    if data is not None:
+        try:
+            forecast = _forecast(trainer, module, look.location, (verdict, block, data), drop)
+        except NoForecast as why:
+            reason = str(why)
+    step = trainer.global_step
+    return Examination(step, look.location, block, verdict, judge.nearby, data, forecast, reason, dead)
+
+
+def _verdict(trainer: Trainer, module: LightningModule, location: BlockLocation, judge: Judge) -> Verdict:
+    if judge.nearby is None:
+        nobody = torch.empty(0, dtype=torch.long)
+        return Verdict("undecided", nobody, None, {"squared loss": False}, reason=judge.reason)
+    verdict = judge.nearby.verdict
+    if not weight_decay(trainer, module, location) or verdict.kind == "not stationary":
+        return verdict
+    assumptions = verdict.assumptions | {"no regulariser": False}
+    return replace(verdict, kind="undecided", direction=None, assumptions=assumptions, theorem="", reason=_DECAYED)
+
+
+def _forecast(
+    trainer: Trainer,
+    module: LightningModule,
+    location: BlockLocation,
+    judged: tuple[Verdict, ShallowBlock, SquaredData],
+    drop: float,
+) -> EscapeForecast:
+    """The forecast in steps of the optimizer.
+
+    Raises:
+        NoForecast: If there is none.
+    """
+    verdict, block, data = judged
+    if verdict.kind in MINIMA:
+        raise NoForecast(f"a {verdict.kind} has no escape")
+    check_unclipped(trainer, block, data)
+    pace = descent_pace(trainer, module, location)
+    found = forecast_escape(block, data.X, data.Y, pace.rate, drop, data.reduction)
+    if found is None:
+        raise NoForecast("nothing grows")
+    # Weight decay takes as much off every growth rate, and turns no neuron.
+    if found.gain <= pace.decay:
+        raise NoForecast("the weight decay is stronger than every growth")
+    time = found.time * found.gain / (found.gain - pace.decay)
+    return replace(found, steps=pace.steps_until(time), time=time)

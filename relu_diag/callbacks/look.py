@@ -1,0 +1,142 @@
+"""A look at a block in training: one pass over the data at fixed weights, after which nothing is different."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
+
+from relu_diag.callbacks.data import device_batches, own_loader
+from relu_diag.capture import BlockLocation, choose_block, read_block, read_signal, undisturbed
+from relu_diag.functional import BlockSignal, ShallowBlock
+
+LossFunction = Callable[[LightningModule, Any], Tensor]
+
+
+class Look:
+    """Finds a module's block once, then reads its signals as often as asked.
+
+    Args:
+        owner: Name of the callback that looks, for messages.
+        block: Qualified name of the block's first Linear, where the module has several blocks.
+        dataloader: Data to look at; None: the training data set, in order.
+        max_samples: Look at no more than so many samples, evenly spaced; None: all.
+        loss: Computes the loss of a batch, ``loss(module, batch)``; None: the module's own.
+
+    Raises:
+        MisconfigurationException: If ``max_samples`` is not positive.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        block: str | None,
+        dataloader: Iterable[Any] | None,
+        max_samples: int | None,
+        loss: LossFunction | None,
+    ) -> None:
+        if max_samples is not None and max_samples < 1:
+            raise MisconfigurationException(f"`max_samples` must be a positive number; got {max_samples!r}.")
+        self.owner, self.block, self.dataloader, self.max_samples, self.loss = (
+            owner,
+            block,
+            dataloader,
+            max_samples,
+            loss,
+        )
+        self._location: BlockLocation | None = None
+        self._loader: Iterable[Any] = ()
+
+    @property
+    def location(self) -> BlockLocation:
+        """Where the block is; found at the start of training."""
+        assert self._location is not None
+        return self._location
+
+    def find(self, trainer: Trainer, module: LightningModule) -> None:
+        """Find the block on the first batch.
+
+        Args:
+            trainer: The trainer, about to train.
+            module: Its module.
+
+        Raises:
+            MisconfigurationException: If the block, the data or the loss cannot be found.
+        """
+        if self.loss is None and not hasattr(module, "batch_loss") and not module.automatic_optimization:
+            raise MisconfigurationException(
+                f"{type(module).__name__} optimizes by hand, so its training_step cannot be run just to look. Give "
+                f"it a method batch_loss(batch), or the callback {self.owner}(loss=lambda module, batch: ...)."
+            )
+        self._loader = own_loader(trainer, self.dataloader, self.max_samples, self.owner)
+        with undisturbed(module):
+            batch = next(iter(device_batches(trainer, module, self._loader)), None)
+            if batch is None:
+                raise MisconfigurationException(
+                    f"The dataloader is empty: there is nothing for {self.owner} to look at."
+                )
+            try:
+                self._location = choose_block(module, self.block, lambda: self._loss(module, batch, 0))
+            except ValueError as error:
+                cure = f" ({self.owner}(block=...))" if "several blocks" in str(error) else ""
+                raise MisconfigurationException(f"{error}{cure}") from error
+
+    def parameters(self, module: LightningModule) -> ShallowBlock:
+        """The block now.
+
+        Args:
+            module: The module.
+
+        Returns:
+            Its parameters.
+        """
+        return read_block(module, self.location)
+
+    def signals(self, trainer: Trainer, module: LightningModule) -> Iterator[tuple[BlockSignal, Tensor, Any]]:
+        """One pass in eval mode; go through to the end, until then the module is not as it was.
+
+        Args:
+            trainer: The trainer.
+            module: Its module.
+
+        Yields:
+            The signal of a batch under its mean loss, that loss, and the batch.
+        """
+        seen = 0
+        with undisturbed(module):
+            module.eval()
+            for index, batch in enumerate(device_batches(trainer, module, self._loader)):
+                signal, value = read_signal(module, self.location, partial(self._loss, module, batch, index))
+                yield signal, value, batch
+                seen += len(signal.X) * trainer.world_size
+                if self.max_samples is not None and seen >= self.max_samples:
+                    break
+
+    def _loss(self, module: LightningModule, batch: Any, index: int) -> Tensor:
+        if self.loss is not None:
+            return self.loss(module, batch)
+        if hasattr(module, "batch_loss"):
+            value: Tensor = module.batch_loss(batch)  # type: ignore[operator]
+            return value
+        takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
+        out: Any = module.training_step(batch, index) if takes_index else module.training_step(batch)
+        loss: Tensor = out["loss"] if isinstance(out, Mapping) else out
+        return loss
+
+
+def targets_of(batch: Any) -> Tensor | None:
+    """The targets of a batch: its second part, where that is a tensor.
+
+    Args:
+        batch: The batch.
+
+    Returns:
+        Targets, or None.
+    """
+    targets = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+    return targets if isinstance(targets, Tensor) else None

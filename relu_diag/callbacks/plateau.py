@@ -1,0 +1,293 @@
+"""PlateauMonitor: notice that the loss stands still, say at what, and when it will go on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Literal
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from matplotlib.figure import Figure
+
+from relu_diag.callbacks.detector import PlateauChange, PlateauDetector
+from relu_diag.callbacks.examination import Examination, examine
+from relu_diag.callbacks.history import LossCurve
+from relu_diag.callbacks.look import Look, LossFunction
+from relu_diag.callbacks.plateau_event import Plateau, PlateauEvent, next_forecast, plateau_from_state, told
+from relu_diag.callbacks.report import Report
+from relu_diag.callbacks.stream import LossStream
+from relu_diag.figures import PlateauBand, plateau_figure
+
+# A plateau is judged again when it has become so many times as old.
+_AGAIN = 1.5
+_UNSETTLED = {"undecided", "not stationary"}
+_NO_PLATEAU = -1
+
+
+class PlateauMonitor(Callback):
+    """Finds the plateaus of the training loss, and says of each what stationary point is near and when it will end.
+
+    The loss is that of the module's training steps. Plateaus of any length are found without settings, under noise and
+    spikes (`PlateauDetector`). When one is noticed, and again each time it is half as old again, one full pass over
+    the training data gives the verdict on the stationary point nearby and the forecast: for the squared error of the
+    block's output, and plain SGD, with momentum, weight decay, a schedule. For others it says why there is none.
+
+    `plateaus` holds them all. Logged at each event, prefix ``plateau/`` (or ``plateau/<block>/``): ``verdict``
+    (`relu_diag.callbacks.judge.VERDICT_CODES`, -1 off plateaus), ``escape_step`` with ``escape_low`` and
+    ``escape_high``; the text ``timeline``; the figure ``loss``. The progress bar shows, for example,
+    ``plateau: saddle, escape in ~41k steps``. Other callbacks of the trainer are told if they are a `PlateauListener`.
+
+    Args:
+        monitor: Name of a logged metric to watch instead, which falls as training succeeds; None: the training loss.
+        drop: A plateau has ended when the loss is lower by this fraction.
+        min_steps: No plateau is found in fewer steps.
+        block: Qualified name of the block's first Linear, where the module has several blocks.
+        dataloader: Data to judge on; None: the training data set, in order.
+        max_samples: Judge on no more than so many samples, evenly spaced; None: all.
+        loss: Computes the loss of a batch, ``loss(module, batch)``; None: the module's own.
+
+    Attributes:
+        plateaus: The plateaus so far, `Plateau`.
+        final: What the weights were near at the end of training, `Examination`; None before, and if the loss is not
+            finite.
+        not_finite: First step whose loss was NaN or infinite, or None.
+
+    Raises:
+        MisconfigurationException: If an argument is out of range, or (in training) no block is found, there is no loss,
+            or the metric is never logged.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[PlateauMonitor()], logger=False)
+    """
+
+    def __init__(
+        self,
+        monitor: str | None = None,
+        drop: float = 0.01,
+        min_steps: int = 100,
+        block: str | None = None,
+        dataloader: Iterable[Any] | None = None,
+        max_samples: int | None = None,
+        loss: LossFunction | None = None,
+    ) -> None:
+        super().__init__()
+        try:
+            self._detector = PlateauDetector(drop, min_steps)
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
+        self.monitor, self.drop, self.block = monitor, drop, block
+        self.plateaus: list[Plateau] = []
+        self.final: Examination | None = None
+        self.not_finite: int | None = None
+        self._finite = True
+        self._looking = Look("PlateauMonitor", block, dataloader, max_samples, loss)
+        self._stream = LossStream(monitor)
+        self._curve = LossCurve()
+        self._judge_at = 0.0
+        self._name = f"plateau {block}" if block else "plateau"
+        self._report = Report(f"plateau/{block}/" if block else "plateau/")
+
+    @property
+    def state_key(self) -> str:
+        """Monitors of one run are told apart by what they watch.
+
+        Returns:
+            Key of this callback's state in checkpoints.
+        """
+        return self._generate_state_key(block=self.block, monitor=self.monitor)
+
+    @property
+    def timeline(self) -> list[str]:
+        """The run as a story.
+
+        Returns:
+            Lines, as ``step 4,900 plateau ends (forecast 4,870 made at step 500)``.
+        """
+        return [line for plateau in self.plateaus for line in plateau.story()]
+
+    def state_dict(self) -> dict[str, Any]:
+        """State for a checkpoint.
+
+        Returns:
+            Plain numbers, strings and tensors.
+        """
+        return {
+            "detector": self._detector.state_dict(),
+            "plateaus": [plateau.state_dict() for plateau in self.plateaus],
+            "curve": (self._curve.points, self._curve.stride, self._curve.open),
+            "stream": self._stream.state_dict(),
+            "judge_at": self._judge_at,
+            "not_finite": self.not_finite,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state of a checkpoint.
+
+        Args:
+            state_dict: What `state_dict` returned.
+        """
+        self._detector.load_state_dict(state_dict["detector"])
+        self.plateaus = [plateau_from_state(state) for state in state_dict["plateaus"]]
+        points, stride, pending = state_dict["curve"]
+        self._curve = LossCurve(list(points), stride, pending)
+        self._stream.load_state_dict(state_dict["stream"])
+        self._judge_at = state_dict["judge_at"]
+        self.not_finite = state_dict["not_finite"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the block.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+        """
+        self._looking.find(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take in the loss of a step.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+            outputs: Outputs of the step, its loss among them.
+            batch: Unused.
+            batch_idx: Unused.
+        """
+        if self._stream.after_step(trainer, pl_module, outputs):
+            self._take(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take in a metric of the validation.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+        """
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._stream.after_loop(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take in a metric of the epoch.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+        """
+        self._stream.after_loop(trainer)
+        if trainer.current_epoch + 1 >= (trainer.check_val_every_n_epoch or 1):
+            self._stream.check_seen(trainer)
+        self._take(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge the end of the run, and write the figure.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+        """
+        self._take(trainer, pl_module)
+        if not self._finite:
+            return
+        self.final = examine(trainer, pl_module, self._looking, self.drop)
+        if self._detector.loss is not None:
+            self._judged(trainer, pl_module, self.final, "update")
+        self._progress(trainer)
+        if self._curve.points:
+            self._report.write_figures(trainer, trainer.global_step, self._figures)
+
+    def _take(self, trainer: Trainer, module: LightningModule) -> None:
+        for step, loss in self._stream.hand_out(trainer):
+            self._add(trainer, module, step, loss)
+        if self._detector.loss is not None and trainer.global_step >= self._judge_at:
+            self._judged(trainer, module, examine(trainer, module, self._looking, self.drop), "update")
+        self._progress(trainer)
+
+    def _add(self, trainer: Trainer, module: LightningModule, step: int, loss: float) -> None:
+        self._finite = math.isfinite(loss)
+        if self._finite:
+            self._curve.add(step, loss)
+        elif self.not_finite is None:
+            self.not_finite = step
+            self._say(trainer, f"step {step:,} the loss is {loss}")
+            rank_zero_warn(f"PlateauMonitor: the loss is {loss} at step {step:,}.")
+        change = self._detector.add(step, loss)
+        if change is None:
+            return
+        if change.how == "start":
+            found = examine(trainer, module, self._looking, self.drop)
+            self.plateaus.append(
+                Plateau(change.step, None, change.loss, found.verdict, None, found.step, no_forecast=found.no_forecast)
+            )
+            self._judged(trainer, module, found, "start")
+        else:
+            self._ended(trainer, module, change)
+
+    def _judged(
+        self, trainer: Trainer, module: LightningModule, found: Examination, kind: Literal["start", "update"]
+    ) -> None:
+        """Write a verdict and a forecast into the present plateau."""
+        plateau, loss = self.plateaus[-1], self._detector.loss
+        verdict = found.verdict
+        if verdict.kind in _UNSETTLED and plateau.verdict.kind not in _UNSETTLED:
+            verdict = plateau.verdict
+        forecasts = plateau.forecasts
+        if found.forecast is not None:
+            forecasts = (*forecasts, next_forecast(found.forecast, found.step, forecasts))
+        self.plateaus[-1] = plateau = replace(
+            plateau,
+            loss=plateau.loss if loss is None else loss,
+            verdict=verdict,
+            forecast=forecasts[-1] if found.forecast is not None else None,
+            no_forecast=found.no_forecast,
+            forecasts=forecasts,
+        )
+        self._judge_at = plateau.start + max(_AGAIN * (found.step - plateau.start), found.step - plateau.start + 1)
+        self._report.log_scalars(trainer, found.step, plateau.scalars())
+        self._tell(trainer, module, PlateauEvent(kind, found.step, plateau, found))
+        if kind == "start":
+            self._say(trainer, f"step {found.step:,} on a plateau {plateau}")
+
+    def _ended(self, trainer: Trainer, module: LightningModule, change: PlateauChange) -> None:
+        plateau = self.plateaus.pop()
+        step = trainer.global_step
+        if change.how == "slide":
+            self._say(trainer, f"step {step:,} no plateau since step {plateau.start:,}: the loss slides steadily")
+            kind: Literal["end", "slide"] = "slide"
+        else:
+            plateau, kind = replace(plateau, end=change.step, loss=change.loss, ended_by=change.how), "end"
+            self.plateaus.append(plateau)
+            self._say(trainer, plateau.story()[-1])
+        self._report.log_scalars(trainer, step, {"verdict": _NO_PLATEAU})
+        self._tell(trainer, module, PlateauEvent(kind, step, plateau, None))
+        if self._report.due():
+            self._report.send_figures(trainer, step, self._figures)
+
+    def _tell(self, trainer: Trainer, module: LightningModule, event: PlateauEvent) -> None:
+        for callback in told(trainer):
+            callback.on_plateau(trainer, module, event)
+
+    def _say(self, trainer: Trainer, line: str) -> None:
+        rank_zero_info(line)
+        self._report.log_text(trainer, trainer.global_step, "timeline", line)
+
+    def _progress(self, trainer: Trainer) -> None:
+        """Text has no other way into a progress bar: what is logged must be a number."""
+        shown: dict[str, Any] = trainer._logger_connector._progress_bar_metrics
+        if self._detector.loss is not None:
+            shown[self._name] = self.plateaus[-1].short(trainer.global_step)
+        else:
+            shown.pop(self._name, None)
+
+    def _figures(self) -> dict[str, Figure]:
+        bands = []
+        for plateau in self.plateaus:
+            forecasts = [(one.step, one.end) for one in plateau.forecasts if math.isfinite(one.end)]
+            bands.append(PlateauBand(plateau.start, plateau.end, plateau.verdict.kind, forecasts))
+        return {"loss": plateau_figure(self._curve.points, bands)}

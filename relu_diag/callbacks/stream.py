@@ -1,0 +1,128 @@
+"""The losses of a run as they come: of the training steps, or a logged metric; taken off the device a few at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+# Taken off the device one by one, losses would make every step wait for it.
+_TOGETHER = 16
+
+
+class LossStream:
+    """Collects losses and hands them out as numbers.
+
+    Args:
+        monitor: Name of the logged metric to follow; None: the loss of the training steps.
+    """
+
+    def __init__(self, monitor: str | None) -> None:
+        self.monitor = monitor
+        self._waiting: list[tuple[int, Tensor]] = []
+        self._handed_out = -1
+        self._by_step = False
+        self._seen = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """State for a checkpoint.
+
+        Returns:
+            Plain numbers.
+        """
+        waiting = [(step, float(loss)) for step, loss in self._waiting]
+        return {"waiting": waiting, "handed_out": self._handed_out, "by_step": self._by_step, "seen": self._seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state of a checkpoint.
+
+        Args:
+            state: What `state_dict` returned.
+        """
+        self._waiting = [(step, torch.tensor(loss, dtype=torch.float64)) for step, loss in state["waiting"]]
+        self._handed_out, self._by_step, self._seen = state["handed_out"], state["by_step"], state["seen"]
+
+    def after_step(self, trainer: Trainer, module: LightningModule, outputs: Any) -> bool:
+        """Collect the loss of a batch.
+
+        Args:
+            trainer: The trainer.
+            module: Its module.
+            outputs: What the training step returned.
+
+        Returns:
+            Whether it is time to hand out.
+        """
+        step = max(0, trainer.global_step - 1)  # the loss is that of the weights before the step
+        loss = self._returned(trainer, module, outputs) if self.monitor is None else self._logged(trainer, True)
+        if loss is not None:
+            self._by_step = True
+            self._waiting.append((step, loss.detach()))
+        return len(self._waiting) >= _TOGETHER or step - self._handed_out >= _TOGETHER
+
+    def after_loop(self, trainer: Trainer) -> None:
+        """Collect the metric of an epoch or of a validation, unless it is one of single steps.
+
+        Args:
+            trainer: The trainer.
+        """
+        value = None if self.monitor is None or self._by_step else self._logged(trainer, False)
+        if value is not None:
+            self._waiting.append((max(0, trainer.global_step - 1), value.detach()))
+
+    def check_seen(self, trainer: Trainer) -> None:
+        """Refuse a metric that was never logged.
+
+        Args:
+            trainer: The trainer, after an epoch with validation.
+
+        Raises:
+            MisconfigurationException: If there was none.
+        """
+        if self.monitor is None or self._seen or self._waiting:
+            return
+        known = ", ".join(sorted(trainer.callback_metrics)) or "none"
+        raise MisconfigurationException(
+            f"PlateauMonitor(monitor={self.monitor!r}): no such metric was logged. Metrics logged: {known}. Leave "
+            "`monitor` out to follow the training loss."
+        )
+
+    def hand_out(self, trainer: Trainer) -> list[tuple[int, float]]:
+        """The losses collected, the same on every rank.
+
+        Args:
+            trainer: The trainer.
+
+        Returns:
+            Steps and losses.
+        """
+        if not self._waiting:
+            return []
+        steps, losses = zip(*self._waiting, strict=True)
+        together = torch.stack([loss.reshape(()).double() for loss in losses])
+        if trainer.world_size > 1:
+            together = trainer.strategy.reduce(together, reduce_op="mean")
+        self._waiting, self._handed_out, self._seen = [], steps[-1], True
+        return list(zip(steps, together.tolist(), strict=True))
+
+    def _returned(self, trainer: Trainer, module: LightningModule, outputs: Any) -> Tensor | None:
+        loss: Any = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(loss, Tensor):
+            # Lightning divides by the number of batches that share a step.
+            return loss * trainer.accumulate_grad_batches if module.automatic_optimization else loss
+        if not module.automatic_optimization:
+            raise MisconfigurationException(
+                f"The training_step of {type(module).__name__} returns no loss. Return it, or name a metric it logs: "
+                "PlateauMonitor(monitor=...)."
+            )
+        return None  # Lightning skips such a step
+
+    def _logged(self, trainer: Trainer, on_step: bool) -> Tensor | None:
+        results = trainer._results
+        metrics = results.metrics(on_step)["callback"] if results is not None else {}
+        value = metrics.get(self.monitor or "")
+        return value if isinstance(value, Tensor) else None

@@ -1,0 +1,83 @@
+"""The loss of a run with its plateaus as bands, and when their ends were forecast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import EngFormatter
+
+from relu_diag.figures.canvas import BLACK, GREY, PALETTE
+
+_LOG_FROM_RATIO = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlateauBand:
+    """A plateau as it is drawn.
+
+    Attributes:
+        start: First step.
+        end: Last step, or None while it lasts.
+        label: What it is near.
+        forecasts: Step at which each forecast of its end was made, and the step forecast.
+    """
+
+    start: float
+    end: float | None
+    label: str
+    forecasts: Sequence[tuple[float, float]] = ()
+
+
+def plateau_figure(curve: Sequence[tuple[int, float]], bands: Sequence[PlateauBand]) -> Figure:
+    """The loss over the steps, a band for every plateau, and below when the end of each was forecast.
+
+    Args:
+        curve: Steps and losses.
+        bands: The plateaus.
+
+    Returns:
+        Figure.
+
+    Raises:
+        ValueError: If there is no loss to draw.
+
+    Example:
+        >>> figure = plateau_figure([(0, 1.0), (50, 1.0), (60, 0.5)], [PlateauBand(0, 52, "saddle", [(10, 51.0)])])
+        >>> [ax.get_ylabel() for ax in figure.axes]
+        ['loss', 'end forecast (step)']
+    """
+    if not curve:
+        raise ValueError("`curve` is empty: there is no loss to draw.")
+    figure = Figure(figsize=(8.0, 6.0), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    steps, losses = zip(*curve, strict=True)
+    top.plot(steps, losses, color=BLACK, linewidth=1.2)
+    wide = min(losses) > 0 and max(losses) > _LOG_FROM_RATIO * min(losses)
+    top.set(ylabel="loss", yscale="log" if wide else "linear")
+    colors = dict(zip(dict.fromkeys(band.label for band in bands), PALETTE * len(bands), strict=False))
+    for band in bands:
+        _draw(band, colors[band.label], (top, bottom), steps[-1])
+    bottom.plot(steps, steps, color=GREY, linestyle=":", linewidth=0.8)
+    bottom.set(ylabel="end forecast (step)", xlabel="step")
+    bottom.xaxis.set_major_formatter(EngFormatter(sep=""))
+    bottom.yaxis.set_major_formatter(EngFormatter(sep=""))
+    top.margins(x=0)
+    keys = [Patch(color=color, alpha=0.25, label=label) for label, color in colors.items()]
+    if keys:
+        figure.legend(handles=keys, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _draw(band: PlateauBand, color: str, axes: tuple[Axes, Axes], last: float) -> None:
+    end = last if band.end is None else band.end
+    for ax in axes:
+        ax.axvspan(band.start, end, color=color, alpha=0.25, linewidth=0)
+    if band.forecasts:
+        made, ends = zip(*band.forecasts, strict=True)
+        axes[1].plot(made, ends, color=color, marker="o", markersize=3, linewidth=0.8)
+        if band.end is not None:
+            axes[1].plot([band.start, band.end], [band.end, band.end], color=BLACK, linewidth=0.8)

@@ -1,0 +1,302 @@
+"""PlateauMonitor finds the plateaus of a run, judges and forecasts them, and changes nothing."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torch.utils.data import DataLoader, TensorDataset
+
+from relu_diag.callbacks import PlateauEvent, PlateauListener, PlateauMonitor
+from relu_diag.callbacks.judge import VERDICT_CODES
+from relu_diag.experiments import PointsDataModule, ReferenceRegression, reference_problem
+from relu_diag.nn import ShallowNet
+
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
+]
+QUIET = {"accelerator": "cpu", "enable_checkpointing": False, "enable_model_summary": False, "log_every_n_steps": 1}
+
+
+class Heard(PlateauListener):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[PlateauEvent] = []
+
+    def on_plateau(self, trainer: Trainer, pl_module: LightningModule, event: PlateauEvent) -> None:
+        assert event.step == trainer.global_step
+        self.events.append(event)
+
+
+def reference_run(
+    problem: Any, lr: float, steps: int, *callbacks: Callback, every: int = 10, **settings: Any
+) -> Trainer:
+    quiet = {**QUIET, "logger": False, "enable_progress_bar": False}
+    trainer = Trainer(max_steps=steps, max_epochs=-1, callbacks=list(callbacks), **(quiet | settings))
+    module = ReferenceRegression(problem, lr=lr, steps_per_batch=10)
+    trainer.fit(module, PointsDataModule(problem, batches_per_epoch=1000))
+    return trainer
+
+
+class Five(LightningModule):
+    """The five-point problem as a user would train it, quickly."""
+
+    def __init__(self, optimizer: str = "SGD", **settings: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = ShallowNet(2, 8, init_scale=1e-3).double()
+        self.optimizer, self.settings = optimizer, {"lr": 0.2} | settings
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        loss = nn.functional.mse_loss(self.net(batch[0]), batch[1])
+        self.log_dict({"step_loss": loss, "noise": torch.rand(())})
+        self.log("epoch_loss", loss, on_epoch=True, on_step=False)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return getattr(torch.optim, self.optimizer)(self.parameters(), **self.settings)
+
+
+def points(copies: int = 1, batch: int | None = None, shuffle: bool = False) -> DataLoader[Any]:
+    """All points in a batch, or the points a few times over in small ones."""
+    X, Y = (tensor.repeat(copies, 1) for tensor in reference_problem("five_points").tensors())
+    return DataLoader(TensorDataset(X, Y), batch_size=batch or len(X), shuffle=shuffle)
+
+
+def fit(module: LightningModule, *callbacks: Callback, loader: Any = None, **settings: Any) -> Trainer:
+    quiet = {**QUIET, "logger": False, "enable_progress_bar": False, "max_epochs": -1}
+    trainer = Trainer(callbacks=list(callbacks), **(quiet | settings))
+    trainer.fit(module, points(100, 5) if loader is None else loader)
+    return trainer
+
+
+# What it finds
+
+
+def test_five_points_tell_their_story() -> None:
+    monitor, heard = PlateauMonitor(), Heard()
+    reference_run("five_points", 2e-2, 12_000, monitor, heard)
+    first, second, last = monitor.plateaus
+    assert [plateau.verdict.kind for plateau in monitor.plateaus] == ["saddle", "saddle", "local minimum"]
+    assert [plateau.loss for plateau in monitor.plateaus] == pytest.approx([0.03812, 0.03019, 0.02789], rel=1e-3)
+    assert (first.end, second.end, last.end) == (pytest.approx(2_447, abs=20), pytest.approx(7_993, abs=30), None)
+    for plateau in (first, second):
+        assert plateau.forecast is not None
+        assert len(plateau.forecasts) > 3
+        assert plateau.forecast.end == pytest.approx(plateau.end, rel=0.01)
+        assert plateau.forecasts[0].step - plateau.start < 0.1 * (plateau.end - plateau.start)
+        assert plateau.forecasts[0].end - plateau.start == pytest.approx(plateau.end - plateau.start, rel=0.02)
+        assert plateau.forecast.low <= plateau.forecast.end <= plateau.forecast.high
+        assert len(plateau.neurons)
+    assert last.forecast is None
+    assert last.no_forecast == "a local minimum has no escape"
+    assert monitor.final is not None
+    assert monitor.final.verdict.kind == "local minimum"
+    made = first.forecasts[0]
+    ends = f"step {first.end:,} plateau ends (forecast {made.end:,.0f} made at step {made.step:,})"
+    assert monitor.timeline[1] == ends
+    starts = [event for event in heard.events if event.kind == "start"]
+    assert [event.plateau.start for event in starts] == [plateau.start for plateau in monitor.plateaus]
+    assert [event.plateau.end for event in heard.events if event.kind == "end"] == [first.end, second.end]
+    examination = starts[0].examination
+    assert examination is not None
+    assert examination.verdict.direction is not None
+    assert examination.data is not None
+    assert examination.data.X.shape == (5, 2)
+
+
+def test_band_is_the_disagreement_of_the_last_three_forecasts() -> None:
+    monitor = PlateauMonitor()
+    reference_run("five_points", 2e-2, 2_000, monitor)
+    forecasts = monitor.plateaus[0].forecasts
+    assert forecasts[0].low == forecasts[0].high == forecasts[0].end
+    for i in range(2, len(forecasts)):
+        reach = max(abs(forecasts[i - k].end - forecasts[i].end) for k in (1, 2))
+        assert forecasts[i].high - forecasts[i].end == pytest.approx(reach)
+        assert forecasts[i].end - forecasts[i].low == pytest.approx(reach)
+
+
+def test_observation_changes_nothing() -> None:
+    def run(*callbacks: Callback) -> tuple[Any, ...]:
+        module = Five("SGD", momentum=0.9, lr=1e-3)
+        torch.manual_seed(5)
+        trainer = fit(module, *callbacks, loader=points(1, shuffle=True), max_steps=300)
+        own = {name: value for name, value in trainer.callback_metrics.items() if "plateau" not in name}
+        return module.state_dict(), trainer.optimizers[0].state_dict(), torch.get_rng_state(), own
+
+    monitor = PlateauMonitor()
+    alone, watched = run(), run(monitor)
+    assert monitor.plateaus
+    for without, with_monitor in zip(alone, watched, strict=True):
+        assert_close(with_monitor, without, rtol=0, atol=0)
+
+
+def test_everything_is_logged(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = TensorBoardLogger(tmp_path)
+    monitor = PlateauMonitor()
+    trainer = reference_run("five_points", 2e-2, 4_500, monitor, logger=board)
+    events = EventAccumulator(board.log_dir, size_guidance={"tensors": 0}).Reload()
+    codes = [int(event.value) for event in events.Scalars("plateau/verdict")]
+    assert codes[0] == VERDICT_CODES["saddle"]
+    assert -1 in codes
+    assert {"plateau/escape_step", "plateau/escape_low", "plateau/escape_high"} <= set(events.Tags()["scalars"])
+    assert int(trainer.callback_metrics["plateau/verdict"]) == VERDICT_CODES["saddle"]
+    lines = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("plateau/timeline/text_summary")]
+    assert monitor.timeline[1] in lines
+    assert Path(board.log_dir, "plateau", "loss.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])
+def test_progress_bar_says_what_the_plateau_is_and_when_it_ends(bar: type, capsys: pytest.CaptureFixture[str]) -> None:
+    class Shown(Callback):
+        text = ""
+
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            self.text = str(trainer.progress_bar_metrics.get("plateau", ""))
+
+    shown = Shown()
+    reference_run("five_points", 2e-2, 1_000, PlateauMonitor(), shown, bar(), enable_progress_bar=True)
+    assert shown.text == "saddle, escape in ~1.4k steps"
+    output = capsys.readouterr()
+    assert "saddle" in (output.out + output.err).replace("\n", "")
+
+
+def test_state_survives_a_checkpoint(tmp_path: Path) -> None:
+    whole, before, after = PlateauMonitor(), PlateauMonitor(), PlateauMonitor()
+    reference_run("five_points", 2e-2, 9_000, whole)
+    trainer = reference_run("five_points", 2e-2, 5_005, before)  # with losses collected but not looked at
+    trainer.save_checkpoint(tmp_path / "middle.ckpt")
+    module = ReferenceRegression("five_points", lr=2e-2, steps_per_batch=10)
+    quiet = {**QUIET, "logger": False, "enable_progress_bar": False, "callbacks": [after]}
+    resumed = Trainer(max_steps=9_000, max_epochs=-1, **quiet)
+    data = PointsDataModule("five_points", batches_per_epoch=1000)
+    resumed.fit(module, data, ckpt_path=tmp_path / "middle.ckpt", weights_only=True)
+    ends = [[plateau.end for plateau in monitor.plateaus] for monitor in (whole, after)]
+    assert ends[1] == pytest.approx(ends[0], abs=15)  # a batch ends at the step of the checkpoint
+    assert [plateau.verdict.kind for plateau in after.plateaus] == ["saddle", "saddle"]
+    first = [monitor.plateaus[0].forecasts[0] for monitor in (whole, after)]
+    assert (first[0].step, first[0].steps, first[0].gain) == (first[1].step, first[1].steps, first[1].gain)
+    assert after.state_key == before.state_key != PlateauMonitor(block="net.0").state_key
+
+
+# What it watches
+
+
+def test_minibatches_are_watched_and_judged_on_all_data() -> None:
+    monitor = PlateauMonitor()
+    fit(Five(lr=0.02), monitor, loader=points(60, 20, shuffle=True), max_steps=600)
+    plateau, *_ = monitor.plateaus
+    assert plateau.verdict.kind == "saddle"
+    assert plateau.forecast is not None
+    assert monitor.final is not None
+    assert monitor.final.data is not None
+    assert len(monitor.final.data.X) == 300
+
+
+@pytest.mark.parametrize("monitor", ["step_loss", "epoch_loss", "val_loss"])
+def test_logged_metrics_are_watched_instead(monitor: str) -> None:
+    class Validated(Five):
+        def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            self.log("val_loss", nn.functional.mse_loss(self.net(batch[0]), batch[1]))
+
+    watch = PlateauMonitor(monitor=monitor)
+    trainer = Trainer(callbacks=[watch], max_epochs=30, **QUIET, logger=False, enable_progress_bar=False)
+    trainer.fit(Validated(lr=1e-3), points(20, 5), points())
+    plateau, *_ = watch.plateaus
+    assert plateau.loss == pytest.approx(0.03812, rel=1e-3)
+    assert len(watch._curve.points) == (600 if monitor == "step_loss" else 30)
+
+
+def test_shared_steps_are_watched_as_they_are() -> None:
+    monitor = PlateauMonitor()
+    fit(Five(lr=1e-3), monitor, max_steps=150, accumulate_grad_batches=4)
+    assert monitor.plateaus[0].loss == pytest.approx(0.03812, rel=1e-3)
+
+
+def test_one_of_several_blocks_is_judged_by_name() -> None:
+    class Deep(Five):
+        def __init__(self) -> None:
+            super().__init__(lr=0.0)
+            self.net = nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 1)).double()
+
+    monitors = [PlateauMonitor(block="net.0"), PlateauMonitor(block="net.2")]
+    trainer = fit(Deep(), *monitors, max_steps=300)
+    assert {"plateau/net.0/verdict", "plateau/net.2/verdict"} <= set(trainer.callback_metrics)
+    inner, outer = (monitor.plateaus[0] for monitor in monitors)
+    assert inner.no_forecast == "the batch does not hold targets of the block's outputs as its second part"
+    assert "squared" not in outer.no_forecast
+
+
+# Bad input
+
+
+def test_loss_that_is_not_finite_is_reported_and_no_plateau() -> None:
+    class Diverging(Five):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            return loss * math.nan if self.trainer.global_step >= 200 and self.net.training else loss
+
+    monitor = PlateauMonitor()
+    with pytest.warns(UserWarning, match="the loss is nan at step 200"):
+        fit(Diverging(lr=1e-3), monitor, loader=points(100, 5), max_steps=400)
+    assert monitor.not_finite == 200
+    (plateau,) = monitor.plateaus
+    assert (plateau.end, plateau.ended_by) == (200, "not finite")
+
+
+def test_learning_rate_of_zero_never_escapes() -> None:
+    monitor = PlateauMonitor()
+    reference_run("five_points", 0.0, 2_000, monitor)
+    (plateau,) = monitor.plateaus
+    assert plateau.forecast is not None
+    assert plateau.forecast.steps == math.inf
+    assert plateau.short(2_000) == "saddle, no escape at this learning rate"
+    assert "no escape at the learning rates to come" in monitor.timeline[0]
+
+
+def test_short_run_has_no_plateau() -> None:
+    monitor = PlateauMonitor()
+    fit(Five(), monitor, max_steps=50)
+    assert monitor.plateaus == []
+    assert monitor.timeline == []
+    assert monitor.final is not None
+
+
+def test_metric_that_is_never_logged_is_named() -> None:
+    with pytest.raises(MisconfigurationException, match=r"monitor='loss'.*Metrics logged: epoch_loss, noise, step_l"):
+        fit(Five(), PlateauMonitor(monitor="loss"), max_epochs=2)
+
+
+def test_misuse_is_named() -> None:
+    class ByHand(Five):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def batch_loss(self, batch: list[Tensor]) -> Tensor:
+            return nn.functional.mse_loss(self.net(batch[0]), batch[1])
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:  # type: ignore[override]
+            return None
+
+    with pytest.raises(MisconfigurationException, match="returns no loss"):
+        fit(ByHand(), PlateauMonitor(), max_steps=5)
+    with pytest.raises(MisconfigurationException, match="`drop` must be in"):
+        PlateauMonitor(drop=2.0)
+    with pytest.raises(MisconfigurationException, match="`max_samples` must be a positive number"):
+        PlateauMonitor(max_samples=0)
