@@ -1,0 +1,132 @@
+"""Directions along which the integral loss against an affine target was evaluated and seen to fall."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from relu_diag.functional.affine import AffineProblem
+from relu_diag.functional.witness import Direction
+
+# Directions of w, b, h (rows) and of c.
+Step = tuple[Tensor, Tensor]
+_LONGEST, _HALVINGS = 8.0, 48
+_PLACES = 33
+_RATIOS = (1.0, 8.0, 64.0)
+_ROUNDING = 32 * torch.finfo(torch.float64).eps
+
+
+def see_affine_fall(problem: AffineProblem, steps: Iterator[Step]) -> Direction | None:
+    """The largest fall along the first of some directions along which one is seen.
+
+    Args:
+        problem: Network and target.
+        steps: Directions to try, of any length.
+
+    Returns:
+        The direction at unit length with step and fall, or None where none falls by more than its rounding.
+    """
+    now = problem.loss(problem.neurons, problem.c)
+    for neurons, bias in steps:
+        length = torch.cat([neurons.flatten(), bias.reshape(1)]).norm()
+        if float(length) == 0:
+            continue
+        dw, db, dh = dneurons = neurons / length
+        dc = bias / length
+        # From steps that leave the surroundings to steps that stay in them; the deepest is the clearest.
+        falls = []
+        for k in range(_HALVINGS):
+            t = _LONGEST / 2**k
+            there = problem.loss(problem.neurons + t * dneurons, problem.c + t * dc)
+            falls.append((float(there - now), t))
+        change, step = min(falls)
+        if change < -_ROUNDING * float(now):
+            moved = bool(dc != 0)
+            return Direction(torch.stack([dw, db], dim=1), dh[None], step, change, dc.reshape(1) if moved else None)
+    return None
+
+
+def unit_steps(problem: AffineProblem, direction: Tensor) -> Iterator[Step]:
+    """A direction of all parameters, and its opposite.
+
+    Args:
+        problem: Network and target.
+        direction: In the order ``w, b, h, c``, shape ``(3 I + 1,)``.
+
+    Yields:
+        Two directions.
+    """
+    for sign in (-1.0, 1.0):
+        yield sign * direction[:-1].reshape(3, -1), sign * direction[-1]
+
+
+def relu_saddle_steps(problem: AffineProblem, idle: Tensor, drawn: Tensor) -> Iterator[Step]:
+    """Ways out where the network is constant: turn a flat semi-active neuron, or move a kink into the interval.
+
+    With an error of slope ``-f'`` a semi-active neuron with ``h = 0`` gains by growing ``w`` and ``h`` together, with
+    signs whose product is that of ``f'``; a kink that enters gains where ``h w`` has that sign, and a flat neuron takes
+    it on the way.
+
+    Source: Cheridito et al., Lemma 4.6.
+
+    Args:
+        problem: Network and target.
+        idle: Flat semi-active neurons, bool, shape ``(I,)``.
+        drawn: Semi-inactive neurons with ``f' h w >= 0``, bool, shape ``(I,)``.
+
+    Yields:
+        Directions, one neuron at a time.
+    """
+    sign = 1.0 if problem.slope > 0 else -1.0
+    none = problem.c.new_zeros(())
+    for j in idle.nonzero().flatten().tolist():
+        for ratio in _RATIOS:
+            step = problem.w.new_zeros(3, len(problem.w))
+            step[0, j], step[2, j] = ratio, sign / ratio
+            yield step, none
+    for j in drawn.nonzero().flatten().tolist():
+        for ratio in _RATIOS:
+            step = problem.w.new_zeros(3, len(problem.w))
+            step[1, j] = ratio
+            step[2, j] = sign * float(problem.w[j].sign()) / ratio if problem.h[j] == 0 else 0.0
+            yield step, none
+
+
+def degenerate_steps(problem: AffineProblem, degenerate: Tensor) -> Iterator[Step]:
+    """Ways out for neurons with ``w = b = 0``: towards the kink that fits the error best.
+
+    Args:
+        problem: Network and target.
+        degenerate: Which neurons, bool, shape ``(I,)``.
+
+    Yields:
+        Directions, one neuron and one kink at a time, the best fit first.
+    """
+    A, B = problem.interval
+    places = torch.linspace(A, B, _PLACES + 2, dtype=problem.w.dtype, device=problem.w.device)[1:-1]
+    toward = torch.cat([torch.stack([s * torch.ones_like(places), -s * places], dim=1) for s in (1.0, -1.0)])
+    none = problem.c.new_zeros(())
+    pull = _pulls(problem, toward)
+    for j in degenerate.nonzero().flatten().tolist():
+        h = float(problem.h[j])
+        gain = pull.abs() if h == 0 else -h * pull
+        for k in gain.argsort(descending=True)[:2].tolist():
+            if gain[k] <= 0:
+                continue
+            for ratio in _RATIOS:
+                step = problem.w.new_zeros(3, len(problem.w))
+                step[:2, j] = ratio * toward[k]
+                step[2, j] = -pull[k].sign() / ratio if h == 0 else 0.0
+                yield step, none
+
+
+def _pulls(problem: AffineProblem, toward: Tensor) -> Tensor:
+    """Derivative of the loss with respect to the output weight of a further neuron, for each of many, at 0."""
+    w = torch.cat([problem.w, toward[:, 0]])
+    b = torch.cat([problem.b, toward[:, 1]])
+    h = torch.cat([problem.h, torch.zeros_like(toward[:, 0])]).requires_grad_()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(problem.loss(torch.stack([w, b, h]), problem.c), h)
+    return gradient[len(problem.w) :]
