@@ -1,0 +1,128 @@
+"""The exact integral loss of a model that is a block of one input."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from relu_diag.capture import BlockLocation, choose_block, undisturbed
+from relu_diag.functional import IntervalTarget, ShallowBlock, interval_l2_loss
+from relu_diag.functional.interval import Interval, check_interval
+from relu_diag.functional.nodes import Box
+from relu_diag.functional.piece_integral import Function1d, evaluate
+from relu_diag.losses.integral import IntegralLoss, NodeSet, first_parameter
+
+_MIDPOINTS = 1024
+_SAME = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+class IntervalL2Loss(IntegralLoss):
+    """The exact integral of ``(N(x) - f(x))^2`` over an interval, for a model that is a block of one input.
+
+    The block is found when a model is first seen, and its parameters are read at every call: no data, no nodes to
+    choose, one sort of the breakpoints (`relu_diag.functional.interval_l2_loss`).
+
+    Args:
+        target: Vectorised target, nodes ``(n,)`` to values ``(n,)``; an `IntervalTarget` where it has breakpoints or a
+            density, or wants another order.
+        interval: ``(A, B)``.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(1, 8), nn.ReLU(), nn.Linear(8, 1))
+        >>> loss = IntervalL2Loss(torch.sin, interval=(0.0, 3.0))
+        >>> loss(model).backward()
+        >>> model[0].weight.grad.shape
+        torch.Size([8, 1])
+    """
+
+    def __init__(self, target: Function1d | IntervalTarget, interval: Interval) -> None:
+        super().__init__(Box((check_interval(interval),)))
+        self.interval = check_interval(interval)
+        self.target = target if isinstance(target, IntervalTarget) else IntervalTarget(target)
+        self._locations: WeakKeyDictionary[nn.Module, BlockLocation] = WeakKeyDictionary()
+        A, B = self.interval
+        # On a GPU no value is read in the loop; here a target without values is found once and for all.
+        evaluate("target", self.target.function, torch.linspace(A, B, _MIDPOINTS + 1, dtype=torch.float64)[1:-1])
+
+    def forward(self, model: nn.Module) -> Tensor:
+        """The loss of a model as it is now, differentiable twice.
+
+        Args:
+            model: A module that is one Linear -> ReLU-like -> Linear block of one input and one output.
+
+        Returns:
+            Scalar.
+        """
+        return self._integral(model, self.target)
+
+    def error(self, model: nn.Module) -> Tensor:
+        """The difference to one node fewer per piece: above the error, 0 for low polynomials.
+
+        Args:
+            model: The model.
+
+        Returns:
+            Scalar.
+        """
+        given = self.target
+        fewer = IntervalTarget(
+            given.function, given.breakpoints, given.density, max(1, given.order - 1), max(1, given.cells - 1)
+        )
+        with torch.no_grad():
+            return (self._integral(model, given) - self._integral(model, fewer)).abs()
+
+    def nodes(self, model: nn.Module) -> NodeSet:
+        """Midpoints of 1,024 cells: equal weights where there is no density.
+
+        Args:
+            model: The model.
+
+        Returns:
+            Inputs, targets and weights.
+        """
+        (A, B), like = self.interval, first_parameter(model)
+        x = A + (B - A) * (torch.arange(_MIDPOINTS, dtype=torch.float64, device=like.device) + 0.5) / _MIDPOINTS
+        weight = torch.full_like(x, B - A)
+        if self.target.density is not None:
+            weight = weight * self.target.density(x)
+        return x[:, None].to(like), self.target.function(x)[:, None].to(like), weight.to(like)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was found in other modules is found again.
+        return {**self.__dict__, "_locations": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "_locations": WeakKeyDictionary()})  # type: ignore[no-untyped-call]
+
+    def _integral(self, model: nn.Module, target: IntervalTarget) -> Tensor:
+        location = self._locations.get(model)
+        if location is None:
+            location = self._locations[model] = self._located(model)
+        hidden, output = location.linears(model)
+        b = hidden.weight.new_zeros(hidden.out_features) if hidden.bias is None else hidden.bias
+        c = 0.0 if output.bias is None else output.bias
+        return interval_l2_loss(
+            hidden.weight.squeeze(1), b, output.weight.squeeze(0), c, target, self.interval, location.slopes
+        )
+
+    def _located(self, model: nn.Module) -> BlockLocation:
+        A, B = self.interval
+        x = torch.linspace(A, B, 33, dtype=torch.float64)[:, None].to(first_parameter(model))
+        location = choose_block(model, example=x)
+        cure = "QuadratureLoss and MonteCarloLoss take any model."
+        if location.prelu is not None:
+            raise ValueError(f"The slope of {location.prelu!r} is trained, which the exact loss does not see. {cure}")
+        hidden, output = location.linears(model)
+        if hidden.in_features != 1 or output.out_features != 1:
+            raise ValueError(f"The exact loss needs one input and one output; got block {location} of {model}. {cure}")
+        with undisturbed(model), torch.no_grad():
+            found, ones = model(x), torch.ones_like(x)
+            b = torch.zeros_like(hidden.weight) if hidden.bias is None else hidden.bias[:, None]
+            block = ShallowBlock(torch.cat([hidden.weight, b], 1), output.weight, location.slopes, output.bias)
+            own = block(torch.cat([x, ones], dim=1))
+        if found.shape != own.shape or (found - own).abs().max() > _SAME.get(x.dtype, 5e-2) * own.abs().max():
+            raise ValueError(f"{type(model).__name__} computes more than its block {location}. {cure}")
+        return location

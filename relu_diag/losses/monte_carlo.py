@@ -1,0 +1,121 @@
+"""The integral loss of any model, from random nodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from relu_diag.functional.nodes import Domain, as_domain, random_shift, sobol_points
+from relu_diag.losses.integral import (
+    IntegralLoss,
+    NodeSet,
+    Target,
+    first_parameter,
+    targets_at,
+    weighted_squares,
+    wide_dtype,
+)
+
+_REPLICATES = 8
+# Nodes of error estimates are numbered from here on, so that estimating changes no nodes of the loss.
+_APART = 2**40
+
+
+class MonteCarloLoss(IntegralLoss):
+    """The integral of the squared error from random nodes, drawn on the model's device: boxes and Gaussians of any d.
+
+    Args:
+        target: Vectorised target, inputs ``(N, d)`` to values ``(N,)`` or ``(N, J)``.
+        domain: ``(low, high)``, a list of such pairs, a `Box` or a `Gaussian`.
+        samples: Nodes per evaluation; powers of two suit Sobol points.
+        sampler: "sobol": scrambled Sobol points, or "iid": independent ones.
+        fresh: Whether every evaluation draws new nodes; False: always the same.
+        seed: Of the nodes. torch's global generators are left alone.
+
+    Attributes:
+        draws: How many sets of nodes were drawn. The nodes are a function of seed and number: set it to go back.
+
+    Raises:
+        ValueError: If the number of samples is not positive, or the sampler unknown.
+
+    Example:
+        >>> loss = MonteCarloLoss(lambda x: x.norm(dim=1), domain=[(-1, 1)] * 10, samples=256)
+        >>> model = nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 1))
+        >>> loss(model) == loss(model)  # fresh nodes
+        tensor(False)
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        domain: Domain | Sequence[Sequence[float]],
+        samples: int = 1024,
+        sampler: Literal["sobol", "iid"] = "sobol",
+        fresh: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(as_domain(domain))
+        if samples < 2:
+            raise ValueError(f"`samples` must be at least 2; got {samples!r}.")
+        if sampler not in {"sobol", "iid"}:
+            raise ValueError(f"`sampler` must be 'sobol' or 'iid'; got {sampler!r}.")
+        self.target, self.samples, self.sampler, self.fresh, self.seed = target, samples, sampler, fresh, seed
+        self.draws = 0
+        self._draw(torch.empty(0, dtype=torch.float64), number=0)  # a target without values is found here
+
+    def forward(self, model: nn.Module) -> Tensor:
+        """The loss of a model on the next nodes, differentiable.
+
+        Args:
+            model: A module that takes inputs ``(N, d)``.
+
+        Returns:
+            Scalar.
+        """
+        if self.fresh:
+            self.draws += 1
+        out: Tensor = weighted_squares(model, *self._draw(first_parameter(model), self.draws)).mean()
+        return out
+
+    def error(self, model: nn.Module) -> Tensor:
+        """The standard error of one evaluation, from nodes of its own.
+
+        Args:
+            model: The model.
+
+        Returns:
+            Scalar: for iid nodes from the spread of one draw, for Sobol points from that of eight draws.
+        """
+        like = first_parameter(model)
+        with torch.no_grad():
+            if self.sampler == "iid":
+                return weighted_squares(model, *self._draw(like, _APART)).std() / math.sqrt(self.samples)
+            draws = [weighted_squares(model, *self._draw(like, _APART + k)).mean() for k in range(_REPLICATES)]
+            return torch.stack(draws).std()
+
+    def nodes(self, model: nn.Module) -> NodeSet:
+        """The first nodes of the seed, equally weighted.
+
+        Args:
+            model: The model.
+
+        Returns:
+            Inputs, targets and weights.
+        """
+        return self._draw(first_parameter(model), number=0)
+
+    def _draw(self, like: Tensor, number: int) -> NodeSet:
+        generator = torch.Generator(like.device).manual_seed(self.seed * _APART + number)
+        d = self.domain.dimension
+        if self.sampler == "sobol":
+            u = sobol_points(self.samples, d, random_shift(d, generator), self.seed)
+        else:
+            u = torch.rand(self.samples, d, generator=generator, device=like.device, dtype=torch.float64)
+            u = u.clamp_min(torch.finfo(torch.float64).tiny)  # an exact 0 has no place under a Gaussian
+        X = self.domain.place(u).to(like.dtype)
+        weight = torch.full((self.samples,), self.domain.volume, device=like.device, dtype=wide_dtype(like))
+        return X, targets_at(self.target, self.domain, X), weight

@@ -1,0 +1,84 @@
+"""The integral loss of any model of few inputs, by Gauss rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from relu_diag.functional.nodes import Domain, as_domain, tensor_nodes
+from relu_diag.losses.integral import (
+    IntegralLoss,
+    NodeSet,
+    Target,
+    first_parameter,
+    targets_at,
+    weighted_squares,
+    wide_dtype,
+)
+
+
+class QuadratureLoss(IntegralLoss):
+    """The integral of the squared error by a tensor product of Gauss rules: boxes and Gaussians of few inputs.
+
+    Args:
+        target: Vectorised target, inputs ``(N, d)`` to values ``(N,)`` or ``(N, J)``.
+        domain: ``(low, high)``, a list of such pairs, a `Box` or a `Gaussian`.
+        order: Nodes per input.
+
+    Example:
+        >>> loss = QuadratureLoss(lambda x: x.prod(dim=1), domain=[(0, 1), (0, 1)], order=4)
+        >>> round(loss(nn.Linear(2, 1).requires_grad_(False)).item()) >= 0
+        True
+    """
+
+    def __init__(self, target: Target, domain: Domain | Sequence[Sequence[float]], order: int = 16) -> None:
+        super().__init__(as_domain(domain))
+        self.target, self.order = target, order
+        self._kept: tuple[tuple[torch.device, torch.dtype], NodeSet] | None = None
+        targets_at(target, self.domain, tensor_nodes(self.domain, order)[0])
+
+    def forward(self, model: nn.Module) -> Tensor:
+        """The loss of a model as it is now, differentiable.
+
+        Args:
+            model: A module that takes inputs ``(N, d)``.
+
+        Returns:
+            Scalar.
+        """
+        out: Tensor = weighted_squares(model, *self.nodes(model)).mean()
+        return out
+
+    def error(self, model: nn.Module) -> Tensor:
+        """The difference to one node fewer per input.
+
+        Args:
+            model: The model.
+
+        Returns:
+            Scalar.
+        """
+        with torch.no_grad():
+            fewer = weighted_squares(model, *self._made(first_parameter(model), max(1, self.order - 1))).mean()
+            return (self.forward(model) - fewer).abs()
+
+    def nodes(self, model: nn.Module) -> NodeSet:
+        """The nodes of the rule, made once for each device and dtype.
+
+        Args:
+            model: The model.
+
+        Returns:
+            Inputs, targets and weights.
+        """
+        like = first_parameter(model)
+        if self._kept is None or self._kept[0] != (like.device, like.dtype):
+            self._kept = (like.device, like.dtype), self._made(like, self.order)
+        return self._kept[1]
+
+    def _made(self, like: Tensor, order: int) -> NodeSet:
+        X, weights = tensor_nodes(self.domain, order, like.device)
+        X = X.to(like.dtype)
+        return X, targets_at(self.target, self.domain, X), (weights * len(weights)).to(wide_dtype(like))
