@@ -59,20 +59,21 @@ class SmoothLeakyReLU(nn.Module):
 
     Args:
         slope: ``a``, strictly between 0 and 1.
+        centred: Whether to subtract the value at 0, so that 0 stays 0.
 
     Raises:
         ValueError: If the slope is not in (0, 1).
 
     Example:
-        >>> SmoothLeakyReLU(0.5)(torch.tensor([0.0]))
-        tensor([0.3466])
+        >>> SmoothLeakyReLU(0.5)(torch.tensor([0.0])), SmoothLeakyReLU(0.5, centred=True)(torch.tensor([0.0]))
+        (tensor([0.3466]), tensor([0.]))
     """
 
-    def __init__(self, slope: float = 0.1) -> None:
+    def __init__(self, slope: float = 0.1, centred: bool = False) -> None:
         super().__init__()
         if not 0.0 < slope < 1.0:
             raise ValueError(f"`slope` must lie strictly between 0 and 1; got {slope!r}.")
-        self.slope = float(slope)
+        self.slope, self.centred = float(slope), centred
 
     def forward(self, z: Tensor) -> Tensor:
         """Apply the activation.
@@ -84,15 +85,16 @@ class SmoothLeakyReLU(nn.Module):
             Activations, same shape.
         """
         # torch's softplus cuts off at 20; this one is exact to rounding everywhere.
-        return self.slope * z - (1.0 - self.slope) * functional.logsigmoid(-z)
+        shift = math.log(2.0) if self.centred else 0.0
+        return self.slope * z - (1.0 - self.slope) * (functional.logsigmoid(-z) + shift)
 
     def extra_repr(self) -> str:
         """Arguments, for ``repr``.
 
         Returns:
-            The slope.
+            The slope, and whether it is centred.
         """
-        return f"slope={self.slope}"
+        return f"slope={self.slope}" + (", centred=True" if self.centred else "")
 
 
 class ShallowNet(nn.Module):
@@ -196,3 +198,37 @@ def balance_(net: ShallowNet) -> None:
         for tensor in inputs:
             tensor.mul_(factor[:, None])
         net.output.weight.div_(factor)
+
+
+def certified_init_(module: nn.Module, last: float, middle: float = 1.0) -> None:
+    """All biases and the first Linear 0, those between positive, the last one large: convergence is certain.
+
+    For smooth, strictly increasing activations with value 0 at 0 (`SmoothLeakyReLU` with ``centred=True``) and linearly
+    independent inputs, gradient descent goes to zero loss from here if ``last`` is large enough and the learning rate
+    small enough; `relu_diag.functional.smooth_convergence_certificate` says whether they are.
+
+    Source: Chatterjee, Theorem 4.1.
+
+    Args:
+        module: A network of Linear layers in the order of their application, changed in place.
+        last: Every weight of the last one, positive.
+        middle: Every weight of those between, positive.
+
+    Raises:
+        ValueError: If there are less than two Linear layers, or a weight is not positive.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(5, 8), SmoothLeakyReLU(centred=True), nn.Linear(8, 1))
+        >>> certified_init_(net, last=10.0)
+        >>> net(torch.ones(1, 5)).item()
+        0.0
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    if len(layers) < 2:
+        raise ValueError(f"`module` needs two Linear layers or more; {type(module).__name__} has {len(layers)}.")
+    if not (0 < last < math.inf and 0 < middle < math.inf):
+        raise ValueError(f"`last` and `middle` must be positive and finite; got {last!r}, {middle!r}.")
+    for layer, value in zip(layers, (0.0, *[middle] * (len(layers) - 2), last), strict=True):
+        nn.init.constant_(layer.weight, value)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

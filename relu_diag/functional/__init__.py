@@ -6,6 +6,12 @@ from relu_diag.functional.arrangement import cell_directions
 from relu_diag.functional.block import BlockSignal, ShallowBlock, rho, squared_error_signal, squared_loss
 from relu_diag.functional.cell_saddles import CellSaddle, cell_saddles
 from relu_diag.functional.cells import CellMinimum, all_cell_minima, boundary_minimum, cell_minimum, cell_pattern
+from relu_diag.functional.convergence import (
+    ConvergenceCertificate,
+    convergence_certificate,
+    lojasiewicz_ratio,
+    smooth_convergence_certificate,
+)
 from relu_diag.functional.escape import EscapeNeurons, escape_neurons
 from relu_diag.functional.extremal import ExtremalDirections, extremal_directions
 from relu_diag.functional.forecast import EscapeForecast, forecast_escape
@@ -44,6 +50,7 @@ __all__ = [
     "BlockSignal",
     "CellMinimum",
     "CellSaddle",
+    "ConvergenceCertificate",
     "CriticalLevel",
     "Direction",
     "EscapeForecast",
@@ -73,6 +80,7 @@ __all__ = [
     "classify",
     "classify_affine",
     "classify_signal",
+    "convergence_certificate",
     "convergence_threshold",
     "critical_levels",
     "dead_sector",
@@ -85,6 +93,7 @@ __all__ = [
     "interval_l2_loss",
     "invariant",
     "leaky_as_relu",
+    "lojasiewicz_ratio",
     "nearby_stationary_point",
     "nearest_level",
     "neuron_geometry",
@@ -94,6 +103,7 @@ __all__ = [
     "perturbation_test",
     "radial_directions",
     "rho",
+    "smooth_convergence_certificate",
     "squared_error_signal",
     "squared_loss",
     "states_from_sums",
