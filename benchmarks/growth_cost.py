@@ -9,7 +9,6 @@ turns, with a network built at the final width.
 from __future__ import annotations
 
 import argparse
-import copy
 import re
 import statistics
 import subprocess
@@ -88,8 +87,10 @@ def main() -> None:
         float(subprocess.run([*command, which], capture_output=True, text=True, check=True).stdout)
         for which in ("training", "growing")
     ]
-    parameters = sum(p.numel() for p in copy.deepcopy(grown[0]).parameters()) * 4 / 2**20
-    print(f"peak memory: training {peaks[0]:.0f} MiB, growing {peaks[1] - peaks[0]:+.0f} MiB; weights {parameters:.0f} MiB")
+    weights = sum(p.numel() for p in grown[0].parameters()) * 4 / 2**20
+    print(
+        f"peak memory: training {peaks[0]:.0f} MiB, growing {peaks[1] - peaks[0]:+.0f} MiB; weights {weights:.0f} MiB"
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,8 @@ from relu_diag.functional import (
 )
 from relu_diag.functional.block import Reduction, residual_factor
 
-# Inputs, targets, gradients and loss of a batch, the last two summed over its samples.
-_Part = tuple[Tensor, Tensor, Tensor, Tensor]
+# Inputs, targets, gradients, weights and loss of a batch, gradients and loss summed over its samples.
+_Part = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 # One integer scalar for every kind, rising with how final it is.
 VERDICT_CODES = {
@@ -84,7 +85,7 @@ class Judge:
         Args:
             signal: Signal of the block under the batch's mean loss.
             loss: That loss.
-            batch: The batch; its second part the targets.
+            batch: The batch; its second part the targets, its third the weights of the samples where there are any.
         """
         X, G, targets = signal.X, signal.G, targets_of(batch)
         if targets is None or not targets.is_floating_point() or targets.numel() != G.numel():
@@ -92,7 +93,8 @@ class Judge:
         elif sum(len(part[0]) for part in self._parts) * (X.shape[1] + 2 * G.shape[1]) > _MAX_ELEMENTS:
             self.reason = _TOO_MANY
         else:
-            self._parts.append((X, targets.detach().reshape(G.shape).to(X.dtype), G * len(X), loss.detach() * len(X)))
+            Y, count = targets.detach().reshape(G.shape).to(X.dtype), len(X)
+            self._parts.append((X, Y, count * G, _weights_of(batch, X), count * loss.detach()))
 
     def judge(self, block: ShallowBlock) -> SquaredData | None:
         """Answer for the data collected, and forget them.
@@ -119,15 +121,17 @@ class Judge:
         self.reason = next((theirs for _, theirs in everyone if theirs), "")
         if self.reason:
             return None
-        X, Y, G = (torch.cat([part[i].to(block.W.device) for part in parts]) for i in range(3))
-        loss = sum(float(part[3]) for part in parts) / len(X)
-        reduction = _reduction(block, X, Y, G / len(X))
-        if reduction is None:
-            self.reason = _OTHER_LOSS
-        elif not _is_loss(loss, block, SquaredData(X, Y, reduction)):
-            self.reason = _PENALTY
-        else:
-            return SquaredData(X, Y, reduction)
+        X, Y, G, weight = (torch.cat([part[i].to(block.W.device) for part in parts]) for i in range(4))
+        loss = sum(float(part[4]) for part in parts) / len(X)
+        self.reason = _OTHER_LOSS
+        for data, gradient, value in _readings(block, (X, Y, G / len(X)), weight, loss):
+            reduction = _reduction(block, *data, gradient)
+            if reduction is not None:
+                found = SquaredData(*data, reduction)
+                self.reason = "" if _is_loss(value, block, found) else _PENALTY
+                return None if self.reason else found
+        if block.output_bias is not None and bool((weight != weight[0]).any()):
+            self.reason += "; weights that differ need a block without output bias"
         return None
 
     @property
@@ -137,6 +141,28 @@ class Judge:
 
     def __str__(self) -> str:
         return str(self.nearby) if self.nearby else f"undecided: {self.reason}"
+
+
+def _weights_of(batch: Any, X: Tensor) -> Tensor:
+    """Sample weights: the third part of a batch, where that is one number a sample."""
+    weight = batch[2] if isinstance(batch, tuple | list) and len(batch) > 2 else None
+    if isinstance(weight, Tensor) and weight.shape == X.shape[:1] and weight.is_floating_point():
+        return weight.detach().to(X.dtype)
+    return X.new_ones(len(X))
+
+
+def _readings(
+    block: ShallowBlock, data: tuple[Tensor, Tensor, Tensor], weight: Tensor, loss: float
+) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor, float]]:
+    """The data as they are, and the same loss without its weights: data, gradient at the output, loss."""
+    X, Y, G = data
+    yield (X, Y), G, loss
+    weight = weight.clamp_min(torch.finfo(weight.dtype).tiny)
+    if block.output_bias is None:  # a positively homogeneous block takes the roots as factors of rows
+        root = weight.sqrt()[:, None]
+        yield (root * X, root * Y), G / root, loss
+    elif bool((weight == weight[0]).all()):  # a factor of the loss, on which no verdict depends
+        yield (X, Y), G / weight[0], loss / float(weight[0])
 
 
 def _reduction(block: ShallowBlock, X: Tensor, Y: Tensor, G: Tensor) -> Reduction | None:

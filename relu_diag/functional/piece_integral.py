@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Function1d = Callable[[Tensor], Tensor]
+# What it returns is checked when it is called; configs name such functions, and their parser would build a Tensor.
+Function1d = Callable[[Tensor], Any]
 
 # Numbers in a chunk of nodes: a CPU wants them in its cache, a GPU wants few launches.
 _CHUNK = {"cpu": 2**16}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from relu_diag.functional.nodes import Domain
 
-Target = Callable[[Tensor], Tensor]
+# As relu_diag.functional.piece_integral.Function1d, for several inputs.
+Target = Callable[[Tensor], Any]
 NodeSet = tuple[Tensor, Tensor, Tensor]
 
 

@@ -52,7 +52,7 @@ class MonteCarloLoss(IntegralLoss):
     def __init__(
         self,
         target: Target,
-        domain: Domain | Sequence[Sequence[float]],
+        domain: Domain | Sequence[Sequence[float]] | Sequence[float],
         samples: int = 1024,
         sampler: Literal["sobol", "iid"] = "sobol",
         fresh: bool = True,

@@ -33,7 +33,9 @@ class QuadratureLoss(IntegralLoss):
         True
     """
 
-    def __init__(self, target: Target, domain: Domain | Sequence[Sequence[float]], order: int = 16) -> None:
+    def __init__(
+        self, target: Target, domain: Domain | Sequence[Sequence[float]] | Sequence[float], order: int = 16
+    ) -> None:
         super().__init__(as_domain(domain))
         self.target, self.order = target, order
         self._kept: tuple[tuple[torch.device, torch.dtype], NodeSet] | None = None

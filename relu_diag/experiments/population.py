@@ -1,0 +1,174 @@
+"""Training against a function instead of a sample."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from relu_diag.losses import IntegralLoss, MonteCarloLoss
+from relu_diag.nn import ShallowNet, small_init_
+
+
+class PopulationRegression(LightningModule):
+    """A shallow network trained on a loss that is an integral over its inputs.
+
+    A step computes the loss from the network alone, on whatever device the Trainer put it: no batch is needed, and
+    nothing goes to the device or comes back. The batches of `PopulationNodes` are there for monitors, which look at
+    fixed nodes through `batch_loss`. Logs ``train_loss``, and as often as the Trainer logs, ``train_loss_error``, the
+    estimated error of that loss.
+
+    Args:
+        loss: The loss; it tells the number of inputs.
+        width: Number of hidden neurons.
+        out_features: Number of outputs.
+        slopes: ``(s-, s+)`` of the activation.
+        output_bias: Whether the output layer has a bias.
+        init_scale: Standard deviation of normal initial weights; None: torch's default.
+        lr: Learning rate of plain gradient descent; a config may name another optimizer.
+        seed: Of the initial weights. The global generator is left alone.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> from relu_diag.experiments import Affine
+        >>> from relu_diag.losses import IntervalL2Loss
+        >>> module = PopulationRegression(IntervalL2Loss(Affine(), (0.0, 1.0)), width=4)
+        >>> module.training_step(None).requires_grad
+        True
+    """
+
+    def __init__(
+        self,
+        loss: IntegralLoss,
+        width: int = 50,
+        out_features: int = 1,
+        slopes: tuple[float, float] = (0.0, 1.0),
+        output_bias: bool = True,
+        init_scale: float | None = None,
+        lr: float = 1e-2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if width < 1 or out_features < 1:
+            raise ValueError(f"`width` and `out_features` must be at least 1; got {width!r}, {out_features!r}.")
+        if not (math.isfinite(lr) and lr >= 0):
+            raise ValueError(f"`lr` must be finite and >= 0; got {lr!r}.")
+        self.save_hyperparameters(ignore=["loss"])
+        self.loss, self.lr = loss, lr
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.net = ShallowNet(loss.domain.dimension, width, out_features, slopes, True, output_bias)
+        if init_scale is not None:
+            small_init_(self.net, init_scale, torch.Generator().manual_seed(seed))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the network.
+
+        Args:
+            x: Inputs, shape ``(N, d)``.
+
+        Returns:
+            Outputs, shape ``(N, J)``.
+        """
+        out: Tensor = self.net(x)
+        return out
+
+    def batch_loss(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """The loss on fixed nodes, differentiable: what callbacks look at.
+
+        Args:
+            batch: Inputs ``(N, d)``, targets ``(N, J)`` and weights ``(N,)``.
+
+        Returns:
+            Scalar loss.
+        """
+        X, Y, weight = batch
+        loss: Tensor = (weight * (self(X) - Y).square().sum(dim=1)).mean()
+        return loss
+
+    def on_train_start(self) -> None:
+        """Go on with the nodes where a resumed run was."""
+        if isinstance(self.loss, MonteCarloLoss):
+            self.loss.draws = self.global_step
+
+    def training_step(self, batch: Any) -> Tensor:
+        """The loss of the network.
+
+        Args:
+            batch: Not looked at.
+
+        Returns:
+            Scalar loss.
+        """
+        loss: Tensor = self.loss(self.net)
+        if self._trainer is not None:
+            self.log("train_loss", loss.detach(), prog_bar=True)
+            if self.trainer._logger_connector.should_update_logs:
+                self.log("train_loss_error", self.loss.error(self.net))
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Plain gradient descent.
+
+        Returns:
+            The optimizer.
+        """
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+class PopulationNodes(LightningDataModule):
+    """Fixed weighted nodes of the module's loss: what monitors look at, and the steps that make an epoch.
+
+    The nodes are made once on the training device; every batch of an epoch is all of them, so nothing is copied.
+
+    Args:
+        steps_per_epoch: Steps in an epoch.
+
+    Raises:
+        ValueError: If an epoch has no step.
+    """
+
+    def __init__(self, steps_per_epoch: int = 100) -> None:
+        super().__init__()
+        if steps_per_epoch < 1:
+            raise ValueError(f"`steps_per_epoch` must be at least 1; got {steps_per_epoch!r}.")
+        self.save_hyperparameters()
+        self.steps_per_epoch = steps_per_epoch
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """The loader.
+
+        Returns:
+            Loader whose data set is one batch, the nodes, and which yields it again and again.
+
+        Raises:
+            MisconfigurationException: If the module that is trained has no integral loss.
+        """
+        module = None if self.trainer is None else self.trainer.lightning_module
+        loss = getattr(module, "loss", None)
+        if not isinstance(module, LightningModule) or not isinstance(loss, IntegralLoss):
+            raise MisconfigurationException(
+                "PopulationNodes takes its nodes from the module's integral loss, `module.loss`; got "
+                f"{type(module).__name__}. Fit a PopulationRegression with it."
+            )
+        return DataLoader(_WholeBatch(loss.nodes(module)), batch_size=None, sampler=[0] * self.steps_per_epoch)
+
+
+class _WholeBatch(Dataset[tuple[Tensor, ...]]):
+    """A data set of one item, a whole batch on the device that uses it."""
+
+    def __init__(self, batch: tuple[Tensor, ...]) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return self.batch
