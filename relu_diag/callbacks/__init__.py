@@ -1,7 +1,19 @@
 """Lightning callbacks."""
 
+from relu_diag.callbacks.early_stopping import SaddleAwareEarlyStopping
+from relu_diag.callbacks.escape import Escape, EscapeOnPlateau
 from relu_diag.callbacks.monitor import LandscapeMonitor
 from relu_diag.callbacks.plateau import PlateauMonitor
 from relu_diag.callbacks.plateau_event import Plateau, PlateauEvent, PlateauForecast, PlateauListener
 
-__all__ = ["LandscapeMonitor", "Plateau", "PlateauEvent", "PlateauForecast", "PlateauListener", "PlateauMonitor"]
+__all__ = [
+    "Escape",
+    "EscapeOnPlateau",
+    "LandscapeMonitor",
+    "Plateau",
+    "PlateauEvent",
+    "PlateauForecast",
+    "PlateauListener",
+    "PlateauMonitor",
+    "SaddleAwareEarlyStopping",
+]

@@ -250,9 +250,9 @@ class PlateauMonitor(Callback):
         )
         self._judge_at = plateau.start + max(_AGAIN * (found.step - plateau.start), found.step - plateau.start + 1)
         self._report.log_scalars(trainer, found.step, plateau.scalars())
-        self._tell(trainer, module, PlateauEvent(kind, found.step, plateau, found))
         if kind == "start":
             self._say(trainer, f"step {found.step:,} on a plateau {plateau}")
+        self._tell(trainer, module, PlateauEvent(kind, found.step, plateau, self.block, found))
 
     def _ended(self, trainer: Trainer, module: LightningModule, change: PlateauChange) -> None:
         plateau = self.plateaus.pop()
@@ -265,7 +265,7 @@ class PlateauMonitor(Callback):
             self.plateaus.append(plateau)
             self._say(trainer, plateau.story()[-1])
         self._report.log_scalars(trainer, step, {"verdict": _NO_PLATEAU})
-        self._tell(trainer, module, PlateauEvent(kind, step, plateau, None))
+        self._tell(trainer, module, PlateauEvent(kind, step, plateau, self.block, None))
         if self._report.due():
             self._report.send_figures(trainer, step, self._figures)
 

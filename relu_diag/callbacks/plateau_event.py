@@ -186,12 +186,14 @@ class PlateauEvent:
             it was none, the loss slides steadily; it is no longer in the monitor's list.
         step: Gradient steps done.
         plateau: The plateau.
+        block: The monitor's ``block``: which block it watches, None where the module has only one.
         examination: The block, its data, the verdict with its direction, the forecast; None at the end.
     """
 
     kind: Literal["start", "update", "end", "slide"]
     step: int
     plateau: Plateau
+    block: str | None
     examination: Examination | None
 
 

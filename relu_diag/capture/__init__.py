@@ -1,8 +1,8 @@
 """From any module to a block and its signal. The only hooks of the package are here."""
 
-from relu_diag.capture.find import choose_block, find_blocks, read_block
+from relu_diag.capture.find import choose_block, find_blocks, read_block, write_block
 from relu_diag.capture.location import BlockLocation
 from relu_diag.capture.observation import undisturbed
 from relu_diag.capture.signal import read_signal
 
-__all__ = ["BlockLocation", "choose_block", "find_blocks", "read_block", "read_signal", "undisturbed"]
+__all__ = ["BlockLocation", "choose_block", "find_blocks", "read_block", "read_signal", "undisturbed", "write_block"]

@@ -110,6 +110,38 @@ def read_block(module: nn.Module, location: BlockLocation | None = None, example
     return ShallowBlock(W, output.weight.detach().clone(), location.slopes_now(module), bias)
 
 
+def write_block(module: nn.Module, location: BlockLocation, block: ShallowBlock) -> None:
+    """Give a module's block other weights, in place: the parameters stay the ones their optimizers know.
+
+    Args:
+        module: The module.
+        location: Which block.
+        block: The weights, of the same sizes.
+
+    Raises:
+        ValueError: If the sizes differ.
+
+    Example:
+        >>> module = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
+        >>> location = choose_block(module)
+        >>> write_block(module, location, read_block(module, location))
+    """
+    (hidden, output), now = location.linears(module), read_block(module, location)
+    sizes = [(one.W.shape, one.H.shape, one.output_bias is None) for one in (now, block)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"`block` must have the sizes of {location}, W {tuple(now.W.shape)}, H {tuple(now.H.shape)} and the same "
+            f"biases; got W {tuple(block.W.shape)}, H {tuple(block.H.shape)}. Make it from read_block."
+        )
+    with torch.no_grad():
+        hidden.weight.copy_(block.W[:, : hidden.in_features])
+        if hidden.bias is not None:
+            hidden.bias.copy_(block.W[:, -1])
+        output.weight.copy_(block.H)
+        if block.output_bias is not None:
+            output.bias.copy_(block.output_bias)
+
+
 def _block_between(
     module: nn.Module, traces: list[Trace], hidden: LinearCall, output: LinearCall
 ) -> BlockLocation | str:
