@@ -1,0 +1,250 @@
+"""GuaranteeMonitor: from which step on training against an affine function can only end in a global minimum."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from relu_diag.callbacks.report import Report
+from relu_diag.capture import BlockLocation, choose_block, read_block
+from relu_diag.figures import interval_figure, ladder_figure
+from relu_diag.functional import (
+    AffineProblem,
+    CriticalLevel,
+    Guarantee,
+    affine_coefficients,
+    convergence_threshold,
+    invariant,
+    lojasiewicz_ratio,
+    nearest_level,
+)
+from relu_diag.losses import IntervalL2Loss
+
+_PREFIX = "guarantee/"
+_MOST_MOMENTS = 4096
+# A rise by so much of the threshold is no rounding.
+_RISE = 1e-6
+
+
+class GuaranteeMonitor(Callback):
+    """Follows the loss of a module with an `IntervalL2Loss` and an affine target down the ladder of critical levels.
+
+    Gradient descent that converges below a threshold of the loss has reached a global minimum, for almost every start
+    and learning rate. The monitor says from which step the loss has been below it, and what that stands on: what can be
+    checked is checked, and where the loss rises again the certainty starts anew.
+
+    Logged to every logger at each look and put into ``trainer.callback_metrics``, prefix ``guarantee/``: ``loss``;
+    ``threshold_ratio``, the loss over the threshold, certain below 1; ``certain``, 1 or 0; ``level``, the number ``n``
+    of the critical level next to the loss, and ``level_ratio``, the loss over that level's; ``invariant_drift``, the
+    largest change of ``w^2 + b^2 - h^2`` since the first look; ``smallest_invariant``, above 0 where no neuron can
+    degenerate under gradient flow; ``lojasiewicz``, the rate at which gradient flow would lower the loss now. At the
+    end the figures ``ladder`` and ``function``.
+
+    Source: Cheridito et al., Theorem 1.2, Propositions 4.5 and 4.8.
+
+    Args:
+        every_n_steps: Look every so many steps; None: as often as the Trainer logs.
+
+    Attributes:
+        guarantee: Threshold, statement and theorem, `Guarantee`, or None before the first look.
+        assumptions: What it stands on: "holds" and "broken" were checked, "assumed" cannot be.
+        certain_from: Step from which the end is certain, or None.
+        level: The critical level next to the loss, `CriticalLevel`, or None before the first look.
+        steps: Steps of the looks, thinned out in long runs.
+        losses: Losses there.
+
+    Raises:
+        MisconfigurationException: If an argument is no positive number, or (at the start of training) the module has no
+            `IntervalL2Loss` in ``module.loss`` with an affine target that is not constant.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[GuaranteeMonitor(every_n_steps=100)], logger=False)
+    """
+
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        super().__init__()
+        if every_n_steps is not None and every_n_steps < 1:
+            raise MisconfigurationException(f"`every_n_steps` must be a positive number; got {every_n_steps!r}.")
+        self.every_n_steps = every_n_steps
+        self.guarantee: Guarantee | None = None
+        self.assumptions: dict[str, str] = {}
+        self.certain_from: int | None = None
+        self.level: CriticalLevel | None = None
+        self.steps: list[int] = []
+        self.losses: list[float] = []
+        self._affine = (0.0, 0.0)
+        self._location: BlockLocation | None = None
+        self._first_invariant: Tensor | None = None
+        self._report = Report(_PREFIX)
+
+    def __str__(self) -> str:
+        if self.guarantee is None:
+            return "nothing was looked at yet"
+        if self.certain_from is None:
+            broken = [name for name, state in self.assumptions.items() if state == "broken"]
+            return f"not certain ({self.guarantee}" + (f"; broken: {', '.join(broken)})" if broken else ")")
+        assumed = [name for name, state in self.assumptions.items() if state == "assumed"]
+        return f"from step {self.certain_from} {self.guarantee.statement}, assuming that {', '.join(assumed)}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state a checkpoint keeps.
+
+        Returns:
+            Steps, losses, the certain step and the first invariant.
+        """
+        names = ("steps", "losses", "certain_from", "_first_invariant")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state of a checkpoint.
+
+        Args:
+            state_dict: What `state_dict` returned.
+        """
+        for name, value in state_dict.items():
+            setattr(self, name, value)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the block, the target and the threshold.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+
+        Raises:
+            MisconfigurationException: If the module's loss is not the exact one against an affine target.
+        """
+        loss = _loss_of(pl_module)
+        try:
+            self._affine = affine_coefficients(loss.target.function, loss.interval)
+            self._location = choose_block(pl_module, example=loss.nodes(pl_module)[0])
+            block = read_block(pl_module, self._location)
+            self.guarantee = convergence_threshold(self._affine[0], loss.interval, len(block.W), block.slopes)
+        except ValueError as error:
+            raise MisconfigurationException(f"GuaranteeMonitor: {error}") from error
+        if self._affine[0] == 0:
+            raise MisconfigurationException("The target is constant: every critical point is a global minimum already.")
+        plain = all(_is_plain(optimizer) for optimizer in trainer.optimizers)
+        checked = {
+            "the target is affine and not constant": True,
+            "the exact gradient of the integral loss": plain and not trainer.lr_scheduler_configs,
+        }
+        states = {name: checked.get(name) for name in self.guarantee.assumptions}
+        words = {True: "holds", False: "broken", None: "assumed"}
+        self.assumptions = {name: words[state] for name, state in states.items()}
+        self.assumptions["the loss goes on falling"] = "assumed"
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Look, where a look is due. The weights are those of the step that is about to be made.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+            batch: Unused.
+            batch_idx: Unused.
+        """
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        every = self.every_n_steps or trainer.log_every_n_steps or 1  # type: ignore[attr-defined]
+        if not self.steps or step // every > self.steps[-1] // every:
+            self._look(trainer, pl_module, step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look once more, and write the figures.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+        """
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        if not self.steps or step > self.steps[-1]:
+            self._look(trainer, pl_module, step)
+        self._report.write_figures(trainer, step, lambda: self._figures(pl_module))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text(_PREFIX + "statement", str(self), step)
+
+    def _figures(self, module: LightningModule) -> dict[str, Figure]:
+        assert self.guarantee is not None
+        problem, loss = self._problem(module), _loss_of(module)
+        return {
+            "function": interval_figure(problem.neurons, problem.c, loss.target, loss.interval, problem.slopes),
+            "ladder": ladder_figure(self.steps, self.losses, problem, self.guarantee, self.certain_from),
+        }
+
+    def _problem(self, module: LightningModule) -> AffineProblem:
+        assert self._location is not None
+        block, loss = read_block(module, self._location), _loss_of(module)
+        hidden = self._location.linears(module)[0]
+        w, b = block.W[:, 0], torch.zeros_like(block.W[:, 0]) if hidden.bias is None else block.W[:, 1]
+        c = torch.zeros((), device=w.device) if block.output_bias is None else block.output_bias[0]
+        return AffineProblem(w, b, block.H[0], c, *self._affine, loss.interval, block.slopes)
+
+    def _look(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        assert self.guarantee is not None
+        problem = self._problem(module)
+        neurons, c = problem.neurons.requires_grad_(), problem.c.requires_grad_()
+        with torch.enable_grad():
+            value = problem.loss(neurons, c)
+            loss = float(value.detach())
+            ratio = float(lojasiewicz_ratio(value, [neurons, c])) if loss > 0 else 0.0
+        self._decide(step, loss)
+        now = invariant(problem.w, problem.b, problem.h)
+        if self._first_invariant is None or self._first_invariant.shape != now.shape:
+            self._first_invariant = now
+        width = len(problem.w) * (2 if problem.slopes[0] else 1)
+        self.level = nearest_level(loss, problem.slope, problem.interval, width)
+        self._report.log_scalars(
+            trainer,
+            step,
+            {
+                "loss": loss,
+                "threshold_ratio": loss / self.guarantee.threshold,
+                "certain": float(self.certain_from is not None),
+                "level": float(self.level.n),
+                "level_ratio": self.level.ratio,
+                "invariant_drift": float((now - self._first_invariant.to(now)).abs().max()),
+                "smallest_invariant": float(now.min()),
+                "lojasiewicz": ratio,
+            },
+        )
+
+    def _decide(self, step: int, loss: float) -> None:
+        assert self.guarantee is not None
+        threshold = self.guarantee.threshold
+        scale = threshold if math.isfinite(threshold) else loss
+        if self.losses and loss > self.losses[-1] + _RISE * scale:
+            self.certain_from = None  # what was below the threshold may not stay there
+        if not loss < threshold or "broken" in self.assumptions.values():
+            self.certain_from = None
+        elif self.certain_from is None:
+            self.certain_from = step
+        self.steps.append(step)
+        self.losses.append(loss)
+        if len(self.steps) > _MOST_MOMENTS:
+            self.steps, self.losses = self.steps[::2], self.losses[::2]
+
+
+def _loss_of(module: LightningModule) -> IntervalL2Loss:
+    loss = getattr(module, "loss", None)
+    if not isinstance(loss, IntervalL2Loss) or loss.target.density is not None:
+        raise MisconfigurationException(
+            "GuaranteeMonitor needs the exact loss, an IntervalL2Loss without density in `module.loss`; "
+            f"{type(module).__name__} has {type(loss).__name__}. The theorems say nothing about samples."
+        )
+    return loss
+
+
+def _is_plain(optimizer: Any) -> bool:
+    extras = ("momentum", "weight_decay", "maximize", "nesterov")
+    optimizer = getattr(optimizer, "optimizer", optimizer)
+    return isinstance(optimizer, torch.optim.SGD) and not any(
+        group[extra] for group in optimizer.param_groups for extra in extras
+    )

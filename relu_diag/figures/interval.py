@@ -1,0 +1,116 @@
+"""A network with one input on its interval: what it has learned, and how its loss comes down the ladder of levels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from relu_diag.figures.canvas import BLACK, GREY, PALETTE, to_numpy
+from relu_diag.functional import AffineProblem, Guarantee, IntervalTarget, critical_levels, neuron_types
+from relu_diag.functional.interval import Interval, network_pieces
+from relu_diag.functional.piece_integral import Function1d
+
+_TARGET_POINTS = 513
+# Types that have a place on the interval, in the order in which a neuron is given one.
+_MARKS = {
+    "type_2_active": ("o", "type-2-active"),
+    "semi_inactive": ("s", "semi-inactive"),
+    "type_1_active": (">", "type-1-active"),
+    "inactive": ("x", "inactive"),
+}
+
+
+def interval_figure(
+    neurons: Tensor,
+    c: Tensor | float,
+    target: Function1d | IntervalTarget,
+    interval: Interval,
+    slopes: tuple[float, float] = (0.0, 1.0),
+) -> Figure:
+    """The learned function against the target, and below it every breakpoint with its kink and its neuron's type.
+
+    Breakpoints outside the interval are drawn at its edge, with an arrow's worth of margin; neurons without one are
+    counted in the title.
+
+    Source: Cheridito et al., Definition 4.1.
+
+    Args:
+        neurons: Rows ``w``, ``b`` and ``h``, shape ``(3, I)``.
+        c: Output bias.
+        target: Vectorised target.
+        interval: ``(A, B)``.
+        slopes: ``(s-, s+)``.
+
+    Returns:
+        Figure.
+    """
+    (A, B), (w, b, h) = interval, neurons.detach().double()
+    pieces = network_pieces(w, b, h, c if isinstance(c, float) else c.detach().double(), interval, slopes)
+    figure = Figure(figsize=(6.0, 5.0), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    x = torch.linspace(A, B, _TARGET_POINTS, dtype=torch.float64, device=w.device)
+    function = target.function if isinstance(target, IntervalTarget) else target
+    ends = torch.stack([pieces.edges[:-1], pieces.edges[1:]], dim=1)
+    values = pieces.value[:, None] + pieces.slope[:, None] * (ends - pieces.origin)
+    top.plot(to_numpy(ends.flatten()), to_numpy(values.flatten()), color=PALETTE[1], label="network")
+    top.plot(to_numpy(x), to_numpy(function(x)), color=BLACK, linewidth=1.0, linestyle="--", label="target")
+    top.set(ylabel="output")
+    types = neuron_types(w, b, h, interval)
+    placed, margin = torch.zeros_like(types.flat), (B - A) / 20
+    for color, (name, (marker, label)) in zip(PALETTE, _MARKS.items(), strict=False):
+        members = getattr(types, name) & ~placed & (w != 0)
+        placed |= members
+        if bool(members.any()):
+            t = types.breakpoint[members].clamp(A - margin, B + margin)
+            kink = (slopes[1] - slopes[0]) * (h * w.abs())[members]
+            text = f"{label} ({int(members.sum())})"
+            bottom.plot(to_numpy(t), to_numpy(kink), marker, color=color, label=text, markersize=5)
+    bottom.axhline(0, color=GREY, linewidth=0.6)
+    for end in interval:
+        bottom.axvline(end, color=GREY, linewidth=0.6)
+    bottom.set(xlabel="input", ylabel="kink at the breakpoint", xlim=(A - 1.5 * margin, B + 1.5 * margin))
+    without = int((w == 0).sum())
+    top.set_title(f"{len(w)} neurons" + (f", {without} of them without a breakpoint" if without else ""))
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def ladder_figure(
+    steps: Sequence[float],
+    losses: Sequence[float],
+    problem: AffineProblem,
+    guarantee: Guarantee,
+    certain_from: float | None = None,
+) -> Figure:
+    """The loss on its way down the ladder of critical levels, with the threshold below which the end is certain.
+
+    Source: Cheridito et al., Proposition 4.5 and Theorem 1.2.
+
+    Args:
+        steps: Gradient steps done.
+        losses: Loss at these.
+        problem: Target, interval and width.
+        guarantee: What is known, `relu_diag.functional.convergence_threshold`.
+        certain_from: Step from which the end is certain, marked; None: no mark.
+
+    Returns:
+        Figure.
+    """
+    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+    ax = figure.subplots()
+    levels = to_numpy(critical_levels(problem.slope, problem.interval, len(problem.w)))
+    for k, level in enumerate(levels):
+        ax.axhline(level, color=GREY, linewidth=0.6)
+        if k < 6 or k == len(levels) - 1:
+            ax.annotate(f" n = {2 * k}", (1, level), xycoords=("axes fraction", "data"), fontsize=7, va="center")
+    ax.plot(steps, losses, color=PALETTE[1], label="loss")
+    if 0 < guarantee.threshold < float("inf"):
+        ax.axhline(guarantee.threshold, color=PALETTE[2], linestyle="--", label=f"below: {guarantee.statement}")
+    if certain_from is not None:
+        ax.axvline(certain_from, color=PALETTE[0], linestyle=":", label=f"certain from step {certain_from:g}")
+    ax.set(xlabel="step", ylabel="loss", yscale="log", title=guarantee.theorem)
+    figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize="small")
+    return figure
