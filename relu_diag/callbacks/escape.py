@@ -91,6 +91,15 @@ class EscapeOnPlateau(PlateauListener):
         """
         return self._generate_state_key(block=self.block)
 
+    @property
+    def marks(self) -> list[tuple[int, str]]:
+        """The moves, for the figure of the loss.
+
+        Returns:
+            Gradient steps, and "moved" for each.
+        """
+        return [(escape.step, "moved") for escape in self.escapes]
+
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint.
 

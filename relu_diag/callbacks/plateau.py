@@ -200,7 +200,7 @@ class PlateauMonitor(Callback):
             self._judged(trainer, pl_module, self.final, "update")
         self._progress(trainer)
         if self._curve.points:
-            self._report.write_figures(trainer, trainer.global_step, self._figures)
+            self._report.write_figures(trainer, trainer.global_step, lambda: self._figures(trainer))
 
     def _take(self, trainer: Trainer, module: LightningModule) -> None:
         for step, loss in self._stream.hand_out(trainer):
@@ -267,7 +267,7 @@ class PlateauMonitor(Callback):
         self._report.log_scalars(trainer, step, {"verdict": _NO_PLATEAU})
         self._tell(trainer, module, PlateauEvent(kind, step, plateau, self.block, None))
         if self._report.due():
-            self._report.send_figures(trainer, step, self._figures)
+            self._report.send_figures(trainer, step, lambda: self._figures(trainer))
 
     def _tell(self, trainer: Trainer, module: LightningModule, event: PlateauEvent) -> None:
         for callback in told(trainer):
@@ -285,9 +285,9 @@ class PlateauMonitor(Callback):
         else:
             shown.pop(self._name, None)
 
-    def _figures(self) -> dict[str, Figure]:
-        bands = []
+    def _figures(self, trainer: Trainer) -> dict[str, Figure]:
+        bands, marks = [], [mark for callback in told(trainer) for mark in callback.marks]
         for plateau in self.plateaus:
             forecasts = [(one.step, one.end) for one in plateau.forecasts if math.isfinite(one.end)]
             bands.append(PlateauBand(plateau.start, plateau.end, plateau.verdict.kind, forecasts))
-        return {"loss": plateau_figure(self._curve.points, bands)}
+        return {"loss": plateau_figure(self._curve.points, bands, marks)}

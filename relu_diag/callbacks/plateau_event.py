@@ -200,6 +200,15 @@ class PlateauEvent:
 class PlateauListener(Callback):
     """A callback that acts on plateaus: it is told of them by every `PlateauMonitor` of the same trainer."""
 
+    @property
+    def marks(self) -> list[tuple[int, str]]:
+        """What it did, for the figure of the loss.
+
+        Returns:
+            Gradient steps, and a few letters for each.
+        """
+        return []
+
     def on_plateau(self, trainer: Trainer, pl_module: LightningModule, event: PlateauEvent) -> None:
         """Called when a plateau begins, is judged again, or ends, after a step and before the next.
 

@@ -32,12 +32,15 @@ class PlateauBand:
     forecasts: Sequence[tuple[float, float]] = ()
 
 
-def plateau_figure(curve: Sequence[tuple[int, float]], bands: Sequence[PlateauBand]) -> Figure:
+def plateau_figure(
+    curve: Sequence[tuple[int, float]], bands: Sequence[PlateauBand], marks: Sequence[tuple[int, str]] = ()
+) -> Figure:
     """The loss over the steps, a band for every plateau, and below when the end of each was forecast.
 
     Args:
         curve: Steps and losses.
         bands: The plateaus.
+        marks: Steps at which somebody acted, and a few letters that say what was done.
 
     Returns:
         Figure.
@@ -61,6 +64,9 @@ def plateau_figure(curve: Sequence[tuple[int, float]], bands: Sequence[PlateauBa
     colors = dict(zip(dict.fromkeys(band.label for band in bands), PALETTE * len(bands), strict=False))
     for band in bands:
         _draw(band, colors[band.label], (top, bottom), steps[-1])
+    for step, text in marks:
+        top.axvline(step, color=BLACK, linestyle="--", linewidth=0.8)
+        top.annotate(text, (step, 0.98), xycoords=("data", "axes fraction"), rotation=90, ha="right", va="top")
     bottom.plot(steps, steps, color=GREY, linestyle=":", linewidth=0.8)
     bottom.set(ylabel="end forecast (step)", xlabel="step")
     bottom.xaxis.set_major_formatter(EngFormatter(sep=""))
