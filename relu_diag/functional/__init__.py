@@ -12,6 +12,7 @@ from relu_diag.functional.convergence import (
     lojasiewicz_ratio,
     smooth_convergence_certificate,
 )
+from relu_diag.functional.embedding import add_inactive_propagation, add_inactive_units, replicate_unit
 from relu_diag.functional.escape import EscapeNeurons, escape_neurons
 from relu_diag.functional.extremal import ExtremalDirections, extremal_directions
 from relu_diag.functional.forecast import EscapeForecast, forecast_escape
@@ -38,6 +39,7 @@ from relu_diag.functional.levels import (
 )
 from relu_diag.functional.neuron_types import NeuronTypes, neuron_types
 from relu_diag.functional.neurons import NeuronStates, dead_sector, neuron_states, states_from_sums, target_scale
+from relu_diag.functional.preservation import Preservation, addition_preserves, replication_preserves
 from relu_diag.functional.stationarity import Stationarity, stationarity
 from relu_diag.functional.stationary_point import NearbyStationaryPoint, nearby_stationary_point
 from relu_diag.functional.sums import KinkSamples, NeuronSums, neuron_sums
@@ -65,11 +67,15 @@ __all__ = [
     "NeuronSums",
     "NeuronTypes",
     "PerturbationTest",
+    "Preservation",
     "ShallowBlock",
     "Stationarity",
     "Strictness",
     "TaylorExpansion",
     "Verdict",
+    "add_inactive_propagation",
+    "add_inactive_units",
+    "addition_preserves",
     "affine_coefficients",
     "all_cell_minima",
     "boundary_minimum",
@@ -102,6 +108,8 @@ __all__ = [
     "neuron_types",
     "perturbation_test",
     "radial_directions",
+    "replicate_unit",
+    "replication_preserves",
     "rho",
     "smooth_convergence_certificate",
     "squared_error_signal",
