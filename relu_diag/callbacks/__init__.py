@@ -2,6 +2,7 @@
 
 from relu_diag.callbacks.early_stopping import SaddleAwareEarlyStopping
 from relu_diag.callbacks.escape import Escape, EscapeOnPlateau
+from relu_diag.callbacks.growth import GrowOnPlateau, Growth
 from relu_diag.callbacks.guarantee import GuaranteeMonitor
 from relu_diag.callbacks.monitor import LandscapeMonitor
 from relu_diag.callbacks.plateau import PlateauMonitor
@@ -10,6 +11,8 @@ from relu_diag.callbacks.plateau_event import Plateau, PlateauEvent, PlateauFore
 __all__ = [
     "Escape",
     "EscapeOnPlateau",
+    "GrowOnPlateau",
+    "Growth",
     "GuaranteeMonitor",
     "LandscapeMonitor",
     "Plateau",

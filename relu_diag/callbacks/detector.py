@@ -131,6 +131,16 @@ class PlateauDetector:
         completed = self._means.add(step, loss)
         return self._watch(step, completed) if self._window else self._search(step, completed)
 
+    def interrupt(self, step: int) -> None:
+        """End the plateau by hand: somebody has changed what the loss is of.
+
+        Args:
+            step: The present step.
+        """
+        if self._window:
+            self._finished("escape", step)
+            self._window, self._noise = None, PooledNoise()
+
     def state_dict(self) -> dict[str, Any]:
         """All it remembers.
 

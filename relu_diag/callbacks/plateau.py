@@ -272,6 +272,10 @@ class PlateauMonitor(Callback):
     def _tell(self, trainer: Trainer, module: LightningModule, event: PlateauEvent) -> None:
         for callback in told(trainer):
             callback.on_plateau(trainer, module, event)
+        if event.examination and self._looking.parameters(module).W.shape != event.examination.block.W.shape:
+            self._detector.interrupt(event.step)
+            self.plateaus[-1] = replace(event.plateau, end=event.step, ended_by="growth")
+            self._say(trainer, self.plateaus[-1].story()[-1])
 
     def _say(self, trainer: Trainer, line: str) -> None:
         rank_zero_info(line)

@@ -15,7 +15,12 @@ from relu_diag.functional import EscapeForecast, Verdict
 
 # Forecasts whose disagreement is the band of the last one.
 _COMPARED = 3
-_ENDS = {"rise": "higher", "not finite": "not finite"}
+_ENDS = {
+    "escape": "ends",
+    "growth": "ends by growth",
+    "rise": "ends, the loss is higher",
+    "not finite": "ends, the loss is not finite",
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +66,8 @@ class Plateau:
         verdict: What stationary point the weights are near, as last judged with an answer.
         forecast: The last forecast of its end, or None where none is made.
         seen: The step at which it was noticed.
-        ended_by: "escape": the loss fell; "rise": it rose; "not finite": NaN or infinity; "" while it lasts.
+        ended_by: "escape": the loss fell; "growth": a listener has widened the block; "rise": it rose; "not finite":
+            NaN or infinity; "" while it lasts.
         no_forecast: Why no forecast is made, empty where one is.
         forecasts: All forecasts, the first one first.
     """
@@ -129,7 +135,7 @@ class Plateau:
         if self.end is None:
             return [f"{begins}; {self.outlook}" if self.outlook else begins]
         first = self.forecasts[0] if self.forecasts else None
-        how = "ends" if self.ended_by == "escape" else f"ends, the loss is {_ENDS[self.ended_by]}"
+        how = _ENDS[self.ended_by]
         if first is not None:
             return [begins, f"step {self.end:,} plateau {how} (forecast {first.end:,.0f} made at step {first.step:,})"]
         return [begins, f"step {self.end:,} plateau {how} (no forecast: {self.no_forecast})"]

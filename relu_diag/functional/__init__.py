@@ -40,6 +40,7 @@ from relu_diag.functional.levels import (
 from relu_diag.functional.neuron_types import NeuronTypes, neuron_types
 from relu_diag.functional.neurons import NeuronStates, dead_sector, neuron_states, states_from_sums, target_scale
 from relu_diag.functional.preservation import Preservation, addition_preserves, replication_preserves
+from relu_diag.functional.proposal import GrowthProposal, growth_proposals
 from relu_diag.functional.stationarity import Stationarity, stationarity
 from relu_diag.functional.stationary_point import NearbyStationaryPoint, nearby_stationary_point
 from relu_diag.functional.sums import KinkSamples, NeuronSums, neuron_sums
@@ -58,6 +59,7 @@ __all__ = [
     "EscapeForecast",
     "EscapeNeurons",
     "ExtremalDirections",
+    "GrowthProposal",
     "Guarantee",
     "IntervalTarget",
     "KinkSamples",
@@ -96,6 +98,7 @@ __all__ = [
     "generalised_gradient",
     "generalised_jacobian",
     "geometry_from_sums",
+    "growth_proposals",
     "interval_l2_loss",
     "invariant",
     "leaky_as_relu",

@@ -14,9 +14,10 @@ from relu_diag.functional.chunks import kink_tolerance
 from relu_diag.functional.fan import Array
 from relu_diag.functional.neurons import neuron_states
 from relu_diag.functional.problem import squared_problem
+from relu_diag.functional.stationarity import derivative_tolerance
 from relu_diag.functional.stratum import MAX_SIGNS, Index, Mask, Stratum, Weights, stratum_at, training_kink_tolerance
 from relu_diag.functional.stratum_fit import relative_gradient, settle
-from relu_diag.functional.verdict import Verdict, classify
+from relu_diag.functional.verdict import Verdict, classify, is_zero
 
 # Derivatives relative to their scale, and amplitudes relative to what they were, that count as zero.
 _ZERO = 1e-9
@@ -105,6 +106,10 @@ def nearby_stationary_point(
         saddle at distance 0.0809, loss 0.5 (gap 0.005); 1 neurons put to zero, 0 kinks within 0.01
     """
     problem = squared_problem(block, X, Y, reduction)
+    if is_zero(problem, derivative_tolerance(None, None, block.W.dtype)):
+        nobody = torch.empty(0, dtype=torch.long, device=block.W.device)
+        here = classify(block, X, Y, reduction)
+        return NearbyStationaryPoint(block, here.loss, 0.0, 0.0, True, here, "", nobody, 0, 0.0)
     X, Y = problem.signal.X, Y.detach().double()
     tol = training_kink_tolerance(*X.shape) if kink_tol is None else kink_tolerance(kink_tol, block.W.dtype)
     search = _Search(problem.block, _array(X), _array(Y), tol)

@@ -120,7 +120,7 @@ def classify(
     assumptions = {"squared loss": True, **_assumptions(problem.block)}
     verdict = partial(Verdict, assumptions=assumptions, loss=float(problem.loss))
     nobody = torch.empty(0, dtype=torch.long, device=block.W.device)
-    if _is_zero(problem, tol):
+    if is_zero(problem, tol):
         return verdict("global minimum", nobody, None, theorem="zero loss")
     if nothing_reachable(problem.block, problem.loss_signal, tol):
         return verdict("global minimum", nobody, None, theorem=_CONVEX, reason=_ORTHOGONAL)
@@ -183,6 +183,23 @@ def classify_signal(
     return verdict("undecided", escape.mask.nonzero().squeeze(1), theorem="Liu, Theorem 1", reason=reason)
 
 
+def is_zero(problem: SquaredProblem, tol: float) -> bool:
+    """Whether a squared loss is zero up to rounding and a tolerance.
+
+    Args:
+        problem: The squared loss at its parameters.
+        tol: Largest residual that counts as zero, relative to targets and outputs.
+
+    Returns:
+        Whether it is.
+    """
+    residual, outputs = problem.signal.G, problem.outputs
+    size = max(float((outputs - residual).norm()), float(outputs.norm()))
+    # Outputs that cancel are no more accurate than their terms.
+    terms = problem.signal.X.norm() * float(problem.block.W.norm(dim=1) @ problem.block.H.norm(dim=0))
+    return float(residual.norm()) <= max(tol * size, 4 * torch.finfo(torch.float64).eps * float(terms))
+
+
 def _first_order(problem: SquaredProblem, found: Stationarity, verdict: Callable[..., Verdict]) -> Verdict:
     broken = (found.violation > found.tol).nonzero().squeeze(1)
     if not len(broken) and found.bias_violation <= found.tol:
@@ -213,14 +230,6 @@ def _second_order(problem: SquaredProblem, escape: EscapeNeurons, verdict: Calla
         return verdict("type-2 candidate", pulled, None, theorem=_THEOREM, reason=reason)
     reason = "an escape neuron makes it no minimum, but the fall is below the rounding of the loss"
     return verdict("undecided", pulled, None, theorem=_THEOREM, reason=reason)
-
-
-def _is_zero(problem: SquaredProblem, tol: float) -> bool:
-    residual, outputs = problem.signal.G, problem.outputs
-    size = max(float((outputs - residual).norm()), float(outputs.norm()))
-    # Outputs that cancel are no more accurate than their terms.
-    terms = problem.signal.X.norm() * float(problem.block.W.norm(dim=1) @ problem.block.H.norm(dim=0))
-    return float(residual.norm()) <= max(tol * size, 4 * torch.finfo(torch.float64).eps * float(terms))
 
 
 def _assumptions(block: ShallowBlock) -> dict[str, bool]:

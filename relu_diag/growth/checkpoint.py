@@ -13,25 +13,26 @@ from relu_diag.capture import BlockLocation
 _KEY = "relu_diag_grown_blocks"
 
 
-def resize_on_load(module: nn.Module, location: BlockLocation) -> None:
+def resize_on_load(module: nn.Module, location: BlockLocation | None = None) -> None:
     """From now on a block takes the width of any state dict that is loaded into its module, wider or narrower.
 
     Load before the optimizers are made, or make them anew afterwards: their state is not resized.
 
     Args:
         module: The module that holds the block. Doing it twice changes nothing.
-        location: Which block.
+        location: Which block; None: each pair of Linear layers of which nothing but the common width differs.
 
     Example:
         >>> narrow, wide = (nn.Sequential(nn.Linear(2, n), nn.ReLU(), nn.Linear(n, 1)) for n in (3, 5))
-        >>> resize_on_load(narrow, BlockLocation("0", "2", (0.0, 1.0)))
+        >>> resize_on_load(narrow)
         >>> narrow.load_state_dict(wide.state_dict())
         <All keys matched successfully>
     """
-    location.linears(module)  # which names the cure where there are none
+    if location is not None:
+        location.linears(module)  # which names the cure where there are none
     hooks = (getattr(hook, "hook", hook) for hook in module._load_state_dict_pre_hooks.values())
-    names = (location.hidden, location.output)
-    if not any(isinstance(hook, _Resize) and hook.names == names for hook in hooks):
+    names = None if location is None else (location.hidden, location.output)
+    if not any(isinstance(hook, _Resize) and hook.names in {None, names} for hook in hooks):
         module.register_load_state_dict_pre_hook(_Resize(names))  # type: ignore[no-untyped-call]
 
 
@@ -97,23 +98,42 @@ def remember_growth(module: nn.Module, location: BlockLocation, added: int) -> N
 
 @dataclass(frozen=True)
 class _Resize:
-    """A load_state_dict pre-hook: a pair of layers gets the incoming width."""
+    """A load_state_dict pre-hook: pairs of layers get the incoming width.
 
-    names: tuple[str, str]
+    Attributes:
+        names: Hidden and output layer; None: all that fit together.
+    """
+
+    names: tuple[str, str] | None
 
     def __call__(self, module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-        layers = dict(module.named_modules())
-        for axis, (name, width) in enumerate(zip(self.names, ("out_features", "in_features"), strict=True)):
-            path, layer = f"{prefix}{name}." if name else prefix, layers[name]
-            for kind, parameter in layer.named_parameters(recurse=False):
-                incoming = state_dict.get(path + kind)
-                if incoming is not None and _differ_in(axis, incoming, parameter):
-                    parameter.data, parameter.grad = parameter.data.new_empty(incoming.shape), None
-                    setattr(layer, width, incoming.shape[axis])
+        layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+        widths = [
+            {name: width for name in layers if (width := _incoming_width(axis, name, layers[name], state_dict, prefix))}
+            for axis in (0, 1)
+        ]
+        for axis, (mine, theirs) in enumerate((widths, widths[::-1])):
+            for name, width in mine.items():
+                chosen = name == self.names[axis] if self.names else width in theirs.values()
+                if chosen:
+                    _resize(axis, layers[name], width[1])
 
 
-def _differ_in(axis: int, one: Tensor, other: Tensor) -> bool:
-    """Whether two shapes differ in this axis and no other; where more differs, load_state_dict says so."""
-    if one.ndim != other.ndim or one.ndim <= axis or one.shape == other.shape:
-        return False
-    return all(a == b for i, (a, b) in enumerate(zip(one.shape, other.shape, strict=True)) if i != axis)
+def _incoming_width(
+    axis: int, name: str, layer: nn.Linear, state_dict: dict[str, Tensor], prefix: str
+) -> tuple[int, int] | None:
+    """Present and incoming width of a layer, if they are all that differs; where more does, load_state_dict says so."""
+    incoming = state_dict.get(f"{prefix}{name}.weight" if name else f"{prefix}weight")
+    if incoming is None or incoming.ndim != 2 or incoming.shape[1 - axis] != layer.weight.shape[1 - axis]:
+        return None
+    before, after = layer.weight.shape[axis], incoming.shape[axis]
+    return (before, after) if before != after else None
+
+
+def _resize(axis: int, layer: nn.Linear, width: int) -> None:
+    for parameter in (layer.weight, layer.bias):
+        if parameter is not None and parameter.ndim > axis:
+            shape = list(parameter.shape)
+            shape[axis] = width
+            parameter.data, parameter.grad = parameter.data.new_empty(shape), None
+    setattr(layer, "in_features" if axis else "out_features", width)
