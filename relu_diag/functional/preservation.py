@@ -24,7 +24,7 @@ class Preservation:
         stationarity: A stationary point stays one.
         local_minimality: A type-1 local minimum stays one.
         decided: Whether both are proven either way; what is not proven is not called kept.
-        stationary: Whether the unit it is about is stationary now. Where not, there is nothing to keep.
+        stationary: Whether the unit is proven to be stationary now. Where not, there is nothing to keep.
         slope: Largest one-sided derivative ``max_v |L'(v)|`` of the loss along a tangential unit vector, over the units
             it is about, loss per unit length.
         scale: Natural scale of that derivative.
@@ -39,12 +39,15 @@ class Preservation:
 
     def __str__(self) -> str:
         if not self.stationary:
-            return "nothing to keep: the unit is not stationary"
-        kept = [
-            f"{name} {'kept' if keeps else 'lost' if self.decided else 'undecided'}"
-            for name, keeps in (("stationarity", self.stationarity), ("local minimality", self.local_minimality))
-        ]
-        return f"{kept[0]}, {kept[1]}; largest tangential slope {self.slope:.3g}, scale {self.scale:.3g}"
+            return "nothing to keep: the unit is not stationary, or not provably"
+        stationarity, minimality = (
+            "kept" if keeps else "lost" if self.decided else "undecided"
+            for keeps in (self.stationarity, self.local_minimality)
+        )
+        return (
+            f"stationarity {stationarity}, local minimality {minimality}; "
+            f"largest tangential slope {self.slope:.3g}, scale {self.scale:.3g}"
+        )
 
 
 def replication_preserves(
