@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torchmetrics import MeanMetric
 
 from relu_diag.callbacks.judge import Judge, SquaredData
 from relu_diag.callbacks.look import Look
@@ -33,6 +34,7 @@ class Examination:
         step: Gradient steps done.
         location: Where the block is in its module.
         block: Its parameters.
+        loss: Mean loss over all data.
         verdict: What stationary point is near; "undecided" with the reason where nothing can be said.
         nearby: That point; None where the loss is not the squared error of the block's output.
         data: All data; None likewise.
@@ -45,6 +47,7 @@ class Examination:
     step: int
     location: BlockLocation
     block: ShallowBlock
+    loss: float
     verdict: Verdict
     nearby: NearbyStationaryPoint | None
     data: SquaredData | None
@@ -68,8 +71,10 @@ def examine(trainer: Trainer, module: LightningModule, look: Look, drop: float) 
     block, judge = look.parameters(module), Judge()
     (outputs, neurons), inputs = block.H.shape, block.W.shape[1]
     metric = BlockMetric(neurons, inputs, outputs, reduction="mean").to(block.W.device)
+    mean = MeanMetric().to(block.W.device)
     for signal, loss, batch in look.signals(trainer, module):
         metric.update(block, signal)
+        mean.update(loss, weight=len(signal.X))
         judge.collect(signal, loss, batch)
     data = judge.judge(block)
     dead = bool(states_from_sums(block, metric.sums(), scale=1.0).dead.all())
@@ -80,8 +85,18 @@ def examine(trainer: Trainer, module: LightningModule, look: Look, drop: float) 
             forecast = _forecast(trainer, module, look.location, (verdict, block, data), drop)
         except NoForecast as why:
             reason = str(why)
-    step = trainer.global_step
-    return Examination(step, look.location, block, verdict, judge.nearby, data, forecast, reason, dead)
+    return Examination(
+        step=trainer.global_step,
+        location=look.location,
+        block=block,
+        loss=float(mean.compute()),
+        verdict=verdict,
+        nearby=judge.nearby,
+        data=data,
+        forecast=forecast,
+        no_forecast=reason,
+        dead=dead,
+    )
 
 
 def _verdict(trainer: Trainer, module: LightningModule, location: BlockLocation, judge: Judge) -> Verdict:

@@ -89,6 +89,7 @@ class PlateauMonitor(Callback):
         self._stream = LossStream(monitor)
         self._curve = LossCurve()
         self._judge_at = 0.0
+        self._looked: float | None = None
         self._name = f"plateau {block}" if block else "plateau"
         self._report = Report(f"plateau/{block}/" if block else "plateau/")
 
@@ -122,6 +123,7 @@ class PlateauMonitor(Callback):
             "curve": (self._curve.points, self._curve.stride, self._curve.open),
             "stream": self._stream.state_dict(),
             "judge_at": self._judge_at,
+            "looked": self._looked,
             "not_finite": self.not_finite,
         }
 
@@ -136,7 +138,7 @@ class PlateauMonitor(Callback):
         points, stride, pending = state_dict["curve"]
         self._curve = LossCurve(list(points), stride, pending)
         self._stream.load_state_dict(state_dict["stream"])
-        self._judge_at = state_dict["judge_at"]
+        self._judge_at, self._looked = state_dict["judge_at"], state_dict["looked"]
         self.not_finite = state_dict["not_finite"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -221,7 +223,7 @@ class PlateauMonitor(Callback):
         if change is None:
             return
         if change.how == "start":
-            found = examine(trainer, module, self._looking, self.drop)
+            found, self._looked = examine(trainer, module, self._looking, self.drop), None
             self.plateaus.append(
                 Plateau(change.step, None, change.loss, found.verdict, None, found.step, no_forecast=found.no_forecast)
             )
@@ -239,7 +241,11 @@ class PlateauMonitor(Callback):
             verdict = plateau.verdict
         forecasts = plateau.forecasts
         if found.forecast is not None:
-            forecasts = (*forecasts, next_forecast(found.forecast, found.step, forecasts))
+            new = next_forecast(found.forecast, found.step, forecasts)
+            # Neurons that have begun to end it are no longer small: what is forecast then is the escape after this one.
+            under_way = self._looked is not None and found.loss < (1 - self.drop / 4) * self._looked
+            forecasts = forecasts if forecasts and under_way and new.end > forecasts[-1].end else (*forecasts, new)
+        self._looked = found.loss
         self.plateaus[-1] = plateau = replace(
             plateau,
             loss=plateau.loss if loss is None else loss,

@@ -1,0 +1,252 @@
+"""Forecasts made in training hold for what the optimizer really does, and where they would not there is none."""
+
+import logging
+import math
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from test_plateau_monitor import Five, fit, points
+from torch import Tensor, nn
+from torch.optim import lr_scheduler
+
+from relu_diag.callbacks import PlateauEvent, PlateauListener, PlateauMonitor
+from relu_diag.callbacks.rate import DescentPace
+from relu_diag.nn import ShallowNet
+
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
+]
+
+
+class Plain(Five):
+    """Five points and more neurons, nothing logged."""
+
+    def __init__(self, optimizer: str = "SGD", **settings: Any) -> None:
+        super().__init__(optimizer, **settings)
+        self.net = ShallowNet(2, 30, init_scale=1e-4).double()
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return nn.functional.mse_loss(self.net(batch[0]), batch[1])
+
+
+class Scheduled(Plain):
+    """The same with a schedule."""
+
+    def __init__(self, scheduler: Any, interval: str = "step", frequency: int = 1, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.scheduler, self.plan = scheduler, {"interval": interval, "frequency": frequency}
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), **self.plan}}
+
+
+class UntilTheEnd(PlateauListener):
+    """Stops when the first plateau has ended."""
+
+    def on_plateau(self, trainer: Trainer, pl_module: LightningModule, event: PlateauEvent) -> None:
+        trainer.should_stop = event.kind == "end"
+
+
+def watched(module: Five, steps: int = 1_000, **settings: Any) -> PlateauMonitor:
+    monitor = PlateauMonitor(dataloader=points())
+    fit(module, monitor, UntilTheEnd(), max_steps=steps, **settings)
+    return monitor
+
+
+SETTINGS = {
+    "plain": {"lr": 0.1},
+    "momentum": {"lr": 0.05, "momentum": 0.5},
+    "Nesterov's": {"lr": 0.05, "momentum": 0.5, "nesterov": True},
+    "dampening": {"lr": 0.1, "momentum": 0.5, "dampening": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_escape_comes_when_forecast_for_sgd(name: str) -> None:
+    first, *_ = watched(Plain(**SETTINGS[name])).plateaus
+    assert first.end is not None
+    assert first.forecasts[0].end == pytest.approx(first.end, rel=0.02)
+
+
+def test_escape_comes_when_forecast_under_weight_decay_but_nothing_is_proven() -> None:
+    decayed, plain = watched(Plain(lr=0.1, weight_decay=0.02)), watched(Plain(lr=0.1))
+    first = decayed.plateaus[0]
+    assert first.end is not None
+    assert first.end > 1.1 * (plain.plateaus[0].end or 0)  # it takes that much longer
+    assert first.forecasts[0].end == pytest.approx(first.end, rel=0.02)
+    assert first.verdict.kind == "undecided"
+    assert "decays the weights" in first.verdict.reason
+    assert first.verdict.assumptions["no regulariser"] is False
+    assert watched(Plain(lr=0.1, weight_decay=1.0), 200).plateaus[0].no_forecast == (
+        "the weight decay is stronger than every growth"
+    )
+
+
+SCHEDULES = {
+    "cosine": (lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, 1_500), "step", 1),
+    "warmup, then steps": (
+        lambda optimizer: lr_scheduler.SequentialLR(
+            optimizer,
+            [lr_scheduler.LinearLR(optimizer, 0.01, 1.0, 200), lr_scheduler.StepLR(optimizer, 200, 0.9)],
+            [200],
+        ),
+        "step",
+        1,
+    ),
+    "every other epoch": (lambda optimizer: lr_scheduler.ExponentialLR(optimizer, 0.9), "epoch", 2),
+    "a function, now and then": (
+        lambda optimizer: lr_scheduler.LambdaLR(optimizer, lambda k: 1 + 0.2 * math.sin(k / 3)),
+        "step",
+        37,
+    ),
+    "one cycle with momentum": (
+        lambda optimizer: lr_scheduler.OneCycleLR(
+            optimizer, 0.1, total_steps=1_001, base_momentum=0.3, max_momentum=0.6
+        ),
+        "step",
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")
+def test_escape_comes_when_forecast_under_a_schedule(name: str) -> None:
+    scheduler, interval, frequency = SCHEDULES[name]
+    settings = {"lr": 0.1} | ({"momentum": 0.5} if "momentum" in name else {})
+    first, *_ = watched(Scheduled(scheduler, interval, frequency, **settings)).plateaus
+    assert first.end is not None
+    assert len(first.forecasts) > 2
+    for forecast in first.forecasts:
+        assert forecast.end == pytest.approx(first.end, rel=0.03)
+
+
+def test_schedule_is_looked_at_and_not_touched() -> None:
+    class Compare(Callback):
+        states: list[Any]
+
+        def on_train_end(self, trainer: Trainer, *_: Any) -> None:
+            self.states = [trainer.lr_scheduler_configs[0].scheduler.state_dict(), trainer.optimizers[0].state_dict()]
+
+    seen = []
+    for monitors in ([], [PlateauMonitor(dataloader=points())]):
+        torch.manual_seed(1)
+        compare = Compare()
+        fit(Scheduled(SCHEDULES["cosine"][0], lr=0.02), compare, *monitors, max_steps=200)
+        seen.append(compare.states)
+    assert str(seen[0]) == str(seen[1])
+
+
+@pytest.mark.parametrize(
+    ("clip", "forecast"), [({"gradient_clip_val": 1.0}, True), ({"gradient_clip_val": 1e-6}, False)]
+)
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_gradients_that_are_clipped_are_not_forecast(clip: dict[str, float], forecast: bool, algorithm: str) -> None:
+    first, *_ = watched(Five(lr=1e-3), 200, gradient_clip_algorithm=algorithm, **clip).plateaus
+    assert (first.forecast is not None) == forecast
+    assert first.no_forecast == ("" if forecast else "gradients are clipped at 1e-06")
+
+
+def groups(module: Five) -> list[dict[str, Any]]:
+    return [
+        {"params": module.net.hidden.parameters(), "lr": 1e-3},
+        {"params": module.net.output.parameters(), "lr": 1e-4},
+    ]
+
+
+class TwoRates(Five):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(groups(self))
+
+
+class Frozen(Five):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.net.output.parameters(), lr=1e-3)
+
+
+class Turns(Five):
+    """Two optimizers, by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def batch_loss(self, batch: list[Tensor]) -> Tensor:
+        return nn.functional.mse_loss(self.net(batch[0]), batch[1])
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        self.optimizers()[batch_idx % 2].step()
+        return self.batch_loss(batch)
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD([group], lr=1e-3) for group in groups(self)]
+
+
+class Reduced(Five):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=1e-4)
+        scheduler = lr_scheduler.ReduceLROnPlateau(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "epoch_loss"}}
+
+
+NONE = {
+    "Adam": (Five("Adam", lr=1e-7), "Adam does not move like gradient descent; only SGD is forecast"),
+    "ascent": (Five(lr=1e-7, maximize=True), "SGD does not move like gradient descent; only SGD is forecast"),
+    "two rates": (TwoRates(), "the layers of the block are trained at different rates"),
+    "a frozen layer": (Frozen(), "the block is not trained as a whole"),
+    "two optimizers": (Turns(), "2 optimizers take turns"),
+    "ReduceLROnPlateau": (
+        Reduced(),
+        "ReduceLROnPlateau may lower the learning rate at any time",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NONE)
+def test_where_there_is_no_forecast_it_is_said_why(name: str) -> None:
+    module, reason = NONE[name]
+    first, *_ = watched(module, 200).plateaus
+    assert first.forecast is None
+    assert first.no_forecast == reason
+    assert first.short(200) == "saddle"
+    assert reason in str(first)
+
+
+def test_a_penalty_on_the_weights_is_not_taken_for_the_squared_error() -> None:
+    class Penalised(Five):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return super().training_step(batch, batch_idx) + 100 * self.net.hidden.weight.square().sum()
+
+    first, *_ = watched(Penalised(lr=1e-7), 200).plateaus
+    assert first.verdict.kind == "undecided"
+    assert first.no_forecast == "the loss has a part besides the squared error of the block's output"
+
+
+def test_iterable_data_are_judged_on_data_given_for_it() -> None:
+    class Endless(torch.utils.data.IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            while True:
+                yield from zip(*points().dataset.tensors, strict=True)
+
+    loader = torch.utils.data.DataLoader(Endless(), batch_size=5)
+    monitor = PlateauMonitor(dataloader=points())
+    fit(Five(lr=0.02), monitor, loader=loader, max_steps=300)
+    assert monitor.plateaus[0].verdict.kind == "saddle"
+    with pytest.raises(MisconfigurationException, match="cannot be read a second time"):
+        fit(Five(), PlateauMonitor(), loader=[points().dataset.tensors] * 10, max_steps=5)
+
+
+def test_steps_are_counted_along_the_pieces_of_a_schedule() -> None:
+    pace = DescentPace(0.1, 0.0, [(10, 0.1), (5, 0.0), (10, 0.2), (math.inf, 0.4)])
+    assert pace.steps_until(0.5) == 5.0
+    assert pace.steps_until(1.0) == 10.0
+    assert pace.steps_until(2.0) == 20.0
+    assert pace.steps_until(3.8) == 27.0
+    assert DescentPace(0.1, 0.0, [(10, 0.1), (math.inf, 0.0)]).steps_until(2.0) == math.inf
