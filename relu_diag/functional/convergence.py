@@ -15,7 +15,6 @@ from relu_diag.functional.sums import slopes_at
 _MOST_OUTPUTS = 4096
 _EPS = torch.finfo(torch.float64).eps
 _INSIDE = 1 - 1e-9
-_SHARE_OF_CELL = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,20 +241,21 @@ def _certified(ball: _Ball, kappa: float) -> ConvergenceCertificate:
         root = math.sqrt(max(sigma**2 - 4 * lipschitz * ball.residual, 0.0))
         smallest = 2 * ball.residual / (sigma + root) if ball.residual else 0.0
         rate = 4 * kappa * (sigma - lipschitz * smallest) ** 2
-        largest_lr, curvature = _descent(ball, kappa, radius, alpha, loss)
+        largest_lr, curvature = _descent(ball, kappa, smallest, radius)
     return ConvergenceCertificate(holds, radius, alpha, rate, margin, loss, ball.kink, largest_lr, curvature)
 
 
-def _descent(ball: _Ball, kappa: float, radius: float, alpha: float, loss: float) -> tuple[float, float]:
+def _descent(ball: _Ball, kappa: float, smallest: float, radius: float) -> tuple[float, float]:
     """Largest learning rate that keeps the criterion, and the curvature it was found with.
 
     With ``eps = lr curvature / 2`` a step lowers the loss by ``(1 - eps) lr |grad f|^2``, so that all steps together
-    are shorter than ``2 sqrt(f / alpha) / (1 - eps)``; no single one may leave where the curvature is bounded.
+    are shorter than ``2 sqrt(f / alpha) / (1 - eps)``; no single one may leave where the curvature is bounded. Near a
+    kink the ball is chosen between the smallest that the criterion allows and the cell, to leave room for a step.
     """
-    inner = min(radius, _SHARE_OF_CELL * ball.kink)
+    inner = min(radius, (smallest + ball.kink) / 2)
     outer = min(2 * inner, _INSIDE * ball.kink)
     curvature = 2 * kappa * ball.curvature(outer)
-    spare = 1 - 2 * math.sqrt(loss / alpha) / inner if alpha else 0.0
+    spare = 1 - ball.residual / ((ball.smallest - ball.lipschitz * inner) * inner)
     longest = 2 * kappa * ball.jacobian(inner) * ball.error(inner)
     return max(0.0, min(2 * spare / curvature, (outer - inner) / longest)), curvature
 
