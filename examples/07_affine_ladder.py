@@ -43,7 +43,8 @@ def main() -> None:
     net = module.net
     w, b, h = net.hidden.weight.flatten(), net.hidden.bias, net.output.weight.flatten()
     verdict = F.classify_affine(w, b, h, net.output.bias, 1.0, 0.0, INTERVAL, tol=1e-3)
-    console.print(f"{monitor}", str(F.neuron_types(w, b, h, INTERVAL)), f"The end: {verdict}", sep="\n", highlight=False)
+    types = F.neuron_types(w, b, h, INTERVAL)
+    console.print(f"{monitor}\n{types}\nThe end: {verdict}", highlight=False)
     console.print(f"figures: {logger.log_dir}/guarantee", soft_wrap=True)
 
     top = float(F.critical_levels(1.0, INTERVAL, width=6)[0])
