@@ -62,7 +62,7 @@ def loss_by_quadrature(
     def integrand(x: float) -> float:
         return (network(x) - target(x)) ** 2 * density(x)
 
-    return float(sum(quad(integrand, left, right, epsrel=1e-13, epsabs=0)[0] for left, right in pairwise(edges)))
+    return float(sum(quad(integrand, left, right, epsrel=1e-13, epsabs=1e-18)[0] for left, right in pairwise(edges)))
 
 
 def zigzag(n: int, slope: float, intercept: float, interval: tuple[float, float], copies: int = 1) -> Network:

@@ -79,6 +79,34 @@ def test_saddles_of_every_level_with_every_company(n: int, slope: float, interce
         assert_close(verdict.neurons, inside)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_verdicts_do_not_depend_on_the_scales_of_the_problem(seed: int) -> None:
+    """Intervals from 0.01 to 10 at any place, slopes from 1e-3 to 1e3, weights from 1e-2 to 1e2."""
+    torch.manual_seed(seed)
+    log = 2 * torch.rand(3).double() - 1
+    middle, length, scale = 3 * float(torch.randn(())), float(10 ** (1.5 * log[0] - 0.5)), float(10 ** (2 * log[1]))
+    slope, n = (-1) ** seed * float(10 ** (3 * log[2])), 2 * (seed % 4)
+    interval = middle - length / 2, middle + length / 2
+    network = zigzag(n, slope, slope, interval, copies=1 + seed % 3) if n else best_constant(slope, slope)
+    network = replace(network, interval=interval, c=slope * middle + slope)
+    company = []
+    for w in scale * torch.randn(2).double():
+        edge = interval[1] if w > 0 else interval[0]
+        company += [
+            (float(w), float(-w * edge - abs(w) * length), 1.0),
+            (float(w), float(-w * edge), -slope / float(w)),
+        ]
+    network = network.with_neurons(*company)
+    verdict = verdict_of(network, slope, slope)
+    assert verdict.kind == ("saddle" if n else "local minimum"), verdict
+    single = [value.float() for value in network.parameters]
+    assert F.classify_affine(*single, slope, slope, interval).kind != "global minimum"
+    edge = interval[1]
+    drawn = network.with_neurons((scale, -scale * edge, (seed % 2) * slope / scale))
+    assert verdict_of(drawn, slope, slope).kind == "saddle"
+    assert verdict_of(network.with_neurons((0.0, scale, 0.0)), slope, slope).kind == "saddle"
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(("slope", "intercept"), TARGETS)
 def test_local_minima_are_the_constants_that_no_neuron_leaves(slope: float, intercept: float, seed: int) -> None:

@@ -21,6 +21,9 @@ from relu_diag.functional.verdict import Verdict
 _PROPOSITION = "Cheridito et al., Proposition 4.5"
 _LEAKY = "Cheridito et al., section 5"
 _ROUNDING = 16 * torch.finfo(torch.float64).eps
+# How far the rounding of parameters reaches, and how far positions and levels may be off in a zigzag.
+_ROUNDED, _LOOSEST, _LOOSE = 8, 1e-4, 1e-2
+_BELOW_LEVELS = 0.1
 
 
 def classify_affine(
@@ -52,7 +55,7 @@ def classify_affine(
         interval: ``(A, B)``.
         slopes: ``(s-, s+)`` of ReLU or leaky units.
         tol: Tolerance on derivatives and positions relative to their natural scale; None: 1e-9 in float64, 1e-5 in
-            float32.
+            float32, more where the error is small against the terms that make it.
 
     Returns:
         The verdict.
@@ -63,12 +66,12 @@ def classify_affine(
         >>> verdict.kind, round(1 / verdict.loss, 6)
         ('saddle', 972.0)
     """
-    tol = tol if tol is not None else 1e-9 if w.dtype == torch.float64 else 1e-5
     c = torch.as_tensor(c, dtype=torch.float64, device=w.device)
     problem = AffineProblem(w, b, h, c, slope, intercept, interval, slopes)
+    value, gradient = _loss_and_gradient(problem)
+    tol = _tolerance(problem, value, w.dtype) if tol is None else tol
     leaky = leakiness(slopes) > 0
     types = neuron_types(problem.w, problem.b, problem.h, interval, tol / 10)
-    value, gradient = _loss_and_gradient(problem)
     assumptions = {
         "integral loss": True,
         "affine target": True,
@@ -179,13 +182,29 @@ def _loss_and_gradient(problem: AffineProblem) -> tuple[float, Tensor]:
     return float(loss.detach()), torch.cat([part.reshape(-1) for part in gradient])
 
 
+def _tolerance(problem: AffineProblem, value: float, dtype: torch.dtype) -> float:
+    """The tolerance of the dtype, or what the rounding of the parameters does to an error this small."""
+    least, eps = (1e-9 if dtype == torch.float64 else 1e-5), torch.finfo(dtype).eps
+    A, B = problem.interval
+    error = math.sqrt(value / (B - A))
+    rounding = _ROUNDED * eps * _terms(problem) / error if error > 0 else 0.0
+    return max(least, min(rounding, _LOOSEST))
+
+
+def _terms(problem: AffineProblem) -> float:
+    """The size of what is added up to the error: it is no more accurate than its terms."""
+    far = max(map(abs, problem.interval))
+    terms = float(problem.h.abs() @ (problem.w.abs() * far + problem.b.abs())) * max(map(abs, problem.slopes))
+    return terms + abs(float(problem.c)) + abs(problem.intercept) + abs(problem.slope) * far
+
+
 def _is_zero(problem: AffineProblem, value: float, tol: float) -> bool:
     A, B = problem.interval
-    far = max(abs(A), abs(B))
-    spread = abs(problem.slope) * (B - A)
-    terms = float(problem.h.abs() @ (problem.w.abs() * far + problem.b.abs())) * max(map(abs, problem.slopes))
-    terms += abs(float(problem.c)) + abs(problem.intercept) + abs(problem.slope) * far
+    spread, terms = abs(problem.slope) * (B - A), _terms(problem)
     size = spread if problem.slope else abs(problem.intercept) or terms
+    # No tolerance takes a critical level for zero: the lowest has an error of spread / (sqrt(12) (I + 1)^2).
+    width = len(problem.w) * (2 if problem.slopes[0] else 1)
+    tol = min(tol, _BELOW_LEVELS / (math.sqrt(12) * (width + 1) ** 2))
     return math.sqrt(value / (B - A)) <= max(tol * size, _ROUNDING * terms)
 
 
@@ -207,9 +226,9 @@ def _level(problem: AffineProblem, types: NeuronTypes, value: float, tol: float)
     inside = types.type_2_active
     if bool((~(inside | types.inactive | types.semi_inactive | (types.semi_active & types.flat))).any()):
         return None
-    width = len(problem.w)
+    width, loose = len(problem.w), min(1e3 * tol, _LOOSE)
     levels = critical_levels(problem.slope, problem.interval, width) if problem.slope else torch.ones(0)
-    n = next((2 * k for k in range(1, len(levels)) if abs(value / float(levels[k]) - 1) < 1e3 * tol), None)
+    n = next((2 * k for k in range(1, len(levels)) if abs(value / float(levels[k]) - 1) < loose), None)
     if n is None:
         return None
     cell = (B - A) / (n + 1)
@@ -218,7 +237,8 @@ def _level(problem: AffineProblem, types: NeuronTypes, value: float, tol: float)
     kink = torch.zeros(n + 2, dtype=torch.float64, device=i.device)
     kink.index_add_(0, i.long().clamp(0, n + 1), (problem.h * problem.w)[inside])
     expected = 2 * problem.slope / (n + 1)
-    loose = 1e3 * tol * (n + 1)
-    fits = bool(((place - i).abs() < loose).all()) and bool(((i > 0) & (i <= n)).all())
+    fits = bool(((place - i).abs() < loose * (n + 1)).all()) and bool(((i > 0) & (i <= n)).all())
     signs = bool((problem.w[inside].sign() == 1 - 2 * ((i + 1) % 2)).all())
-    return n if fits and signs and bool(((kink[1:-1] - expected).abs() < loose * abs(expected)).all()) else None
+    return (
+        n if fits and signs and bool(((kink[1:-1] - expected).abs() < loose * (n + 1) * abs(expected)).all()) else None
+    )

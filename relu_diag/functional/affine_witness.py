@@ -13,8 +13,7 @@ from relu_diag.functional.witness import Direction
 # Directions of w, b, h (rows) and of c.
 Step = tuple[Tensor, Tensor]
 _LONGEST, _HALVINGS = 8.0, 48
-_PLACES = 33
-_RATIOS = (1.0, 8.0, 64.0)
+_PLACES, _TRIED = 33, 3
 _ROUNDING = 32 * torch.finfo(torch.float64).eps
 
 
@@ -23,22 +22,22 @@ def see_affine_fall(problem: AffineProblem, steps: Iterator[Step]) -> Direction 
 
     Args:
         problem: Network and target.
-        steps: Directions to try, of any length.
+        steps: Directions to try; their length is the scale around which steps are tried.
 
     Returns:
         The direction at unit length with step and fall, or None where none falls by more than its rounding.
     """
     now = problem.loss(problem.neurons, problem.c)
     for neurons, bias in steps:
-        length = torch.cat([neurons.flatten(), bias.reshape(1)]).norm()
-        if float(length) == 0:
+        length = float(torch.cat([neurons.flatten(), bias.reshape(1)]).norm())
+        if length == 0:
             continue
         dw, db, dh = dneurons = neurons / length
         dc = bias / length
         # From steps that leave the surroundings to steps that stay in them; the deepest is the clearest.
         falls = []
         for k in range(_HALVINGS):
-            t = _LONGEST / 2**k
+            t = length * _LONGEST / 2**k
             there = problem.loss(problem.neurons + t * dneurons, problem.c + t * dc)
             falls.append((float(there - now), t))
         change, step = min(falls)
@@ -49,7 +48,7 @@ def see_affine_fall(problem: AffineProblem, steps: Iterator[Step]) -> Direction 
 
 
 def unit_steps(problem: AffineProblem, direction: Tensor) -> Iterator[Step]:
-    """A direction of all parameters, and its opposite.
+    """A direction of all parameters, and its opposite, at unit length.
 
     Args:
         problem: Network and target.
@@ -58,16 +57,17 @@ def unit_steps(problem: AffineProblem, direction: Tensor) -> Iterator[Step]:
     Yields:
         Two directions.
     """
+    unit = direction / direction.norm().clamp_min(torch.finfo(direction.dtype).tiny)
     for sign in (-1.0, 1.0):
-        yield sign * direction[:-1].reshape(3, -1), sign * direction[-1]
+        yield sign * unit[:-1].reshape(3, -1), sign * unit[-1]
 
 
 def relu_saddle_steps(problem: AffineProblem, idle: Tensor, drawn: Tensor) -> Iterator[Step]:
     """Ways out where the network is constant: turn a flat semi-active neuron, or move a kink into the interval.
 
-    With an error of slope ``-f'`` a semi-active neuron with ``h = 0`` gains by growing ``w`` and ``h`` together, with
-    signs whose product is that of ``f'``; a kink that enters gains where ``h w`` has that sign, and a flat neuron takes
-    it on the way.
+    The error has slope ``-f'``. A semi-active neuron with ``h = 0`` that turns about the midpoint while ``c`` takes up
+    its value adds ``t^2 f' (x - midpoint)``: all the way to zero loss. A kink that enters gains where ``h w`` has the
+    sign of ``f'``; a flat neuron takes that on the way.
 
     Source: Cheridito et al., Lemma 4.6.
 
@@ -77,21 +77,20 @@ def relu_saddle_steps(problem: AffineProblem, idle: Tensor, drawn: Tensor) -> It
         drawn: Semi-inactive neurons with ``f' h w >= 0``, bool, shape ``(I,)``.
 
     Yields:
-        Directions, one neuron at a time.
+        Directions, one neuron at a time, as long as a step that changes the loss by much.
     """
-    sign = 1.0 if problem.slope > 0 else -1.0
-    none = problem.c.new_zeros(())
+    A, B = problem.interval
+    length, middle = B - A, (A + B) / 2
     for j in idle.nonzero().flatten().tolist():
-        for ratio in _RATIOS:
-            step = problem.w.new_zeros(3, len(problem.w))
-            step[0, j], step[2, j] = ratio, sign / ratio
-            yield step, none
+        step, b = problem.w.new_zeros(3, len(problem.w)), float(problem.b[j])
+        turn, output = b / length, problem.slope * length / b
+        step[:, j] = step.new_tensor([turn, -turn * middle, output])
+        yield step, problem.c.new_tensor(-output * b)
     for j in drawn.nonzero().flatten().tolist():
-        for ratio in _RATIOS:
-            step = problem.w.new_zeros(3, len(problem.w))
-            step[1, j] = ratio
-            step[2, j] = sign * float(problem.w[j].sign()) / ratio if problem.h[j] == 0 else 0.0
-            yield step, none
+        step, w = problem.w.new_zeros(3, len(problem.w)), float(problem.w[j])
+        step[1, j] = abs(w) * length
+        step[2, j] = problem.slope / w if problem.h[j] == 0 else 0.0
+        yield step, problem.c.new_zeros(())
 
 
 def degenerate_steps(problem: AffineProblem, degenerate: Tensor) -> Iterator[Step]:
@@ -107,19 +106,17 @@ def degenerate_steps(problem: AffineProblem, degenerate: Tensor) -> Iterator[Ste
     A, B = problem.interval
     places = torch.linspace(A, B, _PLACES + 2, dtype=problem.w.dtype, device=problem.w.device)[1:-1]
     toward = torch.cat([torch.stack([s * torch.ones_like(places), -s * places], dim=1) for s in (1.0, -1.0)])
-    none = problem.c.new_zeros(())
     pull = _pulls(problem, toward)
+    scale = abs(problem.slope) or 1.0
     for j in degenerate.nonzero().flatten().tolist():
         h = float(problem.h[j])
         gain = pull.abs() if h == 0 else -h * pull
-        for k in gain.argsort(descending=True)[:2].tolist():
-            if gain[k] <= 0:
-                continue
-            for ratio in _RATIOS:
+        for k in gain.argsort(descending=True)[:_TRIED].tolist():
+            if gain[k] > 0:
                 step = problem.w.new_zeros(3, len(problem.w))
-                step[:2, j] = ratio * toward[k]
-                step[2, j] = -pull[k].sign() / ratio if h == 0 else 0.0
-                yield step, none
+                step[:2, j] = toward[k] * (scale / abs(h) if h else 1.0)
+                step[2, j] = -scale * pull[k].sign() if h == 0 else 0.0
+                yield step, problem.c.new_zeros(())
 
 
 def _pulls(problem: AffineProblem, toward: Tensor) -> Tensor:
