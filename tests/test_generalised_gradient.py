@@ -110,6 +110,20 @@ def test_levels_are_strict_saddles_with_the_loss_of_the_formula(n: int, copies: 
     assert_close(found.escape_factor(0.1), 1 - 0.1 * found.eigenvalue)
 
 
+@pytest.mark.parametrize("n", [2, 4])
+def test_descent_leaves_a_saddle_by_the_escape_factor(n: int) -> None:
+    torch.manual_seed(n)
+    problem = problem_of(zigzag(n, SLOPE, INTERCEPT, INTERVAL))
+    found, lr, size = F.strictness(problem), 0.05, 1e-7
+    saddle = torch.cat([problem.neurons.flatten(), problem.c.reshape(1)])
+    theta, steps = saddle + size * found.direction, 40
+    for _ in range(steps):
+        w, b, h = theta[:-1].reshape(3, -1)
+        theta = theta - lr * F.generalised_gradient(replace(problem, w=w, b=b, h=h, c=theta[-1]))
+    grown = (theta - saddle) @ found.direction / size
+    assert_close(float(grown), found.escape_factor(lr) ** steps, rtol=1e-4, atol=0)
+
+
 def test_lemma_4_6_determinant_of_a_flat_semi_active_neuron() -> None:
     jacobian = F.generalised_jacobian(problem_of(constant().with_neurons((0.0, 0.8, 0.0))))
     block = jacobian[[0, 2]][:, [0, 2]]

@@ -152,6 +152,21 @@ def test_small_dtypes_train(dtype: torch.dtype) -> None:
         assert all(torch.isfinite(g).all() for g in torch.autograd.grad(value, list(model.parameters())))
 
 
+class Squeezed(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).squeeze(1)
+
+
+def test_models_that_drop_the_output_dimension_are_taken() -> None:
+    model = net()
+    for loss in (IntervalL2Loss(torch.sin, INTERVAL), QuadratureLoss(torch.sin, INTERVAL)):
+        assert_close(loss(Squeezed(model)), loss(model))
+
+
 def outputs_two(x: Tensor) -> Tensor:
     return torch.cat([x, x], dim=1)
 

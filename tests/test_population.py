@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.testing import assert_close
 
 from relu_diag import functional as F
-from relu_diag.callbacks import LandscapeMonitor
+from relu_diag.callbacks import LandscapeMonitor, PlateauMonitor
 from relu_diag.experiments import Affine, PopulationNodes, PopulationRegression, Sine, Teacher
 from relu_diag.losses import Gaussian, IntegralLoss, IntervalL2Loss, MonteCarloLoss, QuadratureLoss
 
@@ -101,6 +101,17 @@ def test_monitor_looks_at_the_nodes_and_judges(loss: IntegralLoss, output_bias: 
     else:
         assert monitor.nearby is not None
         assert monitor.nearby.verdict.kind in {"saddle", "not stationary"}  # the origin, all neurons small
+
+
+def test_plateaus_are_found_and_judged_on_integral_losses(tmp_path: Path) -> None:
+    monitor = PlateauMonitor()
+    module = PopulationRegression(IntervalL2Loss(Affine(), (0.0, 1.0)), width=20, lr=0.1, init_scale=1e-3, seed=1)
+    trainer(tmp_path, 400, callbacks=[monitor]).fit(module.double(), PopulationNodes(100))
+    plateau = monitor.plateaus[0]
+    assert_close(plateau.loss, 1 / 12, rtol=1e-2, atol=0)  # the highest critical level
+    assert plateau.verdict is not None
+    assert plateau.verdict.kind == "saddle"
+    assert plateau.end is not None
 
 
 def test_weighted_nodes_are_judged_as_the_integral(tmp_path: Path) -> None:

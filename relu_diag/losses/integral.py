@@ -86,6 +86,8 @@ def weighted_squares(model: nn.Module, X: Tensor, Y: Tensor, weight: Tensor) -> 
         ValueError: If the model's outputs do not have the targets' shape.
     """
     out = model(X)
+    if out.ndim == 1 and Y.shape[1] == 1:  # a model that drops its single output's dimension
+        out = out[:, None]
     if out.shape != Y.shape:
         raise ValueError(f"The model returns {tuple(out.shape)} where the target returns {tuple(Y.shape)}.")
     squares: Tensor = (out.to(Y.dtype) - Y).square().double().sum(dim=1)

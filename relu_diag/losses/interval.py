@@ -119,7 +119,7 @@ class IntervalL2Loss(IntegralLoss):
         if hidden.in_features != 1 or output.out_features != 1:
             raise ValueError(f"The exact loss needs one input and one output; got block {location} of {model}. {cure}")
         with undisturbed(model), torch.no_grad():
-            found, ones = model(x), torch.ones_like(x)
+            found, ones = model(x).reshape(len(x), -1), torch.ones_like(x)
             b = torch.zeros_like(hidden.weight) if hidden.bias is None else hidden.bias[:, None]
             block = ShallowBlock(torch.cat([hidden.weight, b], 1), output.weight, location.slopes, output.bias)
             own = block(torch.cat([x, ones], dim=1))
