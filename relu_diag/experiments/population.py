@@ -23,6 +23,8 @@ class PopulationRegression(LightningModule):
     fixed nodes through `batch_loss`. Logs ``train_loss``, and as often as the Trainer logs, ``train_loss_error``, the
     estimated error of that loss.
 
+    A checkpoint holds the network and the numbers below, not the loss: ``load_from_checkpoint(path, loss=...)``.
+
     Args:
         loss: The loss; it tells the number of inputs.
         width: Number of hidden neurons.
