@@ -16,7 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
-from relu_diag.callbacks import GrowOnPlateau, PlateauMonitor
+from relu_diag.callbacks import GrowOnPlateau, LandscapeMonitor, PlateauMonitor
 from relu_diag.experiments import PointsDataModule, ReferenceRegression
 from relu_diag.growth import averaged_copies
 
@@ -121,3 +121,13 @@ def test_a_grown_checkpoint_loads_into_a_fresh_module_with_the_callback(tmp_path
     assert resumed.net.hidden.out_features == 5
     assert [one.step for one in again.growths] == [5]
     assert LineFit.load_from_checkpoint(tmp_path / "grown.ckpt").net.hidden.out_features == 5
+
+
+def test_the_landscape_goes_on_through_a_growth() -> None:
+    monitor = LandscapeMonitor(every_n_steps=1)
+    fit(GrowOnPlateau(at_steps=(5,)), monitor, steps=10)
+    angle = monitor.history.angle
+    assert angle.shape == (11, 5)
+    assert torch.isnan(angle[:5, 4]).all()
+    assert torch.isfinite(angle[5:]).all()
+    assert torch.isfinite(angle[:, :4]).all()

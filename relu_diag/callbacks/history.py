@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from relu_diag.figures import TrainingHistory
 from relu_diag.functional import NeuronStates, ShallowBlock
@@ -38,8 +40,10 @@ class HistoryRecorder:
             block: Parameters.
             states: Neuron states.
         """
-        if self.moments and self.moments[-1][4].shape != block.H.shape:
-            self.moments.clear()  # the width changed: what came before cannot share an axis
+        if self.moments:
+            outputs, neurons = self.moments[-1][4].shape
+            if len(block.H) != outputs or block.H.shape[1] < neurons:
+                self.moments.clear()  # another network: what came before cannot share an axis
         self.offered += 1
         if (self.offered - 1) % self.stride:
             return
@@ -60,17 +64,24 @@ class HistoryRecorder:
         Returns:
             History.
         """
-        steps, loss, angle, input_norm, output = zip(*self.moments, strict=True)
+        steps, loss, *neurons = zip(*self.moments, strict=True)
+        angle, input_norm, output = (_stacked(values) for values in neurons)
         return TrainingHistory(
             torch.tensor(steps),
             torch.tensor(loss, dtype=torch.float64),
-            torch.stack(angle),
-            torch.stack(input_norm),
-            torch.stack(output),
+            angle,
+            input_norm,
+            output,
             states.group.cpu(),
             states.dead.cpu(),
             dead_sector,
         )
+
+
+def _stacked(values: Sequence[Tensor]) -> Tensor:
+    """NaN for the neurons that were not there yet."""
+    width = values[-1].shape[-1]
+    return torch.stack([pad(value, (0, width - value.shape[-1]), value=torch.nan) for value in values])
 
 
 @dataclass(slots=True)
