@@ -20,7 +20,7 @@ from relu_diag.callbacks import GrowOnPlateau, LandscapeMonitor, PlateauMonitor
 from relu_diag.experiments import PointsDataModule, ReferenceRegression
 from relu_diag.figures import training_figure
 
-STEPS, STEPS_PER_BATCH = 400_000, 400
+STEPS, STEPS_PER_BATCH = 240_000, 240
 
 
 def story_of(plateaus: PlateauMonitor, growth: GrowOnPlateau) -> Table:

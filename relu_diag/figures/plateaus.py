@@ -66,7 +66,7 @@ def plateau_figure(
         _draw(band, colors[band.label], (top, bottom), steps[-1])
     for step, text in marks:
         top.axvline(step, color=BLACK, linestyle="--", linewidth=0.8)
-        top.annotate(text, (step, 0.98), xycoords=("data", "axes fraction"), rotation=90, ha="right", va="top")
+        top.annotate(text, (step, 0.03), xycoords=("data", "axes fraction"), rotation=90, ha="right", va="bottom")
     bottom.plot(steps, steps, color=GREY, linestyle=":", linewidth=0.8)
     bottom.set(ylabel="end forecast (step)", xlabel="step")
     bottom.xaxis.set_major_formatter(EngFormatter(sep=""))
