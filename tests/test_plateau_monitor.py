@@ -108,6 +108,7 @@ def test_five_points_tell_their_story() -> None:
     made = first.forecasts[0]
     ends = f"step {first.end:,} plateau ends (forecast {made.end:,.0f} made at step {made.step:,})"
     assert monitor.timeline[1] == ends
+    assert monitor.timeline[-1] == "step 12,000 training ends: local minimum"
     starts = [event for event in heard.events if event.kind == "start"]
     assert [event.plateau.start for event in starts] == [plateau.start for plateau in monitor.plateaus]
     assert [event.plateau.end for event in heard.events if event.kind == "end"] == [first.end, second.end]
@@ -273,8 +274,8 @@ def test_short_run_has_no_plateau() -> None:
     monitor = PlateauMonitor()
     fit(Five(), monitor, max_steps=50)
     assert monitor.plateaus == []
-    assert monitor.timeline == []
     assert monitor.final is not None
+    assert monitor.timeline == [f"step 50 training ends: {monitor.final.verdict.kind}"]
 
 
 def test_metric_that_is_never_logged_is_named() -> None:

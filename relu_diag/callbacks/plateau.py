@@ -107,9 +107,10 @@ class PlateauMonitor(Callback):
         """The run as a story.
 
         Returns:
-            Lines, as ``step 4,900 plateau ends (forecast 4,870 made at step 500)``.
+            Lines like ``step 4,900 plateau ends (forecast 4,870 made at step 500)``.
         """
-        return [line for plateau in self.plateaus for line in plateau.story()]
+        end = [] if self.final is None else [f"step {self.final.step:,} training ends: {self.final.verdict.kind}"]
+        return [line for plateau in self.plateaus for line in plateau.story()] + end
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint.
@@ -149,6 +150,7 @@ class PlateauMonitor(Callback):
             pl_module: Its module.
         """
         self._looking.find(trainer, pl_module)
+        self.final = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -200,6 +202,7 @@ class PlateauMonitor(Callback):
         self.final = examine(trainer, pl_module, self._looking, self.drop)
         if self._detector.loss is not None:
             self._judged(trainer, pl_module, self.final, "update")
+        self._say(trainer, self.timeline[-1])
         self._progress(trainer)
         if self._curve.points:
             self._report.write_figures(trainer, trainer.global_step, lambda: self._figures(trainer))
@@ -265,12 +268,12 @@ class PlateauMonitor(Callback):
         step = trainer.global_step
         if change.how == "slide":
             self._say(trainer, f"step {step:,} no plateau since step {plateau.start:,}: the loss slides steadily")
-            kind: Literal["end", "slide"] = "slide"
         else:
-            plateau, kind = replace(plateau, end=change.step, loss=change.loss, ended_by=change.how), "end"
+            plateau = replace(plateau, end=change.step, loss=change.loss, ended_by=change.how)
             self.plateaus.append(plateau)
             self._say(trainer, plateau.story()[-1])
         self._report.log_scalars(trainer, step, {"verdict": _NO_PLATEAU})
+        kind: Literal["end", "slide"] = "slide" if change.how == "slide" else "end"
         self._tell(trainer, module, PlateauEvent(kind, step, plateau, self.block, None))
         if self._report.due():
             self._report.send_figures(trainer, step, lambda: self._figures(trainer))
@@ -290,10 +293,9 @@ class PlateauMonitor(Callback):
     def _progress(self, trainer: Trainer) -> None:
         """Text has no other way into a progress bar: what is logged must be a number."""
         shown: dict[str, Any] = trainer._logger_connector._progress_bar_metrics
+        shown.pop(self._name, None)
         if self._detector.loss is not None:
             shown[self._name] = self.plateaus[-1].short(trainer.global_step)
-        else:
-            shown.pop(self._name, None)
 
     def _figures(self, trainer: Trainer) -> dict[str, Figure]:
         bands, marks = [], [mark for callback in told(trainer) for mark in callback.marks]

@@ -1,0 +1,53 @@
+"""The four reference problems tell their stories: where each run stands still, at what, and when that ends."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from lightning.pytorch import Trainer
+from rich.console import Console
+
+from relu_diag.callbacks import PlateauMonitor
+from relu_diag.experiments import PointsDataModule, ReferenceRegression
+
+# Learning rate and gradient steps; the saddles that a run passes, and the loss it ends at.
+RUNS = {
+    "five_points": (2e-2, 15_000, [0.03812, 0.03019], 0.02789),
+    "five_points_wide_init": (1e-2, 60_000, [0.03812, 0.03018], 0.0),
+    "three_inputs": (5e-3, 60_000, [0.725, 0.41824], 0.0),
+    "two_outputs": (5e-3, 40_000, [1.53, 0.63424, 0.37419], 0.34),
+}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    console = Console()
+    for problem, (lr, steps, saddles, end) in RUNS.items():
+        monitor = PlateauMonitor()
+        trainer = Trainer(
+            accelerator="cpu",
+            max_steps=steps,
+            max_epochs=-1,
+            callbacks=[monitor],
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+        )
+        module = ReferenceRegression(problem, lr=lr, steps_per_batch=20)
+        trainer.fit(module, PointsDataModule(problem, batches_per_epoch=1000))
+        console.print(f"[bold]{problem}[/bold]", *monitor.timeline, "", sep="\n", highlight=False, soft_wrap=True)
+
+        left = [plateau for plateau in monitor.plateaus if plateau.ended_by == "escape"][: len(saddles)]
+        torch.testing.assert_close([plateau.loss for plateau in left], saddles, rtol=2e-3, atol=0)
+        assert {plateau.verdict.kind for plateau in left} == {"saddle"}
+        for plateau in left:
+            assert abs(plateau.forecasts[0].end - plateau.end) < 0.05 * (plateau.end - plateau.start), str(plateau)
+        assert monitor.final is not None
+        assert abs(monitor.final.loss - end) < 1e-4, monitor.final.loss
+
+
+if __name__ == "__main__":
+    main()
