@@ -6,7 +6,7 @@ streams    synthetic losses with known plateaus, against the criteria of ReduceL
            defaults and at the setting of a grid that does best on these very streams
 runs       the four reference problems in a Trainer, ten seeds each, against the plateaus of their whole loss curves
 escape     the five-point run with and without EscapeOnPlateau
-cost       microseconds per step
+cost       microseconds per step, and milliseconds per forecast
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from relu_diag.callbacks import EscapeOnPlateau, PlateauMonitor
 from relu_diag.callbacks.detector import PlateauDetector
 from relu_diag.experiments import PointsDataModule, ReferenceRegression
+from relu_diag.functional import forecast_escape
 
 Losses = NDArray[np.float64]
 QUIET = {
@@ -337,6 +338,13 @@ def cost() -> None:
             times[name].append(1e6 * (time.process_time() - begin) / len(loss))
     for name, some in times.items():
         print(f"{name:24} minimum {min(some):6.2f}, median {statistics.median(some):6.2f} us per step")
+    X, Y = module.problem.tensors()
+    forecasts = []
+    for _ in range(30):
+        begin = time.process_time()
+        forecast_escape(module.block, X, Y, lr=1e-3)
+        forecasts.append(1e3 * (time.process_time() - begin))
+    print(f"{'a forecast, 50 neurons':24} minimum {min(forecasts):6.2f}, median {statistics.median(forecasts):6.2f} ms")
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import replace
 
 import pytest
@@ -202,15 +201,13 @@ def test_angles_too_small_for_a_cosine_still_divide() -> None:
 
 
 @pytest.mark.parametrize("aligned", [True, False])
-def test_thousands_of_neurons_are_grouped_in_seconds(aligned: bool) -> None:
+def test_thousands_of_neurons_are_grouped(aligned: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(7 if aligned else 6000, 20, generator=generator).double()
     label = torch.arange(6000) % len(centres)
     W = centres[label] * (1 + torch.rand(6000, 1, generator=generator).double())
     block = ShallowBlock(W, torch.ones(1, 6000).double(), (0.1, 1.0))
-    start = time.perf_counter()
     states = neuron_states(block, W[:1], torch.ones(1, 1))
-    assert time.perf_counter() - start < 60  # measured: 2 s
     assert same_partition(states.group.tolist(), label.tolist())
 
 
