@@ -13,7 +13,7 @@ it each method adds the same number of neurons, one at a time, and the same full
 * GroMo 0.1.0 (optional: pip install gromo), one neuron of TINY by its container tutorial: statistics of all samples,
   `compute_optimal_updates` with its defaults (the optimal delta of the output weights applied, too), the best scaling
   of 0, 0.1, 0.5, 1. "both signs": without the delta, the best of 40 scalings of +-0.001 to +-10, zero not allowed,
-  as what is right for the linear part of the activation may be wrong for its kink;
+  as what is right for the linear part of the activation may be wrong for its kink. No optimizer is carried over;
 * ours: the first of `growth_proposals` at default settings, of one kind or of all.
 
 Losses are fractions of the loss at the minimum: median (smallest to largest). "left": in how many the loss had fallen
