@@ -129,8 +129,7 @@ def _values(
 
 
 def _check_owners(module: nn.Module, parameters: dict[str, nn.Parameter], owners: list[Optimizer]) -> None:
-    living = [plain(thing) for thing in gc.get_objects() if issubclass(type(thing), Optimizer)]
-    others = [optimizer for optimizer in living if not any(optimizer is owner for owner in owners)]
+    others = _other_optimizers(parameters, owners)
     for name, parameter in parameters.items():
         names = [path for path, other in module.named_parameters(remove_duplicate=False) if other is parameter]
         if len(names) > 1:
@@ -149,6 +148,15 @@ def _check_owners(module: nn.Module, parameters: dict[str, nn.Parameter], owners
                     f"The {name} ({names[0]}) belongs to a {type(other).__name__} that was not given; its state would "
                     "no longer fit. Pass it in `optimizers`, or delete it."
                 )
+
+
+def _other_optimizers(parameters: dict[str, nn.Parameter], owners: list[Optimizer]) -> list[Optimizer]:
+    # An optimizer holds its parameters in lists. To find who refers to a few is faster than to look at all there is.
+    known = {id(group["params"]) for owner in owners for group in owner.param_groups}
+    if all(id(thing) in known for thing in gc.get_referrers(*parameters.values()) if type(thing) is list):
+        return []
+    living = [plain(thing) for thing in gc.get_objects() if issubclass(type(thing), Optimizer)]
+    return [optimizer for optimizer in living if not any(optimizer is owner for owner in owners)]
 
 
 def _owns(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
