@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.testing import assert_close
 
 from relu_diag import ShallowBlock
@@ -48,13 +50,23 @@ def test_gain_of_a_new_neuron_is_that_of_the_best_extremal_direction() -> None:
     assert_close(new.new_block.W[-1] / new.new_block.W[-1].norm(), best.v[0])
 
 
+def test_a_new_neuron_is_as_large_as_lowers_the_loss_most() -> None:
+    """At amplitude a the loss is L - gain a + ||change per amplitude||^2 a^2 / (N J): half of the first order is left."""
+    block, X, Y = stuck_five_points()
+    new = next(one for one in F.growth_proposals(block, X, Y) if one.kind == "inactive propagation")
+    amplitude = new.new_block.W[-1].norm() * new.new_block.H[:, -1].norm()
+    per_amplitude = (new.new_block(X) - block(X)) / amplitude
+    assert_close(amplitude, new.gain * Y.numel() / (2 * per_amplitude.square().sum()))
+    assert new.measured_drop == pytest.approx(new.predicted_drop / 2)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "half_sum"])
 def test_drops_are_those_of_the_loss(reduction: F.block.Reduction) -> None:
     block, X, Y = stuck_five_points()
     before = F.squared_loss(block, X, Y, reduction)
     proposals = F.growth_proposals(block, X, Y, reduction)
     assert {one.kind for one in proposals} == {"replication", "inactive propagation"}
-    assert [one.gain for one in proposals] == sorted((one.gain for one in proposals), reverse=True)
+    assert [one.measured_drop for one in proposals] == sorted((one.measured_drop for one in proposals), reverse=True)
     for one in proposals:
         # A drop a thousand times smaller than the loss, off by the rounding of the loss.
         assert before - F.squared_loss(one.new_block, X, Y, reduction) == pytest.approx(one.measured_drop, rel=1e-9)
@@ -67,11 +79,73 @@ def test_drops_are_those_of_the_loss(reduction: F.block.Reduction) -> None:
 def test_without_a_nudge_the_function_stays(dtype: torch.dtype) -> None:
     block, X, Y = stuck_five_points()
     block, X, Y = ShallowBlock(block.W.to(dtype), block.H.to(dtype)), X.to(dtype), Y.to(dtype)
-    for one in F.growth_proposals(block, X, Y, nudge=False):
+    proposals = F.growth_proposals(block, X, Y, nudge=False)
+    assert [one.gain for one in proposals] == sorted((one.gain for one in proposals), reverse=True)
+    for one in proposals:
         assert one.function_change <= (1e-15 if dtype == torch.float64 else 1e-6)
         assert one.predicted_drop == 0
         assert one.new_block.W.dtype == dtype
         assert len(one.new_block.W) == 51
+
+
+def classifier() -> tuple[ShallowBlock, Tensor, Callable[[Tensor], Tensor]]:
+    """Three classes, two neurons of which the first has a sample on its kink, under the cross-entropy."""
+    generator = torch.Generator().manual_seed(3)
+    X = torch.cat([torch.randn(12, 3, generator=generator), torch.ones(12, 1)], dim=1).double()
+    block = ShallowBlock(*(torch.randn(*size, generator=generator).double() for size in ((2, 4), (3, 2))))
+    block.W[0] -= (block.W[0] @ X[5]) / X[5].square().sum() * X[5]
+    classes = torch.randint(3, (12,), generator=generator)
+    return block, X, lambda outputs: functional.cross_entropy(outputs, classes)
+
+
+def test_gains_under_any_loss_are_its_one_sided_derivatives() -> None:
+    block, X, loss = classifier()
+    t = 1e-7
+    for one in F.growth_proposals(block, X, loss, reach=1e-6):
+        if one.unit is None:
+            v, o = one.new_block.W[-1], one.new_block.H[:, -1]
+            change = t * torch.outer(torch.relu(X @ (v / v.norm())), o / o.norm())
+        else:
+            w, moved = block.W[one.unit], one.new_block.W[-1]
+            along = moved - (moved @ w) / w.square().sum() * w
+            copy = torch.relu(X @ (w + t * along / along.norm())) - torch.relu(X @ w)
+            change = torch.outer(copy, one.new_block.H[:, -1])
+        slope = (loss(block(X) + change) - loss(block(X))) / t
+        assert -float(slope) == pytest.approx(one.gain, rel=1e-5)
+        assert float(loss(block(X)) - loss(one.new_block(X))) == pytest.approx(one.measured_drop, rel=1e-9)
+
+
+def test_squared_error_is_one_loss_among_others() -> None:
+    block, X, Y = stuck_five_points()
+    known = F.growth_proposals(block, X, Y)
+    found = F.growth_proposals(block, X, lambda outputs: functional.mse_loss(outputs, Y))
+    assert len(found) == len(known)
+    for one, other in zip(found, known, strict=True):
+        assert one.unit == other.unit
+        assert one.gain == pytest.approx(other.gain)
+        # The best of a flat top, and a drop that is a difference of losses.
+        assert one.measured_drop == pytest.approx(other.measured_drop, rel=1e-6, abs=1e-12)
+
+
+def test_only_the_candidates_are_evaluated() -> None:
+    block, X, loss = classifier()
+    calls = []
+    proposals = F.growth_proposals(block, X, lambda outputs: (calls.append(0), loss(outputs))[1], candidates=1)
+    assert len([one for one in proposals if one.kind == "replication"]) == 1
+    assert len(calls) < 50
+
+
+@pytest.mark.parametrize(
+    ("loss", "match"),
+    [
+        (lambda outputs: outputs.sum() * math.nan, "must be a finite number"),
+        (lambda outputs: outputs, "must be a finite number"),
+        (lambda outputs: outputs.detach().sum(), "computed from the outputs"),
+    ],
+)
+def test_a_loss_without_a_slope_is_refused(loss: Callable[[Tensor], Tensor], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        F.growth_proposals(*classifier()[:2], loss)
 
 
 def test_many_samples_within_reach_are_no_obstacle() -> None:
@@ -79,7 +153,7 @@ def test_many_samples_within_reach_are_no_obstacle() -> None:
     X = torch.cat([torch.randn(5000, 3, generator=generator), torch.ones(5000, 1)], dim=1).double()
     block = ShallowBlock(*(torch.randn(*size, generator=generator).double() for size in ((6, 4), (2, 6))))
     proposals = F.growth_proposals(block, X, torch.randn(5000, 2, generator=generator).double())
-    assert sum(one.kind == "replication" for one in proposals) == 6
+    assert {one.unit for one in proposals} == {None, *range(6)}
 
 
 def test_at_zero_loss_there_is_nothing_to_gain() -> None:
@@ -89,7 +163,12 @@ def test_at_zero_loss_there_is_nothing_to_gain() -> None:
 
 @pytest.mark.parametrize(
     ("options", "match"),
-    [({"reach": 0.0}, "`reach` is an angle"), ({"reach": 1.0}, "`reach`"), ({"gamma": (1.0, 0.5)}, "add up to 1")],
+    [
+        ({"reach": 0.0}, "`reach` is an angle"),
+        ({"reach": 1.0}, "`reach`"),
+        ({"gamma": (1.0, 0.5)}, "add up to 1"),
+        ({"candidates": 0}, "`candidates` must be a positive number"),
+    ],
 )
 def test_bad_settings_are_named(options: dict[str, float], match: str) -> None:
     with pytest.raises(ValueError, match=match):

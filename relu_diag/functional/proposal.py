@@ -1,39 +1,28 @@
-"""How to grow at a local minimum: which embedding gives the loss a way down, how steep, and where to put the neuron.
-
-An exact copy of a neuron that rests *beside* a kink lies in the neuron's own flat cell, and nothing ever moves it. So
-the one-sided slopes are taken with every sample within reach counted as on the kink, and the copy is placed across.
-"""
+"""How to grow where training is stuck: which neuron gives the loss a way down, how steep, and where to put it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from relu_diag.functional.block import Reduction, ShallowBlock, rho
+from relu_diag.functional.block import BlockSignal, Reduction, ShallowBlock, rho
+from relu_diag.functional.checks import check_matrix
 from relu_diag.functional.embedding import add_inactive_propagation, replicate_unit
 from relu_diag.functional.extremal import extremal_directions
-from relu_diag.functional.fan import Array, one_sided, unit_rows
-from relu_diag.functional.geometry import radial_directions, tangential_part
+from relu_diag.functional.gain import CopyGain, copy_gains
 from relu_diag.functional.neurons import neuron_states
-from relu_diag.functional.problem import SquaredProblem, chunked_outputs, squared_problem
-from relu_diag.functional.steepest import steepest_descent
-from relu_diag.functional.sums import neuron_sums
+from relu_diag.functional.problem import chunked_outputs, squared_problem
 
 GrowthKind = Literal["replication", "inactive propagation"]
+OutputLoss = Callable[[Tensor], Tensor]
 
-# Kinks of a neuron beyond which the steepest direction is looked for among the simple ones; and beyond which the reach
-# is more than the cell of a neuron.
-_MAX_KINKS, _DENSE = 12, 256
-# Angles that are tried: from this power of ten of the largest, so many.
-_FINEST, _TRIALS = -4, 25
-# First-order drop of the loss, as a fraction, that a new neuron starts with.
-_SHARE = 0.01
+# Copies turn by at most this angle, rad. Lengths of steps are halved so many times on the way to the best one.
+_TURN, _HALVINGS = math.pi / 4, 15
 _ROUNDING = 1e-12
 
 
@@ -89,36 +78,41 @@ class GrowthProposal:
 def growth_proposals(
     block: ShallowBlock,
     X: Tensor,
-    Y: Tensor,
+    Y: Tensor | OutputLoss,
     reduction: Reduction = "mean",
     reach: float = 0.05,
     nudge: bool = True,
     gamma: tuple[float, float] = (1.5, -0.5),
+    candidates: int = 32,
 ) -> list[GrowthProposal]:
-    """Ways to add a neuron at a point where the loss has no way down, largest gain first.
+    """Ways to add a neuron at a point where the loss has no way down, the best first.
 
     A copy with ``gamma_l`` feels ``gamma_l L'(v)``: what is uphill for a neuron at a minimum is downhill for a copy
     with ``gamma_l < 0``. The gain of replicating a neuron is the largest ``-gamma_l L'(v)`` over the tangential unit
     directions, each sample within ``reach`` of the neuron's kink counted as on it. A new neuron gains
     ``||D(v)||`` in an extremal direction (`extremal_directions`). With ``nudge`` the neuron is moved, the copy across
-    the kink, as far as lowers the loss most, the new one given a small amplitude; without, the function stays as it is.
+    the kink, the new one to an amplitude, as far as lowers the loss most; without, the function stays as it is.
 
     Source: Wu et al., sections 4.2 and 4.3, appendix N.
 
     Args:
         block: The network.
         X: All inputs of the loss, shape ``(N, d)``.
-        Y: Targets, shape ``(N, J)``.
-        reduction: "mean", "sum" or "half_sum".
-        reach: Angle within which a kink is looked at, and beyond which no copy is turned further than twice, rad.
+        Y: Targets of the squared error, shape ``(N, J)``; or any differentiable loss, a function of the outputs
+            ``(N, J)``.
+        reduction: Of the squared error: "mean", "sum" or "half_sum".
+        reach: Angle within which a kink is looked at, rad.
         nudge: Whether to move the new neuron.
         gamma: Factors of the output weights of the two copies; they add up to 1.
+        candidates: No more neurons than so many, those of the largest gain, are copied and evaluated.
 
     Returns:
-        Proposals with a gain; with ``nudge`` only those that lower the loss. Empty where nothing helps.
+        Proposals with a gain. With ``nudge`` only those that lower the loss, largest drop first; without, largest gain
+        first. Empty where nothing helps.
 
     Raises:
-        ValueError: If the reach is not in (0, pi / 4), or the factors do not add up to 1.
+        ValueError: If the reach is not in (0, pi / 4), the factors do not add up to 1, there is no candidate, or the
+            loss is not a finite number that depends on the outputs.
 
     Example:
         >>> X = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).double()
@@ -126,26 +120,87 @@ def growth_proposals(
         >>> stuck = ShallowBlock(torch.tensor([[1.0, 0.0]]).double(), torch.ones(1, 1).double())
         >>> best = growth_proposals(stuck, X, Y)[0]
         >>> print(best)
-        new neuron, gain 1; outputs change by 0.005, the loss drops by 0.00499
+        new neuron, gain 1; outputs change by 1, the loss drops by 0.5
+        >>> print(growth_proposals(stuck, X, lambda outputs: (outputs - Y).abs().sum())[0])
+        new neuron, gain 1; outputs change by 1, the loss drops by 1
     """
     if not 0 < reach < math.pi / 4:
         raise ValueError(f"`reach` is an angle in (0, pi / 4) rad; got {reach!r}.")
     if len(gamma) != 2 or abs(sum(gamma) - 1) > _ROUNDING:
         raise ValueError(f"`gamma` must be two factors that add up to 1; got {gamma!r}.")
-    problem = squared_problem(block, X, Y, reduction)
-    small = neuron_states(problem.block, problem.signal.X, Y.detach().double()).small_living
-    units = (~small & block.H.any(dim=0) & block.W.any(dim=1)).nonzero().squeeze(1).tolist()
-    found = [*_replications(problem, units, reach, gamma), *_propagations(problem)]
-    proposals = [_proposal(problem, block, one, nudge) for one in found]
+    if candidates < 1:
+        raise ValueError(f"`candidates` must be a positive number; got {candidates!r}.")
+    slope = _squared_slope(block, X, Y, reduction) if isinstance(Y, Tensor) else _loss_slope(block, X, Y)
+    copies = copy_gains(slope.block, slope.signal, _living(slope), reach, gamma)[:candidates]
+    moves = [*(_copy_move(slope, one, gamma) for one in copies), *_new_neurons(slope)]
+    proposals = [_proposal(slope, block, move, nudge) for move in moves]
     if nudge:
-        least = _ROUNDING * float(problem.loss)
-        return sorted((one for one in proposals if one.measured_drop > least), key=lambda one: -one.gain)
+        helpful = [one for one in proposals if one.measured_drop > slope.rounding]
+        return sorted(helpful, key=lambda one: -one.measured_drop)
     return sorted(proposals, key=lambda one: -one.gain)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Growth:
-    """A gain, and how the outputs and the new neuron change on the way to the best place for it."""
+class _Slope:
+    """A loss around the outputs of a block, in float64.
+
+    ``drop`` says how much the loss falls under a change of the outputs, ``rounding`` what of that is none.
+    """
+
+    block: ShallowBlock
+    signal: BlockSignal
+    outputs: Tensor
+    loss: float
+    drop: Callable[[Tensor], float]
+    rounding: float
+
+
+def _squared_slope(block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reduction) -> _Slope:
+    problem = squared_problem(block, X, Y, reduction)
+    signal, factor, loss = problem.loss_signal, problem.factor, float(problem.loss)
+
+    def drop(change: Tensor) -> float:  # a difference of losses would cancel
+        return float(-(signal.G * change).sum() - factor / 2 * change.square().sum())
+
+    return _Slope(problem.block, signal, problem.outputs, loss, drop, _ROUNDING * loss)
+
+
+def _loss_slope(block: ShallowBlock, X: Tensor, loss: OutputLoss) -> _Slope:
+    check_matrix("X", X)
+    bias = None if block.output_bias is None else block.output_bias.detach().double()
+    wide, X = (
+        ShallowBlock(block.W.detach().double(), block.H.detach().double(), block.slopes, bias),
+        X.detach().double(),
+    )
+    outputs = chunked_outputs(wide, X).requires_grad_()
+    with torch.enable_grad():
+        value = loss(outputs)
+    if value.numel() != 1 or not bool(torch.isfinite(value)) or not value.requires_grad:
+        raise ValueError(f"The loss must be a finite number computed from the outputs; got {value}.")
+    (G,) = torch.autograd.grad(value.reshape(()), outputs)
+    at, start = outputs.detach(), float(value.detach())
+
+    def drop(change: Tensor) -> float:
+        with torch.no_grad():
+            return start - float(loss(at + change))
+
+    rounding = max(_ROUNDING, 8 * torch.finfo(value.dtype).eps) * abs(start)
+    return _Slope(wide, BlockSignal(X, G), at, start, drop, rounding)
+
+
+def _living(slope: _Slope) -> list[int]:
+    block, X = slope.block, slope.signal.X
+    small = neuron_states(block, X, slope.outputs).small_living
+    units: list[int] = (~small & block.H.any(dim=0) & block.W.any(dim=1)).nonzero().squeeze(1).tolist()
+    return units
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Move:
+    """A neuron of input weights ``w`` and output weights ``h`` beside those there are, and how the outputs change.
+
+    ``gamma`` has the factor of the copy that moves last; it is empty for a new neuron.
+    """
 
     gain: float
     unit: int | None
@@ -155,88 +210,71 @@ class _Growth:
     outputs: Tensor
 
 
-def _replications(
-    problem: SquaredProblem, units: list[int], reach: float, gamma: tuple[float, float]
-) -> Iterator[_Growth]:
-    """For each neuron the copy that gains most, turned by the angle that lowers the loss most."""
-    block, X = problem.block, problem.signal.X
-    sums = neuron_sums(block, problem.loss_signal, kink_tol=math.sin(reach))
-    while bool((sums.kink_count[units] > _DENSE).any()):
-        reach /= 4
-        sums = neuron_sums(block, problem.loss_signal, kink_tol=math.sin(reach))
-    U, angles = radial_directions(block.W), 2 * reach * torch.logspace(_FINEST, 0, _TRIALS, dtype=torch.float64)
-    b = (block.slopes[1] - block.slopes[0]) / 2
-    for unit in units:
-        own, u = sums.kinks.neuron == unit, U[unit, None]
-        g, X_kinks = (tangential_part(u, part).cpu().numpy() for part in (sums.smooth[unit, None], sums.kinks.X[own]))
-        q = b * sums.kinks.c[own].cpu().numpy()
-        falls = [(*_steepest(factor * g[0], factor * q, X_kinks), factor) for factor in gamma]
-        slope, direction, factor = min(falls, key=lambda fall: fall[0])
-        if slope >= -_ROUNDING * float(block.H[:, unit].norm() * problem.loss_signal.G.norm() * X.norm()):
-            continue
-        turned = angles.cos()[:, None] * u + angles.sin()[:, None] * torch.as_tensor(direction).to(u)
-        w, h = block.W[unit].norm() * turned, factor * block.H[:, unit]
-        moves = rho(w @ X.T, block.slopes) - rho(X @ block.W[unit], block.slopes)
-        drop = [float(_drop(problem, torch.outer(move, h))[1]) for move in moves]
-        best = int(np.argmax(drop))
-        # The copy that moves is the last one.
-        ordered = gamma if factor == gamma[1] else gamma[::-1]
-        yield _Growth(-slope, unit, ordered, w[best], h, torch.outer(moves[best], h))
+def _copy_move(slope: _Slope, copy: CopyGain, gamma: tuple[float, float]) -> _Move:
+    """The copy turned by the angle that lowers the loss most."""
+    block, X = slope.block, slope.signal.X
+    w = block.W[copy.unit]
+    u, length, h, before = w / w.norm(), w.norm(), copy.factor * block.H[:, copy.unit], rho(X @ w, block.slopes)
+
+    def turned(angle: float) -> tuple[Tensor, Tensor]:
+        there = length * (math.cos(angle) * u + math.sin(angle) * copy.direction)
+        return there, torch.outer(rho(X @ there, block.slopes) - before, h)
+
+    there, outputs = turned(_best_step(lambda angle: slope.drop(turned(angle)[1]), _TURN))
+    return _Move(copy.gain, copy.unit, gamma if copy.factor == gamma[1] else gamma[::-1], there, h, outputs)
 
 
-def _steepest(g: Array, q: Array, X: Array) -> tuple[float, Array]:
-    """Where there are too many kinks to be exact, the best of the simple directions: a slope that is attained."""
-    if len(q) <= _MAX_KINKS:
-        found = steepest_descent(g, q, X)
-        return found.slope, found.direction
-    V = unit_rows(np.concatenate([-g[None], -(g + q @ X)[None], -(g - q @ X)[None], X, -X]))
-    values = one_sided(V, g, q, X)
-    return float(values.min()), V[values.argmin()]
-
-
-def _propagations(problem: SquaredProblem) -> Iterator[_Growth]:
-    """A new neuron in the best extremal direction, as large as lowers the loss by a hundredth to first order."""
-    signal, block = problem.loss_signal, problem.block
+def _new_neurons(slope: _Slope) -> Iterator[_Move]:
+    """A new neuron in the best extremal direction, of the amplitude that lowers the loss most."""
+    block, signal = slope.block, slope.signal
     found = extremal_directions(signal.X, signal.G, block.slopes, block.W)
     if not len(found.gain) or float(found.gain[0]) <= 0:
         return
-    outputs = torch.outer(rho(signal.X @ found.v[0], block.slopes), found.o[0])
-    gain = float(found.gain[0])
-    amplitude = min(_SHARE * float(problem.loss) / gain, gain / (problem.factor * float(outputs.square().sum())))
+    outputs, gain = torch.outer(rho(signal.X @ found.v[0], block.slopes), found.o[0]), float(found.gain[0])
+    # The best amplitude for the squared error is at most twice the one that would take all of the loss to first order.
+    amplitude = _best_step(lambda amplitude: slope.drop(amplitude * outputs), 4 * abs(slope.loss) / gain)
     root = math.sqrt(amplitude)
-    yield _Growth(gain, None, (), root * found.v[0], root * found.o[0], amplitude * outputs)
+    yield _Move(gain, None, (), root * found.v[0], root * found.o[0], amplitude * outputs)
 
 
-def _drop(problem: SquaredProblem, change: Tensor) -> tuple[Tensor, Tensor]:
-    """How much the loss drops under a change of the outputs: to first order, and exactly."""
-    first = -problem.factor * (problem.signal.G * change).sum()
-    return first, first - problem.factor / 2 * change.square().sum()
+def _best_step(drop: Callable[[float], float], largest: float) -> float:
+    """The step with the largest drop: halved ever again, then at the top of the parabola through the best three."""
+    steps: list[float] = [largest / 2**k for k in range(_HALVINGS)]
+    drops = [drop(step) for step in steps]
+    best = max(range(_HALVINGS), key=drops.__getitem__)
+    lowest = max(best - 1, 0)
+    a, b, c = (*steps[lowest : best + 2], 0.0)[:3]
+    fa, fb, fc = (*drops[lowest : best + 2], 0.0)[:3]
+    left, right = (b - a) * (fb - fc), (b - c) * (fb - fa)
+    if left == right:
+        return steps[best]
+    top = b - ((b - a) * left - (b - c) * right) / (2 * (left - right))
+    return top if 0 < top <= largest and drop(top) > drops[best] else steps[best]
 
 
-def _proposal(problem: SquaredProblem, block: ShallowBlock, growth: _Growth, nudge: bool) -> GrowthProposal:
-    displacement = torch.zeros_like(growth.w)
-    if growth.unit is None:
+def _proposal(slope: _Slope, block: ShallowBlock, move: _Move, nudge: bool) -> GrowthProposal:
+    displacement = torch.zeros_like(move.w)
+    if move.unit is None:
         kind: GrowthKind = "inactive propagation"
-        length = float(problem.block.W.norm(dim=1).median()) / float(growth.w.norm())
-        W_new, h = (growth.w if nudge else length * growth.w)[None], growth.h if nudge else 0 * growth.h
+        length = float(slope.block.W.norm(dim=1).median()) / float(move.w.norm())
+        W_new, h = (move.w if nudge else length * move.w)[None], move.h if nudge else 0 * move.h
         beta: tuple[float, ...] = ()
         new = add_inactive_propagation(block, W_new.to(block.W))
         new = replace(new, H=torch.cat([block.H, h[:, None].to(block.H)], dim=1))
     else:
-        kind, beta, w = "replication", (1.0, 1.0), problem.block.W[growth.unit]
-        displacement = (growth.w - w) / w.norm() if nudge else displacement
-        new = _displaced(replicate_unit(block, growth.unit, beta, growth.gamma), displacement)
-    change = chunked_outputs(new, problem.signal.X.to(block.W)).double() - problem.outputs
-    first, exact = _drop(problem, growth.outputs if nudge else 0 * change)
+        kind, beta, w = "replication", (1.0, 1.0), slope.block.W[move.unit]
+        displacement = (move.w - w) / w.norm() if nudge else displacement
+        new = _displaced(replicate_unit(block, move.unit, beta, move.gamma), displacement)
+    change = chunked_outputs(new, slope.signal.X.to(block.W)).double() - slope.outputs
     return GrowthProposal(
         kind,
-        growth.unit,
+        move.unit,
         beta,
-        growth.gamma,
-        growth.gain,
+        move.gamma,
+        move.gain,
         new,
-        float(first),
-        float(exact),
+        float(-(slope.signal.G * move.outputs).sum()) if nudge else 0.0,
+        slope.drop(move.outputs) if nudge else 0.0,
         float(change.abs().max()),
         displacement,
     )
