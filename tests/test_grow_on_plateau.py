@@ -55,8 +55,7 @@ def test_five_points_grow_twice_and_reach_zero_loss(five_points: Any) -> None:
 @pytest.mark.slow
 def test_every_growth_lowers_the_loss_as_predicted(five_points: Any) -> None:
     for one in five_points[2].growths:
-        assert one.measured_drop > 0
-        assert one.predicted_drop == pytest.approx(one.measured_drop, rel=1.0)
+        assert 0 < one.measured_drop < one.predicted_drop
         assert one.function_change > 0
         assert f"grows from {one.before} to {one.after} neurons" in str(one)
 

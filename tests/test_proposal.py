@@ -51,7 +51,7 @@ def test_gain_of_a_new_neuron_is_that_of_the_best_extremal_direction() -> None:
 
 
 def test_a_new_neuron_is_as_large_as_lowers_the_loss_most() -> None:
-    """At amplitude a the loss is L - gain a + ||change per amplitude||^2 a^2 / (N J): half of the first order is left."""
+    """At amplitude a the loss is L - gain a + ||change per amplitude||^2 a^2 / (N J): half the first order is left."""
     block, X, Y = stuck_five_points()
     new = next(one for one in F.growth_proposals(block, X, Y) if one.kind == "inactive propagation")
     amplitude = new.new_block.W[-1].norm() * new.new_block.H[:, -1].norm()

@@ -32,6 +32,7 @@ class Examination:
 
     Attributes:
         step: Gradient steps done.
+        look: How it was looked at.
         location: Where the block is in its module.
         block: Its parameters.
         loss: Mean loss over all data.
@@ -45,6 +46,7 @@ class Examination:
     """
 
     step: int
+    look: Look
     location: BlockLocation
     block: ShallowBlock
     loss: float
@@ -87,6 +89,7 @@ def examine(trainer: Trainer, module: LightningModule, look: Look, drop: float) 
             reason = str(why)
     return Examination(
         step=trainer.global_step,
+        look=look,
         location=look.location,
         block=block,
         loss=float(mean.compute()),

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from relu_diag.callbacks.examination import Examination, examine
+from relu_diag.callbacks.growth_choice import NoGrowth, choose_growth
+from relu_diag.callbacks.judge import VERDICT_CODES
 from relu_diag.callbacks.look import Look
 from relu_diag.callbacks.plateau import PlateauMonitor
 from relu_diag.callbacks.plateau_event import PlateauEvent, PlateauListener
 from relu_diag.callbacks.report import Report
-from relu_diag.functional import GrowthProposal, ShallowBlock, classify, growth_proposals
 from relu_diag.growth import averaged_copies, check_strategy, grow_in_training, resize_on_load
 
 Embedding = Literal["best", "replication", "inactive propagation"]
@@ -62,9 +62,10 @@ class Growth:
 class GrowOnPlateau(PlateauListener):
     """Adds neurons to a block when a `PlateauMonitor` of the same trainer says that it rests at a local minimum.
 
-    Of all ways to grow (`relu_diag.functional.growth_proposals`) the one with the largest gain is taken. Layers,
-    Parameters, optimizer states, schedulers and averaged copies go on (`relu_diag.growth.grow`). A block of a module
-    with several is grown when the monitor that watches it reports; each has its own width.
+    Of all ways to grow (`relu_diag.functional.growth_proposals`) the one that lowers the loss most is taken, under any
+    differentiable loss. Layers, Parameters, optimizer states, schedulers and averaged copies go on
+    (`relu_diag.growth.grow`). A block of a module with several is grown when the monitor that watches it reports; each
+    has its own width.
 
     Logged at each growth, prefix ``growth/``: ``width``, ``function_change``, ``predicted_drop``, ``measured_drop``,
     and the line as text ``timeline``. Checkpoints of the grown module load into a module of the first width, by
@@ -73,12 +74,14 @@ class GrowOnPlateau(PlateauListener):
 
     Args:
         units: Neurons added at a growth.
-        embedding: "replication", "inactive propagation", or "best": whichever gains most.
-        nudge: Whether the new neuron is placed across the nearest kink, or given a small output weight, so that the
-            loss falls at once; False keeps the function exactly.
+        embedding: "replication", "inactive propagation", or "best": whichever lowers the loss most.
+        nudge: Whether the new neuron is placed across the nearest kink, or given an output weight, so that the loss
+            falls at once; False keeps the function exactly.
         max_width: No wider than this; None: no limit.
         max_growths: No more growths than this; None: no limit.
         patience: Reports of a local minimum, one after another, to wait for before growing.
+        verdicts: Grow on plateaus judged as one of these. "undecided" is what every plateau is under a loss other than
+            the squared error, cross-entropy for example: to grow there is a choice, not a theorem.
         at_steps: Grow also at these gradient steps, whatever the verdict.
         block: Qualified name of the only block to grow; None: each that is reported, and at ``at_steps`` the only one.
 
@@ -102,6 +105,7 @@ class GrowOnPlateau(PlateauListener):
         max_width: int | None = None,
         max_growths: int | None = None,
         patience: int = 1,
+        verdicts: Sequence[str] = ("local minimum",),
         at_steps: Sequence[int] = (),
         block: str | None = None,
     ) -> None:
@@ -112,7 +116,9 @@ class GrowOnPlateau(PlateauListener):
                 raise MisconfigurationException(f"`{name}` must be a positive number; got {count!r}.")
         if embedding not in get_args(Embedding):
             raise MisconfigurationException(f"`embedding` must be one of {get_args(Embedding)}; got {embedding!r}.")
-        self.units, self.embedding, self.nudge = units, embedding, nudge
+        if unknown := set(verdicts) - set(VERDICT_CODES):
+            raise MisconfigurationException(f"`verdicts` must be among {[*VERDICT_CODES]}; got {sorted(unknown)}.")
+        self.units, self.embedding, self.nudge, self.verdicts = units, embedding, nudge, tuple(verdicts)
         self.max_width, self.max_growths, self.patience = max_width, max_growths, patience
         self.at_steps, self.block = tuple(sorted(at_steps)), block
         self.growths: list[Growth] = []
@@ -216,7 +222,7 @@ class GrowOnPlateau(PlateauListener):
         name = found.location.hidden if found else ""
         if found is None or self.block not in {None, name}:
             return
-        if found.verdict.kind != "local minimum":
+        if found.verdict.kind not in self.verdicts:
             self._reports[name] = 0
             return
         self._reports[name] = self._reports.get(name, 0) + 1
@@ -229,64 +235,29 @@ class GrowOnPlateau(PlateauListener):
         room = self.units if self.max_width is None else min(self.units, self.max_width - width)
         if room < 1 or (self.max_growths is not None and len(self.growths) >= self.max_growths):
             return
-        chosen = self._choose(trainer, found, room)
-        if not chosen:
-            rank_zero_warn(f"GrowOnPlateau: no growth of {found.location} at step {found.step:,}: {_why_not(found)}.")
+        try:
+            choice = choose_growth(trainer, trainer.lightning_module, found, room, self.embedding, self.nudge)
+        except NoGrowth as why:
+            rank_zero_warn(f"GrowOnPlateau: no growth of {found.location} at step {found.step:,}: {why}.")
             return
-        grow_in_training(trainer, found.location, lambda block: _embed(block, found.block, chosen))
-        growth = _recorded(found, chosen)
+        grow_in_training(trainer, found.location, lambda block: choice.embed(block, found.block))
+        growth = Growth(
+            step=found.step,
+            block=found.location.hidden,
+            before=width,
+            after=width + len(choice.proposals),
+            embedding=tuple(str(one) for one in choice.proposals),
+            verdict_before=found.verdict.kind,
+            verdict_after=choice.verdict,
+            function_change=choice.function_change,
+            predicted_drop=sum(one.predicted_drop for one in choice.proposals),
+            measured_drop=sum(one.measured_drop for one in choice.proposals),
+        )
         self.growths.append(growth)
         rank_zero_info(str(growth))
         numbers = {name: getattr(growth, name) for name in ("function_change", "predicted_drop", "measured_drop")}
         self._report.log_scalars(trainer, growth.step, {"width": growth.after, **numbers})
         self._report.log_text(trainer, growth.step, "timeline", str(growth))
-
-    def _choose(self, trainer: Trainer, found: Examination, count: int) -> list[GrowthProposal]:
-        """The best growth, again and again, each on top of the one before; the same on every rank."""
-        chosen: list[GrowthProposal] = []
-        if found.data is None:
-            return chosen
-        block, data = found.block, found.data
-        for _ in range(count):
-            proposals = growth_proposals(block, data.X, data.Y, data.reduction, nudge=self.nudge)
-            proposals = [one for one in proposals if self.embedding in {"best", one.kind}]
-            if not proposals:
-                break
-            chosen.append(proposals[0])
-            block = proposals[0].new_block
-        agreed: list[GrowthProposal] = trainer.strategy.broadcast(chosen)
-        return agreed
-
-
-def _embed(block: ShallowBlock, live: ShallowBlock, chosen: list[GrowthProposal]) -> ShallowBlock:
-    if block.W.shape == live.W.shape and torch.equal(block.W, live.W) and torch.equal(block.H, live.H):
-        return chosen[-1].new_block
-    for one in chosen:  # an averaged copy
-        block = one.embed(block)
-    return block
-
-
-def _recorded(found: Examination, chosen: list[GrowthProposal]) -> Growth:
-    new, data = chosen[-1].new_block, found.data
-    assert data is not None
-    with torch.no_grad():
-        change = float((new(data.X) - found.block(data.X)).abs().max())
-    return Growth(
-        step=found.step,
-        block=found.location.hidden,
-        before=len(found.block.W),
-        after=len(new.W),
-        embedding=tuple(str(one) for one in chosen),
-        verdict_before=found.verdict.kind,
-        verdict_after=classify(new, data.X, data.Y, data.reduction).kind,
-        function_change=change,
-        predicted_drop=sum(one.predicted_drop for one in chosen),
-        measured_drop=sum(one.measured_drop for one in chosen),
-    )
-
-
-def _why_not(found: Examination) -> str:
-    return "no neuron and no direction gains anything" if found.data is not None else found.no_forecast
 
 
 def _goes_on(trainer: Trainer) -> bool:

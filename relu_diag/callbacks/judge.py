@@ -32,13 +32,13 @@ VERDICT_CODES = {
     "local minimum": 4,
     "global minimum": 5,
 }
-_MAX_ELEMENTS = 2**26
+MAX_ELEMENTS = 2**26
 _MAX_SHARE = 0.1
 _SAME = 1e-3
 _ROUNDINGS = 8
 _REDUCTIONS: tuple[Reduction, ...] = ("mean", "sum", "half_sum")
 _NO_TARGETS = "the batch does not hold targets of the block's outputs as its second part"
-_TOO_MANY = "the data are too many to hold at once; give the monitor max_samples"
+TOO_MANY = "the data are too many to hold at once; give the monitor max_samples"
 _OTHER_LOSS = "the loss is not the squared error of the block's output"
 _PENALTY = "the loss has a part besides the squared error of the block's output"
 
@@ -90,8 +90,8 @@ class Judge:
         X, G, targets = signal.X, signal.G, targets_of(batch)
         if targets is None or not targets.is_floating_point() or targets.numel() != G.numel():
             self.reason = _NO_TARGETS
-        elif sum(len(part[0]) for part in self._parts) * (X.shape[1] + 2 * G.shape[1]) > _MAX_ELEMENTS:
-            self.reason = _TOO_MANY
+        elif sum(len(part[0]) for part in self._parts) * (X.shape[1] + 2 * G.shape[1]) > MAX_ELEMENTS:
+            self.reason = TOO_MANY
         else:
             Y, count = targets.detach().reshape(G.shape).to(X.dtype), len(X)
             self._parts.append((X, Y, count * G, _weights_of(batch, X), count * loss.detach()))

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 
 from relu_diag.callbacks.data import device_batches, own_loader
-from relu_diag.capture import BlockLocation, choose_block, read_block, read_signal, undisturbed
+from relu_diag.capture import BlockLocation, choose_block, loss_at_outputs, read_block, read_signal, undisturbed
 from relu_diag.functional import BlockSignal, ShallowBlock
 
 LossFunction = Callable[[LightningModule, Any], Tensor]
@@ -116,6 +116,28 @@ class Look:
                 seen += len(signal.X) * trainer.world_size
                 if self.max_samples is not None and seen >= self.max_samples:
                     break
+
+    def loss_at(self, trainer: Trainer, module: LightningModule, outputs: Tensor) -> Tensor:
+        """The mean loss over the data that `signals` went through, were the block's outputs others.
+
+        Args:
+            trainer: The trainer.
+            module: Its module.
+            outputs: Other outputs, in the order of the signals, shape ``(N, J)``.
+
+        Returns:
+            The loss, differentiable in the outputs, shape ``()``.
+        """
+        total, seen = outputs.new_zeros(()), 0
+        with undisturbed(module):
+            module.eval()
+            for index, batch in enumerate(device_batches(trainer, module, self._loader)):
+                loss = partial(self._loss, module, batch, index)
+                value, rows = loss_at_outputs(module, self.location, outputs[seen:], loss)
+                total, seen = total + rows * value, seen + rows
+                if seen == len(outputs):
+                    break
+        return total / seen
 
     def _loss(self, module: LightningModule, batch: Any, index: int) -> Tensor:
         if self.loss is not None:

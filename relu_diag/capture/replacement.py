@@ -1,0 +1,39 @@
+"""The loss of a module as a function of a block's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from relu_diag.capture.location import BlockLocation
+
+
+def loss_at_outputs(
+    module: nn.Module, location: BlockLocation, outputs: Tensor, loss: Callable[[], Tensor]
+) -> tuple[Tensor, int]:
+    """The loss that a module would have if a block's outputs were others; differentiable in them.
+
+    Args:
+        module: The module that holds the block.
+        location: Which block.
+        outputs: Other outputs, one row per row that goes through the block, further ones unused, shape ``(N, J)``.
+        loss: Computes the loss with a forward pass of the module.
+
+    Returns:
+        The loss, and how many rows of the outputs went in.
+    """
+    used = 0
+
+    def put_in(_: nn.Module, __: Any, out: Tensor) -> Tensor:
+        nonlocal used
+        rows = out.numel() // out.shape[-1]
+        given, used = outputs[used : used + rows], used + rows
+        return given.reshape(out.shape).to(out)
+
+    hook = location.linears(module)[1].register_forward_hook(put_in)
+    try:
+        return loss(), used
+    finally:
+        hook.remove()
