@@ -21,6 +21,8 @@ from relu_diag.functional.sums import neuron_sums
 # Kinks of a neuron beyond which the steepest direction is looked for among the simple ones; and beyond which the reach
 # is more than the cell of a neuron.
 _MAX_KINKS, _DENSE = 12, 256
+# Samples within this angle of a kink, rad, are on it, however many they are.
+_ON_KINK = 1e-9
 _ROUNDING = 1e-12
 
 
@@ -57,16 +59,18 @@ def copy_gains(
         gamma: Factors of the output weights of the two copies.
 
     Returns:
-        Gains above rounding, largest first.
+        Gains above rounding, largest first; none for a neuron with more samples on its kink than are kept.
     """
     sums = neuron_sums(block, signal, kink_tol=math.sin(reach))
-    while bool((sums.kink_count[units] > _DENSE).any() or sums.lost[units].any()):
+    while reach > _ON_KINK and bool((sums.kink_count[units] > _DENSE).any() or sums.lost[units].any()):
         reach /= 4
         sums = neuron_sums(block, signal, kink_tol=math.sin(reach))
     U, b = radial_directions(block.W), (block.slopes[1] - block.slopes[0]) / 2
     felt = _ROUNDING * float(signal.G.norm() * signal.X.norm())
     found = []
     for unit in units:
+        if bool(sums.lost[unit]):
+            continue
         own, u = sums.kinks.neuron == unit, U[unit, None]
         g, X_kinks = (tangential_part(u, part).cpu().numpy() for part in (sums.smooth[unit, None], sums.kinks.X[own]))
         q = b * sums.kinks.c[own].cpu().numpy()

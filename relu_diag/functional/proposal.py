@@ -184,8 +184,9 @@ def _loss_slope(block: ShallowBlock, X: Tensor, loss: OutputLoss) -> _Slope:
         with torch.no_grad():
             return start - float(loss(at + change))
 
-    rounding = max(_ROUNDING, 8 * torch.finfo(value.dtype).eps) * abs(start)
-    return _Slope(wide, BlockSignal(X, G), at, start, drop, rounding)
+    # A network computes with the digits of its weights, in whatever its loss is added up.
+    eps = max(torch.finfo(dtype).eps for dtype in (value.dtype, block.W.dtype))
+    return _Slope(wide, BlockSignal(X, G), at, start, drop, max(_ROUNDING, 8 * eps) * abs(start))
 
 
 def _living(slope: _Slope) -> list[int]:
