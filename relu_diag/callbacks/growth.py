@@ -67,10 +67,11 @@ class GrowOnPlateau(PlateauListener):
     (`relu_diag.growth.grow`). A block of a module with several is grown when the monitor that watches it reports; each
     has its own width.
 
-    Logged at each growth, prefix ``growth/``: ``width``, ``function_change``, ``predicted_drop``, ``measured_drop``,
-    and the line as text ``timeline``. Checkpoints of the grown module load into a module of the first width, by
-    ``fit(ckpt_path=...)`` or ``test(ckpt_path=...)`` with this callback, and by ``load_from_checkpoint`` where the
-    width is the hyper-parameter ``width`` or the module a `relu_diag.growth.GrowingModule`.
+    Logged at each growth, prefix ``growth/`` (or ``growth/<block>/``): ``width``, ``function_change``,
+    ``predicted_drop``, ``measured_drop``, and the line as text ``timeline``. Checkpoints of the grown module load into
+    a module of the first width, by ``fit(ckpt_path=...)`` or ``test(ckpt_path=...)`` with this callback, and by
+    ``load_from_checkpoint`` where the width is the hyper-parameter ``width`` or the module a
+    `relu_diag.growth.GrowingModule`.
 
     Args:
         units: Neurons added at a growth.
@@ -125,7 +126,7 @@ class GrowOnPlateau(PlateauListener):
         self._reports: dict[str, int] = {}
         self._scheduled = 0
         self._look = Look("GrowOnPlateau", block, None, None, None)
-        self._report = Report("growth/")
+        self._report = Report(f"growth/{block}/" if block else "growth/")
 
     @property
     def state_key(self) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -126,17 +127,28 @@ class Look:
             outputs: Other outputs, in the order of the signals, shape ``(N, J)``.
 
         Returns:
-            The loss, differentiable in the outputs, shape ``()``.
+            The loss, once differentiable in the outputs, shape ``()``.
+
+        Raises:
+            ValueError: If not as many rows go through the block as there are outputs.
         """
         total, seen = outputs.new_zeros(()), 0
         with undisturbed(module):
             module.eval()
             for index, batch in enumerate(device_batches(trainer, module, self._loader)):
                 loss = partial(self._loss, module, batch, index)
-                value, rows = loss_at_outputs(module, self.location, outputs[seen:], loss)
-                total, seen = total + rows * value, seen + rows
+                given = outputs[seen:].detach().requires_grad_(outputs.requires_grad)
+                value, rows = loss_at_outputs(module, self.location, given, loss)
+                total, seen = total + rows * value.detach(), seen + rows
+                if outputs.requires_grad:
+                    # The slope in place of the graph: graphs of all batches at once would be as large as the data.
+                    (G,) = torch.autograd.grad(value, given)
+                    own = outputs[seen - rows : seen]
+                    total = total + rows * (G[:rows] * (own - own.detach())).sum()
                 if seen == len(outputs):
                     break
+        if seen != len(outputs):
+            raise ValueError(f"`outputs` has {len(outputs)} rows; {seen} went through the block.")
         return total / seen
 
     def _loss(self, module: LightningModule, batch: Any, index: int) -> Tensor:

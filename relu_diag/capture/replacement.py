@@ -23,6 +23,9 @@ def loss_at_outputs(
 
     Returns:
         The loss, and how many rows of the outputs went in.
+
+    Raises:
+        ValueError: If more rows go through the block than there are outputs.
     """
     used = 0
 
@@ -30,10 +33,14 @@ def loss_at_outputs(
         nonlocal used
         rows = out.numel() // out.shape[-1]
         given, used = outputs[used : used + rows], used + rows
-        return given.reshape(out.shape).to(out)
+        # The loss of too few rows is none: it is refused below, after the hook is gone.
+        return given.reshape(out.shape).to(out) if len(given) == rows else out
 
     hook = location.linears(module)[1].register_forward_hook(put_in)
     try:
-        return loss(), used
+        value = loss()
     finally:
         hook.remove()
+    if used > len(outputs):
+        raise ValueError(f"`outputs` has {len(outputs)} rows; {used} go through the block {location}.")
+    return value, used
