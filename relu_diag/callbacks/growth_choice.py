@@ -17,8 +17,6 @@ from relu_diag.functional import GrowthProposal, ShallowBlock, classify, growth_
 # Copies that are tried where every trial is a dozen passes over the data.
 _CANDIDATES = 4
 _SAME = 1e-3
-_ROUNDINGS = 8
-_CHANGING = "the loss is not the same at two looks; give the monitor a dataloader in a fixed order"
 
 
 class NoGrowth(Exception):
@@ -110,29 +108,17 @@ def _any_loss(trainer: Trainer, module: LightningModule, found: Examination, nud
     """
     if trainer.world_size > 1:
         raise NoGrowth(f"{found.no_forecast}, and then only a run of one process can choose")
-    parts, alone, elements, total = [], True, 0, 0.0
-    for signal, value, _ in found.look.signals(trainer, module):
+    inputs, batches, alone, elements = [], [], True, 0
+    for signal, _, batch in found.look.signals(trainer, module):
         through = signal.G @ found.block.H
         alone &= signal.C is None or bool((signal.C - through).norm() <= _SAME * through.norm())
         elements += signal.X.numel() + signal.G.numel()
-        total += len(signal.X) * float(value)
         if elements <= MAX_ELEMENTS:
-            parts.append(signal.X)
+            inputs.append(signal.X)
+            batches.append(batch)
     if elements > MAX_ELEMENTS:
         raise NoGrowth(TOO_MANY)
     if not alone:
         raise NoGrowth("the loss reads the hidden activations besides the output of the block")
-    X, loss = torch.cat(parts), partial(found.look.loss_at, trainer, module)
-    if not _is_repeated(total / len(X), loss, found.block(X)):
-        raise NoGrowth(_CHANGING)
+    X, loss = torch.cat(inputs), partial(found.look.loss_at, module, batches)
     return X, lambda block: growth_proposals(block, X, loss, nudge=nudge, candidates=_CANDIDATES)
-
-
-def _is_repeated(value: float, loss: Callable[[Tensor], Tensor], outputs: Tensor) -> bool:
-    """Whether the loss is found again, sample by sample where it was, at the outputs that the block has."""
-    try:
-        with torch.no_grad():
-            again = float(loss(outputs))
-    except ValueError:  # other rows
-        return False
-    return abs(again - value) <= _SAME * abs(value) + _ROUNDINGS * torch.finfo(outputs.dtype).eps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -118,24 +118,21 @@ class Look:
                 if self.max_samples is not None and seen >= self.max_samples:
                     break
 
-    def loss_at(self, trainer: Trainer, module: LightningModule, outputs: Tensor) -> Tensor:
-        """The mean loss over the data that `signals` went through, were the block's outputs others.
+    def loss_at(self, module: LightningModule, batches: Sequence[Any], outputs: Tensor) -> Tensor:
+        """The mean loss over batches, were the block's outputs others.
 
         Args:
-            trainer: The trainer.
-            module: Its module.
-            outputs: Other outputs, in the order of the signals, shape ``(N, J)``.
+            module: The module.
+            batches: Batches as `signals` yields them, ``N`` rows through the block in all.
+            outputs: Other outputs, shape ``(N, J)``.
 
         Returns:
             The loss, once differentiable in the outputs, shape ``()``.
-
-        Raises:
-            ValueError: If not as many rows go through the block as there are outputs.
         """
         total, seen = outputs.new_zeros(()), 0
         with undisturbed(module):
             module.eval()
-            for index, batch in enumerate(device_batches(trainer, module, self._loader)):
+            for index, batch in enumerate(batches):
                 loss = partial(self._loss, module, batch, index)
                 given = outputs[seen:].detach().requires_grad_(outputs.requires_grad)
                 value, rows = loss_at_outputs(module, self.location, given, loss)
@@ -145,10 +142,6 @@ class Look:
                     (G,) = torch.autograd.grad(value, given)
                     own = outputs[seen - rows : seen]
                     total = total + rows * (G[:rows] * (own - own.detach())).sum()
-                if seen == len(outputs):
-                    break
-        if seen != len(outputs):
-            raise ValueError(f"`outputs` has {len(outputs)} rows; {seen} went through the block.")
         return total / seen
 
     def _loss(self, module: LightningModule, batch: Any, index: int) -> Tensor:

@@ -26,6 +26,15 @@ def loss_at_outputs(
 
     Raises:
         ValueError: If more rows go through the block than there are outputs.
+
+    Example:
+        >>> import torch
+        >>> from relu_diag.nn import ShallowNet
+        >>> from relu_diag.capture import find_blocks
+        >>> net, X = ShallowNet(2, 3), torch.eye(2)
+        >>> (location,) = find_blocks(net, X)
+        >>> loss_at_outputs(net, location, torch.tensor([[1.0], [2.0]]), lambda: net(X).sum())
+        (tensor(3.), 2)
     """
     used = 0
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import EngFormatter
 
 from relu_diag.figures.canvas import BLACK, GREY, PALETTE
@@ -35,7 +36,7 @@ class PlateauBand:
 def plateau_figure(
     curve: Sequence[tuple[int, float]], bands: Sequence[PlateauBand], marks: Sequence[tuple[int, str]] = ()
 ) -> Figure:
-    """The loss over the steps, a band for every plateau, and below when the end of each was forecast.
+    """The loss over the steps, a band for every plateau, and below, where any was forecast, the ends forecast.
 
     Args:
         curve: Steps and losses.
@@ -55,22 +56,28 @@ def plateau_figure(
     """
     if not curve:
         raise ValueError("`curve` is empty: there is no loss to draw.")
-    figure = Figure(figsize=(8.0, 6.0), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    forecast = any(band.forecasts for band in bands)
+    figure = Figure(figsize=(8.0, 6.0 if forecast else 4.2), layout="constrained")
+    heights = (2, 1) if forecast else (1,)
+    axes = figure.subplots(len(heights), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0].tolist()
+    top = axes[0]
     steps, losses = zip(*curve, strict=True)
     top.plot(steps, losses, color=BLACK, linewidth=1.2)
     wide = min(losses) > 0 and max(losses) > _LOG_FROM_RATIO * min(losses)
     top.set(ylabel="loss", yscale="log" if wide else "linear")
     colors = dict(zip(dict.fromkeys(band.label for band in bands), PALETTE * len(bands), strict=False))
     for band in bands:
-        _draw(band, colors[band.label], (top, bottom), steps[-1])
+        _draw(band, colors[band.label], axes, steps[-1])
     for step, text in marks:
         top.axvline(step, color=BLACK, linestyle="--", linewidth=0.8)
-        top.annotate(text, (step, 0.03), xycoords=("data", "axes fraction"), rotation=90, ha="right", va="bottom")
-    bottom.plot(steps, steps, color=GREY, linestyle=":", linewidth=0.8)
-    bottom.set(ylabel="end forecast (step)", xlabel="step")
-    bottom.xaxis.set_major_formatter(EngFormatter(sep=""))
-    bottom.yaxis.set_major_formatter(EngFormatter(sep=""))
+        foot = {"xy": (step, 0.03), "xycoords": ("data", "axes fraction"), "ha": "right", "va": "bottom"}
+        top.annotate(text, rotation=90, path_effects=[withStroke(linewidth=3, foreground="white")], **foot)
+    if forecast:
+        axes[1].plot(steps, steps, color=GREY, linestyle=":", linewidth=0.8)
+        axes[1].set(ylabel="end forecast (step)")
+        axes[1].yaxis.set_major_formatter(EngFormatter(sep=""))
+    axes[-1].set(xlabel="step")
+    axes[-1].xaxis.set_major_formatter(EngFormatter(sep=""))
     top.margins(x=0)
     keys = [Patch(color=color, alpha=0.25, label=label) for label, color in colors.items()]
     if keys:
@@ -78,7 +85,7 @@ def plateau_figure(
     return figure
 
 
-def _draw(band: PlateauBand, color: str, axes: tuple[Axes, Axes], last: float) -> None:
+def _draw(band: PlateauBand, color: str, axes: Sequence[Axes], last: float) -> None:
     end = last if band.end is None else band.end
     for ax in axes:
         ax.axvspan(band.start, end, color=color, alpha=0.25, linewidth=0)
