@@ -207,7 +207,7 @@ def compare(some: list[Minimum], units: int) -> None:
     losses = [stuck.loss for stuck in some]
     print(f"loss {statistics.median(losses):.4g} ({min(losses):.2g} to {max(losses):.2g}), {step * 1e6:.0f} us a step")
     print(f"neurons to add: {units}")
-    print(f"{'':24}{'added':>6}" + "".join(f"{f'{steps:,} steps':>25}" for steps in (0, *BUDGETS)) + "    left  growth")
+    print(f"{'':24}{'added':>6}" + "".join(f"{f'{steps:,} steps':>28}" for steps in (0, *BUDGETS)) + "    left  growth")
     for name, method in METHODS.items():
         if GrowingMLP is None and name.startswith("GroMo"):
             print(f"{name:24}gromo is not installed: pip install gromo")
@@ -224,7 +224,7 @@ def compare(some: list[Minimum], units: int) -> None:
             curves.append(fractions(now, stuck.loss))
         cells = [f"{statistics.median(at):.3g} ({min(at):.2g} to {max(at):.2g})" for at in zip(*curves, strict=True)]
         left = f"{sum(curve[-1] < 0.99 for curve in curves)}/{len(some)}"
-        line = f"{name:24}{statistics.mean(added):6.3g}" + "".join(f"{cell:>25}" for cell in cells)
+        line = f"{name:24}{statistics.mean(added):6.3g}" + "".join(f"{cell:>28}" for cell in cells)
         print(f"{line}{left:>8}{statistics.median(seconds) / step:8.0f}")
 
 
