@@ -175,12 +175,20 @@ def test_lbfgs_starts_its_history_again_and_says_so() -> None:
     assert loss_of(module) < before
 
 
-def test_adafactor_starts_the_factored_moments_again_and_says_so() -> None:
+def test_factored_moments_of_adafactor_say_the_same_of_the_old_neurons() -> None:
     module = net()
     optimizer = Adafactor(module.parameters(), lr=0.01)
     train(module, optimizer, 2)
-    with pytest.warns(UserWarning, match="row_var"):
-        grow(module, LOCATION, with_replica(read_block(module)), [optimizer])
+
+    def estimates() -> list[torch.Tensor]:
+        moments = [optimizer.state[module[layer].weight] for layer in (0, 2)]
+        return [one["row_var"] @ one["col_var"] / one["row_var"].mean() for one in moments]
+
+    hidden, output = estimates()
+    grow(module, LOCATION, with_replica(read_block(module)), [optimizer])
+    wider_hidden, wider_output = estimates()
+    assert_close(wider_hidden, torch.cat([hidden, hidden.mean(0, keepdim=True)]))
+    assert_close(wider_output, torch.cat([output, output.mean(1, keepdim=True)], dim=1))
     assert len(optimizer.state[module[0].bias]["variance"]) == 7
     train(module, optimizer, 2)
 

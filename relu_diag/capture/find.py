@@ -183,8 +183,8 @@ def _fit_slopes(Z: Tensor, A: Tensor) -> tuple[float, float] | None:
 
 
 def _readable(slope: float, tol: float) -> float:
-    """The short decimal a slope was written as, where it rounds to one: 0.01, not 0.009999999776."""
-    short = float(f"{slope:.5g}")
+    """The short decimal a slope was written as, where it rounds to one: 0.01, not 0.009999999776; 0.0, not -0.0."""
+    short = float(f"{slope:.5g}") + 0.0
     return short if abs(short - slope) <= tol * max(abs(slope), tol) else slope
 
 

@@ -28,9 +28,9 @@ def grow(
 
     The layers and their Parameters stay the same objects; dtype, device and ``requires_grad`` stay. Gradients are
     padded with zeros. In the optimizers old neurons keep their state; a new one starts at rest: zero momentum, and
-    second moments (Adam, RMSprop, Adagrad) that are the mean over the old neurons, so that its first steps are no
-    larger than theirs. What cannot be carried (factored moments of Adafactor, the history of LBFGS) starts again, with
-    a warning. Compiled code is dropped, to be made once more.
+    second moments (Adam, Adafactor, RMSprop, Adagrad) that are the mean over the old neurons, so that its first steps
+    are no larger than theirs. What cannot be carried (averages of ASGD, the history of LBFGS) starts again, with a
+    warning. Compiled code is dropped, to be made once more.
 
     Do it between steps, in ``on_train_batch_end`` or ``on_train_epoch_end``; with several processes on each of them,
     outside the wrapper. Nothing is changed where an error is raised.

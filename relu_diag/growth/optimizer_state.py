@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
+# Adafactor's moments of a matrix, and the axis along which each runs. A mean added leaves their mean as it is, and so
+# what they say of the old neurons.
+_FACTORS = {"row_var": 0, "col_var": 1}
 # What sets the size of a step, by the names of torch.optim: a new neuron gets the mean over the old ones.
 _SCALES = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "exp_inf", "acc_delta", "variance", "step_size"}
-# Adafactor's factored moments, ASGD's averages: nothing in them belongs to one neuron, or can be made up for a new one.
-_INDIVISIBLE = {"row_var", "col_var", "ax"}
+# ASGD's averages: nothing in them can be made up for a new neuron.
+_INDIVISIBLE = {"ax"}
 
 
 def plain(optimizer: Optimizer) -> Optimizer:
@@ -46,8 +49,8 @@ def widen_state(optimizer: Optimizer, parameter: nn.Parameter, axis: int, added:
         return
     old_shape = list(parameter.shape)
     old_shape[axis] -= added
-    misfits = [name for name, value in state.items() if _has_entries(value) and list(value.shape) != old_shape]
-    misfits += sorted(_INDIVISIBLE & set(state) - set(misfits))
+    whole = {name: value for name, value in state.items() if _has_entries(value) and name not in _FACTORS}
+    misfits = [name for name, value in whole.items() if name in _INDIVISIBLE or list(value.shape) != old_shape]
     if misfits:
         warnings.warn(
             f"What {type(optimizer).__name__} remembers as {', '.join(misfits)} cannot be carried to a wider layer: "
@@ -56,10 +59,10 @@ def widen_state(optimizer: Optimizer, parameter: nn.Parameter, axis: int, added:
         )
         state.clear()
         return
-    for name, value in state.items():
-        if _has_entries(value):
-            mean = value.mean(dim=axis, keepdim=True) if name in _SCALES else None
-            state[name] = _padded(value, axis, added, mean)
+    along = whole | {name: state[name] for name in state if _FACTORS.get(name) == axis}
+    for name, value in along.items():
+        mean = value.mean(dim=axis, keepdim=True) if name in _SCALES or name in _FACTORS else None
+        state[name] = _padded(value, axis, added, mean)
 
 
 def _has_entries(value: Any) -> bool:
