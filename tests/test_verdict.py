@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +13,6 @@ from torch.testing import assert_close
 
 from relu_diag import BlockSignal, ShallowBlock, Verdict
 from relu_diag import functional as F
-from relu_diag.functional import orthant as orthants
-from relu_diag.functional.problem import squared_problem
-from relu_diag.functional.taylor import Move, expand
 
 FIVE = [[-1.0, 1.0], [-0.6, 1.0], [-0.1, 1.0], [0.3, 1.0], [0.7, 1.0]]
 FIVE_TARGETS = [[0.28], [-0.1], [0.03], [0.23], [-0.22]]
@@ -188,58 +184,6 @@ def two_outputs(size: float, copies: int = 1) -> tuple[ShallowBlock, Tensor, Ten
     return block, X, block(X) - residual
 
 
-def test_with_several_outputs_an_escape_neuron_is_a_saddle_where_the_form_has_a_negative_value() -> None:
-    """The form size^2 t^2 + a^2 - 2 a t is negative somewhere exactly where size < 1."""
-    for size, kind in ((0.5, "saddle"), (0.99, "saddle"), (1.01, "type-2 candidate"), (2.0, "type-2 candidate")):
-        block, X, Y = two_outputs(size)
-        verdict = F.classify(block, X, Y, "half_sum")
-        assert verdict.kind == kind, size
-        assert verdict.neurons.tolist() == [0]
-        if kind == "saddle":
-            assert fall_seen(verdict, block, X, Y, "half_sum") < 0
-        else:
-            assert verdict.direction is None
-            assert F.perturbation_test(block, X, Y, "half_sum", draws=500).changes.min() >= 0
-
-
-def test_a_witness_leaves_the_output_bias_alone_where_it_can() -> None:
-    block, X, Y = two_outputs(0.5)
-    biased = ShallowBlock(block.W, block.H, output_bias=zeros(2))
-    verdict = F.classify(biased, X, Y, "half_sum")
-    assert verdict.kind == "saddle"
-    assert verdict.direction.db is None
-    assert fall_seen(verdict, biased, X, Y, "half_sum") < 0
-
-
-def test_copies_of_a_neuron_split_where_one_alone_is_held() -> None:
-    block, X, Y = two_outputs(2.0, copies=2)
-    verdict = F.classify(block, X, Y, "half_sum")
-    assert verdict.kind == "saddle"
-    assert fall_seen(verdict, block, X, Y, "half_sum") < 0
-
-
-def test_large_forms_are_searched_without_a_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relu_diag.functional.orthant._DENSE", 0)
-    block, X, Y = two_outputs(2.0, copies=3)
-    verdict = F.classify(block, X, Y, "half_sum")
-    assert verdict.kind == "saddle"
-    assert fall_seen(verdict, block, X, Y, "half_sum") < 0
-    block, X, Y = two_outputs(2.0)
-    assert F.classify(block, X, Y, "half_sum").kind == "type-2 candidate"
-
-
-def test_with_several_outputs_a_one_sided_ray_leads_down() -> None:
-    """The neuron may only leave its kink upwards; the second output pulls there."""
-    X, W = tensor([0.0, 1.0], [1.0, -1.0], [1.0, 0.0]), tensor([1.0, 0.0])
-    residual = tensor([1.0, 0.0], [1.0, 1.0], [-1.0, -1.0])
-    block = ShallowBlock(W, tensor([0.1], [0.0]))
-    Y = block(X) - residual
-    verdict = F.classify(block, X, Y, "half_sum")
-    assert verdict.kind == "saddle"
-    assert verdict.direction.dW[0, 1] > 0
-    assert fall_seen(verdict, block, X, Y, "half_sum") < 0
-
-
 def test_undecided_says_why() -> None:
     rng = np.random.default_rng(0)
     X = torch.as_tensor(np.vstack([rng.standard_normal((25, 9)), 3 * np.eye(9)]))
@@ -377,29 +321,6 @@ def test_verdict_does_not_touch_the_block() -> None:
     assert_close(block.W, W, atol=0, rtol=0)
     assert_close(block.H, H, atol=0, rtol=0)
     assert block.W.grad is None
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_form_searched_is_the_second_coefficient_of_the_expansion(seed: int) -> None:
-    """With a sample at zero, one on a kink that the neuron leaves along a ray, and an output bias."""
-    torch.manual_seed(seed)
-    W, X, ray = torch.randn(3, 3).double(), torch.randn(10, 3).double(), zeros(3, 3)
-    X[0] = 0
-    X[1] -= (X[1] @ W[1]) / (W[1] @ W[1]) * W[1]
-    ray[1] = torch.nn.functional.normalize(X[1], dim=0)
-    block = ShallowBlock(W, torch.randn(2, 3).double(), (0.1, 1.0), torch.randn(2).double())
-    problem = squared_problem(block, X, torch.randn(10, 2).double(), "sum")
-    seen = F.EscapeNeurons(torch.arange(3) == 1, torch.ones(3, dtype=torch.bool), ray, zeros(3, 2))
-    orthant = replace(orthants._balanced(problem, seen), biased=True, neuron=torch.tensor([1]), rays=ray[1:2])
-    move = Move(
-        orthants._free(torch.randn(3, 3).double(), orthant), torch.randn(2, 3).double(), torch.randn(2).double()
-    )
-    t = torch.rand(1).double()
-    by, by_ray = orthants._hessian(orthant, move, t)
-    value = sum((one * two).sum() for one, two in ((by.dW, move.dW), (by.dH, move.dH), (by.db, move.db), (by_ray, t)))
-    dW = (move.dW + t * ray) / orthant.balance[:, None]
-    line = expand(problem, Move(dW, move.dH * orthant.balance, move.db))
-    assert_close(value / 2, line.coefficients[2])
 
 
 def test_where_every_input_is_zero_the_output_bias_alone_decides() -> None:

@@ -128,7 +128,7 @@ def classify(
     if not bool(found.stationary.all()):
         return _first_order(problem, found, partial(verdict, margins=_margins(found)))
     escape = escapes_at(problem.block, problem.loss_signal, found, problem.kink_tol)
-    return _second_order(problem, escape, partial(verdict, margins=_margins(found) | _pull(problem, escape)))
+    return _second_order(problem, found, escape, partial(verdict, margins=_margins(found) | _pull(problem, escape)))
 
 
 def classify_signal(
@@ -214,7 +214,9 @@ def _first_order(problem: SquaredProblem, found: Stationarity, verdict: Callable
     return verdict("not stationary", broken, direction, theorem=_STATIONARY, reason=_DESCENT)
 
 
-def _second_order(problem: SquaredProblem, escape: EscapeNeurons, verdict: Callable[..., Verdict]) -> Verdict:
+def _second_order(
+    problem: SquaredProblem, found: Stationarity, escape: EscapeNeurons, verdict: Callable[..., Verdict]
+) -> Verdict:
     pulled = escape.mask.nonzero().squeeze(1)
     if not len(pulled):
         if bool(escape.decided.all()):
@@ -222,7 +224,7 @@ def _second_order(problem: SquaredProblem, escape: EscapeNeurons, verdict: Calla
         return verdict("undecided", (~escape.decided).nonzero().squeeze(1), None, theorem=_THEOREM, reason=_TOO_MANY)
     direction = silent_escape_fall(problem, escape)
     if direction is None and len(problem.block.H) > 1:
-        direction = orthant_fall(problem, escape)
+        direction = orthant_fall(problem, found, escape)
     if direction is not None:
         return verdict("saddle", pulled, direction, theorem=_THEOREM, reason="stationary with escape neurons")
     if len(problem.block.H) > 1 and not bool(silent_escapes(problem.block, problem.signal, escape).any()):

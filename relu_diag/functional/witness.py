@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,10 +14,12 @@ from relu_diag.functional.escape import EscapeNeurons, silent_escapes
 from relu_diag.functional.geometry import radial_directions
 from relu_diag.functional.problem import SquaredProblem, chunked_outputs
 from relu_diag.functional.stationarity import Stationarity
-from relu_diag.functional.taylor import Move, expand
+from relu_diag.functional.taylor import Move, TaylorExpansion, expand
 
 _SHORTEST = 1e-9
 _NEURONS_TRIED = 8
+# Where the fall along a step is looked at again.
+_PARTS = (0.08, 0.2, 0.4, 0.7)
 # Rounding of a loss evaluated in float64, as a multiple of its unit roundoff times the size of what is summed.
 _RESOLUTION = 4 * torch.finfo(torch.float64).eps
 
@@ -27,7 +31,7 @@ class Direction:
     Attributes:
         dW: Direction of the input weights, shape ``(I, d)``.
         dH: Direction of the output weights, shape ``(J, I)``.
-        step: The loss was evaluated at ``(W + step dW, H + step dH)``.
+        step: The loss was evaluated at ``(W + step dW, H + step dH)``, and at points on the way, where it is no higher.
         loss_change: What it was lower by, < 0.
         db: Direction of the output bias, shape ``(J,)``; None where the bias stays as it is.
     """
@@ -46,7 +50,7 @@ def see_fall(problem: SquaredProblem, move: Move) -> Direction | None:
     """A step along a move at which the loss is lower by more than its rounding, if one is seen.
 
     The minima of the exact quartic propose the steps. Beyond its validity radius the loss is another one: the way back
-    to it is tried too, by halves.
+    to it is tried too, by halves. A step that leads over a rise is none.
 
     Args:
         problem: The squared loss.
@@ -62,14 +66,15 @@ def see_fall(problem: SquaredProblem, move: Move) -> Direction | None:
     line = expand(problem, move)
     if not line.minima:
         return None
+    first = line.minima[0]
     steps = {tried for step in line.minima for tried in (step, min(step, line.eps_max))}
-    seen = min((_change(problem, move, step), step) for step in steps)
-    step = line.minima[0]
-    while seen[0] == 0 and step > line.eps_max and step > _SHORTEST * line.minima[0]:
-        step /= 2
-        seen = _change(problem, move, step), step
-    change, step = seen
-    return Direction(move.dW, move.dH, step, change, move.db if bool(move.db.any()) else None) if change < 0 else None
+    seen = sorted((_change(problem, move, step), step) for step in steps)
+    shorter = itertools.takewhile(lambda step: step > max(line.eps_max, _SHORTEST * first) / 2, _halves(first))
+    halves = ((_change(problem, move, step), step) for step in shorter)
+    for change, step in itertools.chain(seen, halves):
+        if change < 0 and _falls_to(problem, move, line, step):
+            return Direction(move.dW, move.dH, step, change, move.db if bool(move.db.any()) else None)
+    return None
 
 
 def first_order_fall(problem: SquaredProblem, found: Stationarity) -> Direction | None:
@@ -125,6 +130,20 @@ def silent_escape_fall(problem: SquaredProblem, escape: EscapeNeurons) -> Direct
     return None
 
 
+def _falls_to(problem: SquaredProblem, move: Move, line: TaylorExpansion, step: float) -> bool:
+    """Whether the loss is below its start, or within rounding of it, all the way to a step."""
+    if step <= line.eps_max:
+        change = replace(line, coefficients=torch.cat([line.coefficients[:1] * 0, line.coefficients[1:]]))
+        return bool((change(step * torch.tensor(_PARTS)) <= 0).all())
+    return all(_change(problem, move, part * step) <= 0 for part in _PARTS)
+
+
+def _halves(step: float) -> Iterator[float]:
+    while True:
+        step /= 2
+        yield step
+
+
 def _change(problem: SquaredProblem, move: Move, step: float) -> float:
     """Loss change at the moved point as a difference of outputs, 0 where rounding could hide its sign."""
     block, X, residual = problem.block, problem.signal.X, problem.signal.G
@@ -135,13 +154,13 @@ def _change(problem: SquaredProblem, move: Move, step: float) -> float:
         there = ShallowBlock(before.W + step * move.dW[moved], before.H + step * move.dH[:, moved], block.slopes)
         change = change + chunked_outputs(there, X) - chunked_outputs(before, X)
         after = _reach(there)
-    fall = problem.factor / 2 * float((change * (2 * residual + change)).sum())
+    difference = problem.factor / 2 * float((change * (2 * residual + change)).sum())
     # Every output is a sum of terms this large, and each carries a unit roundoff.
     size = residual.norm(dim=1) + X.norm(dim=1) * (_reach(block) + after)
     if block.output_bias is not None:
         size = size + block.output_bias.norm() + step * move.db.norm()
     rounding = _RESOLUTION * problem.factor * float((residual.norm(dim=1) + change.norm(dim=1)) @ size)
-    return fall if fall < -rounding else 0.0
+    return difference if abs(difference) > rounding else 0.0
 
 
 def _reach(block: ShallowBlock) -> Tensor:
