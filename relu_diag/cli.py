@@ -78,6 +78,8 @@ def inspect(
         nearby = nearby_stationary_point(block, X, Y, reduction)
     except (OSError, ValueError, TypeError) as error:
         sys.exit(f"relu-diag inspect: {error}")
+    constant = " (the last one constant)" if bool((X[:, -1] == 1).all()) else ""
+    console.print(f"{len(X)} samples, {X.shape[1]} inputs{constant}, {Y.shape[1]} targets", highlight=False)
     console.print(table)
     for text in (verdict.summary(), f"\nnearby stationary point: {nearby}\n{nearby.verdict}\n"):
         console.print(text, markup=False, highlight=False)

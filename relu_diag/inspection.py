@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,12 @@ def load_block(
     Raises:
         ValueError: If the file holds no shallow block.
     """
-    loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    loaded = _loaded(checkpoint)
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{checkpoint} holds a {type(loaded).__name__}; expected a checkpoint or a state dict.")
     state, hparams = loaded.get("state_dict", loaded), loaded.get("hyper_parameters", {})
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        raise ValueError(f"{checkpoint} holds no state dict: its keys must be names of parameters.")
     if class_path is not None:
         module = _module(class_path, state, hparams).double().eval()
         block = read_block(module)
@@ -70,6 +73,9 @@ def load_block(
     parts = {
         key: state.get(prefixes[0] + key) for key in ("hidden.weight", "hidden.bias", "output.weight", "output.bias")
     }
+    wrong = [key for key, part in parts.items() if not isinstance(part, Tensor | None)]
+    if wrong:
+        raise ValueError(f"{checkpoint} must hold tensors; {wrong[0]} is a {type(parts[wrong[0]]).__name__}.")
     W, b, H, bias = (None if part is None else part.double() for part in parts.values())
     assert W is not None
     assert H is not None
@@ -92,6 +98,8 @@ def load_data(file: Path, block: ShallowBlock) -> tuple[Tensor, Tensor]:
         ValueError: If the file cannot be read as a data set of the block.
     """
     X, Y = _READERS.get(file.suffix, _unknown)(file, len(block.H))
+    if not isinstance(X, Tensor) or not isinstance(Y, Tensor) or not X.numel() or not Y.numel():
+        raise ValueError(f"{file} must hold numbers for X and Y, at least one sample.")
     X, Y = X.double(), Y.double().reshape(len(Y), -1)
     if X.ndim == 1:
         X = X[:, None]
@@ -204,28 +212,62 @@ def _refuse_more(module: nn.Module, block: ShallowBlock) -> None:
             raise ValueError(f"{type(module).__name__} computes more than its block: inspect the block's own layers.")
 
 
+@contextmanager
+def _reading(file: Path, what: str = "") -> Iterator[None]:
+    """An error that names the file, whatever a damaged one makes its reader raise.
+
+    Raises:
+        ValueError: If anything is raised but an error of the operating system, which names the file itself.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError):
+            raise
+        raise ValueError(f"{file} cannot be read: {what or error}") from error
+
+
+def _loaded(file: Path) -> Any:
+    with _reading(file, "no file of torch.save, or not of tensors alone; save module.state_dict()."):
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
 def _read_npz(file: Path, _: int) -> tuple[Tensor, Tensor]:
-    with np.load(file, allow_pickle=False) as arrays:
-        return _named(file, {name: torch.as_tensor(arrays[name]) for name in arrays.files})
+    with _reading(file), np.load(file, allow_pickle=False) as arrays:
+        read = {name: torch.as_tensor(arrays[name]) for name in arrays.files}
+    return _named(file, read)
 
 
 def _read_pt(file: Path, _: int) -> tuple[Tensor, Tensor]:
-    loaded = torch.load(file, map_location="cpu", weights_only=True)
+    loaded = _loaded(file)
     if isinstance(loaded, tuple | list) and len(loaded) == 2:
         return loaded[0], loaded[1]
     return _named(file, loaded if isinstance(loaded, Mapping) else {})
 
 
 def _read_csv(file: Path, outputs: int) -> tuple[Tensor, Tensor]:
-    header = re.search(r"[A-DF-Za-df-z_]", file.read_text().partition("\n")[0]) is not None
-    table = torch.as_tensor(np.loadtxt(file, delimiter=",", skiprows=int(header), ndmin=2))
+    lines = file.read_text().splitlines()
+    header = bool(lines) and not any(_is_number(field) for field in lines[0].split(","))
+    with (
+        _reading(file),
+        warnings.catch_warnings(action="ignore", category=UserWarning),
+    ):  # no rows: refused by the caller
+        table = torch.as_tensor(np.loadtxt(lines, delimiter=",", skiprows=int(header), ndmin=2))
     return table[:, :-outputs], table[:, -outputs:]
 
 
+def _is_number(field: str) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
 def _named(file: Path, arrays: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    lower = {name.lower(): value for name, value in arrays.items()}
+    lower = {str(name).lower(): value for name, value in arrays.items()}
     if not {"x", "y"} <= lower.keys():
-        raise ValueError(f"{file} must hold X and Y; it holds {', '.join(arrays) or 'neither'}.")
+        raise ValueError(f"{file} must hold X and Y; it holds {', '.join(map(str, arrays)) or 'neither'}.")
     return lower["x"], lower["y"]
 
 

@@ -100,6 +100,7 @@ def test_inspect_prints_the_verdict_and_writes_the_figure(
     torch.save(points, tmp_path / "d.pt")
     main(["inspect", str(checkpoint), "--data", str(tmp_path / "d.pt"), "--reduction", "half_sum"])
     out = capsys.readouterr().out
+    assert "6 samples, 2 inputs, 1 targets" in out
     assert "verdict                 saddle" in out
     assert "nearby stationary point: saddle at distance 0" in out
     assert {path.stem for path in tmp_path.glob("*.png")} == {"function", "neuron_0", "witness", "perturbations"}
@@ -127,6 +128,40 @@ def test_bad_files_are_named(tmp_path: Path, net: ShallowNet, points: tuple) -> 
     (tmp_path / "data.txt").write_text("1")
     with pytest.raises(ValueError, match=r"must be one of \.npz"):
         load_data(tmp_path / "data.txt", good)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "cannot be read"),
+        (b"hello", "cannot be read"),
+        (nn.Linear(2, 1), r"save module\.state_dict"),
+        ({"state_dict": 3}, "no state dict"),
+        ({1: torch.ones(2)}, "no state dict"),
+        ({"hidden.weight": 3, "output.weight": 3}, "must hold tensors; hidden.weight is a int"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: object, said: str) -> None:
+    path = tmp_path / "net.ckpt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=rf"net\.ckpt .*{said}"):
+        load_block(path)
+
+
+@pytest.mark.parametrize("text", ["", "a,b,y\n", "1;2;3\n", "1,2,\n", "1,2,cat\n"])
+def test_a_table_without_numbers_is_named(tmp_path: Path, net: ShallowNet, text: str) -> None:
+    (tmp_path / "d.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"d\.csv (cannot be read|must hold numbers)"):
+        load_data(tmp_path / "d.csv", load_block(saved(tmp_path, net)))
+
+
+def test_a_first_row_with_a_nan_is_no_header(tmp_path: Path, net: ShallowNet) -> None:
+    (tmp_path / "d.csv").write_text("1,nan,3\n1,2,3\n")
+    X, _ = load_data(tmp_path / "d.csv", load_block(saved(tmp_path, net)))
+    assert len(X) == 2
 
 
 def test_inspect_ends_with_one_line_on_bad_input(tmp_path: Path, net: ShallowNet) -> None:
