@@ -184,6 +184,15 @@ def two_outputs(size: float, copies: int = 1) -> tuple[ShallowBlock, Tensor, Ten
     return block, X, block(X) - residual
 
 
+@pytest.mark.parametrize("power", [-150, -100, -80, -50, -20, 20, 50, 80, 100, 150])
+def test_scales_beyond_float64_are_undecided_never_a_minimum(power: int) -> None:
+    block, X, Y = plateau(kinked=True)
+    f = 10.0**power
+    verdict = F.classify(block, X * f, Y * f)
+    assert verdict.kind == ("saddle" if abs(power) < 70 else "undecided")
+    assert "rescale" in verdict.reason or verdict.kind == "saddle"
+
+
 def test_undecided_says_why() -> None:
     rng = np.random.default_rng(0)
     X = torch.as_tensor(np.vstack([rng.standard_normal((25, 9)), 3 * np.eye(9)]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal, Reduction, ShallowBlock, check_targets, chunk_rows, residual_factor
 from relu_diag.functional.chunks import kink_tolerance
+
+# Powers of ten whose squares, and sums of them, are far from overflow and underflow.
+_RANGE = 140
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +42,13 @@ class SquaredProblem:
     def loss_signal(self) -> BlockSignal:
         """The same signal with the gradient of the loss as ``G``."""
         return replace(self.signal, G=self.factor * self.signal.G)
+
+    @property
+    def in_range(self) -> bool:
+        """Whether the squares of its loss and derivatives are numbers of float64, neither overflowing nor vanishing."""
+        largest = (value.abs().max() for value in (self.signal.X, self.block.W, self.block.H, self.signal.G))
+        x, w, h, g = (math.log10(float(value)) if value != 0 else 0.0 for value in largest)
+        return all(abs(power) < _RANGE for power in (x, w, h, g, g + x, g + x + w, g + x + h))
 
 
 def squared_problem(

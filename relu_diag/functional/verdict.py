@@ -25,6 +25,7 @@ _THEOREM = "Wu et al., Theorem 4.2"
 _CONVEX = "convexity in the outputs"
 _ORTHOGONAL = "the loss gradient is orthogonal to every function a neuron can compute"
 _DESCENT = "a first-order descent exists"
+_OUT_OF_RANGE = "weights or data so large or small that squares leave the range of float64: rescale them"
 _TOO_MANY = "the kinks of these neurons are too many to enumerate"
 
 
@@ -120,6 +121,8 @@ def classify(
     assumptions = {"squared loss": True, **_assumptions(problem.block)}
     verdict = partial(Verdict, assumptions=assumptions, loss=float(problem.loss))
     nobody = torch.empty(0, dtype=torch.long, device=block.W.device)
+    if not problem.in_range:
+        return verdict("undecided", nobody, None, reason=_OUT_OF_RANGE)
     if is_zero(problem, tol):
         return verdict("global minimum", nobody, None, theorem="zero loss")
     if nothing_reachable(problem.block, problem.loss_signal, tol):
