@@ -71,8 +71,10 @@ def test_with_several_outputs_a_one_sided_ray_leads_down() -> None:
     assert fall_seen(verdict, block, X, Y, "half_sum") < 0
 
 
-def test_the_ray_that_leads_down_need_not_be_the_one_felt_most() -> None:
+@pytest.mark.parametrize("dense", [0, 600])
+def test_the_ray_that_leads_down_need_not_be_the_one_felt_most(monkeypatch: pytest.MonkeyPatch, dense: int) -> None:
     """Upwards the third sample is met as well: a little more pull, at a price of 0.25 * 100 t^2."""
+    monkeypatch.setattr("relu_diag.functional.orthant._DENSE", dense)
     block, X, Y = two_outputs(0.5)
     X, Y = torch.cat([X, tensor([0.0, 10.0])]), torch.cat([Y, tensor([0.0, -0.01])])
     verdict = F.classify(block, X, Y, "half_sum")

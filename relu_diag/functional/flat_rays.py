@@ -17,7 +17,7 @@ from relu_diag.functional.stationarity import Stationarity
 Mask = NDArray[np.bool_]
 
 # More rays than these are not searched: those of escape neurons go first.
-_MOST = 32
+_MOST = 16
 _SAME_SIDE = 1e-9
 
 

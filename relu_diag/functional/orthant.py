@@ -34,6 +34,8 @@ from relu_diag.functional.witness import Direction, see_fall
 _DENSE = 600
 _STEPS = 100
 _POWERS = 5
+# An unfinished search for the best way to compensate a ray is good enough: every fall is evaluated.
+_ACCURACY = 1e-2
 # Number of least curvatures looked for, strongest first, in large and small forms; cones and descents in each.
 _SHIFTS = (3, 6)
 _CONES = 16
@@ -179,7 +181,12 @@ def _spectrum(apply: Callable[[Array], Array], size: int) -> _Spectrum:
 def _conjugate_gradients(apply: Callable[[Array], Array], columns: Array, shift: float) -> Array:
     size = len(columns)
     operator = LinearOperator((size, size), matvec=lambda z: apply(z) + shift * z.ravel(), dtype=np.float64)
-    return np.array([cg(operator, column, maxiter=_STEPS)[0] for column in columns.T]).reshape(columns.shape[::-1]).T
+    return (
+        np
+        .array([cg(operator, column, rtol=_ACCURACY, maxiter=_STEPS)[0] for column in columns.T])
+        .reshape(columns.shape[::-1])
+        .T
+    )
 
 
 def _cone_descents(form: Array, together: Mask) -> Iterator[Array]:
