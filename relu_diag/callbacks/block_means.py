@@ -14,6 +14,8 @@ FEWEST = 8
 # Sizes below a block's own that say what its noise should be.
 _FINER = 3
 _FORGET = 256
+_RECENT = 9  # observations a spike is compared with
+_SPIKE = 6.0  # in units of their median deviation
 
 
 class BlockMeans:
@@ -159,3 +161,30 @@ def bends_of(blocks: list[Block]) -> list[float]:
     """
     means = [block[2] for block in blocks]
     return [a - 2 * b + c for a, b, c in zip(means, means[1:], means[2:], strict=False)]
+
+
+def without_spike(recent: list[float], value: float) -> float:
+    """An observation; far above the last ones, only so far as their spread makes credible.
+
+    Args:
+        recent: The last observations, at most 9; changed in place.
+        value: The next one.
+
+    Returns:
+        It, or the largest credible value.
+
+    Example:
+        >>> recent = [1.0, 1.1, 0.9, 1.0, 1.1, 0.9, 1.0, 1.1, 0.9]
+        >>> without_spike(recent, 1.2), round(without_spike(recent, 50.0), 6)
+        (1.2, 1.6)
+    """
+    recent.append(value)
+    if len(recent) <= _RECENT:
+        return value
+    del recent[0]
+    ordered = sorted(recent)
+    if value <= ordered[-3]:
+        return value
+    middle = ordered[_RECENT // 2]
+    deviation = sorted([abs(one - middle) for one in recent])[_RECENT // 2]
+    return min(value, middle + _SPIKE * deviation)

@@ -11,7 +11,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from relu_diag.callbacks.block_means import FEWEST, KEPT, BlockMeans, PooledNoise
+from relu_diag.callbacks.block_means import FEWEST, KEPT, BlockMeans, PooledNoise, without_spike
 
 How = Literal["start", "escape", "rise", "slide", "not finite"]
 
@@ -29,8 +29,6 @@ _BEHIND = 0.1  # fraction of a plateau's length for which its fall goes on
 _CERTAIN = 6.0  # standard errors an end needs
 _ACCELERATED = 1 / 3  # mean fall since the flattest window over the present one; 1/2 on a straight line
 _LASTS = 8  # a rise ends a plateau once it has lasted for this fraction of it
-_RECENT = 9  # observations a spike is compared with
-_SPIKE = 6.0  # in units of their median deviation
 _ZERO = 1e-12  # a loss this small beside the largest is zero
 
 
@@ -124,7 +122,7 @@ class PlateauDetector:
             window = self._window
             self._forget()
             return PlateauChange("not finite", step, window.loss) if window else None
-        loss = self._without_spike(loss)
+        loss = without_spike(self._recent, loss)
         self._lowest, self._highest = min(self._lowest, loss), max(self._highest, loss)
         if self._reference is None:
             self._reference = (step, float(step), loss)
@@ -174,20 +172,6 @@ class PlateauDetector:
         self._means, self._noise, self._recent = BlockMeans(), PooledNoise(), []
         self._lowest, self._highest = math.inf, -math.inf
         self._reference = self._window = None
-
-    def _without_spike(self, loss: float) -> float:
-        """The loss; far above the last ones, only so far as their spread makes credible."""
-        recent = self._recent
-        recent.append(loss)
-        if len(recent) <= _RECENT:
-            return loss
-        del recent[0]
-        ordered = sorted(recent)
-        if loss <= ordered[-3]:
-            return loss
-        middle = ordered[_RECENT // 2]
-        deviation = sorted([abs(value - middle) for value in recent])[_RECENT // 2]
-        return min(loss, middle + _SPIKE * deviation)
 
     def _scale(self, loss: float) -> float:
         """What a loss is measured by."""

@@ -20,7 +20,7 @@ from relu_diag.callbacks.look import Look, LossFunction
 from relu_diag.callbacks.plateau_event import Plateau, PlateauEvent, next_forecast, plateau_from_state, told
 from relu_diag.callbacks.report import Report
 from relu_diag.callbacks.stream import LossStream
-from relu_diag.figures import PlateauBand, plateau_figure
+from relu_diag.figures import plateau_figure
 
 # A plateau is judged again when it has become so many times as old.
 _AGAIN = 1.5
@@ -121,7 +121,7 @@ class PlateauMonitor(Callback):
         return {
             "detector": self._detector.state_dict(),
             "plateaus": [plateau.state_dict() for plateau in self.plateaus],
-            "curve": (self._curve.points, self._curve.stride, self._curve.open),
+            "curve": (list(self._curve.points), self._curve.stride, self._curve.open),
             "stream": self._stream.state_dict(),
             "judge_at": self._judge_at,
             "looked": self._looked,
@@ -136,8 +136,7 @@ class PlateauMonitor(Callback):
         """
         self._detector.load_state_dict(state_dict["detector"])
         self.plateaus = [plateau_from_state(state) for state in state_dict["plateaus"]]
-        points, stride, pending = state_dict["curve"]
-        self._curve = LossCurve(list(points), stride, pending)
+        self._curve = LossCurve(*state_dict["curve"])
         self._stream.load_state_dict(state_dict["stream"])
         self._judge_at, self._looked = state_dict["judge_at"], state_dict["looked"]
         self.not_finite = state_dict["not_finite"]
@@ -239,9 +238,7 @@ class PlateauMonitor(Callback):
     ) -> None:
         """Write a verdict and a forecast into the present plateau."""
         plateau, loss = self.plateaus[-1], self._detector.loss
-        verdict = found.verdict
-        if verdict.kind in _UNSETTLED and plateau.verdict.kind not in _UNSETTLED:
-            verdict = plateau.verdict
+        lost = found.verdict.kind in _UNSETTLED and plateau.verdict.kind not in _UNSETTLED
         forecasts = plateau.forecasts
         if found.forecast is not None:
             new = next_forecast(found.forecast, found.step, forecasts)
@@ -252,7 +249,7 @@ class PlateauMonitor(Callback):
         self.plateaus[-1] = plateau = replace(
             plateau,
             loss=plateau.loss if loss is None else loss,
-            verdict=verdict,
+            verdict=plateau.verdict if lost else found.verdict,
             forecast=forecasts[-1] if found.forecast is not None else None,
             no_forecast=found.no_forecast,
             forecasts=forecasts,
@@ -298,8 +295,6 @@ class PlateauMonitor(Callback):
             shown[self._name] = self.plateaus[-1].short(trainer.global_step)
 
     def _figures(self, trainer: Trainer) -> dict[str, Figure]:
-        bands, marks = [], [mark for callback in told(trainer) for mark in callback.marks]
-        for plateau in self.plateaus:
-            forecasts = [(one.step, one.end) for one in plateau.forecasts if math.isfinite(one.end)]
-            bands.append(PlateauBand(plateau.start, plateau.end, plateau.verdict.kind, forecasts))
+        bands = [plateau.band() for plateau in self.plateaus]
+        marks = [mark for callback in told(trainer) for mark in callback.marks]
         return {"loss": plateau_figure(self._curve.points, bands, marks)}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from relu_diag.callbacks.examination import Examination
 from relu_diag.callbacks.judge import VERDICT_CODES
+from relu_diag.figures import PlateauBand
 from relu_diag.functional import EscapeForecast, Verdict
 
 # Forecasts whose disagreement is the band of the last one.
@@ -112,6 +113,15 @@ class Plateau:
             return f"{self.verdict.kind}, no escape at this learning rate"
         when = f"in ~{compact(left)} steps" if left >= 0 else f"overdue by ~{compact(-left)} steps"
         return f"{self.verdict.kind}, escape {when}"
+
+    def band(self) -> PlateauBand:
+        """As it is drawn.
+
+        Returns:
+            Its steps, verdict and finite forecasts.
+        """
+        forecasts = [(one.step, one.end) for one in self.forecasts if math.isfinite(one.end)]
+        return PlateauBand(self.start, self.end, self.verdict.kind, forecasts)
 
     def scalars(self) -> dict[str, float]:
         """The plateau as numbers to log.
