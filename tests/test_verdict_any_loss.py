@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from test_orthant import two_outputs
 from test_verdict import tensor, zeros
 from torch import Tensor
 
 from relu_diag import BlockSignal, ShallowBlock
 from relu_diag import functional as F
-
-
-def two_outputs(size: float, copies: int = 1) -> tuple[ShallowBlock, Tensor, Tensor]:
-    """Residuals orthogonal to the output weights: L' = 0 everywhere, D = 2 on the tangential line."""
-    X, residual = tensor([1.0, 1.0], [1.0, -1.0]), tensor([0.0, 1.0], [0.0, -1.0])
-    H = tensor([size], [0.0]) / copies
-    block = ShallowBlock(tensor([1.0, 0.0]).repeat(copies, 1), H.repeat(1, copies))
-    return block, X, block(X) - residual
 
 
 def logistic(block: ShallowBlock, X: Tensor, labels: Tensor) -> BlockSignal:
