@@ -43,7 +43,7 @@ def main(args: Sequence[str] | None = None) -> None:
         subclass_mode_data=True,
         seed_everything_default=False,
         parser_kwargs={"prog": "relu-diag", "epilog": _INSPECT},
-        args=given,
+        args=None if args is None else given,  # given both, Lightning warns at every call
     )
 
 

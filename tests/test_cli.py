@@ -26,3 +26,8 @@ def test_the_console_script_succeeds_and_fails_with_the_right_status() -> None:
     script = Path(sys.executable).with_name("relu-diag")
     assert subprocess.run([script, "--help"], capture_output=True, check=False).returncode == 0
     assert subprocess.run([script, "fit", "-c", "absent.yaml"], capture_output=True, check=False).returncode != 0
+
+
+def test_a_call_without_fault_warns_of_nothing() -> None:
+    done = subprocess.run([sys.executable, "-m", "relu_diag", "--help"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
