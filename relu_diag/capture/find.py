@@ -76,6 +76,11 @@ def choose_block(module: nn.Module, name: str | None = None, example: Any = None
 
     Raises:
         ValueError: If no block has the name, or there are several and no name.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 1))
+        >>> print(choose_block(net, "2"))
+        2 -> 4
     """
     locations = find_blocks(module, example)
     chosen = [location for location in locations if name in {None, location.hidden}]

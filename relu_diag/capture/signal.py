@@ -30,6 +30,15 @@ def read_signal(module: nn.Module, location: BlockLocation, loss: Callable[[], T
     Raises:
         ValueError: If the loss is not a finite scalar with a gradient path through the block, the block did not run
             exactly once, or what it computed is not ``rho(Z)`` with the location's slopes.
+
+    Example:
+        >>> from relu_diag.capture import choose_block
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
+        >>> signal, loss = read_signal(net, choose_block(net), lambda: net(torch.eye(3)).square().mean())
+        >>> signal.X  # the last column carries the hidden bias
+        tensor([[1., 0., 0., 1.],
+                [0., 1., 0., 1.],
+                [0., 0., 1., 1.]])
     """
     hidden, output = location.linears(module)
     seen: list[_Forward] = []
