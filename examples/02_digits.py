@@ -49,6 +49,7 @@ def main() -> None:
         max_epochs=20,
         callbacks=[monitor],
         logger=TensorBoardLogger("runs", name="digits"),
+        log_every_n_steps=10,
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,

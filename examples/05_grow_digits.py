@@ -61,6 +61,7 @@ def train(width: int, *callbacks: Callback, steps: int) -> tuple[Trainer, float]
         callbacks=list(callbacks),
         logger=TensorBoardLogger("runs", name="grow_digits"),
         check_val_every_n_epoch=5,
+        log_every_n_steps=10,
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
