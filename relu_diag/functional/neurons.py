@@ -80,6 +80,8 @@ def neuron_states(
 ) -> NeuronStates:
     """The state of every neuron on the data.
 
+    A sample ``x_k = 0`` stays on every kink however the weights move, so dead and linear leave it out.
+
     Source: Wu et al., sections 4.1.1 and 4.2; Cheridito et al., Definition 4.1.
 
     Args:
