@@ -226,6 +226,13 @@ def test_several_outputs_are_refused() -> None:
             function(block, torch.eye(2), torch.ones(2, 2))
 
 
+def test_targets_that_do_not_fit_are_named() -> None:
+    block = ShallowBlock(torch.ones(1, 2), torch.ones(1, 1))
+    for targets in (torch.ones(2), torch.ones(3, 1), torch.ones(2, 2)):
+        with pytest.raises(ValueError, match="`Y`"):
+            F.cell_minimum(block, torch.eye(2), targets)
+
+
 def test_the_five_point_run_ends_at_the_minimum_of_its_cell() -> None:
     # Both effective neurons see every sample: the loss left, 0.02789, is that of the straight line through the points.
     block = ShallowBlock(torch.tensor([[-0.8, 0.58], [0.6, 0.8]]).double(), torch.tensor([[0.4, -0.3]]).double())

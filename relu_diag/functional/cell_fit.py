@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from relu_diag.functional.block import BlockSignal, Reduction, ShallowBlock, check_fit, residual_factor
+from relu_diag.functional.block import Reduction, ShallowBlock, check_targets, residual_factor
 from relu_diag.functional.cell_program import AffineSpace, Cell
 
 Array = NDArray[np.float64]
@@ -144,14 +144,14 @@ def cell_problem(block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reduction
         Problem.
 
     Raises:
-        ValueError: If the block has several outputs.
+        ValueError: If the block has several outputs, or the data do not fit it.
     """
-    check_fit(block, BlockSignal(X, Y))
     if block.H.shape[0] != 1:
         raise ValueError(
             "`block` needs one output, as only then the loss in a cell is convex in h_i w_i; "
             f"got {block.H.shape[0]}. Look at one output at a time: ShallowBlock(W, H[j : j + 1])."
         )
+    check_targets(block, X, Y)
     points, W, h, y = (np.asarray(value.detach().double().cpu()) for value in (X, block.W, block.H[0], Y[:, 0]))
     length = np.linalg.norm(points, axis=1, keepdims=True)
     pattern = points @ W.T > 0

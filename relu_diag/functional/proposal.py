@@ -130,7 +130,7 @@ def growth_proposals(
         raise ValueError(f"`gamma` must be two factors that add up to 1; got {gamma!r}.")
     if candidates < 1:
         raise ValueError(f"`candidates` must be a positive number; got {candidates!r}.")
-    slope = _squared_slope(block, X, Y, reduction) if isinstance(Y, Tensor) else _loss_slope(block, X, Y)
+    slope = _loss_slope(block, X, Y) if callable(Y) else _squared_slope(block, X, Y, reduction)
     copies = copy_gains(slope.block, slope.signal, _living(slope), reach, gamma)[:candidates]
     moves = [*(_copy_move(slope, one, gamma) for one in copies), *_new_neurons(slope)]
     proposals = [_proposal(slope, block, move, nudge) for move in moves]
