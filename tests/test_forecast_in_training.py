@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from relu_diag.callbacks import PlateauEvent, PlateauListener, PlateauMonitor
-from relu_diag.callbacks.rate import DescentPace
+from relu_diag.callbacks.rate import Pace, Schedule
 from relu_diag.nn import ShallowNet
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -65,6 +65,8 @@ SETTINGS = {
     "momentum": {"lr": 0.05, "momentum": 0.5},
     "Nesterov's": {"lr": 0.05, "momentum": 0.5, "nesterov": True},
     "dampening": {"lr": 0.1, "momentum": 0.5, "dampening": 0.5},
+    "much momentum": {"lr": 0.01, "momentum": 0.9},
+    "much of Nesterov's": {"lr": 0.01, "momentum": 0.9, "nesterov": True},
 }
 
 
@@ -244,9 +246,26 @@ def test_iterable_data_are_judged_on_data_given_for_it() -> None:
 
 
 def test_steps_are_counted_along_the_pieces_of_a_schedule() -> None:
-    pace = DescentPace(0.1, 0.0, [(10, 0.1), (5, 0.0), (10, 0.2), (math.inf, 0.4)])
-    assert pace.steps_until(0.5) == 5.0
-    assert pace.steps_until(1.0) == 10.0
-    assert pace.steps_until(2.0) == 20.0
-    assert pace.steps_until(3.8) == 27.0
-    assert DescentPace(0.1, 0.0, [(10, 0.1), (math.inf, 0.0)]).steps_until(2.0) == math.inf
+    doubling, tripling = Pace(1.0), Pace(2.0)  # the factor a step at a growth rate of 1
+    schedule = Schedule([(10, doubling), (5, Pace(0.0)), (10, tripling), (math.inf, Pace(3.0))])
+    assert schedule.steps_until(5 * math.log(2), rate=1.0) == pytest.approx(5.0)
+    assert schedule.steps_until(10 * math.log(2) + 4 * math.log(3), rate=1.0) == pytest.approx(19.0)
+    assert schedule.steps_until(10 * math.log(6) + 2 * math.log(4), rate=1.0) == pytest.approx(27.0)
+    assert Schedule([(10, doubling), (math.inf, Pace(0.0))]).steps_until(7.0, rate=1.0) == math.inf
+    # A rate that falls to the smallest number is no rate.
+    assert Schedule([(10, doubling), (math.inf, Pace(5e-324))]).steps_until(7.0, rate=1.0) == math.inf
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.7])
+def test_growth_in_a_step_is_that_of_torch(settings: dict[str, Any], weight_decay: float) -> None:
+    weight = nn.Parameter(torch.ones((), dtype=torch.float64))
+    optimizer = torch.optim.SGD([weight], weight_decay=weight_decay, **settings)
+    values = []
+    for _ in range(300):
+        (-3.0 * weight.square() / 2).backward()  # grows at rate 3
+        optimizer.step()
+        optimizer.zero_grad()
+        values.append(math.log(weight.item()))
+    pace = Pace(weight_decay=weight_decay, **settings)
+    assert values[-1] - values[-2] == pytest.approx(pace.log_growth(3.0), rel=1e-10)

@@ -10,7 +10,7 @@ from torchmetrics import MeanMetric
 
 from relu_diag.callbacks.judge import Judge, SquaredData
 from relu_diag.callbacks.look import Look
-from relu_diag.callbacks.rate import NoForecast, check_unclipped, descent_pace, weight_decay
+from relu_diag.callbacks.rate import NoForecast, check_unclipped, schedule_of, weight_decay
 from relu_diag.capture import BlockLocation
 from relu_diag.functional import (
     EscapeForecast,
@@ -129,12 +129,12 @@ def _forecast(
     if verdict.kind in MINIMA:
         raise NoForecast(f"a {verdict.kind} has no escape")
     check_unclipped(trainer, block, data)
-    pace = descent_pace(trainer, module, location)
-    found = forecast_escape(block, data.X, data.Y, pace.rate, drop, data.reduction)
+    schedule = schedule_of(trainer, module, location)
+    found = forecast_escape(block, data.X, data.Y, 0.0, drop, data.reduction)
     if found is None:
         raise NoForecast("nothing grows")
     # Weight decay takes as much off every growth rate, and turns no neuron.
-    if found.gain <= pace.decay:
+    rate, growth = found.gain - weight_decay(trainer, module, location), found.gain * found.time
+    if rate <= 0:
         raise NoForecast("the weight decay is stronger than every growth")
-    time = found.time * found.gain / (found.gain - pace.decay)
-    return replace(found, steps=pace.steps_until(time), time=time)
+    return replace(found, steps=schedule.steps_until(growth, found.gain), time=growth / rate)

@@ -1,4 +1,4 @@
-"""The pace of an optimizer as a forecast needs it: the rate of plain descent it amounts to, now and as scheduled."""
+"""The pace of an optimizer as a forecast needs it: what growing weights grow by in a step, now and as scheduled."""
 
 from __future__ import annotations
 
@@ -21,40 +21,79 @@ from relu_diag.functional import ShallowBlock, squared_loss
 
 # Steps of a scheduler that are looked ahead; from then on its last rate is taken to stay.
 _AHEAD = 100_000
+_NEVER = 1e15  # steps
 
 
 class NoForecast(Exception):
     """Why nothing is said about the end of a plateau."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DescentPace:
-    """Plain gradient descent as which an optimizer moves a block.
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """The settings of SGD, by torch's names.
 
     Attributes:
-        rate: Its learning rate now.
-        decay: Weight decay, per unit of time.
-        pieces: How the rate goes on: numbers of steps and their rates, the last number infinite.
+        lr: Learning rate.
+        weight_decay: Weight decay.
+        momentum: Momentum ``mu``.
+        dampening: Dampening ``tau`` of the momentum.
+        nesterov: Whether the momentum is Nesterov's.
     """
 
-    rate: float
-    decay: float
-    pieces: list[tuple[float, float]]
+    lr: float
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    dampening: float = 0.0
+    nesterov: bool = False
 
-    def steps_until(self, time: float) -> float:
-        """Steps from now that make up a time of gradient flow.
+    def log_growth(self, rate: float) -> float:
+        """How weights that grow under gradient flow grow in a step, once the momentum has built up.
+
+        They are multiplied by the larger root ``z`` of ``(z - 1) (z - mu) = lr rate (1 - tau) z``, with Nesterov's
+        momentum of ``(z - 1) (z - mu) = lr rate ((1 + mu) z - mu)``: like plain descent at the learning rate
+        ``lr (1 - tau) / (1 - mu)`` where that is small.
 
         Args:
-            time: The time, rates times steps.
+            rate: Their growth rate, weight decay not counted, per unit of time.
 
         Returns:
-            Number of steps; inf where the rates are too small ever to get there.
+            ``ln z``.
+        """
+        push = self.lr * (rate - self.weight_decay)
+        if not self.momentum:
+            return math.log1p(push)
+        pull = push * (1 - self.dampening)
+        linear = 1 - self.momentum - (push * (1 + self.momentum) if self.nesterov else pull)
+        # x = z - 1 solves x^2 + linear x = pull.
+        return math.log1p(2 * pull / (linear + math.sqrt(linear**2 + 4 * pull)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Schedule:
+    """How an optimizer will move a block.
+
+    Attributes:
+        pieces: Numbers of steps and their paces, the last number infinite.
+    """
+
+    pieces: list[tuple[float, Pace]]
+
+    def steps_until(self, growth: float, rate: float) -> float:
+        """Steps from now until weights have grown.
+
+        Args:
+            growth: Logarithm of the factor by which they grow.
+            rate: Their growth rate under gradient flow, per unit of time, weight decay not counted.
+
+        Returns:
+            Number of steps; inf where they never do.
         """
         steps = 0.0
-        for count, rate in self.pieces:
-            if rate * count >= time:
-                return steps + (time / rate if rate > 0 else 0.0)
-            steps, time = steps + count, time - (rate * count if rate > 0 else 0.0)
+        for count, pace in self.pieces:
+            each = pace.log_growth(rate)
+            if each > 0 and each * count >= growth:
+                return steps + growth / each if steps + growth / each < _NEVER else math.inf
+            steps, growth = steps + count, growth - (each * count if each else 0.0)
         return math.inf
 
 
@@ -106,8 +145,8 @@ def weight_decay(trainer: Trainer, module: LightningModule, location: BlockLocat
     return max((float(group.get("weight_decay", 0.0)) for _, group in groups), default=0.0)
 
 
-def descent_pace(trainer: Trainer, module: LightningModule, location: BlockLocation) -> DescentPace:
-    """The plain gradient descent as which the optimizer moves a block: SGD, with momentum ``lr / (1 - mu)``.
+def schedule_of(trainer: Trainer, module: LightningModule, location: BlockLocation) -> Schedule:
+    """How the optimizer will move a block, if it is SGD.
 
     Args:
         trainer: The trainer.
@@ -115,7 +154,7 @@ def descent_pace(trainer: Trainer, module: LightningModule, location: BlockLocat
         location: The block.
 
     Returns:
-        The pace.
+        The schedule.
 
     Raises:
         NoForecast: If the optimizer is another one, or its future is not known.
@@ -130,11 +169,10 @@ def descent_pace(trainer: Trainer, module: LightningModule, location: BlockLocat
     optimizer, group = found[0]
     if not isinstance(optimizer, SGD) or group.get("maximize"):
         raise NoForecast(f"{type(optimizer).__name__} does not move like gradient descent; only SGD is forecast")
-    paces = [(_rate(group), float(group["weight_decay"])) for _, group in found]
-    if any(pace != paces[0] for pace in paces):
+    if any(_pace(other) != _pace(group) for _, other in found):
         raise NoForecast("the layers of the block are trained at different rates")
     index = next(i for i, one in enumerate(optimizer.param_groups) if one is group)
-    return DescentPace(*paces[0], list(_pieces(trainer, module, optimizer, index)))
+    return Schedule(list(_pieces(trainer, module, optimizer, index)))
 
 
 def check_unclipped(trainer: Trainer, block: ShallowBlock, data: SquaredData) -> None:
@@ -160,16 +198,15 @@ def check_unclipped(trainer: Trainer, block: ShallowBlock, data: SquaredData) ->
         raise NoForecast(f"gradients are clipped at {trainer.gradient_clip_val}")
 
 
-def _rate(group: dict[str, Any]) -> float:
-    """After many equal gradients each step is longer by ``(1 - dampening) / (1 - momentum)``."""
-    momentum = float(group["momentum"])
-    return float(group["lr"]) * ((1 - float(group["dampening"])) / (1 - momentum) if momentum else 1.0)
+def _pace(group: dict[str, Any]) -> Pace:
+    lr, decay, momentum, dampening = (float(group[name]) for name in Pace.__slots__[:4])
+    return Pace(lr, decay, momentum, dampening, bool(group["nesterov"]))
 
 
 def _pieces(
     trainer: Trainer, module: LightningModule, optimizer: Optimizer, index: int
-) -> Iterator[tuple[float, float]]:
-    """Numbers of steps at a rate, from a copy of the scheduler that is stepped ahead.
+) -> Iterator[tuple[float, Pace]]:
+    """Numbers of steps at a pace, from a copy of the scheduler that is stepped ahead.
 
     Raises:
         NoForecast: If the schedule is not known.
@@ -177,7 +214,7 @@ def _pieces(
     configs = trainer.lr_scheduler_configs
     stand_in = _stand_in(optimizer)
     if not configs:
-        yield math.inf, _rate(stand_in.param_groups[index])
+        yield math.inf, _pace(stand_in.param_groups[index])
         return
     if len(configs) > 1 or not module.automatic_optimization:
         raise NoForecast("the schedule of the learning rate is not the trainer's")
@@ -190,13 +227,13 @@ def _pieces(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its own optimizer, it says, has taken no step
         for _ in range(_AHEAD):
-            yield count, _rate(stand_in.param_groups[index])
+            yield count, _pace(stand_in.param_groups[index])
             try:
                 scheduler.step()
             except ValueError:  # OneCycleLR is over
                 break
             count = period
-    yield math.inf, _rate(stand_in.param_groups[index])
+    yield math.inf, _pace(stand_in.param_groups[index])
 
 
 def _stand_in(optimizer: Optimizer) -> Optimizer:

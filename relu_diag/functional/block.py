@@ -134,7 +134,8 @@ def rho(Z: Tensor, slopes: tuple[float, float], inplace: bool = False) -> Tensor
     if s_minus == 0:
         out, factor = relu(Z, inplace), s_plus
     elif s_plus == 0:
-        out, factor = Z.clamp_(max=0) if inplace else Z.clamp(max=0), s_minus
+        # Not clamp: its slope at 0 is 1 before torch 2.15 and 0 from there on.
+        out, factor = Z.sub_(relu(Z)) if inplace else Z - relu(Z), s_minus
     else:
         out, factor = leaky_relu(Z, s_minus / s_plus, inplace), s_plus
     if factor == 1:
