@@ -24,6 +24,10 @@ class LossStream:
     def __init__(self, monitor: str | None) -> None:
         self.monitor = monitor
         self._waiting: list[tuple[int, Tensor]] = []
+        # Mean loss and number of the batches since the last step.
+        self._open: Tensor | float = 0.0
+        self._batches = 0
+        self._steps = 0
         self._handed_out = -1
         self._by_step = False
         self._seen = False
@@ -35,7 +39,13 @@ class LossStream:
             Plain numbers.
         """
         waiting = [(step, float(loss)) for step, loss in self._waiting]
-        return {"waiting": waiting, "handed_out": self._handed_out, "by_step": self._by_step, "seen": self._seen}
+        return {
+            "waiting": waiting,
+            "open": (float(self._open), self._batches, self._steps),
+            "handed_out": self._handed_out,
+            "by_step": self._by_step,
+            "seen": self._seen,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the state of a checkpoint.
@@ -44,10 +54,11 @@ class LossStream:
             state: What `state_dict` returned.
         """
         self._waiting = [(step, torch.tensor(loss, dtype=torch.float64)) for step, loss in state["waiting"]]
+        self._open, self._batches, self._steps = state["open"]
         self._handed_out, self._by_step, self._seen = state["handed_out"], state["by_step"], state["seen"]
 
     def after_step(self, trainer: Trainer, module: LightningModule, outputs: Any) -> bool:
-        """Collect the loss of a batch.
+        """Collect the loss of a batch; batches that share a step make one loss, their mean.
 
         Args:
             trainer: The trainer.
@@ -61,7 +72,13 @@ class LossStream:
         loss = self._returned(trainer, module, outputs) if self.monitor is None else self._logged(trainer, True)
         if loss is not None:
             self._by_step = True
-            self._waiting.append((step, loss.detach()))
+            self._batches += 1
+            loss = loss.detach()
+            self._open = loss if self._batches == 1 else self._open + (loss - self._open) / self._batches
+        if trainer.global_step != self._steps and isinstance(self._open, Tensor):
+            self._waiting.append((step, self._open))
+            self._open, self._batches = 0.0, 0
+        self._steps = trainer.global_step
         return len(self._waiting) >= _TOGETHER or step - self._handed_out >= _TOGETHER
 
     def after_loop(self, trainer: Trainer) -> None:
