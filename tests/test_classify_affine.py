@@ -79,6 +79,34 @@ def test_saddles_of_every_level_with_every_company(n: int, slope: float, interce
         assert_close(verdict.neurons, inside)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_witnesses_are_no_rounding(seed: int) -> None:
+    """A direction of another neuron's, along which the loss is the same, is none, whatever the last bits say."""
+    torch.manual_seed(seed)
+    slope, intercept, n = 1.3, -0.4, 2 + 2 * (seed % 2)
+    far = 2.0 + 4 * float(torch.randn(()))
+    interval = (far, far + 0.2)
+    network = zigzag(n, slope, intercept, interval, copies=2)
+    w, _, h = touching(slope, 1)
+    network = network.with_neurons((w, -w * interval[int(w > 0)], 10 * h))
+    verdict = verdict_of(network, slope, intercept)
+    assert verdict.kind == "saddle"
+    assert verdict.direction is not None
+    assert verdict.direction.loss_change < -1e-3 * verdict.loss
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e3, 1e8])
+def test_witnesses_do_not_depend_on_how_a_neuron_shares_its_weight(scale: float) -> None:
+    torch.manual_seed(0)
+    network = zigzag(4, 1.3, -0.4, INTERVAL).with_neurons(inactive(), touching(1.3, -1))
+    for slopes, kind in (((0.0, 1.0), "saddle"), ((0.1, 1.0), "not stationary")):
+        scaled = replace(network, w=scale * network.w, b=scale * network.b, h=network.h / scale, slopes=slopes)
+        verdict = verdict_of(scaled, 1.3, -0.4)
+        assert verdict.kind == kind, verdict
+        assert verdict.direction is not None
+        assert verdict.direction.loss_change < -1e-2 * verdict.loss
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_verdicts_do_not_depend_on_the_scales_of_the_problem(seed: int) -> None:
     """Intervals from 0.01 to 10 at any place, slopes from 1e-3 to 1e3, weights from 1e-2 to 1e2."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import replace
 from itertools import pairwise
 
@@ -122,6 +123,16 @@ def test_descent_leaves_a_saddle_by_the_escape_factor(n: int) -> None:
         theta = theta - lr * F.generalised_gradient(replace(problem, w=w, b=b, h=h, c=theta[-1]))
     grown = (theta - saddle) @ found.direction / size
     assert_close(float(grown), found.escape_factor(lr) ** steps, rtol=1e-4, atol=0)
+
+
+def test_memory_grows_with_the_square_of_the_width() -> None:
+    """1,501 x 1,501 numbers from a few matrices of that size, not from a table of three neurons."""
+    torch.manual_seed(0)
+    problem = problem_of(zigzag(2, SLOPE, INTERCEPT, INTERVAL, copies=250))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    jacobian = F.generalised_jacobian(problem)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600_000
+    assert_close(jacobian, jacobian.T)
 
 
 def test_lemma_4_6_determinant_of_a_flat_semi_active_neuron() -> None:

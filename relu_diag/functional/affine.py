@@ -83,6 +83,13 @@ class AffineProblem:
         """Rows ``w``, ``b`` and ``h``, shape ``(3, I)``."""
         return torch.stack([self.w, self.b, self.h])
 
+    @property
+    def terms(self) -> float:
+        """The size of what is added up to the error: it is no more accurate than its terms."""
+        far = max(map(abs, self.interval))
+        terms = float(self.h.abs() @ (self.w.abs() * far + self.b.abs())) * max(map(abs, self.slopes))
+        return terms + abs(float(self.c)) + abs(self.intercept) + abs(self.slope) * far
+
 
 def affine_coefficients(target: Function1d, interval: Interval) -> tuple[float, float]:
     """Slope and intercept of a target that is affine on the interval.

@@ -11,8 +11,15 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.affine import AffineProblem, leakiness
-from relu_diag.functional.affine_witness import Step, degenerate_steps, relu_saddle_steps, see_affine_fall, unit_steps
-from relu_diag.functional.generalised_gradient import strictness
+from relu_diag.functional.affine_witness import (
+    Step,
+    bent_steps,
+    degenerate_steps,
+    relu_saddle_steps,
+    see_affine_fall,
+    steepest_steps,
+)
+from relu_diag.functional.generalised_gradient import generalised_jacobian
 from relu_diag.functional.interval import Interval
 from relu_diag.functional.levels import critical_levels
 from relu_diag.functional.neuron_types import NeuronTypes, neuron_types
@@ -118,10 +125,8 @@ def _relu_verdict(
     if n is None:
         reason = "the gradient is below tol, but the kinks do not form a level's zigzag: lower tol"
         return verdict("undecided", nobody, None, theorem=_PROPOSITION, reason=reason)
-    lowest = strictness(problem)
-    margins = {"level": float(n), "smallest eigenvalue": lowest.eigenvalue}
     known = partial(verdict, theorem=_PROPOSITION, reason=f"zigzag of level n = {n}")
-    return _saddle(problem, types.type_2_active, unit_steps(problem, lowest.direction), known, margins)
+    return _bent(problem, types.type_2_active, generalised_jacobian(problem), known, {"level": float(n)})
 
 
 def _leaky_verdict(
@@ -132,11 +137,16 @@ def _leaky_verdict(
     hessian: Any = torch.autograd.functional.hessian(  # type: ignore[no-untyped-call]
         lambda t: problem.loss(t[:-1].reshape(3, -1), t[-1]), theta
     )
-    values, vectors = torch.linalg.eigh(hessian)
     reason = "leaky units have no local minima but the global ones"
-    known = partial(verdict, theorem=_LEAKY, reason=reason)
-    margins = {"smallest eigenvalue": float(values[0])}
-    return _saddle(problem, ~types.degenerate, unit_steps(problem, vectors[:, 0]), known, margins)
+    return _bent(problem, ~types.degenerate, hessian, partial(verdict, theorem=_LEAKY, reason=reason), {})
+
+
+def _bent(
+    problem: AffineProblem, who: Tensor, hessian: Tensor, verdict: Callable[..., Verdict], margins: dict[str, float]
+) -> Verdict:
+    """A saddle with a negative eigenvalue."""
+    lowest = float(torch.linalg.eigvalsh((hessian + hessian.T) / 2)[0])
+    return _saddle(problem, who, bent_steps(problem, hessian), verdict, {**margins, "smallest eigenvalue": lowest})
 
 
 def _saddle(
@@ -160,7 +170,7 @@ def _descending(
     problem: AffineProblem, broken: Tensor, kinked: Tensor, gradient: Tensor, verdict: Callable[..., Verdict]
 ) -> Verdict:
     neurons = broken.nonzero().squeeze(1)
-    steps = [*unit_steps(problem, gradient), *degenerate_steps(problem, kinked)]
+    steps = [*steepest_steps(problem, gradient), *degenerate_steps(problem, kinked)]
     direction = see_affine_fall(problem, iter(steps))
     if direction is None:
         reason = "no fall above the rounding of the loss was seen; where w = b = 0 and h is not, there is no gradient"
@@ -187,20 +197,13 @@ def _tolerance(problem: AffineProblem, value: float, dtype: torch.dtype) -> floa
     least, eps = (1e-9 if dtype == torch.float64 else 1e-5), torch.finfo(dtype).eps
     A, B = problem.interval
     error = math.sqrt(value / (B - A))
-    rounding = _ROUNDED * eps * _terms(problem) / error if error > 0 else 0.0
+    rounding = _ROUNDED * eps * problem.terms / error if error > 0 else 0.0
     return max(least, min(rounding, _LOOSEST))
-
-
-def _terms(problem: AffineProblem) -> float:
-    """The size of what is added up to the error: it is no more accurate than its terms."""
-    far = max(map(abs, problem.interval))
-    terms = float(problem.h.abs() @ (problem.w.abs() * far + problem.b.abs())) * max(map(abs, problem.slopes))
-    return terms + abs(float(problem.c)) + abs(problem.intercept) + abs(problem.slope) * far
 
 
 def _is_zero(problem: AffineProblem, value: float, tol: float) -> bool:
     A, B = problem.interval
-    spread, terms = abs(problem.slope) * (B - A), _terms(problem)
+    spread, terms = abs(problem.slope) * (B - A), problem.terms
     size = spread if problem.slope else abs(problem.intercept) or terms
     # No tolerance takes a critical level for zero: the lowest has an error of spread / (sqrt(12) (I + 1)^2).
     width = len(problem.w) * (2 if problem.slopes[0] else 1)

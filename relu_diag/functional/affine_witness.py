@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -28,6 +29,9 @@ def see_affine_fall(problem: AffineProblem, steps: Iterator[Step]) -> Direction 
         The direction at unit length with step and fall, or None where none falls by more than its rounding.
     """
     now = problem.loss(problem.neurons, problem.c)
+    # Of the loss only as much is known as of the error, whose terms cancel.
+    mean_square = float(now) / (problem.interval[1] - problem.interval[0])
+    rounding = _ROUNDING * (1 + problem.terms / max(math.sqrt(mean_square), 1e-300)) * float(now)
     for neurons, bias in steps:
         length = float(torch.cat([neurons.flatten(), bias.reshape(1)]).norm())
         if length == 0:
@@ -41,25 +45,40 @@ def see_affine_fall(problem: AffineProblem, steps: Iterator[Step]) -> Direction 
             there = problem.loss(problem.neurons + t * dneurons, problem.c + t * dc)
             falls.append((float(there - now), t))
         change, step = min(falls)
-        if change < -_ROUNDING * float(now):
+        if change < -rounding:
             moved = bool(dc != 0)
             return Direction(torch.stack([dw, db], dim=1), dh[None], step, change, dc.reshape(1) if moved else None)
     return None
 
 
-def unit_steps(problem: AffineProblem, direction: Tensor) -> Iterator[Step]:
-    """A direction of all parameters, and its opposite, at unit length.
+def steepest_steps(problem: AffineProblem, gradient: Tensor) -> Iterator[Step]:
+    """The steepest direction where each neuron shares its weight evenly, and its opposite.
 
     Args:
         problem: Network and target.
-        direction: In the order ``w, b, h, c``, shape ``(3 I + 1,)``.
+        gradient: In the order ``w, b, h, c``, shape ``(3 I + 1,)``.
 
     Yields:
         Two directions.
     """
-    unit = direction / direction.norm().clamp_min(torch.finfo(direction.dtype).tiny)
-    for sign in (-1.0, 1.0):
-        yield sign * unit[:-1].reshape(3, -1), sign * unit[-1]
+    balance = _balance(problem)
+    steepest = balance * gradient
+    yield from _both_ways(balance * steepest / steepest.norm().clamp_min(torch.finfo(steepest.dtype).tiny))
+
+
+def bent_steps(problem: AffineProblem, hessian: Tensor) -> Iterator[Step]:
+    """The direction bent down most where each neuron shares its weight evenly, and its opposite.
+
+    Args:
+        problem: Network and target.
+        hessian: In the order ``w, b, h, c``, shape ``(3 I + 1, 3 I + 1)``.
+
+    Yields:
+        Two directions.
+    """
+    balance = _balance(problem)
+    vectors = torch.linalg.eigh(balance[:, None] * (hessian + hessian.T) / 2 * balance)[1]
+    yield from _both_ways(balance * vectors[:, 0])
 
 
 def relu_saddle_steps(problem: AffineProblem, idle: Tensor, drawn: Tensor) -> Iterator[Step]:
@@ -117,6 +136,21 @@ def degenerate_steps(problem: AffineProblem, degenerate: Tensor) -> Iterator[Ste
                 step[:2, j] = toward[k] * (scale / abs(h) if h else 1.0)
                 step[2, j] = -scale * pull[k].sign() if h == 0 else 0.0
                 yield step, problem.c.new_zeros(())
+
+
+def _balance(problem: AffineProblem) -> Tensor:
+    """The parameters over those of the same function whose input and output weights are alike, neuron by neuron."""
+    A, B = problem.interval
+    inputs, outputs = problem.w.abs() * max(abs(A), abs(B)) + problem.b.abs(), problem.h.abs()
+    alone = math.sqrt(abs(problem.slope) * (B - A)) or 1.0
+    inputs, outputs = (torch.where(size == 0, alone, size) for size in (inputs, outputs))
+    share = (inputs / outputs).sqrt()
+    return torch.cat([share, share, 1 / share, share.new_ones(1)])
+
+
+def _both_ways(direction: Tensor) -> Iterator[Step]:
+    for sign in (-1.0, 1.0):
+        yield sign * direction[:-1].reshape(3, -1), sign * direction[-1]
 
 
 def _pulls(problem: AffineProblem, toward: Tensor) -> Tensor:
