@@ -95,6 +95,17 @@ def test_leaky_units_need_no_threshold_but_living_neurons() -> None:
             F.convergence_threshold(2.0, (0.0, 3.0), 3, slopes)
 
 
+def test_leaky_units_have_critical_levels_of_their_own() -> None:
+    """A unit of slope ratio 1/4, its kink where the error has mean 0 on both sides: loss 1/108, not on the ladder."""
+    neuron = [torch.tensor([value], dtype=torch.float64, requires_grad=True) for value in (1.0, -2 / 3, 2.0, 0.5)]
+    loss = F.interval_l2_loss(*neuron, lambda x: x, (0.0, 1.0), slopes=(0.25, 1.0))
+    assert_close(float(loss.detach()), 1 / 108)
+    assert_close(torch.cat(torch.autograd.grad(loss, neuron)), torch.zeros(4).double(), rtol=0, atol=1e-15)
+    assert all(abs(108 * level - 1) > 0.5 for level in F.critical_levels(1.0, (0.0, 1.0), width=2).tolist())
+    w, b, h, c = (value.detach() for value in neuron)
+    assert F.classify_affine(w, b, h, c, 1.0, 0.0, (0.0, 1.0), slopes=(0.25, 1.0)).kind == "saddle"
+
+
 def test_leaky_map_keeps_the_function() -> None:
     network = random_network(0, 7)
     w, b, h, c = network.parameters

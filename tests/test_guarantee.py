@@ -115,9 +115,23 @@ def test_another_optimizer_breaks_an_assumption(tmp_path: Path) -> None:
 
 def test_leaky_units_need_no_threshold(tmp_path: Path) -> None:
     monitor = GuaranteeMonitor(every_n_steps=10)
-    fit(module(5, slopes=(0.1, 1.0)), monitor, tmp_path, 50)
+    trainer = fit(module(5, slopes=(0.1, 1.0)), monitor, tmp_path, 50)
     assert monitor.certain_from == 0
     assert "no neuron degenerates in the limit" in str(monitor)
+    assert monitor.level is None
+    assert "guarantee/level" not in trainer.callback_metrics
+
+
+@pytest.mark.parametrize("why", ["clipped", "no output bias", "frozen"])
+def test_what_the_theorems_do_not_know_makes_nothing_certain(why: str, tmp_path: Path) -> None:
+    net = module(5, slopes=(0.1, 1.0), output_bias=why != "no output bias")
+    net.net.hidden.bias.requires_grad_(why != "frozen")
+    monitor = GuaranteeMonitor(every_n_steps=10)
+    fit(net, monitor, tmp_path, 20, gradient_clip_val=1.0 if why == "clipped" else None)
+    assert monitor.certain_from is None
+    broken = [name for name, state in monitor.assumptions.items() if state == "broken"]
+    given = "the exact gradient of the integral loss" if why == "clipped" else "all weights and biases are trained"
+    assert broken == [given]
 
 
 def test_figures_scalars_and_text_reach_the_loggers(tmp_path: Path) -> None:

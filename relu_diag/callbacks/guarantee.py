@@ -29,6 +29,7 @@ from relu_diag.losses import IntervalL2Loss
 
 _PREFIX = "guarantee/"
 _MOST_MOMENTS = 4096
+_ALL_TRAINED = "all weights and biases are trained"
 # A rise by so much of the threshold is no rounding.
 _RISE = 1e-6
 
@@ -41,11 +42,11 @@ class GuaranteeMonitor(Callback):
     checked is checked, and where the loss rises again the certainty starts anew.
 
     Logged to every logger at each look and put into ``trainer.callback_metrics``, prefix ``guarantee/``: ``loss``;
-    ``threshold_ratio``, the loss over the threshold, certain below 1; ``certain``, 1 or 0; ``level``, the number ``n``
-    of the critical level next to the loss, and ``level_ratio``, the loss over that level's; ``invariant_drift``, the
-    largest change of ``w^2 + b^2 - h^2`` since the first look; ``smallest_invariant``, above 0 where no neuron can
-    degenerate under gradient flow; ``lojasiewicz``, the rate at which gradient flow would lower the loss now. At the
-    end the figures ``ladder`` and ``function``.
+    ``threshold_ratio``, the loss over the threshold, certain below 1; ``certain``, 1 or 0; for ReLU units ``level``,
+    the number ``n`` of the critical level next to the loss, and ``level_ratio``, the loss over that level's;
+    ``invariant_drift``, the largest change of ``w^2 + b^2 - h^2`` since the first look; ``smallest_invariant``, above 0
+    where no neuron can degenerate under gradient flow; ``lojasiewicz``, the rate at which gradient flow would lower the
+    loss now. At the end the figures ``ladder`` and ``function``.
 
     Source: Cheridito et al., Theorem 1.2, Propositions 4.5 and 4.8.
 
@@ -56,7 +57,7 @@ class GuaranteeMonitor(Callback):
         guarantee: Threshold, statement and theorem, `Guarantee`, or None before the first look.
         assumptions: What it stands on: "holds" and "broken" were checked, "assumed" cannot be.
         certain_from: Step from which the end is certain, or None.
-        level: The critical level next to the loss, `CriticalLevel`, or None before the first look.
+        level: The critical level next to the loss, `CriticalLevel`; None before the first look, and for leaky units.
         steps: Steps of the looks, thinned out in long runs.
         losses: Losses there.
 
@@ -132,15 +133,15 @@ class GuaranteeMonitor(Callback):
             raise MisconfigurationException(f"GuaranteeMonitor: {error}") from error
         if self._affine[0] == 0:
             raise MisconfigurationException("The target is constant: every critical point is a global minimum already.")
-        plain = all(_is_plain(optimizer) for optimizer in trainer.optimizers)
+        plain = all(_is_plain(optimizer) for optimizer in trainer.optimizers) and not trainer.gradient_clip_val
         checked = {
             "the target is affine and not constant": True,
             "the exact gradient of the integral loss": plain and not trainer.lr_scheduler_configs,
+            _ALL_TRAINED: _all_trained(self._location, pl_module),
         }
-        states = {name: checked.get(name) for name in self.guarantee.assumptions}
+        names = (*self.guarantee.assumptions, _ALL_TRAINED, "the loss goes on falling")
         words = {True: "holds", False: "broken", None: "assumed"}
-        self.assumptions = {name: words[state] for name, state in states.items()}
-        self.assumptions["the loss goes on falling"] = "assumed"
+        self.assumptions = {name: words[checked.get(name)] for name in names}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Look, where a look is due. The weights are those of the step that is about to be made.
@@ -199,8 +200,10 @@ class GuaranteeMonitor(Callback):
         now = invariant(problem.w, problem.b, problem.h)
         if self._first_invariant is None or self._first_invariant.shape != now.shape:
             self._first_invariant = now
-        width = len(problem.w) * (2 if problem.slopes[0] else 1)
-        self.level = nearest_level(loss, problem.slope, problem.interval, width)
+        scalars = {}
+        if problem.slopes[0] == 0:
+            self.level = nearest_level(loss, problem.slope, problem.interval, len(problem.w))
+            scalars = {"level": float(self.level.n), "level_ratio": self.level.ratio}
         self._report.log_scalars(
             trainer,
             step,
@@ -208,8 +211,7 @@ class GuaranteeMonitor(Callback):
                 "loss": loss,
                 "threshold_ratio": loss / self.guarantee.threshold,
                 "certain": float(self.certain_from is not None),
-                "level": float(self.level.n),
-                "level_ratio": self.level.ratio,
+                **scalars,
                 "invariant_drift": float((now - self._first_invariant.to(now)).abs().max()),
                 "smallest_invariant": float(now.min()),
                 "lojasiewicz": ratio,
@@ -240,6 +242,15 @@ def _loss_of(module: LightningModule) -> IntervalL2Loss:
             f"{type(module).__name__} has {type(loss).__name__}. The theorems say nothing about samples."
         )
     return loss
+
+
+def _all_trained(location: BlockLocation, module: LightningModule) -> bool:
+    """The theorems are about networks with both biases: without one there are other critical points."""
+    return all(
+        parameter is not None and parameter.requires_grad
+        for layer in location.linears(module)
+        for parameter in (layer.weight, layer.bias)
+    )
 
 
 def _is_plain(optimizer: Any) -> bool:

@@ -87,6 +87,8 @@ def ladder_figure(
 ) -> Figure:
     """The loss on its way down the ladder of critical levels, with the threshold below which the end is certain.
 
+    Leaky units have neither: the loss is drawn alone.
+
     Source: Cheridito et al., Proposition 4.5 and Theorem 1.2.
 
     Args:
@@ -101,7 +103,8 @@ def ladder_figure(
     """
     figure = Figure(figsize=(6.0, 4.0), layout="constrained")
     ax = figure.subplots()
-    levels = to_numpy(critical_levels(problem.slope, problem.interval, len(problem.w)))
+    relu = problem.slopes[0] == 0
+    levels = to_numpy(critical_levels(problem.slope, problem.interval, len(problem.w))) if relu else ()
     for k, level in enumerate(levels):
         ax.axhline(level, color=GREY, linewidth=0.6)
         if k < 6 or k == len(levels) - 1:

@@ -16,14 +16,15 @@ def critical_levels(slope: float, interval: Interval, width: int) -> Tensor:
     """The values the loss can take at critical points that are no global minimum.
 
     ``L_n = slope^2 (B - A)^3 / (12 (n + 1)^4)`` for ``n = 0, 2, 4, ... <= width``; at level ``n`` the network zigzags
-    around the target with ``n`` kinks.
+    around the target with ``n`` kinks. Leaky units have other levels: a point that is critical for them need not be
+    critical for the ReLU network of twice the width, which has more directions to go.
 
     Source: Cheridito et al., Proposition 4.5.
 
     Args:
         slope: Slope of the affine target.
         interval: ``(A, B)``.
-        width: Number of ReLU neurons (twice that of leaky ones, `leaky_as_relu`).
+        width: Number of ReLU neurons.
 
     Returns:
         Losses, entry ``k`` for ``n = 2 k``, float64, shape ``(width // 2 + 1,)``.
