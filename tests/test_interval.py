@@ -143,6 +143,20 @@ def test_small_dtypes_are_computed_in_float64(dtype: torch.dtype) -> None:
     assert_close(found, F.interval_l2_loss(*(v.double() for v in parameters), torch.sin, (-1.0, 2.0)).float())
 
 
+def test_the_output_bias_of_a_layer_is_added_in_float64() -> None:
+    """``linear.bias`` is a vector of one float32; a network near its target loses all digits of the loss with it."""
+    torch.manual_seed(0)
+    w, b, h = torch.randn(3, 50)
+    w, h = w.abs(), h.abs()
+    c = torch.tensor([0.1])
+    exact = [value.double() for value in (w, b, h, c)]
+    target = lambda x: 1e-6 * x + torch.relu(x[:, None] * exact[0] + exact[1]) @ exact[2] + exact[3]  # noqa: E731
+    kinks = F.IntervalTarget(target, breakpoints=(-exact[1] / exact[0]).tolist())
+    found = F.interval_l2_loss(w, b, h, c, kinks, (-1.0, 2.0))
+    assert_close(found, F.interval_l2_loss(*exact, kinks, (-1.0, 2.0)).float())
+    assert_close(float(found), 3e-12, rtol=1e-6, atol=0)
+
+
 def test_memory_grows_with_the_neurons_only() -> None:
     """A million neurons: no saved tensor is larger than the number of pieces."""
     saved: list[int] = []
@@ -186,6 +200,10 @@ def test_parameters_that_do_not_fit_are_refused() -> None:
         F.interval_l2_loss(one, one, one * math.nan, 0.0, torch.sin, (0.0, 1.0))
     with pytest.raises(ValueError, match=r"`c` must be one number; got shape \(2,\)"):
         F.interval_l2_loss(one, one, one, two, torch.sin, (0.0, 1.0))
+    with pytest.raises(ValueError, match="`c` must be finite; got nan"):
+        F.interval_l2_loss(one, one, one, math.nan, torch.sin, (0.0, 1.0))
+    with pytest.raises(TypeError, match=r"`w` must be a torch.Tensor; got ndarray"):
+        F.interval_l2_loss(one.numpy(), one, one, 0.0, torch.sin, (0.0, 1.0))
     with pytest.raises(ValueError, match="`slopes` must differ"):
         F.interval_l2_loss(one, one, one, 0.0, torch.sin, (0.0, 1.0), (1.0, 1.0))
     for options, message in (({"order": 0}, "`order` must be"), ({"breakpoints": (math.nan,)}, "`breakpoints` must")):

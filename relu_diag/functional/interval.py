@@ -25,8 +25,8 @@ class IntervalTarget:
     """A target on an interval, and how it is integrated.
 
     A piece between two breakpoints gets ``order`` Gauss-Legendre nodes, exact for polynomials up to degree
-    ``order - 1``. ``cells`` equal cells cut the pieces further, so that a smooth target is met to rounding also where
-    the network has few breakpoints: 8 nodes in 32 cells resolve 20 oscillations.
+    ``order - 1`` from two nodes on. ``cells`` equal cells cut the pieces further, so that a smooth target is met to
+    rounding also where the network has few breakpoints: 8 nodes in 32 cells resolve 20 oscillations.
 
     Attributes:
         function: Vectorised: nodes ``(n,)``, float64, to values ``(n,)``. It is never differentiated.
@@ -54,6 +54,7 @@ class IntervalTarget:
         for name, value in (("function", self.function), ("density", self.density)):
             if not (callable(value) or (name == "density" and value is None)):
                 raise TypeError(f"`{name}` must be a function of a tensor of nodes; got {type(value).__name__}.")
+        object.__setattr__(self, "breakpoints", tuple(float(t) for t in self.breakpoints))
         if not all(math.isfinite(t) for t in self.breakpoints):
             raise ValueError(f"`breakpoints` must be finite; got {self.breakpoints!r}.")
         for name, count in (("order", self.order), ("cells", self.cells)):
@@ -90,7 +91,8 @@ def interval_l2_loss(
     """The integral of ``(N(x) - f(x))^2`` over the interval, exact, in ``O(I log I)`` and ``O(I)`` memory.
 
     Gradients are exact, and so are second derivatives wherever they exist: the breakpoints stay attached. Everything
-    is computed in float64 on the parameters' device, and on a GPU the host never waits.
+    is computed in float64 on the parameters' device. What does not fit or is not finite is refused; only a GPU's values
+    are not read, so that the host never waits: there a NaN shows in the loss.
 
     Source: Cheridito et al., equation 3.
 
@@ -106,10 +108,6 @@ def interval_l2_loss(
     Returns:
         Scalar, in the dtype of ``w`` (float32 at least).
 
-    Raises:
-        ValueError: If ``c`` is not one number. The network, the interval and the target are checked too; a GPU's values
-            are not read, there a NaN shows in the loss.
-
     Example:
         >>> one = torch.ones(1, dtype=torch.float64)
         >>> interval_l2_loss(one, 0 * one, one, 0.0, torch.zeros_like, (-1.0, 3.0))  # the integral of max(x, 0)^2
@@ -118,8 +116,7 @@ def interval_l2_loss(
     given = target if isinstance(target, IntervalTarget) else IntervalTarget(target)
     check_slopes(slopes)
     check_network(w, b, h)
-    if isinstance(c, Tensor) and c.numel() != 1:
-        raise ValueError(f"`c` must be one number; got shape {tuple(c.shape)}.")
+    _check_one_number(c)
     cuts = _cuts(given.cells, given.breakpoints, check_interval(interval), w.device)
     pieces = network_pieces(w, b, h, c, interval, slopes, cuts)
     rule = PieceRule(given.function, given.density, given.order, pieces.origin)
@@ -157,6 +154,8 @@ def network_pieces(
     """
     (A, B), (s_minus, s_plus) = interval, slopes
     w, b, h = w.double(), b.double(), h.double()
+    # A layer's bias is a vector of one number: in float32 it would pull down to float32 what it is added to.
+    c = c.double().reshape(()) if isinstance(c, Tensor) else c
     middle = (A + B) / 2
     at_A, at_B = w * A + b, w * B + b
     crosses = ((at_A < 0) & (at_B > 0)) | ((at_A > 0) & (at_B < 0))
@@ -210,13 +209,26 @@ def check_network(w: Tensor, b: Tensor, h: Tensor) -> None:
     """
     for name, value in (("w", w), ("b", b), ("h", h)):
         # Reading a value on a GPU would make the host wait at every step.
-        check_values(name, value if value.device.type == "cpu" else value.detach().to("meta"))
+        check_values(name, value.detach().to("meta") if _is_elsewhere(value) else value)
         if value.ndim != 1 or not len(value) or value.shape != w.shape:
             raise ValueError(
                 f"`{name}` must be a vector with one entry per neuron, as w {tuple(w.shape)}; "
                 f"got {tuple(value.shape)}. Pass linear.weight.flatten()."
             )
         check_together(name, value, "w", w)
+
+
+def _check_one_number(c: Tensor | float) -> None:
+    if isinstance(c, Tensor):
+        if c.numel() != 1:
+            raise ValueError(f"`c` must be one number; got shape {tuple(c.shape)}.")
+        check_values("c", c.detach().to("meta") if _is_elsewhere(c) else c)
+    elif not math.isfinite(c):
+        raise ValueError(f"`c` must be finite; got {c!r}.")
+
+
+def _is_elsewhere(value: object) -> bool:
+    return isinstance(value, Tensor) and value.device.type != "cpu"
 
 
 @lru_cache(maxsize=64)
