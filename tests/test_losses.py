@@ -99,6 +99,18 @@ def test_nodes_are_fresh_or_fixed_and_numbered() -> None:
     assert MonteCarloLoss(fixed.target, [(0, 1)] * 3, samples=32, seed=1)(model) != first
 
 
+@pytest.mark.parametrize("sampler", ["sobol", "iid"])
+def test_seeds_numbers_and_purposes_have_nodes_of_their_own(sampler: Any) -> None:
+    """A CPU generator reads 32 bits of its seed: all that tells nodes apart must be in them."""
+    like = torch.ones(1, dtype=torch.float64)
+    drawn = []
+    for seed in (0, 1, 2, 2**24, 2**31, 2**40):
+        loss = MonteCarloLoss(torch.sin, INTERVAL, samples=8, sampler=sampler, seed=seed)
+        drawn += [loss._draw(like, *key)[0] for key in ((0, 0), (0, 1), (1, 0), (1, 1), (0, 1, 1))]
+        assert torch.equal(loss.nodes(nn.Linear(1, 1).double())[0], drawn[-5])
+    assert len({tuple(X.flatten().tolist()) for X in drawn}) == len(drawn)
+
+
 def test_the_global_generator_is_left_alone() -> None:
     model, scalar = net(inputs=2), net()
     before = torch.get_rng_state()
@@ -182,6 +194,7 @@ def outputs_two(x: Tensor) -> Tensor:
         (lambda: QuadratureLoss(lambda X: X.tolist(), (0, 1)), TypeError, "`target` must return a torch.Tensor"),
         (lambda: QuadratureLoss(torch.sin, [(0, 1)] * 12), ValueError, "draw Sobol points: MonteCarloLoss"),
         (lambda: MonteCarloLoss(torch.sin, (0, 1), samples=1), ValueError, "`samples` must be at least 2"),
+        (lambda: MonteCarloLoss(torch.sin, (0, 1), seed=-1), ValueError, "`seed` must be at least 0; got -1"),
         (lambda: MonteCarloLoss(torch.sin, (0, 1), sampler="halton"), ValueError, "`sampler` must be 'sobol' or 'iid'"),
     ],
 )

@@ -127,18 +127,24 @@ def test_weighted_nodes_are_judged_as_the_integral(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_resumed_runs_draw_the_nodes_of_uninterrupted_ones(tmp_path: Path) -> None:
-    def module() -> PopulationRegression:
-        return PopulationRegression(MonteCarloLoss(Teacher(2, 2), [(0, 1)] * 2, samples=16), width=4, lr=0.1)
+    def loss() -> MonteCarloLoss:
+        return MonteCarloLoss(Teacher(2, 2), [(0, 1)] * 2, samples=16)
 
-    whole = module()
-    trainer(tmp_path, 20).fit(whole, PopulationNodes(10))
-    checkpoint = ModelCheckpoint(tmp_path, filename="half")
-    trainer(tmp_path, 10, callbacks=[checkpoint], enable_checkpointing=True).fit(module(), PopulationNodes(10))
-    resumed = module()
-    trainer(tmp_path, 20, callbacks=[checkpoint], enable_checkpointing=True).fit(
-        resumed, PopulationNodes(10), ckpt_path=tmp_path / "half.ckpt", weights_only=True
-    )
+    def fit(module: PopulationRegression, steps: int, accumulate: int = 1, **options: Any) -> Path:
+        checkpoint = ModelCheckpoint(tmp_path, filename=f"{steps} of {accumulate}")
+        saved = {"enable_checkpointing": True, "accumulate_grad_batches": accumulate}
+        trainer(tmp_path, steps, callbacks=[checkpoint], **saved).fit(
+            module, PopulationNodes(10 * accumulate), **options
+        )
+        return Path(checkpoint.best_model_path)
+
+    whole, half, resumed = (PopulationRegression(loss(), width=4, lr=0.1) for _ in range(3))
+    fit(whole, 20)
+    fit(resumed, 20, ckpt_path=fit(half, 10), weights_only=True)
     assert_close(list(resumed.parameters()), list(whole.parameters()), rtol=0, atol=0)
+    twice = fit(half, 10, accumulate=2)
+    loaded = PopulationRegression.load_from_checkpoint(twice, loss=loss(), weights_only=True)
+    assert loaded.loss.draws == 20
 
 
 def test_a_teacher_is_the_same_for_everyone_and_leaves_the_generator_alone() -> None:

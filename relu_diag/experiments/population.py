@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from relu_diag.losses import IntegralLoss, MonteCarloLoss
 from relu_diag.nn import ShallowNet, small_init_
 
+_DRAWS = "monte_carlo_draws"
+
 
 class PopulationRegression(LightningModule):
     """A shallow network trained on a loss that is an integral over its inputs.
@@ -23,7 +25,8 @@ class PopulationRegression(LightningModule):
     fixed nodes through `batch_loss`. Logs ``train_loss``, and as often as the Trainer logs, ``train_loss_error``, the
     estimated error of that loss.
 
-    A checkpoint holds the network and the numbers below, not the loss: ``load_from_checkpoint(path, loss=...)``.
+    A checkpoint holds the network, the numbers below and where random nodes are, not the loss:
+    ``load_from_checkpoint(path, loss=...)``.
 
     Args:
         loss: The loss; it tells the number of inputs.
@@ -96,9 +99,27 @@ class PopulationRegression(LightningModule):
         return loss
 
     def on_train_start(self) -> None:
-        """Go on with the nodes where a resumed run was."""
+        """Start with the first nodes, unless the run goes on."""
+        if isinstance(self.loss, MonteCarloLoss) and self.global_step == 0:
+            self.loss.draws = 0
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep where the nodes are.
+
+        Args:
+            checkpoint: Changed in place.
+        """
         if isinstance(self.loss, MonteCarloLoss):
-            self.loss.draws = self.global_step
+            checkpoint[_DRAWS] = self.loss.draws
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the nodes where the run was.
+
+        Args:
+            checkpoint: What `on_save_checkpoint` was given.
+        """
+        if isinstance(self.loss, MonteCarloLoss):
+            self.loss.draws = checkpoint.get(_DRAWS, 0)
 
     def training_step(self, batch: Any) -> Tensor:
         """The loss of the network.

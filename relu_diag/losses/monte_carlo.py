@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from relu_diag.functional.nodes import Domain, as_domain, random_shift, sobol_points
 from relu_diag.losses.integral import (
@@ -21,8 +22,8 @@ from relu_diag.losses.integral import (
 )
 
 _REPLICATES = 8
-# Nodes of error estimates are numbered from here on, so that estimating changes no nodes of the loss.
-_APART = 2**40
+# Nodes of error estimates are apart from those of the loss.
+_OF_LOSS, _OF_ERROR = 0, 1
 
 
 class MonteCarloLoss(IntegralLoss):
@@ -37,10 +38,11 @@ class MonteCarloLoss(IntegralLoss):
         seed: Of the nodes. torch's global generators are left alone.
 
     Attributes:
-        draws: How many sets of nodes were drawn. The nodes are a function of seed and number: set it to go back.
+        draws: How many sets of nodes were drawn. The nodes are a function of seed, number and (fresh ones) the rank in
+            a distributed run: set it to go back.
 
     Raises:
-        ValueError: If the number of samples is not positive, or the sampler unknown.
+        ValueError: If there are less than two samples, the seed is negative, or the sampler unknown.
 
     Example:
         >>> loss = MonteCarloLoss(lambda x: x.norm(dim=1), domain=[(-1, 1)] * 10, samples=256)
@@ -63,9 +65,11 @@ class MonteCarloLoss(IntegralLoss):
             raise ValueError(f"`samples` must be at least 2; got {samples!r}.")
         if sampler not in {"sobol", "iid"}:
             raise ValueError(f"`sampler` must be 'sobol' or 'iid'; got {sampler!r}.")
+        if seed < 0:
+            raise ValueError(f"`seed` must be at least 0; got {seed!r}.")
         self.target, self.samples, self.sampler, self.fresh, self.seed = target, samples, sampler, fresh, seed
         self.draws = 0
-        self._draw(torch.empty(0, dtype=torch.float64), number=0)  # a target without values is found here
+        self._draw(torch.empty(0, dtype=torch.float64))  # a target without values is found here
 
     def forward(self, model: nn.Module) -> Tensor:
         """The loss of a model on the next nodes, differentiable.
@@ -78,7 +82,8 @@ class MonteCarloLoss(IntegralLoss):
         """
         if self.fresh:
             self.draws += 1
-        out: Tensor = weighted_squares(model, *self._draw(first_parameter(model), self.draws)).mean()
+        nodes = self._draw(first_parameter(model), _OF_LOSS, self.draws, _rank() if self.fresh else 0)
+        out: Tensor = weighted_squares(model, *nodes).mean()
         return out
 
     def error(self, model: nn.Module) -> Tensor:
@@ -93,8 +98,8 @@ class MonteCarloLoss(IntegralLoss):
         like = first_parameter(model)
         with torch.no_grad():
             if self.sampler == "iid":
-                return weighted_squares(model, *self._draw(like, _APART)).std() / math.sqrt(self.samples)
-            draws = [weighted_squares(model, *self._draw(like, _APART + k)).mean() for k in range(_REPLICATES)]
+                return weighted_squares(model, *self._draw(like, _OF_ERROR)).std() / math.sqrt(self.samples)
+            draws = [weighted_squares(model, *self._draw(like, _OF_ERROR, k)).mean() for k in range(_REPLICATES)]
             return torch.stack(draws).std()
 
     def nodes(self, model: nn.Module) -> NodeSet:
@@ -106,10 +111,12 @@ class MonteCarloLoss(IntegralLoss):
         Returns:
             Inputs, targets and weights.
         """
-        return self._draw(first_parameter(model), number=0)
+        return self._draw(first_parameter(model))
 
-    def _draw(self, like: Tensor, number: int) -> NodeSet:
-        generator = torch.Generator(like.device).manual_seed(self.seed * _APART + number)
+    def _draw(self, like: Tensor, purpose: int = _OF_LOSS, number: int = 0, rank: int = 0) -> NodeSet:
+        # torch's generator on a CPU reads 32 bits of its seed: all that tells draws apart must be mixed into them.
+        mixed = np.random.SeedSequence(self.seed, spawn_key=(purpose, number, rank)).generate_state(1)
+        generator = torch.Generator(like.device).manual_seed(int(mixed[0]))
         d = self.domain.dimension
         if self.sampler == "sobol":
             u = sobol_points(self.samples, d, random_shift(d, generator), self.seed)
@@ -119,3 +126,8 @@ class MonteCarloLoss(IntegralLoss):
         X = self.domain.place(u).to(like.dtype)
         weight = torch.full((self.samples,), self.domain.volume, device=like.device, dtype=wide_dtype(like))
         return X, targets_at(self.target, self.domain, X), weight
+
+
+def _rank() -> int:
+    """Processes that add up their gradients have nodes of their own."""
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
