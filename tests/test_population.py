@@ -11,6 +11,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
 from torch.testing import assert_close
 
 from relu_diag import functional as F
@@ -145,6 +146,25 @@ def test_resumed_runs_draw_the_nodes_of_uninterrupted_ones(tmp_path: Path) -> No
     twice = fit(half, 10, accumulate=2)
     loaded = PopulationRegression.load_from_checkpoint(twice, loss=loss(), weights_only=True)
     assert loaded.loss.draws == 20
+
+
+class OwnLosses(PopulationRegression):
+    """Writes down the losses of its process."""
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        with (Path(self.trainer.default_root_dir) / f"rank {self.global_rank}").open("a") as file:
+            file.write(f"{float(outputs['loss'])!r}\n")
+
+
+@pytest.mark.slow
+def test_two_processes_draw_their_own_nodes_and_do_every_step(tmp_path: Path) -> None:
+    loss = MonteCarloLoss(Teacher(2, 2), [(0, 1)] * 2, samples=16)
+    module, monitor = OwnLosses(loss, width=4, lr=0.1), LandscapeMonitor(every_n_steps=5)
+    strategy = DDPStrategy(start_method="fork", process_group_backend="gloo")
+    trainer(tmp_path, 10, strategy=strategy, devices=2, callbacks=[monitor]).fit(module, PopulationNodes(10))
+    first, second = ((tmp_path / f"rank {rank}").read_text().split() for rank in range(2))
+    assert len(first) == len(second) == 10
+    assert not set(first) & set(second)
 
 
 def test_a_teacher_is_the_same_for_everyone_and_leaves_the_generator_alone() -> None:

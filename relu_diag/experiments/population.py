@@ -174,24 +174,28 @@ class PopulationNodes(LightningDataModule):
         Raises:
             MisconfigurationException: If the module that is trained has no integral loss.
         """
-        module = None if self.trainer is None else self.trainer.lightning_module
+        trainer = self.trainer
+        module = None if trainer is None else trainer.lightning_module
         loss = getattr(module, "loss", None)
-        if not isinstance(module, LightningModule) or not isinstance(loss, IntegralLoss):
+        if trainer is None or not isinstance(module, LightningModule) or not isinstance(loss, IntegralLoss):
             raise MisconfigurationException(
                 "PopulationNodes takes its nodes from the module's integral loss, `module.loss`; got "
                 f"{type(module).__name__}. Fit a PopulationRegression with it."
             )
-        return DataLoader(_WholeBatch(loss.nodes(module)), batch_size=None, sampler=[0] * self.steps_per_epoch)
+        # Lightning deals the items and the steps out to the ranks; each is to have all nodes and every step.
+        ranks = trainer.world_size
+        batches = _WholeBatch(loss.nodes(module), ranks)
+        return DataLoader(batches, batch_size=None, sampler=[0] * (self.steps_per_epoch * ranks))
 
 
 class _WholeBatch(Dataset[tuple[Tensor, ...]]):
-    """A data set of one item, a whole batch on the device that uses it."""
+    """A data set whose items are all the same whole batch, on the device that uses it."""
 
-    def __init__(self, batch: tuple[Tensor, ...]) -> None:
-        self.batch = batch
+    def __init__(self, batch: tuple[Tensor, ...], count: int) -> None:
+        self.batch, self.count = batch, count
 
     def __len__(self) -> int:
-        return 1
+        return self.count
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         return self.batch
