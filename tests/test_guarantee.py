@@ -122,16 +122,24 @@ def test_leaky_units_need_no_threshold(tmp_path: Path) -> None:
     assert "guarantee/level" not in trainer.callback_metrics
 
 
-@pytest.mark.parametrize("why", ["clipped", "no output bias", "frozen"])
+class TwoRates(PopulationRegression):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        rates = {self.net.hidden: 0.1, self.net.output: 0.2}
+        return torch.optim.SGD([{"params": layer.parameters(), "lr": lr} for layer, lr in rates.items()])
+
+
+@pytest.mark.parametrize("why", ["clipped", "two rates", "no output bias", "frozen"])
 def test_what_the_theorems_do_not_know_makes_nothing_certain(why: str, tmp_path: Path) -> None:
-    net = module(5, slopes=(0.1, 1.0), output_bias=why != "no output bias")
+    kind = TwoRates if why == "two rates" else PopulationRegression
+    loss = IntervalL2Loss(Affine(), INTERVAL)
+    net = kind(loss, width=5, slopes=(0.1, 1.0), output_bias=why != "no output bias", lr=0.1)
     net.net.hidden.bias.requires_grad_(why != "frozen")
     monitor = GuaranteeMonitor(every_n_steps=10)
     fit(net, monitor, tmp_path, 20, gradient_clip_val=1.0 if why == "clipped" else None)
     assert monitor.certain_from is None
     broken = [name for name, state in monitor.assumptions.items() if state == "broken"]
-    given = "the exact gradient of the integral loss" if why == "clipped" else "all weights and biases are trained"
-    assert broken == [given]
+    untrained = why in {"no output bias", "frozen"}
+    assert broken == ["all weights and biases are trained" if untrained else "the exact gradient of the integral loss"]
 
 
 def test_figures_scalars_and_text_reach_the_loggers(tmp_path: Path) -> None:

@@ -164,6 +164,14 @@ def test_small_dtypes_train(dtype: torch.dtype) -> None:
         assert all(torch.isfinite(g).all() for g in torch.autograd.grad(value, list(model.parameters())))
 
 
+def test_the_exact_loss_is_exact_in_mixed_precision() -> None:
+    """Also where it sees the model for the first time, and the model's own outputs are those of bfloat16."""
+    model = net().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = IntervalL2Loss(torch.sin, INTERVAL)(model)
+    assert_close(found, IntervalL2Loss(torch.sin, INTERVAL)(model), rtol=0, atol=0)
+
+
 class Squeezed(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -211,6 +219,10 @@ def test_what_cannot_be_integrated_is_refused_at_once(make: Any, error: type[Exc
         (nn.Sequential(nn.Linear(1, 3), nn.PReLU(), nn.Linear(3, 1)), "The slope of '1' is trained"),
         (nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 1), nn.Tanh()), "computes more than its block 0 -> 2"),
         (nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1)), "No Linear -> ReLU-like -> Linear block"),
+        (
+            nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1)),
+            "Monte.* take any model",
+        ),
         (nn.ReLU(), "has no floating-point parameter"),
     ],
 )

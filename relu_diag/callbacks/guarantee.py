@@ -134,9 +134,10 @@ class GuaranteeMonitor(Callback):
         if self._affine[0] == 0:
             raise MisconfigurationException("The target is constant: every critical point is a global minimum already.")
         plain = all(_is_plain(optimizer) for optimizer in trainer.optimizers) and not trainer.gradient_clip_val
+        one_rate = len({group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups}) == 1
         checked = {
             "the target is affine and not constant": True,
-            "the exact gradient of the integral loss": plain and not trainer.lr_scheduler_configs,
+            "the exact gradient of the integral loss": plain and one_rate and not trainer.lr_scheduler_configs,
             _ALL_TRAINED: _all_trained(self._location, pl_module),
         }
         names = (*self.guarantee.assumptions, _ALL_TRAINED, "the loss goes on falling")

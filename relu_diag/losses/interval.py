@@ -109,16 +109,19 @@ class IntervalL2Loss(IntegralLoss):
         )
 
     def _located(self, model: nn.Module) -> BlockLocation:
-        A, B = self.interval
+        (A, B), cure = self.interval, "QuadratureLoss and MonteCarloLoss take any model."
         x = torch.linspace(A, B, 33, dtype=torch.float64)[:, None].to(first_parameter(model))
-        location = choose_block(model, example=x)
-        cure = "QuadratureLoss and MonteCarloLoss take any model."
+        try:
+            location = choose_block(model, example=x)
+        except ValueError as error:
+            raise ValueError(f"IntervalL2Loss needs a model that is one block of one input. {error} {cure}") from error
         if location.prelu is not None:
             raise ValueError(f"The slope of {location.prelu!r} is trained, which the exact loss does not see. {cure}")
         hidden, output = location.linears(model)
         if hidden.in_features != 1 or output.out_features != 1:
             raise ValueError(f"The exact loss needs one input and one output; got block {location} of {model}. {cure}")
-        with undisturbed(model), torch.no_grad():
+        # In mixed precision the model's own outputs are too coarse to tell it from its block.
+        with undisturbed(model), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             found, ones = model(x).reshape(len(x), -1), torch.ones_like(x)
             b = torch.zeros_like(hidden.weight) if hidden.bias is None else hidden.bias[:, None]
             block = ShallowBlock(torch.cat([hidden.weight, b], 1), output.weight, location.slopes, output.bias)
