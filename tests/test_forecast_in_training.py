@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from relu_diag.callbacks import PlateauEvent, PlateauListener, PlateauMonitor
-from relu_diag.callbacks.rate import Pace, Schedule
 from relu_diag.nn import ShallowNet
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -64,7 +63,7 @@ SETTINGS = {
     "plain": {"lr": 0.1},
     "momentum": {"lr": 0.05, "momentum": 0.5},
     "Nesterov's": {"lr": 0.05, "momentum": 0.5, "nesterov": True},
-    "dampening": {"lr": 0.1, "momentum": 0.5, "dampening": 0.5},
+    "dampening": {"lr": 0.1, "momentum": 0.9, "dampening": 0.9},
     "much momentum": {"lr": 0.01, "momentum": 0.9},
     "much of Nesterov's": {"lr": 0.01, "momentum": 0.9, "nesterov": True},
 }
@@ -74,7 +73,7 @@ SETTINGS = {
 def test_escape_comes_when_forecast_for_sgd(name: str) -> None:
     first, *_ = watched(Plain(**SETTINGS[name])).plateaus
     assert first.end is not None
-    assert first.forecasts[0].end == pytest.approx(first.end, rel=0.02)
+    assert first.forecasts[0].end == pytest.approx(first.end, rel=0.01)
 
 
 def test_escape_comes_when_forecast_under_weight_decay_but_nothing_is_proven() -> None:
@@ -110,7 +109,7 @@ SCHEDULES = {
     ),
     "one cycle with momentum": (
         lambda optimizer: lr_scheduler.OneCycleLR(
-            optimizer, 0.1, total_steps=1_001, base_momentum=0.3, max_momentum=0.6
+            optimizer, 0.02, total_steps=1_001, base_momentum=0.7, max_momentum=0.9
         ),
         "step",
         1,
@@ -122,12 +121,12 @@ SCHEDULES = {
 @pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")
 def test_escape_comes_when_forecast_under_a_schedule(name: str) -> None:
     scheduler, interval, frequency = SCHEDULES[name]
-    settings = {"lr": 0.1} | ({"momentum": 0.5} if "momentum" in name else {})
+    settings = {"lr": 0.1} | ({"momentum": 0.9} if "momentum" in name else {})
     first, *_ = watched(Scheduled(scheduler, interval, frequency, **settings)).plateaus
     assert first.end is not None
-    assert len(first.forecasts) > 2
+    assert len(first.forecasts) > 1
     for forecast in first.forecasts:
-        assert forecast.end == pytest.approx(first.end, rel=0.03)
+        assert forecast.end == pytest.approx(first.end, rel=0.01)
 
 
 def test_schedule_is_looked_at_and_not_touched() -> None:
@@ -191,6 +190,11 @@ class Turns(Five):
         return [torch.optim.SGD([group], lr=1e-3) for group in groups(self)]
 
 
+class OwnWay(Scheduled):
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Rates stay."""
+
+
 class Reduced(Five):
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), lr=1e-4)
@@ -204,9 +208,10 @@ NONE = {
     "two rates": (TwoRates(), "the layers of the block are trained at different rates"),
     "a frozen layer": (Frozen(), "the block is not trained as a whole"),
     "two optimizers": (Turns(), "2 optimizers take turns"),
-    "ReduceLROnPlateau": (
-        Reduced(),
-        "ReduceLROnPlateau may lower the learning rate at any time",
+    "ReduceLROnPlateau": (Reduced(), "ReduceLROnPlateau may lower the learning rate at any time"),
+    "stepped by the module": (
+        OwnWay(lambda optimizer: lr_scheduler.StepLR(optimizer, 1), lr=1e-7),
+        "the schedule of the learning rate is not the trainer's",
     ),
 }
 
@@ -243,29 +248,3 @@ def test_iterable_data_are_judged_on_data_given_for_it() -> None:
     assert monitor.plateaus[0].verdict.kind == "saddle"
     with pytest.raises(MisconfigurationException, match="cannot be read a second time"):
         fit(Five(), PlateauMonitor(), loader=[points().dataset.tensors] * 10, max_steps=5)
-
-
-def test_steps_are_counted_along_the_pieces_of_a_schedule() -> None:
-    doubling, tripling = Pace(1.0), Pace(2.0)  # the factor a step at a growth rate of 1
-    schedule = Schedule([(10, doubling), (5, Pace(0.0)), (10, tripling), (math.inf, Pace(3.0))])
-    assert schedule.steps_until(5 * math.log(2), rate=1.0) == pytest.approx(5.0)
-    assert schedule.steps_until(10 * math.log(2) + 4 * math.log(3), rate=1.0) == pytest.approx(19.0)
-    assert schedule.steps_until(10 * math.log(6) + 2 * math.log(4), rate=1.0) == pytest.approx(27.0)
-    assert Schedule([(10, doubling), (math.inf, Pace(0.0))]).steps_until(7.0, rate=1.0) == math.inf
-    # A rate that falls to the smallest number is no rate.
-    assert Schedule([(10, doubling), (math.inf, Pace(5e-324))]).steps_until(7.0, rate=1.0) == math.inf
-
-
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.parametrize("weight_decay", [0.0, 0.7])
-def test_growth_in_a_step_is_that_of_torch(settings: dict[str, Any], weight_decay: float) -> None:
-    weight = nn.Parameter(torch.ones((), dtype=torch.float64))
-    optimizer = torch.optim.SGD([weight], weight_decay=weight_decay, **settings)
-    values = []
-    for _ in range(300):
-        (-3.0 * weight.square() / 2).backward()  # grows at rate 3
-        optimizer.step()
-        optimizer.zero_grad()
-        values.append(math.log(weight.item()))
-    pace = Pace(weight_decay=weight_decay, **settings)
-    assert values[-1] - values[-2] == pytest.approx(pace.log_growth(3.0), rel=1e-10)

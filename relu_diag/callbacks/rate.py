@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -73,10 +76,10 @@ class Schedule:
     """How an optimizer will move a block.
 
     Attributes:
-        pieces: Numbers of steps and their paces, the last number infinite.
+        pieces: Numbers of steps and their paces, the last number infinite; looked ahead no further than needed.
     """
 
-    pieces: list[tuple[float, Pace]]
+    pieces: Iterable[tuple[float, Pace]]
 
     def steps_until(self, growth: float, rate: float) -> float:
         """Steps from now until weights have grown.
@@ -172,7 +175,7 @@ def schedule_of(trainer: Trainer, module: LightningModule, location: BlockLocati
     if any(_pace(other) != _pace(group) for _, other in found):
         raise NoForecast("the layers of the block are trained at different rates")
     index = next(i for i, one in enumerate(optimizer.param_groups) if one is group)
-    return Schedule(list(_pieces(trainer, module, optimizer, index)))
+    return Schedule(_pieces(trainer, module, optimizer, index))
 
 
 def check_unclipped(trainer: Trainer, block: ShallowBlock, data: SquaredData) -> None:
@@ -206,55 +209,70 @@ def _pace(group: dict[str, Any]) -> Pace:
 def _pieces(
     trainer: Trainer, module: LightningModule, optimizer: Optimizer, index: int
 ) -> Iterator[tuple[float, Pace]]:
-    """Numbers of steps at a pace, from a copy of the scheduler that is stepped ahead.
+    """Numbers of steps and their paces, from a copy of the scheduler that is stepped ahead.
 
     Raises:
         NoForecast: If the schedule is not known.
     """
     configs = trainer.lr_scheduler_configs
     stand_in = _stand_in(optimizer)
-    if not configs:
-        yield math.inf, _pace(stand_in.param_groups[index])
-        return
-    if len(configs) > 1 or not module.automatic_optimization:
-        raise NoForecast("the schedule of the learning rate is not the trainer's")
-    config = configs[0]
-    if isinstance(config.scheduler, ReduceLROnPlateau):
-        raise NoForecast("ReduceLROnPlateau may lower the learning rate at any time")
-    period = config.frequency * (1 if config.interval == "step" else _steps_per_epoch(trainer))
-    scheduler = copy.deepcopy(config.scheduler, {id(optimizer): stand_in})
-    count = period - trainer.global_step % period
+    if configs:
+        if len(configs) > 1 or not module.automatic_optimization or is_overridden("lr_scheduler_step", module):
+            raise NoForecast("the schedule of the learning rate is not the trainer's")
+        config = configs[0]
+        if isinstance(config.scheduler, ReduceLROnPlateau):
+            raise NoForecast("ReduceLROnPlateau may lower the learning rate at any time")
+        scheduler = copy.deepcopy(config.scheduler, {id(optimizer): stand_in})
+        counts = _by_step(trainer, config) if config.interval == "step" else _by_epoch(trainer, config)
+        for count, due in itertools.islice(counts, _AHEAD):
+            yield count, _pace(stand_in.param_groups[index])
+            if due and not _step(scheduler):
+                break
+    yield math.inf, _pace(stand_in.param_groups[index])
+
+
+def _step(scheduler: Any) -> bool:
+    """Step a scheduler ahead; False where OneCycleLR is over."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its own optimizer, it says, has taken no step
-        for _ in range(_AHEAD):
-            yield count, _pace(stand_in.param_groups[index])
-            try:
-                scheduler.step()
-            except ValueError:  # OneCycleLR is over
-                break
-            count = period
-    yield math.inf, _pace(stand_in.param_groups[index])
+        try:
+            scheduler.step()
+        except ValueError:
+            return False
+    return True
+
+
+def _by_step(trainer: Trainer, config: LRSchedulerConfig) -> Iterator[tuple[int, bool]]:
+    """Single steps, and whether the scheduler follows: Lightning counts the batches of the epoch."""
+    batch, batches = float(trainer.fit_loop.epoch_loop.batch_idx + 1), trainer.num_training_batches
+    shared = trainer.accumulate_grad_batches
+    while True:
+        batch = min((batch % batches // shared + 1) * shared, batches)
+        yield 1, batch % config.frequency == 0
+
+
+def _by_epoch(trainer: Trainer, config: LRSchedulerConfig) -> Iterator[tuple[int, bool]]:
+    """Steps to the ends of the epochs after which the scheduler follows.
+
+    Raises:
+        NoForecast: If nobody knows how long an epoch is.
+    """
+    batches, shared = trainer.num_training_batches, trainer.accumulate_grad_batches
+    if not math.isfinite(batches):
+        raise NoForecast("the schedule goes by epochs of unknown length")
+    epochs, batch = divmod(trainer.fit_loop.epoch_loop.batch_idx + 1, int(batches))
+    epochs, steps = trainer.current_epoch + epochs, math.ceil(batches / shared)
+    # Lightning has stepped the scheduler before anybody hears of the last batch of an epoch.
+    yield steps * (config.frequency - epochs % config.frequency) - batch // shared, True
+    while True:
+        yield steps * config.frequency, True
 
 
 def _stand_in(optimizer: Optimizer) -> Optimizer:
     """An optimizer with the same settings and nothing to train."""
     groups = [
-        {
-            **{name: value for name, value in group.items() if name != "params"},
-            "params": [nn.Parameter(torch.zeros(()))],
-        }
+        {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
+        | {"params": [nn.Parameter(torch.zeros(()))]}
         for group in optimizer.param_groups
     ]
     return SGD(groups, lr=0.0)
-
-
-def _steps_per_epoch(trainer: Trainer) -> int:
-    """Steps in an epoch.
-
-    Raises:
-        NoForecast: If nobody knows.
-    """
-    batches = trainer.num_training_batches
-    if not math.isfinite(batches):
-        raise NoForecast("the schedule goes by epochs of unknown length")
-    return max(1, math.ceil(batches / trainer.accumulate_grad_batches))
