@@ -1,13 +1,11 @@
 """PlateauMonitor finds the plateaus of a run, judges and forecasts them, and changes nothing."""
 
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -243,63 +241,3 @@ def test_one_of_several_blocks_is_judged_by_name() -> None:
     inner, outer = (monitor.plateaus[0] for monitor in monitors)
     assert inner.no_forecast == "the batch does not hold targets of the block's outputs as its second part"
     assert "squared" not in outer.no_forecast
-
-
-# Bad input
-
-
-def test_loss_that_is_not_finite_is_reported_and_no_plateau() -> None:
-    class Diverging(Five):
-        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-            loss = super().training_step(batch, batch_idx)
-            return loss * math.nan if self.trainer.global_step >= 200 and self.net.training else loss
-
-    monitor = PlateauMonitor()
-    with pytest.warns(UserWarning, match="the loss is nan at step 200"):
-        fit(Diverging(lr=1e-3), monitor, loader=points(100, 5), max_steps=400)
-    assert monitor.not_finite == 200
-    (plateau,) = monitor.plateaus
-    assert (plateau.end, plateau.ended_by) == (200, "not finite")
-
-
-def test_learning_rate_of_zero_never_escapes() -> None:
-    monitor = PlateauMonitor()
-    reference_run("five_points", 0.0, 2_000, monitor)
-    (plateau,) = monitor.plateaus
-    assert plateau.forecast is not None
-    assert plateau.forecast.steps == math.inf
-    assert plateau.short(2_000) == "saddle, no escape at this learning rate"
-    assert "no escape at the learning rates to come" in monitor.timeline[0]
-
-
-def test_short_run_has_no_plateau() -> None:
-    monitor = PlateauMonitor()
-    fit(Five(), monitor, max_steps=50)
-    assert monitor.plateaus == []
-    assert monitor.final is not None
-    assert monitor.timeline == [f"step 50 training ends: {monitor.final.verdict.kind}"]
-
-
-def test_metric_that_is_never_logged_is_named() -> None:
-    with pytest.raises(MisconfigurationException, match=r"monitor='loss'.*Metrics logged: epoch_loss, noise, step_l"):
-        fit(Five(), PlateauMonitor(monitor="loss"), max_epochs=2)
-
-
-def test_misuse_is_named() -> None:
-    class ByHand(Five):
-        def __init__(self) -> None:
-            super().__init__()
-            self.automatic_optimization = False
-
-        def batch_loss(self, batch: list[Tensor]) -> Tensor:
-            return nn.functional.mse_loss(self.net(batch[0]), batch[1])
-
-        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:  # type: ignore[override]
-            return None
-
-    with pytest.raises(MisconfigurationException, match="returns no loss"):
-        fit(ByHand(), PlateauMonitor(), max_steps=5)
-    with pytest.raises(MisconfigurationException, match="`drop` must be in"):
-        PlateauMonitor(drop=2.0)
-    with pytest.raises(MisconfigurationException, match="`max_samples` must be a positive number"):
-        PlateauMonitor(max_samples=0)

@@ -127,11 +127,11 @@ class SaddleAwareEarlyStopping(EarlyStopping):
     def _is_over(self, trainer: Trainer) -> bool:
         """Look, and decide."""
         found = self.examination = examine(trainer, trainer.lightning_module, self._looking, self.drop)
-        over, why = self._decide(found)
-        self.decision = f"step {found.step:,} {'stops' if over else 'waits'}: {why}"
+        over, why = self._decide(found) if found else (True, "the loss is not finite")
+        self.decision = f"step {trainer.global_step:,} {'stops' if over else 'waits'}: {why}"
         self._look_at = self.wait_count + self.patience
         rank_zero_info(self.decision)
-        self._report.log_text(trainer, found.step, "decision", self.decision)
+        self._report.log_text(trainer, trainer.global_step, "decision", self.decision)
         return over
 
     def _decide(self, found: Examination) -> tuple[bool, str]:

@@ -20,6 +20,7 @@ from relu_diag.functional import (
     forecast_escape,
     states_from_sums,
 )
+from relu_diag.functional.checks import NotFiniteError
 from relu_diag.metrics import BlockMetric
 
 MINIMA = ("local minimum", "global minimum")
@@ -58,7 +59,7 @@ class Examination:
     dead: bool
 
 
-def examine(trainer: Trainer, module: LightningModule, look: Look, drop: float) -> Examination:
+def examine(trainer: Trainer, module: LightningModule, look: Look, drop: float) -> Examination | None:
     """One full pass, the verdict and the forecast.
 
     Args:
@@ -68,16 +69,13 @@ def examine(trainer: Trainer, module: LightningModule, look: Look, drop: float) 
         drop: Fraction of the loss whose loss is an escape.
 
     Returns:
-        What was found.
+        What was found; None where the weights or the loss are not finite, on any rank.
     """
-    block, judge = look.parameters(module), Judge()
-    (outputs, neurons), inputs = block.H.shape, block.W.shape[1]
-    metric = BlockMetric(neurons, inputs, outputs, reduction="mean").to(block.W.device)
-    mean = MeanMetric().to(block.W.device)
-    for signal, loss, batch in look.signals(trainer, module):
-        metric.update(block, signal)
-        mean.update(loss, weight=len(signal.X))
-        judge.collect(signal, loss, batch)
+    passed = _pass(trainer, module, look)
+    if not trainer.strategy.reduce_boolean_decision(passed is not None):
+        return None
+    assert passed is not None
+    block, metric, mean, judge = passed
     data = judge.judge(block)
     dead = bool(states_from_sums(block, metric.sums(), scale=1.0).dead.all())
     verdict = _verdict(trainer, module, look.location, judge)
@@ -100,6 +98,23 @@ def examine(trainer: Trainer, module: LightningModule, look: Look, drop: float) 
         no_forecast=reason,
         dead=dead,
     )
+
+
+def _pass(
+    trainer: Trainer, module: LightningModule, look: Look
+) -> tuple[ShallowBlock, BlockMetric, MeanMetric, Judge] | None:
+    try:
+        block, judge = look.parameters(module), Judge()
+        (outputs, neurons), inputs = block.H.shape, block.W.shape[1]
+        metric = BlockMetric(neurons, inputs, outputs, reduction="mean").to(block.W.device)
+        mean = MeanMetric().to(block.W.device)
+        for signal, loss, batch in look.signals(trainer, module):
+            metric.update(block, signal)
+            mean.update(loss, weight=len(signal.X))
+            judge.collect(signal, loss, batch)
+    except NotFiniteError:
+        return None
+    return block, metric, mean, judge
 
 
 def _verdict(trainer: Trainer, module: LightningModule, location: BlockLocation, judge: Judge) -> Verdict:

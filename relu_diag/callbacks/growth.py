@@ -209,7 +209,11 @@ class GrowOnPlateau(PlateauListener):
         due = sum(step <= trainer.global_step for step in self.at_steps)
         if due > self._scheduled:
             self._scheduled = due
-            self._grow(trainer, examine(trainer, pl_module, self._look, _DROP))
+            found = examine(trainer, pl_module, self._look, _DROP)
+            if found is None:
+                rank_zero_warn(f"GrowOnPlateau: no growth at step {trainer.global_step:,}: the loss is not finite.")
+            else:
+                self._grow(trainer, found)
 
     def on_plateau(self, trainer: Trainer, pl_module: LightningModule, event: PlateauEvent) -> None:
         """Grow if the plateau is a local minimum.

@@ -17,14 +17,13 @@ from relu_diag.callbacks.detector import PlateauChange, PlateauDetector
 from relu_diag.callbacks.examination import Examination, examine
 from relu_diag.callbacks.history import LossCurve
 from relu_diag.callbacks.look import Look, LossFunction
-from relu_diag.callbacks.plateau_event import Plateau, PlateauEvent, next_forecast, plateau_from_state, told
+from relu_diag.callbacks.plateau_event import Plateau, PlateauEvent, looked_at_again, plateau_from_state, told
 from relu_diag.callbacks.report import Report
 from relu_diag.callbacks.stream import LossStream
 from relu_diag.figures import plateau_figure
 
 # A plateau is judged again when it has become so many times as old.
 _AGAIN = 1.5
-_UNSETTLED = {"undecided", "not stationary"}
 _NO_PLATEAU = -1
 
 
@@ -196,12 +195,13 @@ class PlateauMonitor(Callback):
             pl_module: Its module.
         """
         self._take(trainer, pl_module)
-        if not self._finite:
-            return
         self.final = examine(trainer, pl_module, self._looking, self.drop)
-        if self._detector.loss is not None:
-            self._judged(trainer, pl_module, self.final, "update")
-        self._say(trainer, self.timeline[-1])
+        if self.final is not None:
+            if self._detector.loss is not None:
+                self._judged(trainer, pl_module, self.final, "update")
+            self._say(trainer, self.timeline[-1])
+        elif self._finite:
+            self._add(trainer, pl_module, trainer.global_step, math.nan)
         self._progress(trainer)
         if self._curve.points:
             self._report.write_figures(trainer, trainer.global_step, lambda: self._figures(trainer))
@@ -210,7 +210,11 @@ class PlateauMonitor(Callback):
         for step, loss in self._stream.hand_out(trainer):
             self._add(trainer, module, step, loss)
         if self._detector.loss is not None and trainer.global_step >= self._judge_at:
-            self._judged(trainer, module, examine(trainer, module, self._looking, self.drop), "update")
+            found = examine(trainer, module, self._looking, self.drop)
+            if found is None:  # before their loss tells
+                self._add(trainer, module, trainer.global_step, math.nan)
+            else:
+                self._judged(trainer, module, found, "update")
         self._progress(trainer)
 
     def _add(self, trainer: Trainer, module: LightningModule, step: int, loss: float) -> None:
@@ -225,35 +229,28 @@ class PlateauMonitor(Callback):
         if change is None:
             return
         if change.how == "start":
-            found, self._looked = examine(trainer, module, self._looking, self.drop), None
-            self.plateaus.append(
-                Plateau(change.step, None, change.loss, found.verdict, None, found.step, no_forecast=found.no_forecast)
-            )
-            self._judged(trainer, module, found, "start")
+            self._started(trainer, module, change)
         else:
             self._ended(trainer, module, change)
+
+    def _started(self, trainer: Trainer, module: LightningModule, change: PlateauChange) -> None:
+        found, self._looked = examine(trainer, module, self._looking, self.drop), None
+        if found is None:  # the losses to come are not finite
+            self._detector.add(change.step, math.nan)
+            return
+        self.plateaus.append(
+            Plateau(change.step, None, change.loss, found.verdict, None, found.step, no_forecast=found.no_forecast)
+        )
+        self._judged(trainer, module, found, "start")
 
     def _judged(
         self, trainer: Trainer, module: LightningModule, found: Examination, kind: Literal["start", "update"]
     ) -> None:
         """Write a verdict and a forecast into the present plateau."""
-        plateau, loss = self.plateaus[-1], self._detector.loss
-        lost = found.verdict.kind in _UNSETTLED and plateau.verdict.kind not in _UNSETTLED
-        forecasts = plateau.forecasts
-        if found.forecast is not None:
-            new = next_forecast(found.forecast, found.step, forecasts)
-            # Neurons that have begun to end it are no longer small: what is forecast then is the escape after this one.
-            under_way = self._looked is not None and found.loss < (1 - self.drop / 4) * self._looked
-            forecasts = forecasts if forecasts and under_way and new.end > forecasts[-1].end else (*forecasts, new)
+        # Neurons that have begun to end it are no longer small: what is forecast then is the escape after this one.
+        under_way = self._looked is not None and found.loss < (1 - self.drop / 4) * self._looked
         self._looked = found.loss
-        self.plateaus[-1] = plateau = replace(
-            plateau,
-            loss=plateau.loss if loss is None else loss,
-            verdict=plateau.verdict if lost else found.verdict,
-            forecast=forecasts[-1] if found.forecast is not None else None,
-            no_forecast=found.no_forecast,
-            forecasts=forecasts,
-        )
+        self.plateaus[-1] = plateau = looked_at_again(self.plateaus[-1], found, self._detector.loss, under_way)
         self._judge_at = plateau.start + max(_AGAIN * (found.step - plateau.start), found.step - plateau.start + 1)
         self._report.log_scalars(trainer, found.step, plateau.scalars())
         if kind == "start":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,6 +14,7 @@ from relu_diag.callbacks.judge import VERDICT_CODES
 from relu_diag.figures import PlateauBand
 from relu_diag.functional import EscapeForecast, Verdict
 
+_UNSETTLED = {"undecided", "not stationary"}
 # Forecasts whose disagreement is the band of the last one.
 _COMPARED = 3
 _ENDS = {
@@ -191,6 +192,33 @@ def next_forecast(found: EscapeForecast, step: int, before: tuple[PlateauForecas
     end = step + found.steps
     reach = max((abs(other.end - end) for other in before[1 - _COMPARED :]), default=0.0) if math.isfinite(end) else 0.0
     return PlateauForecast(step, found.steps, end - reach, end + reach, found.gain, found.neurons)
+
+
+def looked_at_again(plateau: Plateau, found: Examination, loss: float | None, under_way: bool) -> Plateau:
+    """A plateau with the verdict and the forecast of another look; an answer is not given up for none.
+
+    Args:
+        plateau: The plateau so far.
+        found: What the look found.
+        loss: Its loss where it is flattest, None if unknown.
+        under_way: Whether its end has begun: a forecast of a later end is then that of the escape after it.
+
+    Returns:
+        The plateau.
+    """
+    lost = found.verdict.kind in _UNSETTLED and plateau.verdict.kind not in _UNSETTLED
+    forecasts = plateau.forecasts
+    if found.forecast is not None:
+        new = next_forecast(found.forecast, found.step, forecasts)
+        forecasts = forecasts if forecasts and under_way and new.end > forecasts[-1].end else (*forecasts, new)
+    return replace(
+        plateau,
+        loss=plateau.loss if loss is None else loss,
+        verdict=plateau.verdict if lost else found.verdict,
+        forecast=forecasts[-1] if found.forecast is not None else None,
+        no_forecast=found.no_forecast,
+        forecasts=forecasts,
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

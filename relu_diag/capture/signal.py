@@ -11,6 +11,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from relu_diag.capture.location import BlockLocation
 from relu_diag.functional import BlockSignal, rho
+from relu_diag.functional.checks import NotFiniteError
 
 
 def read_signal(module: nn.Module, location: BlockLocation, loss: Callable[[], Tensor]) -> tuple[BlockSignal, Tensor]:
@@ -89,7 +90,7 @@ def _signal(
         got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(f"The loss must be a tensor with one element; got {got}.")
     if not bool(torch.isfinite(loss)):
-        raise ValueError(f"The loss is {loss.item()}: the training diverged, or the data needs cleaning.")
+        raise NotFiniteError(f"The loss is {loss.item()}: the training diverged, or the data needs cleaning.")
     if not loss.requires_grad:
         raise ValueError("The loss has no gradient path: compute it from the output, without detach or no_grad.")
     assert seen.A is not None

@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 
 
+class NotFiniteError(ValueError):
+    """A value is NaN or infinite."""
+
+
 def check_matrix(name: str, value: Tensor) -> None:
     """Refuse what is not a finite floating-point matrix.
 
@@ -35,7 +39,7 @@ def check_values(name: str, value: Tensor) -> None:
 
     Raises:
         TypeError: If it is no tensor, or not floating point.
-        ValueError: If a value is not finite.
+        NotFiniteError: If a value is not finite.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"`{name}` must be a torch.Tensor; got {type(value).__name__}. Use torch.as_tensor.")
@@ -45,7 +49,9 @@ def check_values(name: str, value: Tensor) -> None:
     if value.device.type == "meta" or math.isfinite(value.detach().sum()):
         return
     if not bool(torch.isfinite(value).all()):
-        raise ValueError(f"`{name}` has NaN or infinite entries: the training diverged, or the data needs cleaning.")
+        raise NotFiniteError(
+            f"`{name}` has NaN or infinite entries: the training diverged, or the data needs cleaning."
+        )
 
 
 def check_together(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
