@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from relu_diag import functional as F
-from relu_diag.capture import BlockLocation, choose_block, find_blocks, read_block, read_signal
+from relu_diag.capture import BlockLocation, choose_block, find_blocks, loss_at_outputs, read_block, read_signal
 from relu_diag.nn import ReLULike, ShallowNet
 
 
@@ -278,3 +278,16 @@ def test_an_activation_that_changed_since_it_was_found_is_refused() -> None:
         read_signal(module, location, lambda: module(torch.randn(8, 3)).sum())
     with pytest.raises(ValueError, match="no Linear layers"):
         read_block(module, BlockLocation("absent", "second", (0.0, 1.0)))
+
+
+def test_code_that_is_compiled_already_is_looked_at_too() -> None:
+    X, net = torch.randn(4, 3), nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 1))
+    compiled = torch.compile(net, backend="eager")
+    compiled(X).sum().backward()  # compiled code knows of no later hook
+    holder = nn.ModuleList([compiled])
+    location = choose_block(holder, example=lambda: compiled(X))
+    signal, loss = read_signal(holder, location, lambda: compiled(X).square().mean())
+    assert_close(loss, net(X).square().mean().detach())
+    assert_close(read_block(holder, location)(signal.X), net(X).detach())
+    replaced, _ = loss_at_outputs(holder, location, torch.ones(4, 1), lambda: compiled(X).sum())
+    assert replaced == 4

@@ -207,18 +207,29 @@ def test_minibatches_are_watched_and_judged_on_all_data() -> None:
     assert len(monitor.final.data.X) == 300
 
 
+class Validated(Five):
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.log("val_loss", nn.functional.mse_loss(self.net(batch[0]), batch[1]))
+
+
 @pytest.mark.parametrize("monitor", ["step_loss", "epoch_loss", "val_loss"])
 def test_logged_metrics_are_watched_instead(monitor: str) -> None:
-    class Validated(Five):
-        def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-            self.log("val_loss", nn.functional.mse_loss(self.net(batch[0]), batch[1]))
-
     watch = PlateauMonitor(monitor=monitor)
     trainer = Trainer(callbacks=[watch], max_epochs=30, **QUIET, logger=False, enable_progress_bar=False)
     trainer.fit(Validated(lr=1e-3), points(20, 5), points())
     plateau, *_ = watch.plateaus
     assert plateau.loss == pytest.approx(0.03812, rel=1e-3)
     assert len(watch._curve.points) == (600 if monitor == "step_loss" else 30)
+
+
+def test_a_validation_after_many_epochs_is_waited_for() -> None:
+    watch = PlateauMonitor(monitor="val_loss")
+    now_and_then = {"check_val_every_n_epoch": None, "val_check_interval": 50}
+    trainer = Trainer(
+        callbacks=[watch], max_epochs=30, **QUIET, **now_and_then, logger=False, enable_progress_bar=False
+    )
+    trainer.fit(Validated(lr=1e-3), points(20, 5), points())
+    assert [step for step, _ in watch._curve.points] == [50 * k - 1 for k in range(1, 13)]
 
 
 def test_batches_that_share_a_step_are_one_batch() -> None:

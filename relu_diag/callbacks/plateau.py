@@ -83,7 +83,7 @@ class PlateauMonitor(Callback):
         self.plateaus: list[Plateau] = []
         self.final: Examination | None = None
         self.not_finite: int | None = None
-        self._finite = True
+        self._finite, self._validated = True, False
         self._looking = Look("PlateauMonitor", block, dataloader, max_samples, loss)
         self._stream = LossStream(monitor)
         self._curve = LossCurve()
@@ -174,6 +174,7 @@ class PlateauMonitor(Callback):
         """
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._stream.after_loop(trainer)
+            self._validated = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take in a metric of the epoch.
@@ -183,7 +184,7 @@ class PlateauMonitor(Callback):
             pl_module: Its module.
         """
         self._stream.after_loop(trainer)
-        if trainer.current_epoch + 1 >= (trainer.check_val_every_n_epoch or 1):
+        if self._validated or not trainer.enable_validation:
             self._stream.check_seen(trainer)
         self._take(trainer, pl_module)
 

@@ -95,7 +95,7 @@ class LossStream:
         """Refuse a metric that was never logged.
 
         Args:
-            trainer: The trainer, after an epoch with validation.
+            trainer: The trainer, after an epoch, and a validation if there is any.
 
         Raises:
             MisconfigurationException: If there was none.

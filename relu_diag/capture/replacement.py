@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from relu_diag.capture.location import BlockLocation
@@ -47,7 +48,8 @@ def loss_at_outputs(
 
     hook = location.linears(module)[1].register_forward_hook(put_in)
     try:
-        value = loss()
+        with torch.compiler.set_stance("force_eager"):
+            value = loss()
     finally:
         hook.remove()
     if used > len(outputs):

@@ -62,7 +62,8 @@ def read_signal(module: nn.Module, location: BlockLocation, loss: Callable[[], T
         output.register_forward_hook(note_output),
     ]
     try:
-        with torch.enable_grad():
+        # Compiled code does not know of hooks that came after it.
+        with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
             value = loss()
     finally:
         for hook in hooks:

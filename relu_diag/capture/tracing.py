@@ -107,7 +107,7 @@ def trace_linears(module: nn.Module, run: Callable[[], object], seed: int) -> Tr
             hooks.append(submodule.register_forward_pre_hook(_note(trace, name, inside)))
             hooks.append(submodule.register_forward_hook(_leave(inside)))
     try:
-        with _FunctionNames(trace, inside):
+        with _FunctionNames(trace, inside), torch.compiler.set_stance("force_eager"):
             run()
     finally:
         for hook in hooks:
