@@ -109,8 +109,9 @@ def test_observations_many_steps_apart_need_no_more_of_them() -> None:
 
 
 @settings(max_examples=10, deadline=None)
-@given(st.floats(1e-6, 1e6), st.integers(0, 100))
-def test_unit_of_the_loss_does_not_matter(unit: float, seed: int) -> None:
+@given(st.floats(-300.0, 300.0), st.integers(0, 100))
+def test_unit_of_the_loss_does_not_matter(exponent: float, seed: int) -> None:
+    unit = 10.0**exponent
     losses = noisy(staircase(2_000, 2_000)[0], 0.01, seed)
     expected = [(step, change.how, change.step) for step, change in changes(losses)]
     assert [(step, change.how, change.step) for step, change in changes(unit * losses)] == expected
@@ -150,6 +151,10 @@ def test_loss_that_is_not_finite_ends_a_plateau_and_is_forgotten() -> None:
     assert found[1][0] == 400
     assert found[2][1].step > 500
     assert changes(np.full(1_000, math.nan)) == []
+
+
+def test_a_loss_that_grows_without_bound_is_no_plateau() -> None:
+    assert all(step > 750 for step, _ in changes(np.logspace(-300, 300, 3_000)))  # 150 decades above the first one
 
 
 def test_run_shorter_than_a_window_has_no_plateau() -> None:

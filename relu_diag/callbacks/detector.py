@@ -30,6 +30,7 @@ _CERTAIN = 6.0  # standard errors an end needs
 _ACCELERATED = 1 / 3  # mean fall since the flattest window over the present one; 1/2 on a straight line
 _LASTS = 8  # a rise ends a plateau once it has lasted for this fraction of it
 _ZERO = 1e-12  # a loss this small beside the largest is zero
+_HUGE = 1e150  # times the first loss: more is no number whose square is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +103,13 @@ class PlateauDetector:
         # Where the last plateau ended, when its fall began for the clock, and the loss then; at first, the start.
         self._reference: tuple[int, float, float] | None = None
         self._window: _Window | None = None
+        # A power of two near the first loss; every number kept is in this unit, and so is its square.
+        self._unit: float | None = None
 
     @property
     def loss(self) -> float | None:
         """Loss of the plateau the stream is on, where it is flattest; None where it is on none."""
-        return self._window.loss if self._window else None
+        return self._window.loss * (self._unit or 1.0) if self._window else None
 
     def add(self, step: int, loss: float) -> PlateauChange | None:
         """Take in a loss.
@@ -119,15 +122,19 @@ class PlateauDetector:
             What it changed, or None.
         """
         if not math.isfinite(loss):
-            window = self._window
+            told = self.loss
             self._forget()
-            return PlateauChange("not finite", step, window.loss) if window else None
+            return PlateauChange("not finite", step, told) if told is not None else None
+        if self._unit is None and loss:
+            self._unit = math.ldexp(1.0, max(math.frexp(loss)[1], -1000))
+        loss = max(-_HUGE, min(loss / (self._unit or 1.0), _HUGE))
         loss = without_spike(self._recent, loss)
         self._lowest, self._highest = min(self._lowest, loss), max(self._highest, loss)
         if self._reference is None:
             self._reference = (step, float(step), loss)
         completed = self._means.add(step, loss)
-        return self._watch(step, completed) if self._window else self._search(step, completed)
+        change = self._watch(step, completed) if self._window else self._search(step, completed)
+        return replace(change, loss=change.loss * (self._unit or 1.0)) if change else None
 
     def interrupt(self, step: int) -> None:
         """End the plateau by hand: somebody has changed what the loss is of.
@@ -150,6 +157,7 @@ class PlateauDetector:
             "counts": list(self._means.counts),
             "noise": list(self._noise.sums),
             "recent": list(self._recent),
+            "unit": self._unit,
             "range": (self._lowest, self._highest),
             "reference": self._reference,
             "window": asdict(self._window) if self._window else None,
@@ -165,13 +173,13 @@ class PlateauDetector:
         self._means.counts, self._recent = list(state["counts"]), list(state["recent"])
         self._noise.sums = list(state["noise"])
         self._lowest, self._highest = state["range"]
-        self._reference = state["reference"]
+        self._reference, self._unit = state["reference"], state["unit"]
         self._window = _Window(**state["window"]) if state["window"] else None
 
     def _forget(self) -> None:
         self._means, self._noise, self._recent = BlockMeans(), PooledNoise(), []
         self._lowest, self._highest = math.inf, -math.inf
-        self._reference = self._window = None
+        self._reference = self._window = self._unit = None
 
     def _scale(self, loss: float) -> float:
         """What a loss is measured by."""
@@ -225,7 +233,7 @@ class PlateauDetector:
         """The first step of the stretch within `drop` of the loss, as finely as the noise allows."""
         assert self._reference is not None
         reach, start = self.drop * self._scale(window.loss), window.start
-        fine = next((k for k in range(level) if 16 * self._noise.variance(k) <= reach**2), level)
+        fine = next((k for k in range(level) if 4 * math.sqrt(self._noise.variance(k)) <= reach), level)
         reach += 3 * math.sqrt(self._noise.variance(fine))
         for first, _, mean in self._means.back(fine):
             if abs(mean - window.loss) > reach or first < self._reference[0]:
