@@ -75,6 +75,22 @@ def stopping_at(**settings: Any) -> SaddleAwareEarlyStopping:
     return SaddleAwareEarlyStopping("epoch_loss", 1.0, 3, check_on_train_epoch_end=True, **settings)
 
 
+@pytest.mark.parametrize("inference_mode", [True, False])
+def test_it_looks_after_a_validation_as_after_an_epoch(inference_mode: bool) -> None:
+    class Validated(Five):
+        def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            self.log("val_loss", torch.nn.functional.mse_loss(self.net(batch[0]), batch[1]))
+
+    stopping = SaddleAwareEarlyStopping("val_loss", min_delta=1.0, patience=2)
+    often = {"val_check_interval": 10, "inference_mode": inference_mode, "num_sanity_val_steps": 0}
+    trainer = Trainer(callbacks=[stopping], max_epochs=2, **often, **QUIET, logger=False, enable_progress_bar=False)
+    trainer.fit(Validated(lr=1e-6), points(20, 5), points())
+    assert stopping.decision.startswith("step 30 waits: near a saddle; escape forecast at step")
+    assert stopping.examination is not None
+    assert stopping.examination.nearby is not None
+    assert not stopping.examination.nearby.block.W.is_inference()  # anybody may go on with it
+
+
 def test_it_stops_where_every_neuron_is_dead() -> None:
     module = Five()
     with torch.no_grad():

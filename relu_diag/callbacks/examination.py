@@ -71,6 +71,12 @@ def examine(trainer: Trainer, module: LightningModule, look: Look, drop: float) 
     Returns:
         What was found; None where the weights or the loss are not finite, on any rank.
     """
+    # Validation, where early stopping is at home, runs in inference mode: nothing has a gradient there.
+    with torch.inference_mode(False):
+        return _examine(trainer, module, look, drop)
+
+
+def _examine(trainer: Trainer, module: LightningModule, look: Look, drop: float) -> Examination | None:
     passed = _pass(trainer, module, look)
     if not trainer.strategy.reduce_boolean_decision(passed is not None):
         return None
