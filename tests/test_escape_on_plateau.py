@@ -10,6 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from test_plateau_monitor import Five, fit, points, reference_run
 from torch.testing import assert_close
+from torch.utils.data import DataLoader, TensorDataset
 
 from relu_diag import functional as F
 from relu_diag.callbacks import Escape, EscapeOnPlateau, PlateauMonitor
@@ -68,6 +69,20 @@ def test_loss_never_rises_and_the_optimizer_keeps_its_state() -> None:
     assert move.after < move.before
     assert move.forecast is None  # Adam
     assert move.saved is None
+
+
+@pytest.mark.parametrize(("max_samples", "moves"), [(None, 1), (8, 0), (32, 1)])
+def test_samples_that_are_left_out_must_not_lose_by_it(max_samples: int | None, moves: int) -> None:
+    # Every fourth sample wants the opposite of what all of them want together.
+    X, Y = (tensor.repeat(8, 1)[:32].clone() for tensor in points().dataset.tensors)
+    Y[::4] *= -1
+    loader = DataLoader(TensorDataset(X, Y), batch_size=32)
+    monitor, escape = PlateauMonitor(max_samples=max_samples), EscapeOnPlateau()
+    fit(Five(lr=1e-6), monitor, escape, loader=loader, max_steps=120)
+    (plateau,) = monitor.plateaus
+    assert plateau.verdict.kind == "saddle"
+    assert plateau.verdict.assumptions["full data set"] == (max_samples != 8)
+    assert len(escape.escapes) == moves
 
 
 def test_nothing_moves_where_there_is_no_saddle() -> None:

@@ -79,7 +79,7 @@ def test_minibatches_add_up_to_the_verdict_of_the_whole_set() -> None:
     for rows in (slice(0, 13), slice(13, 20)):
         signal = F.squared_error_signal(origin, X[rows], Y[rows])
         judge.collect(signal, F.squared_loss(origin, X[rows], Y[rows]), (None, Y[rows]))
-    judge.judge(origin)
+    judge.judge(origin, sampled=False)
     expected = F.nearby_stationary_point(origin, X, Y)
     assert judge.nearby is not None
     assert judge.nearby.verdict.kind == expected.verdict.kind == "saddle"
@@ -92,6 +92,6 @@ def test_a_verdict_waits_until_the_last_one_is_paid_for(monkeypatch: pytest.Monk
     judge = Judge()
     assert judge._ended == -float("inf")
     judge.reason = "nothing to judge"
-    judge.judge(ShallowBlock(torch.ones(1, 1), torch.ones(1, 1)))  # from 0 s to 1 s
+    judge.judge(ShallowBlock(torch.ones(1, 1), torch.ones(1, 1)), sampled=False)  # from 0 s to 1 s
     assert judge.seconds == 1.0
     assert [judge.due, judge.due, judge.due] == [False, False, True]  # at 1 s, 9 s and 10.1 s

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -41,6 +41,21 @@ def own_loader(trainer: Trainer, given: Iterable[Any] | None, max_samples: int |
         stride = 1 if max_samples is None else -(-count // max_samples)
         dataset = Subset(dataset, range(0, count, stride)[trainer.global_rank :: trainer.world_size])
     return DataLoader(dataset, batch_size=_batch_size(loader), collate_fn=loader.collate_fn)
+
+
+def leaves_out(trainer: Trainer, given: Iterable[Any] | None, max_samples: int | None) -> bool:
+    """Whether there are more samples than are looked at; where nobody knows how many there are, yes.
+
+    Args:
+        trainer: The trainer.
+        given: As in `own_loader`.
+        max_samples: Likewise.
+
+    Returns:
+        Whether it is not all data that a look sees.
+    """
+    data = getattr(trainer.train_dataloader if given is None else given, "dataset", None)
+    return max_samples is not None and not (isinstance(data, Sized) and len(data) <= max_samples)
 
 
 def device_batches(trainer: Trainer, module: LightningModule, loader: Iterable[Any]) -> Iterator[Any]:

@@ -56,8 +56,9 @@ class Escape:
 class EscapeOnPlateau(PlateauListener):
     """Moves the weights off a certified saddle, once on every plateau, along the direction of its verdict.
 
-    The loss along the direction is evaluated at the present weights, on all data, and the lowest point is taken; where
-    no point is lower, nothing moves: the loss never rises. The parameters stay the ones their optimizer knows, and its
+    The loss along the direction is evaluated at the present weights, on the data of the verdict, and the lowest point
+    is taken; where no point is lower, or the loss over the samples that the monitor leaves out rises with it, nothing
+    moves: the loss never rises. The parameters stay the ones their optimizer knows, and its
     state stays as it is. Needs a `PlateauMonitor` of the same block among the trainer's callbacks.
 
     Logged: ``escape/loss_change`` at the move; ``escape/steps_saved`` at the end of the plateau, against the forecast;
@@ -160,11 +161,13 @@ class EscapeOnPlateau(PlateauListener):
         lowest = min(range(_HALVINGS), key=losses.__getitem__)
         if not losses[lowest] < before:
             return
+        sampled = found.look.sampled
+        whole = found.look.mean_loss(trainer, module) if sampled else math.inf
         write_block(module, found.location, points[lowest])
         _share(trainer, list(module.parameters()))
-        # What the module makes of the numbers in its own dtype is what counts.
+        # What the module makes of the numbers in its own dtype is what counts; and of the samples not looked at.
         after = float(squared_problem(read_block(module, found.location), data.X, data.Y, data.reduction).loss)
-        if not after < before:
+        if not after < before or (sampled and not found.look.mean_loss(trainer, module) < whole):
             write_block(module, found.location, start)
             return
         forecast = event.plateau.forecast

@@ -82,7 +82,7 @@ def _examine(trainer: Trainer, module: LightningModule, look: Look, drop: float)
         return None
     assert passed is not None
     block, metric, mean, judge = passed
-    data = judge.judge(block)
+    data = judge.judge(block, look.sampled)
     dead = bool(states_from_sums(block, metric.sums(), scale=1.0).dead.all())
     verdict = _verdict(trainer, module, look.location, judge)
     forecast, reason = None, judge.reason

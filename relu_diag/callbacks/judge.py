@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -96,11 +96,12 @@ class Judge:
             Y, count = targets.detach().reshape(G.shape).to(X.dtype), len(X)
             self._parts.append((X, Y, count * G, _weights_of(batch, X), count * loss.detach()))
 
-    def judge(self, block: ShallowBlock) -> SquaredData | None:
+    def judge(self, block: ShallowBlock, sampled: bool) -> SquaredData | None:
         """Answer for the data collected, and forget them.
 
         Args:
             block: The block at the look.
+            sampled: Whether there are more data than that.
 
         Returns:
             The data, where the loss is their squared error.
@@ -108,7 +109,10 @@ class Judge:
         start = time.monotonic()
         self.nearby, data = None, self._squared(block)
         if data is not None:
-            self.nearby = nearby_stationary_point(block, data.X, data.Y, data.reduction)
+            nearby = nearby_stationary_point(block, data.X, data.Y, data.reduction)
+            verdict = nearby.verdict
+            assumptions = verdict.assumptions | {"full data set": not sampled}
+            self.nearby = replace(nearby, verdict=replace(verdict, assumptions=assumptions))
         self._ended = time.monotonic()
         self.seconds = self._ended - start
         return data

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from functools import partial
 from typing import Any
 
@@ -11,8 +11,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
+from torchmetrics import MeanMetric
 
-from relu_diag.callbacks.data import device_batches, own_loader
+from relu_diag.callbacks.data import device_batches, leaves_out, own_loader
 from relu_diag.capture import BlockLocation, choose_block, loss_at_outputs, read_block, read_signal, undisturbed
 from relu_diag.functional import BlockSignal, ShallowBlock
 
@@ -28,6 +29,9 @@ class Look:
         dataloader: Data to look at; None: the training data set, in order.
         max_samples: Look at no more than so many samples, evenly spaced; None: all.
         loss: Computes the loss of a batch, ``loss(module, batch)``; None: the module's own.
+
+    Attributes:
+        sampled: Whether it is not all data that it looks at, known from the start of training.
 
     Raises:
         MisconfigurationException: If ``max_samples`` is not positive.
@@ -50,6 +54,7 @@ class Look:
             max_samples,
             loss,
         )
+        self.sampled = max_samples is not None
         self._location: BlockLocation | None = None
         self._loader: Iterable[Any] = ()
 
@@ -75,6 +80,7 @@ class Look:
                 f"it a method batch_loss(batch), or the callback {self.owner}(loss=lambda module, batch: ...)."
             )
         self._loader = own_loader(trainer, self.dataloader, self.max_samples, self.owner)
+        self.sampled = leaves_out(trainer, self.dataloader, self.max_samples)
         with undisturbed(module):
             batch = next(iter(device_batches(trainer, module, self._loader)), None)
             if batch is None:
@@ -97,6 +103,26 @@ class Look:
             Its parameters.
         """
         return read_block(module, self.location)
+
+    def mean_loss(self, trainer: Trainer, module: LightningModule) -> float:
+        """The loss of the module, over all data where their number is known, and not only over ``max_samples``.
+
+        Args:
+            trainer: The trainer.
+            module: Its module.
+
+        Returns:
+            Mean loss over the samples of all ranks.
+        """
+        everything, mean = self, MeanMetric().to(module.device)
+        source = trainer.train_dataloader if self.dataloader is None else self.dataloader
+        if isinstance(getattr(source, "dataset", source), Sized):
+            everything = Look(self.owner, self.block, self.dataloader, None, self.loss)
+            everything._location = self._location
+            everything._loader = own_loader(trainer, self.dataloader, None, self.owner)
+        for signal, loss, _ in everything.signals(trainer, module):
+            mean.update(loss, weight=len(signal.X))
+        return float(mean.compute())
 
     def signals(self, trainer: Trainer, module: LightningModule) -> Iterator[tuple[BlockSignal, Tensor, Any]]:
         """One pass in eval mode; go through to the end, until then the module is not as it was.

@@ -222,7 +222,7 @@ class LandscapeMonitor(Callback):
         self.states = states_from_sums(block, sums, float(square.compute()) ** 0.5)
         self._history.add(step, self.loss_value, block, self.states)
         if judging:
-            self._judge.judge(block)
+            self._judge.judge(block, self._looking.sampled)
             self.judged_step = step
             self._report.log_text(trainer, step, "verdict", str(self._judge))
         self._report.log(trainer, step, self._scalars(judging), self.geometry, self.states)
