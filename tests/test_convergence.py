@@ -212,6 +212,11 @@ def test_ratio_is_the_rate_of_the_logarithm() -> None:
     assert float(ratio.detach()) >= problem.certificate.alpha
     with pytest.raises(ValueError, match=r"`loss` must be positive; got 0.0"):
         F.lojasiewicz_ratio(0 * problem.loss(theta), [theta])
+    frozen = torch.ones(2)
+    assert_close(F.lojasiewicz_ratio(problem.loss(theta), [theta, frozen]), ratio)
+    for loss, parameters in ((problem.loss(theta.detach()), [theta]), (problem.loss(theta), [frozen])):
+        with pytest.raises(ValueError, match="`loss` has no gradient with respect to `parameters`"):
+            F.lojasiewicz_ratio(loss, parameters)
 
 
 @pytest.mark.parametrize(

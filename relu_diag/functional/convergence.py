@@ -181,13 +181,13 @@ def lojasiewicz_ratio(loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
 
     Args:
         loss: A positive scalar with a graph.
-        parameters: What is trained.
+        parameters: What is trained; frozen ones are left out.
 
     Returns:
         Scalar.
 
     Raises:
-        ValueError: If the loss is not positive.
+        ValueError: If the loss is not positive, or does not depend on any of the parameters.
 
     Example:
         >>> w = torch.tensor(3.0, requires_grad=True)
@@ -196,8 +196,14 @@ def lojasiewicz_ratio(loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
     """
     if not float(loss.detach()) > 0:
         raise ValueError(f"`loss` must be positive; got {float(loss.detach())!r}.")
-    gradients = torch.autograd.grad(loss, list(parameters), retain_graph=True, allow_unused=True)
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    found = loss.requires_grad and trained
+    gradients = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True) if found else ()
     squares = [gradient.double().square().sum() for gradient in gradients if gradient is not None]
+    if not squares:
+        raise ValueError(
+            "`loss` has no gradient with respect to `parameters`: compute it with grad enabled, from them."
+        )
     return (torch.stack(squares).sum() / loss.detach().double()).to(loss.dtype)
 
 
