@@ -74,6 +74,8 @@ def test_nearest_level_is_nearest_by_ratio() -> None:
     assert F.nearest_level(0.0, 1.0, (0.0, 1.0), 8).n == 8
     with pytest.raises(ValueError, match="`slope` is 0: a constant target has no critical level"):
         F.nearest_level(1.0, 0.0, (0.0, 1.0), 8)
+    with pytest.raises(ValueError, match="`loss` must be at least 0; got nan"):
+        F.nearest_level(math.nan, 1.0, (0.0, 1.0), 8)
 
 
 @pytest.mark.parametrize("width", [2, 3, 6, 7])

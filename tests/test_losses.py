@@ -172,6 +172,14 @@ def test_the_exact_loss_is_exact_in_mixed_precision() -> None:
     assert_close(found, IntervalL2Loss(torch.sin, INTERVAL)(model), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("loss_of", [QuadratureLoss, MonteCarloLoss])
+def test_targets_that_are_networks_keep_their_digits_in_mixed_precision(loss_of: Any) -> None:
+    teacher, student = net(1).float(), net(2).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = loss_of(teacher, INTERVAL).nodes(student)
+    assert_close(mixed, loss_of(teacher, INTERVAL).nodes(student), rtol=0, atol=0)
+
+
 class Squeezed(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()

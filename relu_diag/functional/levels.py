@@ -76,12 +76,14 @@ def nearest_level(loss: float, slope: float, interval: Interval, width: int) -> 
         The level.
 
     Raises:
-        ValueError: If the slope is 0: then there is no level but 0.
+        ValueError: If the loss is negative or NaN, or the slope is 0: then there is no level but 0.
 
     Example:
         >>> print(nearest_level(1e-3, 1.0, (0.0, 1.0), width=6))
         level n = 2 at loss 0.001029, 0.972 times that
     """
+    if not loss >= 0:
+        raise ValueError(f"`loss` must be at least 0; got {loss!r}.")
     if slope == 0:
         raise ValueError("`slope` is 0: a constant target has no critical level above 0.")
     levels = critical_levels(slope, interval, width)

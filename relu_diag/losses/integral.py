@@ -109,7 +109,9 @@ def targets_at(target: Target, domain: Domain, X: Tensor) -> Tensor:
         TypeError: If the target returns no tensor.
         ValueError: If the shape is another, or a value is not finite.
     """
-    values = target(X.to(wide_dtype(X)))
+    # Mixed precision is for the model: a target that is a network itself keeps its digits.
+    with torch.no_grad(), torch.autocast(X.device.type, enabled=False):
+        values = target(X.to(wide_dtype(X)))
     if not isinstance(values, Tensor):
         raise TypeError(f"`target` must return a torch.Tensor; got {type(values).__name__}. Use torch's functions.")
     if values.ndim not in {1, 2} or len(values) != len(X):
@@ -120,7 +122,22 @@ def targets_at(target: Target, domain: Domain, X: Tensor) -> Tensor:
     if values.device.type == "cpu" and not bool(torch.isfinite(values).all()):
         where = X[~torch.isfinite(values.reshape(len(X), -1)).all(dim=1)][0].tolist()
         raise ValueError(f"`target` is not finite at x = {where}; integrate where it is defined.")
-    return values.reshape(len(X), -1).detach().to(wide_dtype(X))
+    return values.reshape(len(X), -1).to(wide_dtype(X))
+
+
+def probe_target(target: Target, domain: Domain, X: Tensor) -> None:
+    """Evaluate a target once, so that one without values is found before training.
+
+    Args:
+        target: The target; a network is asked in its own dtype and on its own device.
+        domain: Where it is integrated, for the message.
+        X: Nodes, float64, shape ``(N, d)``.
+    """
+    own = next(target.parameters(), None) if isinstance(target, nn.Module) else None
+    try:
+        targets_at(target, domain, X if own is None else X.to(own))
+    except RuntimeError:
+        targets_at(target, domain, X.float())  # a network inside a function, most likely
 
 
 def first_parameter(model: nn.Module) -> Tensor:

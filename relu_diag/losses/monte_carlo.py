@@ -16,6 +16,7 @@ from relu_diag.losses.integral import (
     NodeSet,
     Target,
     first_parameter,
+    probe_target,
     targets_at,
     weighted_squares,
     wide_dtype,
@@ -69,7 +70,7 @@ class MonteCarloLoss(IntegralLoss):
             raise ValueError(f"`seed` must be at least 0; got {seed!r}.")
         self.target, self.samples, self.sampler, self.fresh, self.seed = target, samples, sampler, fresh, seed
         self.draws = 0
-        self._draw(torch.empty(0, dtype=torch.float64))  # a target without values is found here
+        probe_target(target, self.domain, self._points(torch.empty(0, dtype=torch.float64)))
 
     def forward(self, model: nn.Module) -> Tensor:
         """The loss of a model on the next nodes, differentiable.
@@ -114,6 +115,11 @@ class MonteCarloLoss(IntegralLoss):
         return self._draw(first_parameter(model))
 
     def _draw(self, like: Tensor, purpose: int = _OF_LOSS, number: int = 0, rank: int = 0) -> NodeSet:
+        X = self._points(like, purpose, number, rank)
+        weight = torch.full((self.samples,), self.domain.volume, device=like.device, dtype=wide_dtype(like))
+        return X, targets_at(self.target, self.domain, X), weight
+
+    def _points(self, like: Tensor, purpose: int = _OF_LOSS, number: int = 0, rank: int = 0) -> Tensor:
         # torch's generator on a CPU reads 32 bits of its seed: all that tells draws apart must be mixed into them.
         mixed = np.random.SeedSequence(self.seed, spawn_key=(purpose, number, rank)).generate_state(1)
         generator = torch.Generator(like.device).manual_seed(int(mixed[0]))
@@ -123,9 +129,7 @@ class MonteCarloLoss(IntegralLoss):
         else:
             u = torch.rand(self.samples, d, generator=generator, device=like.device, dtype=torch.float64)
             u = u.clamp_min(torch.finfo(torch.float64).tiny)  # an exact 0 has no place under a Gaussian
-        X = self.domain.place(u).to(like.dtype)
-        weight = torch.full((self.samples,), self.domain.volume, device=like.device, dtype=wide_dtype(like))
-        return X, targets_at(self.target, self.domain, X), weight
+        return self.domain.place(u).to(like.dtype)
 
 
 def _rank() -> int:

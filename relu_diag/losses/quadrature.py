@@ -13,6 +13,7 @@ from relu_diag.losses.integral import (
     NodeSet,
     Target,
     first_parameter,
+    probe_target,
     targets_at,
     weighted_squares,
     wide_dtype,
@@ -39,7 +40,7 @@ class QuadratureLoss(IntegralLoss):
         super().__init__(as_domain(domain))
         self.target, self.order = target, order
         self._kept: tuple[tuple[torch.device, torch.dtype], NodeSet] | None = None
-        targets_at(target, self.domain, tensor_nodes(self.domain, order)[0])
+        probe_target(target, self.domain, tensor_nodes(self.domain, order)[0])
 
     def forward(self, model: nn.Module) -> Tensor:
         """The loss of a model as it is now, differentiable.
