@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.testing import assert_close
 
+from relu_diag import ShallowBlock
 from relu_diag import functional as F
 from relu_diag.callbacks import GuaranteeMonitor
+from relu_diag.capture import choose_block
 from relu_diag.experiments import Affine, PopulationNodes, PopulationRegression, Sine
+from relu_diag.growth import grow_in_training
 from relu_diag.losses import IntervalL2Loss, QuadratureLoss
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -33,6 +36,7 @@ def module(width: int = 6, seed: int = 1, **options: Any) -> PopulationRegressio
 
 
 def fit(module: PopulationRegression, monitor: GuaranteeMonitor, tmp_path: Path, steps: int, **options: Any) -> Trainer:
+    ckpt_path = options.pop("ckpt_path", None)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     trainer = Trainer(
         default_root_dir=tmp_path,
@@ -42,7 +46,7 @@ def fit(module: PopulationRegression, monitor: GuaranteeMonitor, tmp_path: Path,
         callbacks=[monitor, *options.pop("callbacks", [])],
         **(quiet | options),
     )
-    trainer.fit(module, PopulationNodes(100))
+    trainer.fit(module, PopulationNodes(100), ckpt_path=ckpt_path, weights_only=True)
     return trainer
 
 
@@ -140,6 +144,43 @@ def test_what_the_theorems_do_not_know_makes_nothing_certain(why: str, tmp_path:
     broken = [name for name, state in monitor.assumptions.items() if state == "broken"]
     untrained = why in {"no output bias", "frozen"}
     assert broken == ["all weights and biases are trained" if untrained else "the exact gradient of the integral loss"]
+
+
+class GrowAt(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            location = choose_block(pl_module, example=torch.ones(1, 1).double())
+            grow_in_training(trainer, location, two_more)
+
+
+def two_more(block: ShallowBlock) -> ShallowBlock:
+    halves = (1.0, 1.0), (0.5, 0.5)
+    return F.replicate_unit(F.replicate_unit(block, 0, *halves), 1, *halves)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_a_grown_network_has_the_threshold_of_its_width_and_no_generic_start(tmp_path: Path) -> None:
+    monitor, checkpoint = GuaranteeMonitor(every_n_steps=10), ModelCheckpoint(tmp_path, filename="grown")
+    net = module(4)
+    fit(net, monitor, tmp_path, 100, callbacks=[GrowAt(30), checkpoint], enable_checkpointing=True)
+    assert monitor.guarantee == F.convergence_threshold(1.0, INTERVAL, 6)
+    assert monitor.assumptions["the start is drawn from a density"] == "broken"
+    resumed = GuaranteeMonitor(every_n_steps=10)
+    fit_again = {"callbacks": [checkpoint], "enable_checkpointing": True, "ckpt_path": tmp_path / "grown.ckpt"}
+    fit(module(6), resumed, tmp_path, 120, **fit_again)
+    assert resumed.assumptions["the start is drawn from a density"] == "broken"
+
+
+def test_a_monitor_of_another_run_starts_anew(tmp_path: Path) -> None:
+    monitor = GuaranteeMonitor(every_n_steps=10)
+    fit(module(6), monitor, tmp_path, 40)
+    fit(module(5), monitor, tmp_path, 20)
+    assert monitor.steps == [0, 10, 20]
+    assert monitor.guarantee == F.convergence_threshold(1.0, INTERVAL, 5)
+    assert monitor.assumptions == {**monitor.assumptions, "the steps converge": "assumed"}
 
 
 def test_figures_scalars_and_text_reach_the_loggers(tmp_path: Path) -> None:

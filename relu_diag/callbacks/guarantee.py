@@ -30,6 +30,7 @@ from relu_diag.losses import IntervalL2Loss
 _PREFIX = "guarantee/"
 _MOST_MOMENTS = 4096
 _ALL_TRAINED = "all weights and biases are trained"
+_FROM_DENSITY = "the start is drawn from a density"
 # A rise by so much of the threshold is no rounding.
 _RISE = 1e-6
 
@@ -39,7 +40,7 @@ class GuaranteeMonitor(Callback):
 
     Gradient descent that converges below a threshold of the loss has reached a global minimum, for almost every start
     and learning rate. The monitor says from which step the loss has been below it, and what that stands on: what can be
-    checked is checked, and where the loss rises again the certainty starts anew.
+    checked is checked, and where the loss rises again or the network grows the certainty starts anew.
 
     Logged to every logger at each look and put into ``trainer.callback_metrics``, prefix ``guarantee/``: ``loss``;
     ``threshold_ratio``, the loss over the threshold, certain below 1; ``certain``, 1 or 0; for ReLU units ``level``,
@@ -84,6 +85,7 @@ class GuaranteeMonitor(Callback):
         self._affine = (0.0, 0.0)
         self._location: BlockLocation | None = None
         self._first_invariant: Tensor | None = None
+        self._first_width: int | None = None
         self._report = Report(_PREFIX)
 
     def __str__(self) -> str:
@@ -99,9 +101,9 @@ class GuaranteeMonitor(Callback):
         """The state a checkpoint keeps.
 
         Returns:
-            Steps, losses, the certain step and the first invariant.
+            Steps, losses, the certain step, the first invariant and width.
         """
-        names = ("steps", "losses", "certain_from", "_first_invariant")
+        names = ("steps", "losses", "certain_from", "_first_invariant", "_first_width")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -127,22 +129,14 @@ class GuaranteeMonitor(Callback):
         try:
             self._affine = affine_coefficients(loss.target.function, loss.interval)
             self._location = choose_block(pl_module, example=loss.nodes(pl_module)[0])
-            block = read_block(pl_module, self._location)
-            self.guarantee = convergence_threshold(self._affine[0], loss.interval, len(block.W), block.slopes)
+            self._stand_on(trainer, pl_module)
         except ValueError as error:
             raise MisconfigurationException(f"GuaranteeMonitor: {error}") from error
         if self._affine[0] == 0:
             raise MisconfigurationException("The target is constant: every critical point is a global minimum already.")
-        plain = all(_is_plain(optimizer) for optimizer in trainer.optimizers) and not trainer.gradient_clip_val
-        one_rate = len({group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups}) == 1
-        checked = {
-            "the target is affine and not constant": True,
-            "the exact gradient of the integral loss": plain and one_rate and not trainer.lr_scheduler_configs,
-            _ALL_TRAINED: _all_trained(self._location, pl_module),
-        }
-        names = (*self.guarantee.assumptions, _ALL_TRAINED, "the loss goes on falling")
-        words = {True: "holds", False: "broken", None: "assumed"}
-        self.assumptions = {name: words[checked.get(name)] for name in names}
+        if self.steps and trainer.fit_loop.epoch_loop._batches_that_stepped < self.steps[-1]:
+            self.steps, self.losses, self.certain_from = [], [], None  # another run, from its start
+            self._first_invariant = self._first_width = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Look, where a look is due. The weights are those of the step that is about to be made.
@@ -173,6 +167,25 @@ class GuaranteeMonitor(Callback):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text(_PREFIX + "statement", str(self), step)
 
+    def _stand_on(self, trainer: Trainer, module: LightningModule) -> None:
+        """The guarantee for the network as it is, and the state of what it stands on."""
+        problem = self._problem(module)
+        width = len(problem.w)
+        self.guarantee = convergence_threshold(problem.slope, problem.interval, width, problem.slopes)
+        plain = all(_is_plain(optimizer) for optimizer in trainer.optimizers) and not trainer.gradient_clip_val
+        one_rate = len({group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups}) == 1
+        assert self._location is not None
+        checked: dict[str, bool | None] = {
+            "the target is affine and not constant": True,
+            "the exact gradient of the integral loss": plain and one_rate and not trainer.lr_scheduler_configs,
+            _ALL_TRAINED: _all_trained(self._location, module),
+            # A grown network starts among those of its kind: no density has them.
+            _FROM_DENSITY: None if self._first_width in {None, width} else False,
+        }
+        names = (*self.guarantee.assumptions, _ALL_TRAINED, "the loss goes on falling")
+        words = {True: "holds", False: "broken", None: "assumed"}
+        self.assumptions = {name: words[checked.get(name)] for name in names}
+
     def _figures(self, module: LightningModule) -> dict[str, Figure]:
         assert self.guarantee is not None
         problem, loss = self._problem(module), _loss_of(module)
@@ -197,10 +210,15 @@ class GuaranteeMonitor(Callback):
             value = problem.loss(neurons, c)
             loss = float(value.detach())
             ratio = float(lojasiewicz_ratio(value, [neurons, c])) if loss > 0 else 0.0
-        self._decide(step, loss)
         now = invariant(problem.w, problem.b, problem.h)
-        if self._first_invariant is None or self._first_invariant.shape != now.shape:
+        if self._first_width is None:
+            self._first_width = len(now)
+        if self._first_invariant is None:
             self._first_invariant = now
+        elif self._first_invariant.shape != now.shape:
+            self._first_invariant, self.certain_from = now, None
+            self._stand_on(trainer, module)
+        self._decide(step, loss)
         scalars = {}
         if problem.slopes[0] == 0:
             self.level = nearest_level(loss, problem.slope, problem.interval, len(problem.w))
