@@ -147,6 +147,12 @@ def test_errors_of_the_exact_loss_are_tiny_for_smooth_targets_and_seen_for_rough
     assert float(rough.error(model)) > 0.1 * float((rough(model) - truth).abs().detach())
 
 
+def test_one_node_is_no_exact_rule() -> None:
+    one = F.IntervalTarget(torch.sin, order=1, cells=1)
+    for loss in (QuadratureLoss(torch.sin, INTERVAL, order=1), IntervalL2Loss(one, INTERVAL)):
+        assert float(loss.error(net())) > 0.01
+
+
 def test_losses_are_copied_and_pickled_with_their_module() -> None:
     model, loss = net(), IntervalL2Loss(torch.sin, INTERVAL)
     expected = loss(model)

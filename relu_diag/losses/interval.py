@@ -59,7 +59,7 @@ class IntervalL2Loss(IntegralLoss):
         return self._integral(model, self.target)
 
     def error(self, model: nn.Module) -> Tensor:
-        """The difference to one node fewer per piece: above the error, 0 for low polynomials.
+        """The difference to one node fewer (or from one to two) per piece: above the error, 0 for low polynomials.
 
         Args:
             model: The model.
@@ -68,11 +68,11 @@ class IntervalL2Loss(IntegralLoss):
             Scalar.
         """
         given = self.target
-        fewer = IntervalTarget(
-            given.function, given.breakpoints, given.density, max(1, given.order - 1), max(1, given.cells - 1)
+        other = IntervalTarget(
+            given.function, given.breakpoints, given.density, given.order - 1 or 2, max(1, given.cells - 1)
         )
         with torch.no_grad():
-            return (self._integral(model, given) - self._integral(model, fewer)).abs()
+            return (self._integral(model, given) - self._integral(model, other)).abs()
 
     def nodes(self, model: nn.Module) -> NodeSet:
         """Midpoints of 1,024 cells: equal weights where there is no density.

@@ -55,7 +55,7 @@ class QuadratureLoss(IntegralLoss):
         return out
 
     def error(self, model: nn.Module) -> Tensor:
-        """The difference to one node fewer per input.
+        """The difference to one node fewer per input, or one more where there is only one.
 
         Args:
             model: The model.
@@ -64,8 +64,8 @@ class QuadratureLoss(IntegralLoss):
             Scalar.
         """
         with torch.no_grad():
-            fewer = weighted_squares(model, *self._made(first_parameter(model), max(1, self.order - 1))).mean()
-            return (self.forward(model) - fewer).abs()
+            other = self._made(first_parameter(model), self.order - 1 or 2)
+            return (self.forward(model) - weighted_squares(model, *other).mean()).abs()
 
     def nodes(self, model: nn.Module) -> NodeSet:
         """The nodes of the rule, made once for each device and dtype.
