@@ -149,11 +149,11 @@ def _forecast(
     verdict, block, data = judged
     if verdict.kind in MINIMA:
         raise NoForecast(f"a {verdict.kind} has no escape")
-    check_unclipped(trainer, block, data)
     schedule = schedule_of(trainer, module, location)
     found = forecast_escape(block, data.X, data.Y, 0.0, drop, data.reduction)
     if found is None:
         raise NoForecast("nothing grows")
+    check_unclipped(trainer, block, data, found)
     # Weight decay takes as much off every growth rate, and turns no neuron.
     rate, growth = found.gain - weight_decay(trainer, module, location), found.gain * found.time
     if rate <= 0:

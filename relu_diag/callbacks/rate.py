@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from relu_diag.callbacks.judge import SquaredData
 from relu_diag.capture import BlockLocation
-from relu_diag.functional import ShallowBlock, squared_loss
+from relu_diag.functional import EscapeForecast, ShallowBlock, squared_loss
 
 # Steps of a scheduler that are looked ahead; from then on its last rate is taken to stay.
 _AHEAD = 100_000
@@ -178,16 +178,17 @@ def schedule_of(trainer: Trainer, module: LightningModule, location: BlockLocati
     return Schedule(_pieces(trainer, module, optimizer, index))
 
 
-def check_unclipped(trainer: Trainer, block: ShallowBlock, data: SquaredData) -> None:
+def check_unclipped(trainer: Trainer, block: ShallowBlock, data: SquaredData, found: EscapeForecast) -> None:
     """Refuse gradients that the trainer clips: clipped, they are slower than forecast.
 
     Args:
         trainer: The trainer.
         block: The block.
         data: All its data.
+        found: The escape in gradient flow.
 
     Raises:
-        NoForecast: If the full gradient of the block alone is longer than the trainer allows.
+        NoForecast: If the full gradient of the block alone is longer than the trainer allows, now or at the escape.
     """
     if not trainer.gradient_clip_val:
         return
@@ -196,8 +197,14 @@ def check_unclipped(trainer: Trainer, block: ShallowBlock, data: SquaredData) ->
     with torch.enable_grad():
         gradients = torch.autograd.grad(squared_loss(moving, data.X, data.Y, data.reduction), weights)
     flat: Tensor = torch.cat([gradient.flatten() for gradient in gradients])
-    by_value = str(trainer.gradient_clip_algorithm or "norm") in {"value", "GradClipAlgorithmType.VALUE"}
-    if float(flat.abs().max() if by_value else flat.norm()) >= trainer.gradient_clip_val:
+    # What grows has equal parts in both weights, and its gradient is `gain` times as long.
+    escaping = found.gain * math.sqrt(found.amplitude) * math.exp(found.gain * found.time)
+    if str(trainer.gradient_clip_algorithm or "norm") in {"value", "GradClipAlgorithmType.VALUE"}:
+        amplitude = block.W[found.neurons].double().norm(dim=1) * block.H[:, found.neurons].double().norm(dim=0)
+        largest = max(float(flat.abs().max()), escaping * float((amplitude.max() / amplitude.sum()).sqrt()))
+    else:
+        largest = math.hypot(float(flat.norm()), math.sqrt(2) * escaping)
+    if largest >= trainer.gradient_clip_val:
         raise NoForecast(f"gradients are clipped at {trainer.gradient_clip_val}")
 
 
