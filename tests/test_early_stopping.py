@@ -156,3 +156,15 @@ def test_it_takes_the_place_of_early_stopping(tmp_path: Path) -> None:
     assert (other.wait_until, other.decision, other.patience) == (40.0, "step 4 waits", 7)
     with pytest.raises(MisconfigurationException, match="`margin`"):
         SaddleAwareEarlyStopping("val_loss", margin=-1.0)
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
+def test_it_takes_over_in_a_run_that_began_with_early_stopping(tmp_path: Path) -> None:
+    for stopping in (EarlyStopping, SaddleAwareEarlyStopping):
+        checks = stopping("epoch_loss", min_delta=1.0, patience=50, check_on_train_epoch_end=True)
+        epochs = 6 if stopping is EarlyStopping else 8
+        trainer = Trainer(callbacks=[checks], max_epochs=epochs, **QUIET, logger=False, enable_progress_bar=False)
+        before = None if stopping is EarlyStopping else str(tmp_path / "begun.ckpt")
+        trainer.fit(Five(lr=1e-6), points(), ckpt_path=before)
+        trainer.save_checkpoint(tmp_path / "begun.ckpt")
+        assert checks.wait_count == epochs - 1  # nothing counts as better than the first loss

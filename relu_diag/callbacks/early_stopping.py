@@ -84,6 +84,18 @@ class SaddleAwareEarlyStopping(EarlyStopping):
         own = {"wait_until": self.wait_until, "look_at": self._look_at, "decision": self.decision}
         return {**super().state_dict(), **own}
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take over from an `EarlyStopping` that the run began with.
+
+        Args:
+            trainer: Unused.
+            pl_module: Unused.
+            checkpoint: The checkpoint.
+        """
+        states, plain = checkpoint.get("callbacks", {}), self.state_key.replace(type(self).__name__, "EarlyStopping")
+        if self.state_key not in states and plain in states:
+            self.load_state_dict(states[plain])
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the state of a checkpoint, also of a plain `EarlyStopping`.
 
