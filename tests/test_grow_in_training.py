@@ -128,6 +128,17 @@ def test_a_compiled_module_grows() -> None:
     assert module.net.hidden.weight.shape == (6, 2)
 
 
+def test_the_optimizer_of_an_earlier_trainer_is_no_obstacle() -> None:
+    earlier, module = fitted(max_epochs=1)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    later = Trainer(callbacks=[GrowAt(1)], enable_checkpointing=False, max_epochs=1, **quiet)
+    later.fit(module, loader())
+    weight = module.net.hidden.weight
+    assert weight.shape == (5, 2)
+    for trainer in (earlier, later):
+        assert trainer.optimizers[0].state[weight]["exp_avg"].shape == (5, 2)
+
+
 @pytest.mark.slow
 def test_two_processes_grow_together() -> None:
     trainer, module = fitted(

@@ -142,6 +142,44 @@ def test_a_state_dict_of_another_problem_is_still_refused() -> None:
         module.load_state_dict(other.state_dict())
 
 
+def tower(*widths: int) -> nn.Sequential:
+    """Two blocks that share the layer in the middle."""
+    first, second = widths
+    return nn.Sequential(nn.Linear(2, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU(), nn.Linear(second, 1))
+
+
+@pytest.mark.parametrize("widths", [(5, 6), (5, 5), (3, 6), (4, 5)])
+@pytest.mark.parametrize("hidden", [(None,), ("0", "2")])
+def test_blocks_that_share_a_layer_take_their_widths(widths: tuple[int, int], hidden: tuple[str | None, ...]) -> None:
+    module, other = tower(4, 4), tower(*widths)
+    for name in hidden:
+        location = name and BlockLocation(name, str(int(name) + 2), (0.0, 1.0))
+        resize_on_load(module, location or None)
+    module.load_state_dict(other.state_dict())
+    X = loader().dataset.tensors[0]
+    assert torch.equal(module(X), other(X))
+    assert str(module) == str(other)
+
+
+class TwoWidths(GrowingModule):
+    """One hyper-parameter for the widths of two blocks, of which one grows."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net, self.other = ShallowNet(2, width, hidden_bias=True), ShallowNet(2, width)
+
+
+def test_a_growing_module_loads_blocks_of_different_widths_under_one_hyper_parameter(tmp_path: Path) -> None:
+    module = TwoWidths()
+    grow(module, LOCATION, twice_the_first(read_block(module, LOCATION)))
+    trainer = Trainer(**QUIET, enable_checkpointing=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "grown.ckpt")
+    loaded = TwoWidths.load_from_checkpoint(tmp_path / "grown.ckpt")
+    assert (loaded.net.hidden.out_features, loaded.other.hidden.out_features) == (5, 4)
+
+
 def test_the_hook_is_copied_with_the_module() -> None:
     module = Regression()
     resize_on_load(module, LOCATION)
@@ -156,6 +194,23 @@ def test_a_hyper_parameter_that_is_not_the_width_is_left_alone() -> None:
     module.hparams["width"] = 40
     grow(module, LOCATION, twice_the_first(read_block(module, LOCATION)))
     assert module.hparams["width"] == 40
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"hidden_dim": 4, "in_features": 4, "layers": 4}, {"hidden_dim": 5}),
+        ({"n_units": 4, "hidden_layers": 2}, {"n_units": 5}),
+        ({"width": 4, "hidden_dim": 4}, {"width": 5}),
+        ({"hidden_1": 4, "hidden_2": 4}, {}),  # whose? nothing is guessed
+        ({"hidden": 4.0, "in_features": 4}, {}),
+    ],
+)
+def test_the_hyper_parameter_that_is_the_width_has_another_name(before: dict[str, int], after: dict[str, int]) -> None:
+    module = FixedWidth()
+    module.save_hyperparameters(before)
+    grow(module, LOCATION, twice_the_first(read_block(module, LOCATION)))
+    assert dict(module.hparams) == before | after
 
 
 def test_layers_that_are_not_there_are_named() -> None:

@@ -70,8 +70,8 @@ class GrowOnPlateau(PlateauListener):
     Logged at each growth, prefix ``growth/`` (or ``growth/<block>/``): ``width``, ``function_change``,
     ``predicted_drop``, ``measured_drop``, and the line as text ``timeline``. Checkpoints of the grown module load into
     a module of the first width, by ``fit(ckpt_path=...)`` or ``test(ckpt_path=...)`` with this callback, and by
-    ``load_from_checkpoint`` where the width is the hyper-parameter ``width`` or the module a
-    `relu_diag.growth.GrowingModule`.
+    ``load_from_checkpoint`` where the width is a hyper-parameter (``width``, or the only one of that value called after
+    hidden units, as ``hidden_dim``) or the module a `relu_diag.growth.GrowingModule`.
 
     Args:
         units: Neurons added at a growth.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from relu_diag.capture import BlockLocation
 
-_KEY = "relu_diag_grown_blocks"
+# What a hyper-parameter that counts hidden neurons is called.
+_WIDTH_WORDS = ("width", "hidden", "units", "neurons")
 
 
 def resize_on_load(module: nn.Module, location: BlockLocation | None = None) -> None:
@@ -20,7 +22,7 @@ def resize_on_load(module: nn.Module, location: BlockLocation | None = None) -> 
 
     Args:
         module: The module that holds the block. Doing it twice changes nothing.
-        location: Which block; None: each pair of Linear layers of which nothing but the common width differs.
+        location: Which block; None: all Linear layers of which nothing but widths that another one shares differs.
 
     Example:
         >>> narrow, wide = (nn.Sequential(nn.Linear(2, n), nn.ReLU(), nn.Linear(n, 1)) for n in (3, 5))
@@ -39,8 +41,8 @@ def resize_on_load(module: nn.Module, location: BlockLocation | None = None) -> 
 class GrowingModule(LightningModule):
     """A LightningModule whose grown checkpoints load everywhere, `load_from_checkpoint` included.
 
-    Derive from it where the width is not a hyper-parameter called ``width``. A checkpoint then names the blocks that
-    have grown, and loading gives them their width before it fills them.
+    Derive from it where the width is no hyper-parameter, or one of several. Loading then gives every block its width in
+    the checkpoint before it is filled.
 
     Example:
         >>> class Net(GrowingModule):
@@ -49,40 +51,17 @@ class GrowingModule(LightningModule):
         ...         self.layers = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
     """
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the blocks that have grown.
-
-        Args:
-            checkpoint: The checkpoint to be saved.
-        """
-        checkpoint[_KEY] = [[hidden, output] for hidden, output in sorted(grown_blocks(self))]
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Give the blocks that have grown the width of the checkpoint.
+        """Give the blocks the width they have in the checkpoint.
 
         Args:
             checkpoint: The checkpoint to be loaded.
         """
-        for hidden, output in checkpoint.get(_KEY, ()):
-            grown_blocks(self).add((hidden, output))
-            _Resize((hidden, output))(self, checkpoint["state_dict"], "")
-
-
-def grown_blocks(module: nn.Module) -> set[tuple[str, str]]:
-    """Names of the Linear pairs of a module that have grown.
-
-    Args:
-        module: The module.
-
-    Returns:
-        Qualified names of hidden and output layer; adding to the set is remembered.
-    """
-    found: set[tuple[str, str]] = module.__dict__.setdefault("_relu_diag_grown", set())
-    return found
+        _Resize(None)(self, checkpoint["state_dict"], "")
 
 
 def remember_growth(module: nn.Module, location: BlockLocation, added: int) -> None:
-    """Put into a module what its checkpoints need to be loaded: the hook, the names, the hyper-parameter ``width``.
+    """Put into a module what its checkpoints need to be loaded: the hook, and the width as a hyper-parameter.
 
     Args:
         module: The module that has grown.
@@ -90,10 +69,18 @@ def remember_growth(module: nn.Module, location: BlockLocation, added: int) -> N
         added: Number of new neurons.
     """
     resize_on_load(module, location)
-    grown_blocks(module).add((location.hidden, location.output))
     width = location.linears(module)[0].out_features
-    if isinstance(module, LightningModule) and module.hparams.get("width") == width - added:
-        module.hparams["width"] = width
+    if isinstance(module, LightningModule) and (name := _width_name(module.hparams, width - added)):
+        module.hparams[name] = width
+
+
+def _width_name(hparams: Mapping[str, Any], width: int) -> str | None:
+    """The hyper-parameter that says how wide the block was: ``width``, or the only one of that value and meaning."""
+    equal = [name for name, value in hparams.items() if type(value) is int and value == width]
+    if "width" in equal:
+        return "width"
+    meant = [name for name in equal if any(word in name.lower() for word in _WIDTH_WORDS)]
+    return meant[0] if len(meant) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -108,26 +95,36 @@ class _Resize:
 
     def __call__(self, module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
         layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
-        widths = [
-            {name: width for name in layers if (width := _incoming_width(axis, name, layers[name], state_dict, prefix))}
-            for axis in (0, 1)
-        ]
-        for axis, (mine, theirs) in enumerate((widths, widths[::-1])):
-            for name, width in mine.items():
-                chosen = name == self.names[axis] if self.names else width in theirs.values()
-                if chosen:
-                    _resize(axis, layers[name], width[1])
+        changes = _consistent(_changes(layers, state_dict, prefix))
+        for (layer, axis), sizes in changes.items():
+            if self.names is None or layer == self.names[axis]:
+                _resize(axis, layers[layer], sizes[1])
 
 
-def _incoming_width(
-    axis: int, name: str, layer: nn.Linear, state_dict: dict[str, Tensor], prefix: str
-) -> tuple[int, int] | None:
-    """Present and incoming width of a layer, if they are all that differs; where more does, load_state_dict says so."""
-    incoming = state_dict.get(f"{prefix}{name}.weight" if name else f"{prefix}weight")
-    if incoming is None or incoming.ndim != 2 or incoming.shape[1 - axis] != layer.weight.shape[1 - axis]:
-        return None
-    before, after = layer.weight.shape[axis], incoming.shape[axis]
-    return (before, after) if before != after else None
+# A layer and the axis of its weight; there, the present and the incoming width.
+_Changes = dict[tuple[str, int], tuple[int, int]]
+
+
+def _changes(layers: dict[str, nn.Linear], state_dict: dict[str, Tensor], prefix: str) -> _Changes:
+    found: _Changes = {}
+    for name, layer in layers.items():
+        incoming = state_dict.get(f"{prefix}{name}.weight" if name else f"{prefix}weight")
+        if incoming is None or incoming.ndim != 2:
+            continue
+        for axis in (0, 1):
+            if incoming.shape[axis] != layer.weight.shape[axis]:
+                found[name, axis] = (layer.weight.shape[axis], incoming.shape[axis])
+    return found
+
+
+def _consistent(changes: _Changes) -> _Changes:
+    """Widths that one layer writes and another reads; a layer where more differs is for load_state_dict to name."""
+    odd = {
+        name
+        for (name, axis), pair in changes.items()
+        if not any(other != name and side != axis and pair == theirs for (other, side), theirs in changes.items())
+    }
+    return _consistent({key: pair for key, pair in changes.items() if key[0] not in odd}) if odd else changes
 
 
 def _resize(axis: int, layer: nn.Linear, width: int) -> None:

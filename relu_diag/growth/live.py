@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import sys
+import weakref
 from collections.abc import Collection, Iterable
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -45,7 +48,7 @@ def grow(
         TypeError: If the module is a wrapper, or its parameters are sharded.
         ValueError: If the new block does not fit, a parameter is frozen or shared, or has no optimizer among those
             given or another one that was not.
-        RuntimeError: If a graph through the parameters is alive.
+        RuntimeError: If a graph through the parameters is alive, or a weak reference to one.
 
     Example:
         >>> from relu_diag.capture import find_blocks, read_block
@@ -71,22 +74,18 @@ def grow(
         raise ValueError(f"`new_block` has slopes {new_block.slopes}, {location} has {location.slopes_now(module)}.")
     values = _values(hidden, output, location, new_block)
     counted = {name: parameters[name] for name in _AXES if name in parameters}
-    _check_owners(module, counted, owners)
-    if _in_a_graph(parameters.values()):
-        raise RuntimeError(
-            f"A graph through {location} is alive, and its backward pass would not fit the grown layers. Grow after "
-            "backward, in on_train_batch_end, and keep losses with .detach()."
-        )
+    left, others = _other_optimizers(counted, owners)
+    _check_owners(module, counted, owners, others)
+    if held := _held(parameters.values()):
+        raise RuntimeError(f"{location} cannot grow now: {held}.")
     for name, parameter in parameters.items():
         _replace(parameter, values[name])
     added = len(new_block.W) - hidden.out_features
     hidden.out_features = output.in_features = len(new_block.W)
-    for optimizer in owners:
+    for optimizer in (*owners, *left):
         for name, parameter in counted.items():
             widen_state(optimizer, parameter, _AXES[name], added)
     remember_growth(module, location, added)
-    if "torch._dynamo" in sys.modules:
-        torch._dynamo.reset()
 
 
 def _parameters(hidden: nn.Linear, output: nn.Linear) -> dict[str, nn.Parameter]:
@@ -128,8 +127,9 @@ def _values(
     return values
 
 
-def _check_owners(module: nn.Module, parameters: dict[str, nn.Parameter], owners: list[Optimizer]) -> None:
-    others = _other_optimizers(parameters, owners)
+def _check_owners(
+    module: nn.Module, parameters: dict[str, nn.Parameter], owners: list[Optimizer], others: list[Optimizer]
+) -> None:
     for name, parameter in parameters.items():
         names = [path for path, other in module.named_parameters(remove_duplicate=False) if other is parameter]
         if len(names) > 1:
@@ -150,17 +150,48 @@ def _check_owners(module: nn.Module, parameters: dict[str, nn.Parameter], owners
                 )
 
 
-def _other_optimizers(parameters: dict[str, nn.Parameter], owners: list[Optimizer]) -> list[Optimizer]:
+def _other_optimizers(
+    parameters: dict[str, nn.Parameter], owners: list[Optimizer]
+) -> tuple[list[Optimizer], list[Optimizer]]:
+    """Those that trainers which have ended still hold, and all others that are not among the owners."""
     # An optimizer holds its parameters in lists. To find who refers to a few is faster than to look at all there is.
     known = {id(group["params"]) for owner in owners for group in owner.param_groups}
     if all(id(thing) in known for thing in gc.get_referrers(*parameters.values()) if type(thing) is list):
-        return []
-    living = [plain(thing) for thing in gc.get_objects() if issubclass(type(thing), Optimizer)]
-    return [optimizer for optimizer in living if not any(optimizer is owner for owner in owners)]
+        return [], []
+    gc.collect()  # what nobody can reach any more steps nothing
+    things = gc.get_objects()
+    ended = [
+        thing
+        for thing in things
+        if issubclass(type(thing), Trainer) and thing.state.status is not TrainerStatus.RUNNING
+    ]
+    left = {id(optimizer): optimizer for trainer in ended for optimizer in map(plain, trainer.optimizers)}
+    for owner in owners:
+        left.pop(id(owner), None)
+    asked = {id(owner) for owner in owners} | left.keys()
+    living = [plain(thing) for thing in things if issubclass(type(thing), Optimizer)]
+    return [*left.values()], [optimizer for optimizer in living if id(optimizer) not in asked]
 
 
 def _owns(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
     return any(parameter is own for group in optimizer.param_groups for own in group["params"])
+
+
+def _held(parameters: Collection[nn.Parameter]) -> str | None:
+    """What still holds parameters as they are now, and the cure; or None."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()  # compiled code is made for their shapes
+    if _in_a_graph(parameters):
+        return (
+            "a graph through it is alive, whose backward pass would not fit the grown layers. Grow after backward, in "
+            "on_train_batch_end, and keep losses with .detach()"
+        )
+    if any(weakref.getweakrefs(parameter) for parameter in parameters):
+        return (
+            "something refers weakly to its parameters, and torch does not swap such tensors. Drop weak references to "
+            "them (weakref.ref, WeakKeyDictionary), and do not compile the step of the optimizer"
+        )
+    return None
 
 
 def _in_a_graph(parameters: Collection[Tensor]) -> bool:
@@ -170,8 +201,11 @@ def _in_a_graph(parameters: Collection[Tensor]) -> bool:
 
 
 def _replace(parameter: nn.Parameter, value: Tensor) -> None:
-    """A new value in the same Parameter object, with the gradient padded."""
+    """A new value in the same Parameter object, with the gradient padded, its hooks and attributes kept."""
     grown = nn.Parameter(value.to(parameter, copy=True).contiguous(), requires_grad=parameter.requires_grad)
+    grown.__dict__.update(parameter.__dict__)
+    for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+        setattr(grown, hooks, getattr(parameter, hooks))
     if parameter.grad is not None:
         grown.grad = torch.zeros_like(grown)
         grown.grad[tuple(slice(size) for size in parameter.grad.shape)] = parameter.grad
