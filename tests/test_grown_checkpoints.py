@@ -102,6 +102,15 @@ def test_fit_and_test_take_a_grown_checkpoint(kind: type[Regression], tmp_path: 
     assert found[0]["loss"] == pytest.approx(float(nn.functional.mse_loss(net(X), Y).detach()), rel=1e-5)
 
 
+def test_what_a_resumed_run_saves_loads_too(tmp_path: Path) -> None:
+    fresh = Regression()
+    resize_on_load(fresh)
+    trainer = Trainer(max_epochs=2, enable_checkpointing=False, **QUIET)
+    trainer.fit(fresh, loader(), ckpt_path=grown_checkpoint(Regression(), tmp_path), weights_only=True)
+    trainer.save_checkpoint(tmp_path / "resumed.ckpt")
+    assert Regression.load_from_checkpoint(tmp_path / "resumed.ckpt").hparams["width"] == 5
+
+
 def test_a_grown_run_resumed_is_the_run_without_a_break_to_the_bit(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = Regression()

@@ -70,8 +70,12 @@ def remember_growth(module: nn.Module, location: BlockLocation, added: int) -> N
     """
     resize_on_load(module, location)
     width = location.linears(module)[0].out_features
-    if isinstance(module, LightningModule) and (name := _width_name(module.hparams, width - added)):
-        module.hparams[name] = width
+    _tell_width(module, width - added, width)
+
+
+def _tell_width(module: nn.Module, before: int, after: int) -> None:
+    if isinstance(module, LightningModule) and (name := _width_name(module.hparams, before)):
+        module.hparams[name] = after
 
 
 def _width_name(hparams: Mapping[str, Any], width: int) -> str | None:
@@ -99,6 +103,8 @@ class _Resize:
         for (layer, axis), sizes in changes.items():
             if self.names is None or layer == self.names[axis]:
                 _resize(axis, layers[layer], sizes[1])
+                if axis == 0:
+                    _tell_width(module, *sizes)
 
 
 # A layer and the axis of its weight; there, the present and the incoming width.
