@@ -35,7 +35,7 @@ class SaddleAwareEarlyStopping(EarlyStopping):
         drop: Fraction of the loss whose loss is an escape.
         block: Qualified name of the block's first Linear, where the module has several blocks.
         dataloader: Data to judge on; None: the training data set, in order.
-        max_samples: Judge on no more than so many samples, evenly spaced; None: all.
+        max_samples: Judge on no more than so many samples, evenly spaced, and only for their loss; None: all.
         loss: Computes the loss of a batch, ``loss(module, batch)``; None: the module's own.
         kwargs: Further arguments of `EarlyStopping`: ``patience``, ``min_delta``, ``mode`` and so on.
 

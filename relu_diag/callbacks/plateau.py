@@ -46,7 +46,7 @@ class PlateauMonitor(Callback):
         min_steps: No plateau is found in fewer steps.
         block: Qualified name of the block's first Linear, where the module has several blocks.
         dataloader: Data to judge on; None: the training data set, in order.
-        max_samples: Judge on no more than so many samples, evenly spaced; None: all.
+        max_samples: Judge on no more than so many samples, evenly spaced, and only for their loss; None: all.
         loss: Computes the loss of a batch, ``loss(module, batch)``; None: the module's own.
 
     Attributes:
