@@ -69,6 +69,13 @@ def test_generalised_gradient_is_its_definition(seed: int) -> None:
     assert_close(found[-1], expected[3, 0], rtol=1e-9, atol=1e-9)
 
 
+def test_lengths_that_float32_does_not_know_are_met_exactly() -> None:
+    for interval in ((0.0, 0.1), (0.0, 1e60)):
+        problem = problem_of(zigzag(2, SLOPE, INTERCEPT, interval))
+        scale = SLOPE * interval[1] ** 2
+        assert float(F.generalised_gradient(problem).abs().max()) < 1e-14 * scale * max(1.0, interval[1])
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_jacobian_without_sides_is_the_hessian(seed: int) -> None:
     problem = problem_of(random_network(seed, 8))

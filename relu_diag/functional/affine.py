@@ -86,9 +86,12 @@ class AffineProblem:
     @property
     def terms(self) -> float:
         """The size of what is added up to the error: it is no more accurate than its terms."""
-        far = max(map(abs, self.interval))
-        terms = float(self.h.abs() @ (self.w.abs() * far + self.b.abs())) * max(map(abs, self.slopes))
-        return terms + abs(float(self.c)) + abs(self.intercept) + abs(self.slope) * far
+        (A, B), far = self.interval, max(map(abs, self.interval))
+        z = torch.stack([self.w * A + self.b, self.w * B + self.b])
+        # What is 0 on the whole interval adds nothing.
+        silent = ((z < 0).all(0) & (self.slopes[0] == 0)) | ((z > 0).all(0) & (self.slopes[1] == 0))
+        sizes = torch.where(silent, 0.0, self.w.abs() * far + self.b.abs()) * max(map(abs, self.slopes))
+        return float(self.h.abs() @ sizes) + abs(float(self.c)) + abs(self.intercept) + abs(self.slope) * far
 
 
 def affine_coefficients(target: Function1d, interval: Interval) -> tuple[float, float]:

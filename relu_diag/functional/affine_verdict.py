@@ -88,6 +88,10 @@ def classify_affine(
     }
     verdict = partial(Verdict, assumptions=assumptions, loss=value)
     nobody = torch.empty(0, dtype=torch.long, device=w.device)
+    if not (math.isfinite(value) and bool(torch.isfinite(gradient).all())):
+        return verdict(
+            "undecided", nobody, None, theorem=_PROPOSITION, reason="the loss or its gradient leaves float64"
+        )
     if _is_zero(problem, value, tol):
         return verdict("global minimum", nobody, None, theorem="zero loss")
     violation = gradient.abs() / _scales(problem, value)
@@ -145,6 +149,8 @@ def _bent(
     problem: AffineProblem, who: Tensor, hessian: Tensor, verdict: Callable[..., Verdict], margins: dict[str, float]
 ) -> Verdict:
     """A saddle with a negative eigenvalue."""
+    if not bool(torch.isfinite(hessian).all()):
+        return verdict("undecided", who.nonzero().squeeze(1), None, reason="products of the weights leave float64")
     lowest = float(torch.linalg.eigvalsh((hessian + hessian.T) / 2)[0])
     return _saddle(problem, who, bent_steps(problem, hessian), verdict, {**margins, "smallest eigenvalue": lowest})
 

@@ -52,7 +52,7 @@ def see_affine_fall(problem: AffineProblem, steps: Iterator[Step]) -> Direction 
 
 
 def steepest_steps(problem: AffineProblem, gradient: Tensor) -> Iterator[Step]:
-    """The steepest direction where each neuron shares its weight evenly, and its opposite.
+    """The steepest direction when parameters are measured by their sizes, and its opposite.
 
     Args:
         problem: Network and target.
@@ -61,13 +61,13 @@ def steepest_steps(problem: AffineProblem, gradient: Tensor) -> Iterator[Step]:
     Yields:
         Two directions.
     """
-    balance = _balance(problem)
-    steepest = balance * gradient
-    yield from _both_ways(balance * steepest / steepest.norm().clamp_min(torch.finfo(steepest.dtype).tiny))
+    sizes = _sizes(problem)
+    steepest = sizes * gradient
+    yield from _both_ways(sizes * steepest / steepest.norm().clamp_min(torch.finfo(steepest.dtype).tiny))
 
 
 def bent_steps(problem: AffineProblem, hessian: Tensor) -> Iterator[Step]:
-    """The direction bent down most where each neuron shares its weight evenly, and its opposite.
+    """The direction bent down most when parameters are measured by their sizes, and its opposite.
 
     Args:
         problem: Network and target.
@@ -76,9 +76,10 @@ def bent_steps(problem: AffineProblem, hessian: Tensor) -> Iterator[Step]:
     Yields:
         Two directions.
     """
-    balance = _balance(problem)
-    vectors = torch.linalg.eigh(balance[:, None] * (hessian + hessian.T) / 2 * balance)[1]
-    yield from _both_ways(balance * vectors[:, 0])
+    sizes = _sizes(problem)
+    measured = sizes[:, None] * (hessian + hessian.T) / 2 * sizes
+    vectors = torch.linalg.eigh(measured / measured.abs().max().clamp_min(torch.finfo(sizes.dtype).tiny))[1]
+    yield from _both_ways(sizes * vectors[:, 0])
 
 
 def relu_saddle_steps(problem: AffineProblem, idle: Tensor, drawn: Tensor) -> Iterator[Step]:
@@ -138,14 +139,14 @@ def degenerate_steps(problem: AffineProblem, degenerate: Tensor) -> Iterator[Ste
                 yield step, problem.c.new_zeros(())
 
 
-def _balance(problem: AffineProblem) -> Tensor:
-    """The parameters over those of the same function whose input and output weights are alike, neuron by neuron."""
-    A, B = problem.interval
-    inputs, outputs = problem.w.abs() * max(abs(A), abs(B)) + problem.b.abs(), problem.h.abs()
+def _sizes(problem: AffineProblem) -> Tensor:
+    """The sizes of parameters where each neuron makes up the spread of the target, shared among its weights as now."""
+    (A, B), far = problem.interval, max(map(abs, problem.interval))
     alone = math.sqrt(abs(problem.slope) * (B - A)) or 1.0
+    inputs, outputs = problem.w.abs() * far + problem.b.abs(), problem.h.abs()
     inputs, outputs = (torch.where(size == 0, alone, size) for size in (inputs, outputs))
-    share = (inputs / outputs).sqrt()
-    return torch.cat([share, share, 1 / share, share.new_ones(1)])
+    share = inputs.sqrt() / outputs.sqrt()
+    return alone * torch.cat([share / far, share, 1 / share, share.new_full((1,), alone)])
 
 
 def _both_ways(direction: Tensor) -> Iterator[Step]:

@@ -177,7 +177,7 @@ def _centred(problem: AffineProblem, sides: Sides) -> _Centred:
 
 def _limits(problem: AffineProblem, sides: Sides, t: Tensor) -> tuple[Tensor, Tensor]:
     """Ends of the intervals of integration, shape ``(2, I)``; which is the breakpoint: 1 the upper, -1 the lower."""
-    w, half = problem.w, (problem.interval[1] - problem.interval[0]) / 2
+    w, half = problem.w, problem.w.new_tensor((problem.interval[1] - problem.interval[0]) / 2)
     types = neuron_types(problem.w, problem.b, problem.h, problem.interval)
     plus, minus = (side & (w != 0) for side in sides)
     crossing = types.type_2_active & ~plus & ~minus
