@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from grown_run import LineFit, fit
+from grown_run import LineFit, fit, loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import Tensor
 
 from relu_diag.callbacks import GrowOnPlateau, LandscapeMonitor, PlateauMonitor
 from relu_diag.experiments import PointsDataModule, ReferenceRegression
@@ -69,6 +70,20 @@ def test_growth_at_given_steps(nudge: bool, embedding: Any) -> None:
     assert module.net.hidden.out_features == 7
     if not nudge:
         assert max(one.function_change for one in growth.growths) < 1e-15
+
+
+def test_data_and_loss_of_ones_own_are_what_it_chooses_by() -> None:
+    data, seen = [next(iter(loader()))], []  # as under an optimization by hand, or with several dataloaders
+
+    def loss(module: LineFit, batch: list[Tensor]) -> Tensor:
+        seen.append(batch[0])
+        return module.training_step(batch)
+
+    growth = GrowOnPlateau(at_steps=(10,), dataloader=data, loss=loss)
+    fit(growth, steps=12)
+    assert [one.after for one in growth.growths] == [5]
+    assert seen
+    assert all(torch.equal(X, data[0][0]) for X in seen)
 
 
 def test_averaged_copies_grow_too() -> None:

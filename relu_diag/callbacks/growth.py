@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from relu_diag.callbacks.examination import Examination, examine
 from relu_diag.callbacks.growth_choice import NoGrowth, choose_growth
 from relu_diag.callbacks.judge import VERDICT_CODES
-from relu_diag.callbacks.look import Look
+from relu_diag.callbacks.look import Look, LossFunction
 from relu_diag.callbacks.plateau import PlateauMonitor
 from relu_diag.callbacks.plateau_event import PlateauEvent, PlateauListener
 from relu_diag.callbacks.report import Report
@@ -85,6 +85,8 @@ class GrowOnPlateau(PlateauListener):
             the squared error, cross-entropy for example: to grow there is a choice, not a theorem.
         at_steps: Grow also at these gradient steps, whatever the verdict.
         block: Qualified name of the only block to grow; None: each that is reported, and at ``at_steps`` the only one.
+        dataloader: Data to choose by at ``at_steps``; None: the training data set. Elsewhere the monitor's own.
+        loss: Computes the loss of a batch at ``at_steps``, ``loss(module, batch)``; None: the module's own.
 
     Attributes:
         growths: What was grown, `Growth`.
@@ -109,6 +111,8 @@ class GrowOnPlateau(PlateauListener):
         verdicts: Sequence[str] = ("local minimum",),
         at_steps: Sequence[int] = (),
         block: str | None = None,
+        dataloader: Iterable[Any] | None = None,
+        loss: LossFunction | None = None,
     ) -> None:
         super().__init__()
         counts = {"units": units, "max_width": max_width, "max_growths": max_growths, "patience": patience}
@@ -125,7 +129,7 @@ class GrowOnPlateau(PlateauListener):
         self.growths: list[Growth] = []
         self._reports: dict[str, int] = {}
         self._scheduled = 0
-        self._look = Look("GrowOnPlateau", block, None, None, None)
+        self._look = Look("GrowOnPlateau", block, dataloader, None, loss)
         self._report = Report(f"growth/{block}/" if block else "growth/")
 
     @property
