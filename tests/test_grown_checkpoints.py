@@ -141,6 +141,16 @@ def test_a_grown_module_takes_narrower_and_wider_state_dicts(width: int) -> None
     assert (module.net.hidden.out_features, module.net.output.in_features) == (width, width)
 
 
+def test_a_copy_of_the_parameters_that_somebody_keeps_is_no_obstacle_to_loading() -> None:
+    module, other = Regression(6), Regression(4)
+    resize_on_load(module)
+    kept = [parameter.clone() for parameter in module.parameters()]  # each with a graph
+    module.load_state_dict(other.state_dict())
+    module.training_step(next(iter(loader()))).backward()
+    assert [parameter.grad.shape for parameter in module.parameters()] == [p.shape for p in other.parameters()]
+    assert len(kept[0]) == 6
+
+
 def test_a_state_dict_of_another_problem_is_still_refused() -> None:
     module = Regression()
     resize_on_load(module, LOCATION)
@@ -209,7 +219,7 @@ def test_a_hyper_parameter_that_is_not_the_width_is_left_alone() -> None:
     ("before", "after"),
     [
         ({"hidden_dim": 4, "in_features": 4, "layers": 4}, {"hidden_dim": 5}),
-        ({"n_units": 4, "hidden_layers": 2}, {"n_units": 5}),
+        ({"n_units": 4, "hidden_layers": 4}, {"n_units": 5}),
         ({"width": 4, "hidden_dim": 4}, {"width": 5}),
         ({"hidden_1": 4, "hidden_2": 4}, {}),  # whose? nothing is guessed
         ({"hidden": 4.0, "in_features": 4}, {}),

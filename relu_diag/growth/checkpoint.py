@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from relu_diag.capture import BlockLocation
+from relu_diag.growth.graph import in_a_graph
 
 # What a hyper-parameter that counts hidden neurons is called.
 _WIDTH_WORDS = ("width", "hidden", "units", "neurons")
@@ -83,7 +84,7 @@ def _width_name(hparams: Mapping[str, Any], width: int) -> str | None:
     equal = [name for name, value in hparams.items() if type(value) is int and value == width]
     if "width" in equal:
         return "width"
-    meant = [name for name in equal if any(word in name.lower() for word in _WIDTH_WORDS)]
+    meant = [name for name in equal if any(word in name.lower() for word in _WIDTH_WORDS) and "layers" not in name]
     return meant[0] if len(meant) == 1 else None
 
 
@@ -134,9 +135,13 @@ def _consistent(changes: _Changes) -> _Changes:
 
 
 def _resize(axis: int, layer: nn.Linear, width: int) -> None:
-    for parameter in (layer.weight, layer.bias):
-        if parameter is not None and parameter.ndim > axis:
+    for name, parameter in layer.named_parameters(recurse=False):
+        if parameter.ndim > axis:
             shape = list(parameter.shape)
             shape[axis] = width
-            parameter.data, parameter.grad = parameter.data.new_empty(shape), None
+            empty = parameter.data.new_empty(shape)
+            if in_a_graph([parameter]):  # a loss or a clone kept from before: its graph insists on the old shape
+                setattr(layer, name, nn.Parameter(empty, requires_grad=parameter.requires_grad))
+            else:
+                parameter.data, parameter.grad = empty, None
     setattr(layer, "in_features" if axis else "out_features", width)

@@ -18,6 +18,7 @@ from torch.utils import swap_tensors
 from relu_diag.capture import BlockLocation
 from relu_diag.functional import ShallowBlock
 from relu_diag.growth.checkpoint import remember_growth
+from relu_diag.growth.graph import in_a_graph
 from relu_diag.growth.optimizer_state import plain, widen_state
 
 # The axis that counts neurons, in the parameters of a block that have one.
@@ -181,10 +182,10 @@ def _held(parameters: Collection[nn.Parameter]) -> str | None:
     """What still holds parameters as they are now, and the cure; or None."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()  # compiled code is made for their shapes
-    if _in_a_graph(parameters):
+    if in_a_graph(parameters):
         return (
             "a graph through it is alive, whose backward pass would not fit the grown layers. Grow after backward, in "
-            "on_train_batch_end, and keep losses with .detach()"
+            "on_train_batch_end, and keep losses, outputs and copies of parameters with .detach()"
         )
     if any(weakref.getweakrefs(parameter) for parameter in parameters):
         return (
@@ -192,12 +193,6 @@ def _held(parameters: Collection[nn.Parameter]) -> str | None:
             "them (weakref.ref, WeakKeyDictionary), and do not compile the step of the optimizer"
         )
     return None
-
-
-def _in_a_graph(parameters: Collection[Tensor]) -> bool:
-    if any(parameter._use_count() > 1 for parameter in parameters):  # type: ignore[attr-defined]
-        gc.collect()  # the graph may be one that nobody can reach any more
-    return any(parameter._use_count() > 1 for parameter in parameters)  # type: ignore[attr-defined]
 
 
 def _replace(parameter: nn.Parameter, value: Tensor) -> None:
