@@ -96,8 +96,12 @@ def test_averaged_copies_grow_too() -> None:
 def test_patience_and_limits() -> None:
     growth = GrowOnPlateau(at_steps=(5, 10, 15), max_growths=1)
     assert fit(growth, steps=20).net.hidden.out_features == 5
-    with pytest.raises(MisconfigurationException, match="`units` must be a positive number; got 0"):
-        GrowOnPlateau(units=0)
+    for units in (0, 1.5):
+        with pytest.raises(MisconfigurationException, match=f"`units` must be a positive whole number; got {units}"):
+            GrowOnPlateau(units=units)
+    for steps in (5, (0,)):
+        with pytest.raises(MisconfigurationException, match="`at_steps` must be a list of gradient steps"):
+            GrowOnPlateau(at_steps=steps)
     with pytest.raises(MisconfigurationException, match="`embedding` must be one of"):
         GrowOnPlateau(embedding="other")
 

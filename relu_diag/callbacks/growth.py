@@ -117,8 +117,12 @@ class GrowOnPlateau(PlateauListener):
         super().__init__()
         counts = {"units": units, "max_width": max_width, "max_growths": max_growths, "patience": patience}
         for name, count in counts.items():
-            if count is not None and count < 1:
-                raise MisconfigurationException(f"`{name}` must be a positive number; got {count!r}.")
+            if count is not None and not (isinstance(count, int) and count >= 1):
+                raise MisconfigurationException(f"`{name}` must be a positive whole number; got {count!r}.")
+        if not isinstance(at_steps, Sequence) or not all(isinstance(step, int) and step >= 1 for step in at_steps):
+            raise MisconfigurationException(
+                f"`at_steps` must be a list of gradient steps, 1 or more; got {at_steps!r}."
+            )
         if embedding not in get_args(Embedding):
             raise MisconfigurationException(f"`embedding` must be one of {get_args(Embedding)}; got {embedding!r}.")
         if unknown := set(verdicts) - set(VERDICT_CODES):
