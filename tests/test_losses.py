@@ -186,6 +186,18 @@ def test_targets_that_are_networks_keep_their_digits_in_mixed_precision(loss_of:
     assert_close(mixed, loss_of(teacher, INTERVAL).nodes(student), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("loss_of", [QuadratureLoss, MonteCarloLoss])
+def test_targets_that_are_networks_are_not_trained_and_may_have_other_digits(loss_of: Any) -> None:
+    teacher, student = net(1).double(), net(2).float()
+    loss = loss_of(teacher, INTERVAL)
+    assert not [*loss.parameters()]
+    X, Y, _ = loss.nodes(student)
+    assert_close(Y, teacher(X.double()).detach().float())
+    before = loss(student)
+    nn.init.zeros_(teacher.output.weight)  # the loss has a copy
+    assert_close(loss_of(net(1).double(), INTERVAL)(student), before)
+
+
 class Squeezed(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -94,6 +95,29 @@ def weighted_squares(model: nn.Module, X: Tensor, Y: Tensor, weight: Tensor) -> 
     return weight.double() * squares
 
 
+def as_target(target: Target) -> Target:
+    """A target that training leaves alone and module trees do not hold.
+
+    Args:
+        target: The target.
+
+    Returns:
+        Of a network a copy in eval mode, asked in its own dtype; else the target itself.
+    """
+    return _Network(target) if isinstance(target, nn.Module) else target
+
+
+class _Network:
+    """Not a part of the model: its parameters are not the optimizer's, its block is not the one to look at."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = copy.deepcopy(network).eval()
+
+    def __call__(self, X: Tensor) -> Any:
+        own = next(self.network.to(X.device).parameters(), X)
+        return self.network(X.to(own.dtype))
+
+
 def targets_at(target: Target, domain: Domain, X: Tensor) -> Tensor:
     """Targets at nodes, shape ``(N, J)``, in float32 at least; values are read on a CPU only.
 
@@ -129,13 +153,12 @@ def probe_target(target: Target, domain: Domain, X: Tensor) -> None:
     """Evaluate a target once, so that one without values is found before training.
 
     Args:
-        target: The target; a network is asked in its own dtype and on its own device.
+        target: The target.
         domain: Where it is integrated, for the message.
         X: Nodes, float64, shape ``(N, d)``.
     """
-    own = next(target.parameters(), None) if isinstance(target, nn.Module) else None
     try:
-        targets_at(target, domain, X if own is None else X.to(own))
+        targets_at(target, domain, X)
     except RuntimeError:
         targets_at(target, domain, X.float())  # a network inside a function, most likely
 

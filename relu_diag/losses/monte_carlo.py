@@ -15,6 +15,7 @@ from relu_diag.losses.integral import (
     IntegralLoss,
     NodeSet,
     Target,
+    as_target,
     first_parameter,
     probe_target,
     targets_at,
@@ -68,9 +69,10 @@ class MonteCarloLoss(IntegralLoss):
             raise ValueError(f"`sampler` must be 'sobol' or 'iid'; got {sampler!r}.")
         if seed < 0:
             raise ValueError(f"`seed` must be at least 0; got {seed!r}.")
-        self.target, self.samples, self.sampler, self.fresh, self.seed = target, samples, sampler, fresh, seed
+        self.target, self.samples, self.sampler = as_target(target), samples, sampler
+        self.fresh, self.seed = fresh, seed
         self.draws = 0
-        probe_target(target, self.domain, self._points(torch.empty(0, dtype=torch.float64)))
+        probe_target(self.target, self.domain, self._points(torch.empty(0, dtype=torch.float64)))
 
     def forward(self, model: nn.Module) -> Tensor:
         """The loss of a model on the next nodes, differentiable.

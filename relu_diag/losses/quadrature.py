@@ -12,6 +12,7 @@ from relu_diag.losses.integral import (
     IntegralLoss,
     NodeSet,
     Target,
+    as_target,
     first_parameter,
     probe_target,
     targets_at,
@@ -38,9 +39,9 @@ class QuadratureLoss(IntegralLoss):
         self, target: Target, domain: Domain | Sequence[Sequence[float]] | Sequence[float], order: int = 16
     ) -> None:
         super().__init__(as_domain(domain))
-        self.target, self.order = target, order
+        self.target, self.order = as_target(target), order
         self._kept: tuple[tuple[torch.device, torch.dtype], NodeSet] | None = None
-        probe_target(target, self.domain, tensor_nodes(self.domain, order)[0])
+        probe_target(self.target, self.domain, tensor_nodes(self.domain, order)[0])
 
     def forward(self, model: nn.Module) -> Tensor:
         """The loss of a model as it is now, differentiable.
