@@ -1,7 +1,6 @@
 """SaddleAwareEarlyStopping waits at saddles, stops at minima, and is EarlyStopping otherwise."""
 
 import inspect
-import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,6 @@ from torch import Tensor
 
 from relu_diag.callbacks import SaddleAwareEarlyStopping
 from relu_diag.experiments import PointsDataModule, ReferenceRegression
-
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
-]
 
 
 def run(stopping: EarlyStopping, lr: float = 2e-2, logger: Any = False, **settings: Any) -> Trainer:

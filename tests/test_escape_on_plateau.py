@@ -1,6 +1,5 @@
 """EscapeOnPlateau leaves saddles by the way that proves them, and never makes the loss higher."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,6 @@ from relu_diag.callbacks import Escape, EscapeOnPlateau, PlateauMonitor
 from relu_diag.callbacks.escape import moved
 from relu_diag.capture import choose_block, read_block, write_block
 from relu_diag.nn import ShallowNet
-
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
-]
 
 
 def test_both_saddles_of_five_points_are_left_at_once() -> None:

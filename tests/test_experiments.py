@@ -1,6 +1,5 @@
 """The Trainer counts gradient steps, and the reference problems do what is printed."""
 
-import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +16,6 @@ from torch.testing import assert_close
 
 from relu_diag.experiments import PointsDataModule, ReferenceRegression, gradient_descent_, reference_problem
 from relu_diag.functional.block import residual_factor, squared_loss
-
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
-]
 
 
 def trainer(tmp_path: Path, max_steps: int, **options: Any) -> Trainer:

@@ -1,6 +1,5 @@
 """Forecasts made in training hold for what the optimizer really does, and where they would not there is none."""
 
-import logging
 import math
 from typing import Any
 
@@ -14,13 +13,6 @@ from torch.optim import lr_scheduler
 
 from relu_diag.callbacks import PlateauEvent, PlateauListener, PlateauMonitor
 from relu_diag.nn import ShallowNet
-
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
-]
 
 
 class Plain(Five):

@@ -16,12 +16,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from relu_diag.callbacks import GrowOnPlateau, PlateauMonitor
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
-]
-
 
 class Classifier(LightningModule):
     """A block in the middle of a model: normalised before, with dropout and another layer behind."""

@@ -21,12 +21,7 @@ from relu_diag.growth import averaged_copies, grow_in_training, resize_on_load
 from relu_diag.nn import ShallowNet
 
 LOCATION = BlockLocation("net.hidden", "net.output", (0.0, 1.0))
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
-    pytest.mark.filterwarnings("ignore:Swapping scheduler"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Swapping scheduler")
 
 
 class Regression(LightningModule):

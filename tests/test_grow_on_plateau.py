@@ -21,12 +21,6 @@ from relu_diag.callbacks import GrowOnPlateau, LandscapeMonitor, PlateauMonitor
 from relu_diag.experiments import PointsDataModule, ReferenceRegression
 from relu_diag.growth import averaged_copies
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
-]
-
 
 @pytest.fixture(scope="module")
 def five_points() -> tuple[Trainer, ReferenceRegression, GrowOnPlateau]:

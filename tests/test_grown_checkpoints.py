@@ -16,11 +16,6 @@ from relu_diag.capture import BlockLocation, read_block
 from relu_diag.growth import GrowingModule, grow, resize_on_load
 from relu_diag.nn import ShallowNet
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
-]
 LOCATION = BlockLocation("net.hidden", "net.output", (0.0, 1.0))
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
 

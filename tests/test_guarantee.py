@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,6 @@ from relu_diag.experiments import Affine, PopulationNodes, PopulationRegression,
 from relu_diag.growth import grow_in_training
 from relu_diag.losses import IntervalL2Loss, QuadratureLoss
 
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
-]
 INTERVAL = (0.0, 1.0)
 
 

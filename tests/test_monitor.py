@@ -1,7 +1,6 @@
 """LandscapeMonitor sees what a single pass by hand sees, and training goes on as if nobody had looked."""
 
 import itertools
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,6 @@ from relu_diag import functional as F
 from relu_diag.callbacks import LandscapeMonitor
 from relu_diag.capture import read_block, read_signal
 from relu_diag.metrics import landscape_scalars
-
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
-]
 
 
 class Regression(LightningModule):

@@ -1,6 +1,5 @@
 """LandscapeMonitor with the verdict on the stationary point nearby."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,6 @@ from relu_diag import functional as F
 from relu_diag.callbacks import LandscapeMonitor
 from relu_diag.callbacks.judge import VERDICT_CODES, Judge
 from relu_diag.experiments import PointsDataModule, ReferenceRegression
-
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
-]
 
 
 def five_points(**settings: Any) -> tuple[LandscapeMonitor, Trainer]:

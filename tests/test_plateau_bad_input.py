@@ -1,6 +1,5 @@
 """What PlateauMonitor and its like make of bad input."""
 
-import logging
 import math
 
 import pytest
@@ -10,13 +9,6 @@ from test_plateau_monitor import Five, fit, points, reference_run
 from torch import Tensor, nn
 
 from relu_diag.callbacks import GrowOnPlateau, PlateauMonitor, SaddleAwareEarlyStopping
-
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
-]
 
 
 class Destroy(Callback):

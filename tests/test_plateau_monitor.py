@@ -1,6 +1,5 @@
 """PlateauMonitor finds the plateaus of a run, judges and forecasts them, and changes nothing."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,7 @@ from relu_diag.callbacks.judge import VERDICT_CODES
 from relu_diag.experiments import PointsDataModule, ReferenceRegression, reference_problem
 from relu_diag.nn import ShallowNet
 
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
 QUIET = {"accelerator": "cpu", "enable_checkpointing": False, "enable_model_summary": False, "log_every_n_steps": 1}
 
 

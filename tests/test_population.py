@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,6 @@ from relu_diag import functional as F
 from relu_diag.callbacks import LandscapeMonitor, PlateauMonitor
 from relu_diag.experiments import Affine, PopulationNodes, PopulationRegression, Sine, Teacher
 from relu_diag.losses import Gaussian, IntegralLoss, IntervalL2Loss, MonteCarloLoss, QuadratureLoss
-
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
-]
 
 
 def trainer(tmp_path: Path, max_steps: int, **options: Any) -> Trainer:

@@ -1,7 +1,6 @@
 """What a step of SGD makes of a weight, now and as scheduled."""
 
 import itertools
-import logging
 import math
 from typing import Any
 
@@ -16,13 +15,6 @@ from torch.optim import lr_scheduler
 from relu_diag.callbacks import PlateauMonitor
 from relu_diag.callbacks.rate import Pace, Schedule, schedule_of
 from relu_diag.capture import find_blocks
-
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
-]
 
 
 def test_steps_are_counted_along_the_pieces_of_a_schedule() -> None:

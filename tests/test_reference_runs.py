@@ -1,6 +1,5 @@
 """The reference problems do what is printed, and every configuration runs."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,6 @@ from torch.testing import assert_close
 
 from relu_diag.experiments import PointsDataModule, ReferenceRegression, reference_problem
 
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
-]
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
