@@ -114,13 +114,11 @@ class Look:
         Returns:
             Mean loss over the samples of all ranks.
         """
-        everything, mean = self, MeanMetric().to(module.device)
+        mean = MeanMetric().to(module.device)
         source = trainer.train_dataloader if self.dataloader is None else self.dataloader
-        if isinstance(getattr(source, "dataset", source), Sized):
-            everything = Look(self.owner, self.block, self.dataloader, None, self.loss)
-            everything._location = self._location
-            everything._loader = own_loader(trainer, self.dataloader, None, self.owner)
-        for signal, loss, _ in everything.signals(trainer, module):
+        counted = isinstance(getattr(source, "dataset", source), Sized)
+        loader = own_loader(trainer, self.dataloader, None, self.owner) if counted else self._loader
+        for signal, loss, _ in self._pass(trainer, module, loader, None if counted else self.max_samples):
             mean.update(loss, weight=len(signal.X))
         return float(mean.compute())
 
@@ -131,18 +129,10 @@ class Look:
             trainer: The trainer.
             module: Its module.
 
-        Yields:
-            The signal of a batch under its mean loss, that loss, and the batch.
+        Returns:
+            One by one the signal of a batch under its mean loss, that loss, and the batch.
         """
-        seen = 0
-        with undisturbed(module):
-            module.eval()
-            for index, batch in enumerate(device_batches(trainer, module, self._loader)):
-                signal, value = read_signal(module, self.location, partial(self._loss, module, batch, index))
-                yield signal, value, batch
-                seen += len(signal.X) * trainer.world_size
-                if self.max_samples is not None and seen >= self.max_samples:
-                    break
+        return self._pass(trainer, module, self._loader, self.max_samples)
 
     def loss_at(self, module: LightningModule, batches: Sequence[Any], outputs: Tensor) -> Tensor:
         """The mean loss over batches, were the block's outputs others.
@@ -169,6 +159,19 @@ class Look:
                     own = outputs[seen - rows : seen]
                     total = total + rows * (G[:rows] * (own - own.detach())).sum()
         return total / seen
+
+    def _pass(
+        self, trainer: Trainer, module: LightningModule, loader: Iterable[Any], max_samples: int | None
+    ) -> Iterator[tuple[BlockSignal, Tensor, Any]]:
+        seen = 0
+        with undisturbed(module):
+            module.eval()
+            for index, batch in enumerate(device_batches(trainer, module, loader)):
+                signal, value = read_signal(module, self.location, partial(self._loss, module, batch, index))
+                yield signal, value, batch
+                seen += len(signal.X) * trainer.world_size
+                if max_samples is not None and seen >= max_samples:
+                    break
 
     def _loss(self, module: LightningModule, batch: Any, index: int) -> Tensor:
         if self.loss is not None:
