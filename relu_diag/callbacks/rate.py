@@ -209,7 +209,7 @@ def check_unclipped(trainer: Trainer, block: ShallowBlock, data: SquaredData, fo
 
 
 def _pace(group: dict[str, Any]) -> Pace:
-    lr, decay, momentum, dampening = (float(group[name]) for name in Pace.__slots__[:4])
+    lr, decay, momentum, dampening = (float(group[k]) for k in ("lr", "weight_decay", "momentum", "dampening"))
     return Pace(lr, decay, momentum, dampening, bool(group["nesterov"]))
 
 

@@ -27,7 +27,8 @@ class EscapeForecast:
 
     Attributes:
         steps: Gradient steps from now until the loss has dropped by the fraction asked for; inf if ``lr`` is 0.
-        time: The same as time of gradient flow, ``lr`` times steps; if ``lr`` is 0 the limit of that.
+        time: The same in time: of plain descent ``lr`` times steps; if ``lr`` is 0 the limit of that, of gradient flow,
+            as in the forecasts of `PlateauMonitor`, whose optimizer may be another.
         gain: Growth rate of both weights of the neurons that end it, per unit of time.
         amplitude: Their ``sum_i ||w_i|| ||h_i||``, counting only what grows: ``((w.v + h.o) / 2)^2`` for a neuron on
             its way to ``(v, o)``, which is the whole of a balanced neuron that has arrived.
@@ -66,7 +67,8 @@ def forecast_escape(
     residuals are held fixed. With several outputs a grown group may also come apart; the earlier end counts.
 
     SGD with momentum mu moves like plain descent at the rate ``lr / (1 - mu)``, up to ``lr gain mu / (1 - mu)^2`` of
-    the steps: pass that rate. A loss that slides meanwhile, because grown neurons still move, is not foreseen.
+    the steps: pass that rate (`PlateauMonitor` counts exactly). A loss that slides meanwhile, because grown neurons
+    still move, is not foreseen.
 
     Source: Maennel et al. 2018; Wu et al., section 4.2.
 
