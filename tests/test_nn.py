@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from reference import SLOPES, activation
+from support.reference import SLOPES, activation
 from torch import nn
 from torch.testing import assert_close
 

@@ -20,7 +20,7 @@ from relu_diag.functional import (
     forecast_escape,
     states_from_sums,
 )
-from relu_diag.functional.checks import NotFiniteError
+from relu_diag.functional._checks import NotFiniteError
 from relu_diag.metrics import BlockMetric
 
 MINIMA = ("local minimum", "global minimum")

@@ -11,7 +11,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from relu_diag.capture.location import BlockLocation
 from relu_diag.functional import BlockSignal, rho
-from relu_diag.functional.checks import NotFiniteError
+from relu_diag.functional._checks import NotFiniteError
 
 
 def read_signal(module: nn.Module, location: BlockLocation, loss: Callable[[], Tensor]) -> tuple[BlockSignal, Tensor]:

@@ -24,7 +24,7 @@ from relu_diag.functional import (
     taylor_expansion,
 )
 from relu_diag.functional.block import Reduction, residual_factor
-from relu_diag.functional.sums import slopes_at
+from relu_diag.functional.local import slopes_at
 
 _STEPS, _ANGLES = 201, 721
 

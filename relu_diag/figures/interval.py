@@ -10,8 +10,7 @@ from torch import Tensor
 
 from relu_diag.figures.canvas import BLACK, GREY, PALETTE, to_numpy
 from relu_diag.functional import AffineProblem, Guarantee, IntervalTarget, critical_levels, neuron_types
-from relu_diag.functional.interval import Interval, network_pieces
-from relu_diag.functional.piece_integral import Function1d
+from relu_diag.functional.integral import Function1d, Interval, network_pieces
 
 _TARGET_POINTS = 513
 # Types that have a place on the interval, in the order in which a neuron is given one.

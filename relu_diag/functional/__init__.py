@@ -1,52 +1,84 @@
 """Pure functions from tensors to frozen results: the mathematics, without any training framework."""
 
-from relu_diag.functional.affine import AffineProblem, affine_coefficients, invariant, leaky_as_relu
-from relu_diag.functional.affine_verdict import classify_affine
-from relu_diag.functional.arrangement import cell_directions
 from relu_diag.functional.block import BlockSignal, ShallowBlock, rho, squared_error_signal, squared_loss
-from relu_diag.functional.cell_saddles import CellSaddle, cell_saddles
-from relu_diag.functional.cells import CellMinimum, all_cell_minima, boundary_minimum, cell_minimum, cell_pattern
-from relu_diag.functional.convergence import (
+from relu_diag.functional.cells import (
+    CellMinimum,
+    CellSaddle,
+    NearbyStationaryPoint,
+    all_cell_minima,
+    boundary_minimum,
+    cell_directions,
+    cell_minimum,
+    cell_pattern,
+    cell_saddles,
+    nearby_stationary_point,
+)
+from relu_diag.functional.dynamics import EscapeForecast, ExtremalDirections, extremal_directions, forecast_escape
+from relu_diag.functional.guarantee import (
     ConvergenceCertificate,
     convergence_certificate,
     lojasiewicz_ratio,
     smooth_convergence_certificate,
 )
-from relu_diag.functional.embedding import add_inactive_propagation, add_inactive_units, replicate_unit
-from relu_diag.functional.escape import EscapeNeurons, escape_neurons
-from relu_diag.functional.extremal import ExtremalDirections, extremal_directions
-from relu_diag.functional.forecast import EscapeForecast, forecast_escape
-from relu_diag.functional.generalised_gradient import (
-    Strictness,
-    generalised_gradient,
-    generalised_jacobian,
-    strictness,
-)
-from relu_diag.functional.geometry import (
-    NeuronGeometry,
-    geometry_from_sums,
-    neuron_geometry,
-    radial_directions,
-    tangential_derivatives,
-)
-from relu_diag.functional.interval import IntervalTarget, interval_l2_loss
-from relu_diag.functional.levels import (
+from relu_diag.functional.integral import (
+    AffineProblem,
     CriticalLevel,
     Guarantee,
+    IntervalTarget,
+    NeuronTypes,
+    Strictness,
+    affine_coefficients,
+    classify_affine,
     convergence_threshold,
     critical_levels,
+    generalised_gradient,
+    generalised_jacobian,
+    interval_l2_loss,
+    invariant,
+    leaky_as_relu,
     nearest_level,
+    neuron_types,
+    strictness,
 )
-from relu_diag.functional.neuron_types import NeuronTypes, neuron_types
-from relu_diag.functional.neurons import NeuronStates, dead_sector, neuron_states, states_from_sums, target_scale
-from relu_diag.functional.preservation import Preservation, addition_preserves, replication_preserves
-from relu_diag.functional.proposal import GrowthProposal, growth_proposals
-from relu_diag.functional.stationarity import Stationarity, stationarity
-from relu_diag.functional.stationary_point import NearbyStationaryPoint, nearby_stationary_point
-from relu_diag.functional.sums import KinkSamples, NeuronSums, neuron_sums
-from relu_diag.functional.taylor import PerturbationTest, TaylorExpansion, perturbation_test, taylor_expansion
-from relu_diag.functional.verdict import Verdict, classify, classify_signal
-from relu_diag.functional.witness import Direction
+from relu_diag.functional.local import (
+    KinkSamples,
+    NeuronGeometry,
+    NeuronStates,
+    NeuronSums,
+    dead_sector,
+    geometry_from_sums,
+    neuron_geometry,
+    neuron_states,
+    neuron_sums,
+    radial_directions,
+    states_from_sums,
+    tangential_derivatives,
+    target_scale,
+)
+from relu_diag.functional.verdict import (
+    Direction,
+    EscapeNeurons,
+    PerturbationTest,
+    Stationarity,
+    TaylorExpansion,
+    Verdict,
+    classify,
+    classify_signal,
+    escape_neurons,
+    perturbation_test,
+    stationarity,
+    taylor_expansion,
+)
+from relu_diag.functional.widening import (
+    GrowthProposal,
+    Preservation,
+    add_inactive_propagation,
+    add_inactive_units,
+    addition_preserves,
+    growth_proposals,
+    replicate_unit,
+    replication_preserves,
+)
 
 __all__ = [
     "AffineProblem",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu, relu
 
-from relu_diag.functional.checks import check_matrix, check_slopes, check_together, check_values
+from relu_diag.functional._checks import check_matrix, check_slopes, check_together, check_values
 
 Reduction = Literal["mean", "sum", "half_sum"]
 _CHUNK_ELEMENTS = 2**20

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal, Reduction, ShallowBlock, check_targets, chunk_rows, residual_factor
-from relu_diag.functional.chunks import kink_tolerance
+from relu_diag.functional.tolerances import kink_tolerance
 
 # Powers of ten whose squares, and sums of them, are far from overflow and underflow.
 _RANGE = 140

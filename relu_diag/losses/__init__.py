@@ -4,7 +4,7 @@ Each is called with the model, ``loss(model)``, and needs no data: the integral 
 size, of the squared error against a target function.
 """
 
-from relu_diag.functional.nodes import Box, Gaussian
+from relu_diag.functional.integral import Box, Gaussian
 from relu_diag.losses.integral import IntegralLoss
 from relu_diag.losses.interval import IntervalL2Loss
 from relu_diag.losses.monte_carlo import MonteCarloLoss

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relu_diag.functional.nodes import Domain
+from relu_diag.functional.integral import Domain
 
-# As relu_diag.functional.piece_integral.Function1d, for several inputs.
+# As relu_diag.functional.integral._pieces.Function1d, for several inputs.
 Target = Callable[[Tensor], Any]
 NodeSet = tuple[Tensor, Tensor, Tensor]
 

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from relu_diag.capture import BlockLocation, choose_block, undisturbed
 from relu_diag.functional import IntervalTarget, ShallowBlock, interval_l2_loss
-from relu_diag.functional.interval import Interval, check_interval
-from relu_diag.functional.nodes import Box
-from relu_diag.functional.piece_integral import Function1d, evaluate
+from relu_diag.functional.integral import Box, Function1d, Interval, check_interval, evaluate
 from relu_diag.losses.integral import IntegralLoss, NodeSet, first_parameter
 
 _MIDPOINTS = 1024

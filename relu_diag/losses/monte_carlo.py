@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
-from relu_diag.functional.nodes import Domain, as_domain, random_shift, sobol_points
+from relu_diag.functional.integral import Domain, as_domain, random_shift, sobol_points
 from relu_diag.losses.integral import (
     IntegralLoss,
     NodeSet,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from relu_diag.functional.nodes import Domain, as_domain, tensor_nodes
+from relu_diag.functional.integral import Domain, as_domain, tensor_nodes
 from relu_diag.losses.integral import (
     IntegralLoss,
     NodeSet,

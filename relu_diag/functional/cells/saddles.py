@@ -1,0 +1,117 @@
+"""Differentiable saddles: stationary points inside a cell that are not its minimum."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from relu_diag.functional.block import Reduction, ShallowBlock
+from relu_diag.functional.cells._fit import (
+    Array,
+    CellProblem,
+    cell_problem,
+    fit_parts,
+    least_solution,
+    parts_of,
+)
+from relu_diag.functional.cells._network import network_at, weights_at
+from relu_diag.functional.cells._program import AffineSpace, Cell, Found, find_in_cells
+
+MAX_NEURONS = 12
+# Gradient, against the size of data and targets, that counts as zero.
+_FLAT = 1e-10
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CellSaddle:
+    """The saddles of one cell with the same neurons at ``dL/dR_i = 0``.
+
+    Attributes:
+        neurons: Neurons with ``dL/dR_i = 0``; the others have ``h_i = 0`` and ``w_i`` orthogonal to ``dL/dR_i``, long.
+        loss: Loss.
+        R: The least-norm solution, ``R_i = h_i w_i``, shape ``(I, d)``.
+        genuine: Whether such a point lies in the cell (`CellMinimum`); None where the search ran out of its budget.
+        block: The network at such a point; None where none was found.
+    """
+
+    neurons: Tensor
+    loss: float
+    R: Tensor
+    genuine: bool | None
+    block: ShallowBlock | None
+
+    def __str__(self) -> str:
+        word = {True: "genuine", False: "not genuine", None: "undecided whether genuine"}[self.genuine]
+        return f"cell saddle: loss {self.loss:.6g}, dL/dR = 0 for neurons {self.neurons.tolist()}, {word}"
+
+
+def cell_saddles(block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reduction = "mean") -> list[CellSaddle]:
+    """All differentiable saddles of the cell a block is in, one entry for each set of neurons at ``dL/dR_i = 0``.
+
+    Source: Liu, Theorem 2.
+
+    Args:
+        block: The network, one output, at most 12 neurons.
+        X: Inputs, shape ``(N, d)``.
+        Y: Targets, shape ``(N, 1)``.
+        reduction: "mean", "sum" or "half_sum".
+
+    Returns:
+        Saddles, genuine or not, lowest loss first. Sets that leave another neuron at ``dL/dR_i = 0`` are covered by the
+        larger set.
+
+    Raises:
+        ValueError: If there are more than 12 neurons.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0, -1.0]]), H=torch.tensor([[1.0]]))
+        >>> print(*cell_saddles(block, X=torch.eye(2), Y=torch.ones(2, 1)))
+        cell saddle: loss 1, dL/dR = 0 for neurons [], not genuine
+    """
+    problem = cell_problem(block, X, Y, reduction)
+    width = len(problem.W)
+    if width > MAX_NEURONS:
+        raise ValueError(
+            f"`block` has {width} neurons, so 2^{width} sets of them; at most 2^{MAX_NEURONS} are searched. "
+            "Merge effective neurons, or look at `cell_minimum` alone."
+        )
+    sets = (neurons for size in range(width) for neurons in itertools.combinations(range(width), size))
+    found = [saddle for neurons in sets if (saddle := _saddle(block, problem, neurons)) is not None]
+    return sorted(found, key=lambda saddle: saddle.loss)
+
+
+def _saddle(block: ShallowBlock, problem: CellProblem, neurons: Sequence[int]) -> CellSaddle | None:
+    fit = fit_parts(problem, parts_of(problem, neurons))
+    rest = [i for i in range(len(problem.W)) if i not in neurons]
+    gradient = (problem.sigma[:, rest] * fit.residual[:, None]).T @ problem.X
+    floor = _FLAT * np.linalg.norm(problem.y) * np.linalg.norm(problem.X)
+    if (np.linalg.norm(gradient, axis=1) <= floor).any():
+        return None
+    found = find_in_cells(fit.space, fit.cells())
+    held = {i: _on_hyperplane(problem, i, g) for i, g in zip(rest, gradient, strict=True)}
+    exists = {found.exists, *(point.exists for point in held.values())}
+    genuine = False if False in exists else None if None in exists else True
+    W, h = weights_at(problem, fit, found)
+    for i, point in held.items():
+        h[i] = 0.0
+        W[i] = W[i] if point.point is None else point.point
+    return CellSaddle(
+        neurons=torch.tensor(neurons, dtype=torch.long, device=block.W.device),
+        loss=fit.loss,
+        R=torch.as_tensor(least_solution(problem, fit)).to(block.W),
+        genuine=genuine,
+        block=network_at(block, (W, h), found) if genuine else None,
+    )
+
+
+def _on_hyperplane(problem: CellProblem, neuron: int, gradient: Array) -> Found:
+    """An input weight inside the neuron's open cell and orthogonal to the gradient."""
+    rows = problem.rows(neuron, np.ones(len(problem.X), dtype=bool))
+    cell = Cell(rows, np.ones(len(rows), dtype=bool), slice(0, len(gradient)), signs=(1,))
+    orthogonal = np.linalg.svd(gradient[None])[2][1:].T
+    return find_in_cells(AffineSpace(np.zeros_like(gradient), orthogonal), [cell])

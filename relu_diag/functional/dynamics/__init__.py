@@ -1,0 +1,9 @@
+"""How small neurons turn and grow while the residuals stand still, and when a plateau ends.
+
+Never evaluates a move: forecasts are of gradient descent, not of the loss along a line.
+"""
+
+from relu_diag.functional.dynamics.extremal import ExtremalDirections, extremal_directions
+from relu_diag.functional.dynamics.forecast import EscapeForecast, forecast_escape
+
+__all__ = ["EscapeForecast", "ExtremalDirections", "extremal_directions", "forecast_escape"]

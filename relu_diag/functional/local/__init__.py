@@ -1,0 +1,59 @@
+"""One neuron at a time, to first order: which samples it sees, and the slope of the loss along any direction.
+
+Never a verdict: what the numbers mean for the point is said in `verdict`.
+"""
+
+from relu_diag.functional.local.chunks import chunks
+from relu_diag.functional.local.fan import (
+    Array,
+    OneNeuron,
+    fan_rays,
+    loudest_direction,
+    loudest_flat_direction,
+    merge_collinear,
+    one_sided,
+    row_space,
+    unit_rows,
+    vanishes,
+)
+from relu_diag.functional.local.geometry import (
+    NeuronGeometry,
+    geometry_from_sums,
+    neuron_geometry,
+    radial_directions,
+    tangential_derivatives,
+    tangential_part,
+)
+from relu_diag.functional.local.neurons import NeuronStates, dead_sector, neuron_states, states_from_sums, target_scale
+from relu_diag.functional.local.steepest import steepest_descent
+from relu_diag.functional.local.sums import KinkSamples, NeuronSums, neuron_sums, slopes_at
+
+__all__ = [
+    "Array",
+    "KinkSamples",
+    "NeuronGeometry",
+    "NeuronStates",
+    "NeuronSums",
+    "OneNeuron",
+    "chunks",
+    "dead_sector",
+    "fan_rays",
+    "geometry_from_sums",
+    "loudest_direction",
+    "loudest_flat_direction",
+    "merge_collinear",
+    "neuron_geometry",
+    "neuron_states",
+    "neuron_sums",
+    "one_sided",
+    "radial_directions",
+    "row_space",
+    "slopes_at",
+    "states_from_sums",
+    "steepest_descent",
+    "tangential_derivatives",
+    "tangential_part",
+    "target_scale",
+    "unit_rows",
+    "vanishes",
+]

@@ -1,0 +1,273 @@
+"""What each neuron is doing: states, effective neurons, and the conserved and growing quantities."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from relu_diag.functional.block import BlockSignal, ShallowBlock, rho
+from relu_diag.functional.local.geometry import radial_directions
+from relu_diag.functional.local.sums import NeuronSums, neuron_sums
+
+_GROUP_BLOCK = 2**22
+_ARC_TOL = 1e-12
+_ROUNDING = 1e-15  # of an inner product of unit vectors
+_FLOAT32_ROUNDING = 2e-7  # of each of its terms
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NeuronStates:
+    """State of every neuron.
+
+    Attributes:
+        dead: Every sample strictly on a zero-slope leg: no gradient, and any small move keeps the loss, bool, ``(I,)``.
+        brink: No activation on any sample but some sample on the kink (semi-inactive), bool, shape ``(I,)``.
+        linear: Every sample strictly on one leg of nonzero slope (type-1-active), bool, shape ``(I,)``.
+        small_living: Not dead, in a group whose contribution is small against the targets, bool, shape ``(I,)``.
+        dormancy: Mean ``|rho(z_ki)|`` over samples as a multiple of the layer's mean, shape ``(I,)``.
+        group: Effective neuron it belongs to, 0 the one of largest amplitude, -1 for dead neurons and ``w_i = 0``,
+            long, shape ``(I,)``.
+        group_amplitude: Sum of ``||w_i|| ||h_i||`` over the members of each group, largest first, shape ``(groups,)``.
+        amplitude: ``||w_i|| ||h_i||``, shape ``(I,)``.
+        balancedness: ``||w_i||^2 - ||h_i||^2``, conserved by gradient flow, shape ``(I,)``.
+        angle: Counterclockwise angle from the first axis to the first two components of ``w_i``, rad in [0, 2 pi),
+            shape ``(I,)``.
+    """
+
+    dead: Tensor
+    brink: Tensor
+    linear: Tensor
+    small_living: Tensor
+    dormancy: Tensor
+    group: Tensor
+    group_amplitude: Tensor
+    amplitude: Tensor
+    balancedness: Tensor
+    angle: Tensor
+
+    def dormant(self, tau: float = 0.025) -> Tensor:
+        """Which neurons have a dormancy score of at most ``tau``.
+
+        Args:
+            tau: Threshold on the score.
+
+        Returns:
+            Mask, bool, shape ``(I,)``.
+        """
+        return self.dormancy <= tau
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.dead)} neurons: {int(self.dead.sum())} dead, {int(self.brink.sum())} on the brink, "
+            f"{int(self.linear.sum())} linear, {int(self.small_living.sum())} small living; "
+            f"{len(self.group_amplitude)} effective neurons"
+        )
+
+
+def neuron_states(
+    block: ShallowBlock,
+    X: Tensor,
+    Y: Tensor,
+    kink_tol: float | None = None,
+    group_angle: float = 0.05,
+    small: float = 0.01,
+) -> NeuronStates:
+    """The state of every neuron on the data.
+
+    A sample ``x_k = 0`` stays on every kink however the weights move, so dead and linear leave it out.
+
+    Source: Wu et al., sections 4.1.1 and 4.2; Cheridito et al., Definition 4.1.
+
+    Args:
+        block: The network.
+        X: Inputs, shape ``(N, d)``.
+        Y: Targets, shape ``(N, J)``; their root mean square is the scale of "small".
+        kink_tol: Relative distance that counts as on the kink; None: by dtype.
+        group_angle: Neurons whose input weights differ by at most this angle belong together, rad.
+        small: Largest contribution of a small group, as a fraction of the target scale.
+
+    Returns:
+        States.
+
+    Raises:
+        ValueError: If there is not one target per sample.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), H=torch.tensor([[1.0, 1.0]]))
+        >>> print(neuron_states(block, X=torch.tensor([[0.5, 1.0]]), Y=torch.ones(1, 1)))
+        2 neurons: 1 dead, 0 on the brink, 1 linear, 0 small living; 1 effective neurons
+    """
+    silent = replace(BlockSignal(X, X), G=X.new_zeros(len(X), len(block.H)))
+    if len(Y) != len(X):
+        raise ValueError(f"`Y` needs one row per sample: X is {tuple(X.shape)}, Y is {tuple(Y.shape)}.")
+    return states_from_sums(block, neuron_sums(block, silent, kink_tol), target_scale(Y), group_angle, small)
+
+
+def target_scale(Y: Tensor) -> float:
+    """Root mean square of the targets; 1, the natural unit of a logit, where they are class labels.
+
+    Args:
+        Y: Targets, any shape.
+
+    Returns:
+        The scale against which a contribution is small, in units of the output.
+
+    Raises:
+        ValueError: If there is no target, or one is not finite.
+
+    Example:
+        >>> target_scale(torch.tensor([[2.0], [-2.0]])), target_scale(torch.tensor([3, 7]))
+        (2.0, 1.0)
+    """
+    if not Y.is_floating_point():
+        return 1.0
+    scale = float(Y.detach().double().square().mean().sqrt())
+    if not math.isfinite(scale):
+        raise ValueError(f"`Y` needs at least one target and finite ones; their root mean square is {scale}.")
+    return scale
+
+
+def states_from_sums(
+    block: ShallowBlock, sums: NeuronSums, scale: float, group_angle: float = 0.05, small: float = 0.01
+) -> NeuronStates:
+    """The states that sums over samples add up to.
+
+    Args:
+        block: The network at which the sums were taken.
+        sums: Sums over all samples.
+        scale: Target scale.
+        group_angle: Largest angle between neighbours in a group, rad.
+        small: Largest contribution of a small group, as a fraction of the target scale.
+
+    Returns:
+        States.
+
+    Raises:
+        ValueError: If the angle is not in [0, pi], or the fraction or the scale is negative or not finite.
+    """
+    if not 0 <= group_angle <= math.pi:
+        raise ValueError(f"`group_angle` is an angle in [0, pi] rad; got {group_angle!r}.")
+    if not (math.isfinite(small * scale) and small >= 0 and scale >= 0):
+        raise ValueError(f"`small` and `scale` must be finite and not negative; got {small!r} and {scale!r}.")
+    W, H = block.W.detach().double(), block.H.detach().double()
+    dead, brink, linear = _legs(sums, block.slopes)
+    w_norm, h_norm = W.norm(dim=1), H.norm(dim=0)
+    amplitude = w_norm * h_norm
+    peak = torch.maximum(rho(sums.z_max, block.slopes).abs(), rho(sums.z_min, block.slopes).abs())
+    peak = torch.where(sums.z_min <= sums.z_max, peak, 0.0)  # where all samples are x = 0 there is no extreme
+    living = ~dead & (w_norm > 0)
+    group, group_amplitude = _effective_neurons(W, living, amplitude, group_angle)
+    contribution = torch.zeros_like(group_amplitude).index_add_(0, group[living], (h_norm * peak)[living])
+    small_group = torch.cat([contribution <= small * scale, dead.new_ones(1)])  # the last entry serves group -1
+    mean_activation = sums.activation.mean()
+    return NeuronStates(
+        dead=dead,
+        brink=brink,
+        linear=linear,
+        small_living=~dead & small_group[group],
+        dormancy=sums.activation / mean_activation if mean_activation > 0 else torch.zeros_like(sums.activation),
+        group=group,
+        group_amplitude=group_amplitude,
+        amplitude=amplitude,
+        balancedness=w_norm.square() - h_norm.square(),
+        angle=_angle(W),
+    )
+
+
+def _legs(sums: NeuronSums, slopes: tuple[float, float]) -> tuple[Tensor, Tensor, Tensor]:
+    """Which neurons are dead, on the brink, linear: the sides of the kink that hold samples, and their slopes."""
+    below, above, silent = sums.z_max < 0, sums.z_min > 0, torch.zeros_like(sums.z_max, dtype=torch.bool)
+    flat_below, flat_above = (slope == 0 for slope in slopes)
+    dead = (below if flat_below else silent) | (above if flat_above else silent)
+    linear = ((silent if flat_below else below) | (silent if flat_above else above)) & (sums.z_min <= sums.z_max)
+    nothing_above = (sums.z_max <= 0) | flat_above
+    nothing_below = (sums.z_min >= 0) | flat_below
+    return dead, nothing_above & nothing_below & ~dead, linear
+
+
+def _angle(W: Tensor) -> Tensor:
+    angle = torch.atan2(W[:, 1] if W.shape[1] > 1 else torch.zeros_like(W[:, 0]), W[:, 0]) % (2 * torch.pi)
+    return torch.where(angle < 2 * torch.pi, angle, 0.0)  # just below the axis the remainder rounds up
+
+
+def dead_sector(X: Tensor, slopes: tuple[float, float] = (0.0, 1.0)) -> tuple[float, float] | None:
+    """The open arc of input-weight directions in which a neuron with two inputs is dead.
+
+    Args:
+        X: Inputs, shape ``(N, 2)``.
+        slopes: ``(s-, s+)``.
+
+    Returns:
+        Start in [0, 2 pi) and end > start of the counterclockwise arc, rad; None where there is none: no slope is zero,
+        or the samples lie in no open half-plane.
+
+    Raises:
+        ValueError: If ``X`` has not two columns.
+
+    Example:
+        >>> dead_sector(torch.eye(2, dtype=torch.float64))  # from pi to 3 pi / 2
+        (3.141592653589793, 4.71238898038469)
+    """
+    BlockSignal(X, X)  # the checks every data set goes through
+    if X.shape[1] != 2:
+        raise ValueError(f"`X` needs two columns for directions to lie on a circle; got {tuple(X.shape)}.")
+    if 0.0 not in slopes:
+        return None
+    points = X.detach().double().cpu().numpy()
+    angle = np.sort(np.arctan2(points[:, 1], points[:, 0])[points.any(axis=1)])
+    if not len(angle):
+        return 0.0, 2 * np.pi
+    gaps = np.diff(angle, append=angle[0] + 2 * np.pi)
+    widest = int(gaps.argmax())
+    if gaps[widest] - np.pi <= _ARC_TOL:
+        return None
+    start = (angle[widest] + (np.pi / 2 if slopes[0] == 0 else -np.pi / 2)) % (2 * np.pi)
+    return float(start), float(start + gaps[widest] - np.pi)
+
+
+def _effective_neurons(W: Tensor, living: Tensor, amplitude: Tensor, angle: float) -> tuple[Tensor, Tensor]:
+    """Connected components of "within an angle", numbered by falling amplitude; -1 outside."""
+    label = _components(radial_directions(W[living]), angle)
+    total = torch.zeros(int(label.max()) + 1 if len(label) else 0, dtype=W.dtype, device=W.device)
+    total.index_add_(0, label, amplitude[living])
+    group_amplitude, order = total.sort(descending=True, stable=True)
+    group = torch.full_like(living, -1, dtype=torch.long)
+    group[living] = order.argsort()[label]
+    return group, group_amplitude
+
+
+def _components(U: Tensor, angle: float) -> Tensor:
+    """Components of the graph of close directions, block of rows by block of rows: a spanning forest is carried on."""
+    count = len(U)
+    label = np.arange(count)
+    rows = max(1, _GROUP_BLOCK // max(count, 1))
+    for start in range(0, count, rows):
+        row, column = _close(U[start : start + rows], U, angle).nonzero().cpu().numpy().T
+        sources, targets = np.concatenate([row + start, np.arange(count)]), np.concatenate([column, label])
+        graph = coo_array((np.ones(len(sources), dtype=bool), (sources, targets)), shape=(count, count))
+        label = _first_member(connected_components(graph, directed=False)[1])
+    return torch.as_tensor(np.unique(label, return_inverse=True)[1], device=U.device)
+
+
+def _close(U: Tensor, V: Tensor, angle: float) -> Tensor:
+    if angle > 1e-3:
+        least, cosine = math.cos(angle) - _ROUNDING, U.float() @ V.float().T
+        close = cosine >= least
+        # Float32 settles almost every pair; the rows where it does not are done again.
+        unsure = ((cosine - least).abs() <= _FLOAT32_ROUNDING * U.shape[1]).any(dim=1)
+        close[unsure] = U[unsure] @ V.T >= least
+        return close
+    # 1 - cos loses angles below 1e-8; the chord does not, but takes far longer.
+    chord = torch.cdist(U, V, compute_mode="donot_use_mm_for_euclid_dist")
+    return chord <= 2 * math.sin(angle / 2) + _ROUNDING
+
+
+def _first_member(component: np.ndarray) -> np.ndarray:
+    _, first, inverse = np.unique(component, return_index=True, return_inverse=True)
+    return np.asarray(first[inverse])

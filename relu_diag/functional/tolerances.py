@@ -1,0 +1,218 @@
+"""Every threshold of the kernel, with its reason and unit; how much is enumerated (`Budgets`) stands apart.
+
+A tolerance says what counts as zero, as equal or as on a kink, and follows from rounding or from what training can
+resolve. A budget says how much work is done before a search gives up; it never decides what is true.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerances:
+    """Thresholds for one dtype. All are relative: to lengths, to the terms of a sum, or angles in rad.
+
+    Attributes:
+        eps: Distance from 1 to the next number.
+        kink: ``|z_ki| / (||w_i|| ||x_k||)`` that counts as on the kink: a margin over the rounding of one inner
+            product (16-bit numbers are multiplied and added up in float32).
+        derivative: A derivative over the sum of the absolute terms it is made of that counts as zero: what is left
+            where an optimizer has converged in this dtype.
+        same_line: Sine of the angle between two kink samples that cut space along one hyperplane.
+        rank: Singular value over the largest that counts as zero: vectors apart by `same_line` must be independent.
+        same_side: Sine of the angle between a ray and a hyperplane within which the ray lies in it: the rounding of
+            `same_line`, amplified by solving for the ray.
+        same_angle: Angles that are one direction on a circle, rad.
+        cancelled: What is left of a sum of terms that cancel, over the largest of them.
+        no_descent: Slope over its terms at which a search for a descent has found none.
+        gap: Slope attained minus its lower bound, over the coefficients, that counts as closed.
+        short: Length of a difference over its parts, below which its square has lost half the digits.
+        radial: Length of a tangential part over the vector's, below which it is projected a second time.
+        small_weight: Weight over the largest of its kind that is what an exact zero leaves after rounding.
+        arc: Excess over a half turn that an open arc must have, rad.
+        cosine: Rounding of the inner product of two unit vectors.
+        float32_cosine: The same in float32, for each of its terms.
+        flat: Curvature, or slope along a cell's boundary, over its terms that counts as none.
+        level: Rise over the height it starts from that an ascent counts as none.
+        curved: Second-order rise over the height that an ascent counts as one.
+        same_maximum: Chord between two maxima on the unit sphere that are one.
+        seen_as_one: The same where kinks are dense and maxima are approached only.
+        smallest_damping: Damping at which an ascent among dense kinks ends.
+        settled: Gradient over its scale, or amplitude over what it was, that counts as zero where a search ends.
+        residual: Residual over the targets that is rounding.
+        inside: Distance from the boundary of a cell, over the length of the weight, that counts as inside.
+        program: Feasibility of a linear program, absolute, for problems scaled to 1.
+        step: Accuracy of a step of damped least squares: one that changes nothing any more in a few of them.
+        fitted: Residual over the targets that is a fit.
+        shortest: Step over the one proposed at which a line search gives up.
+        noise: Default width of random perturbations, over the size of each neuron's weights.
+        power: Accuracy of the smallest eigenvalues of a second-order form, over the largest.
+        one: Deviation of a sum of factors from 1 that is rounding.
+        affine: Miss of a function at the probes, over its size, at which it still counts as affine.
+        level_match: Widest miss of a critical arrangement's positions, over the interval.
+    """
+
+    eps: float
+    kink: float
+    derivative: float
+    same_line: float = 1e-10
+    rank: float = 1e-10
+    same_side: float = 1e-9
+    same_angle: float = 1e-9
+    cancelled: float = 1e-15
+    no_descent: float = 1e-14
+    gap: float = 1e-10
+    short: float = 1e-3
+    radial: float = 1e-2
+    small_weight: float = 1e-14
+    arc: float = 1e-12
+    cosine: float = 1e-15
+    float32_cosine: float = 2e-7
+    flat: float = 1e-10
+    level: float = 1e-9
+    curved: float = 1e-7
+    same_maximum: float = 1e-6
+    seen_as_one: float = 0.05
+    smallest_damping: float = 1e-3
+    settled: float = 1e-9
+    residual: float = 1e-13
+    inside: float = 1e-9
+    program: float = 1e-10
+    step: float = 1e-6
+    fitted: float = 1e-9
+    shortest: float = 1e-9
+    noise: float = 1e-3
+    power: float = 1e-2
+    one: float = 1e-6
+    affine: float = 1e-6
+    level_match: float = 1e-2
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """How much is enumerated or iterated before an answer is "undecided", approximate, or a clear refusal.
+
+    Attributes:
+        chunk: Numbers in a piece of the data: few enough for the cache, enough for fast products.
+        kinks: Kink samples kept of one neuron.
+        kink_numbers: Numbers in all kink samples kept.
+        vertex_kinks: Kinks of a neuron whose vertices are looked at together with those of other neurons.
+        subsets: Subsets of the kinks searched for rays of a fan.
+        patterns: Sign patterns of concave kinks, each a bounded least squares.
+        few_patterns: Sign patterns so few that finding those of cones is not worth it.
+        starts: Directions of each kind that a search without enumeration starts from.
+        cells: Activation cells of one neuron that are listed.
+    """
+
+    chunk: int = 2**20
+    kinks: int = 1024
+    kink_numbers: int = 2**23
+    vertex_kinks: int = 6
+    subsets: int = 20_000
+    patterns: int = 2**12
+    few_patterns: int = 2**8
+    starts: int = 64
+    cells: int = 10_000
+
+
+FLOAT64 = Tolerances(eps=torch.finfo(torch.float64).eps, kink=1e-10, derivative=1e-9)
+FLOAT32 = replace(FLOAT64, eps=torch.finfo(torch.float32).eps, kink=1e-6, derivative=1e-5)
+BUDGETS = Budgets()
+
+_WIDEST_KINK = 1e-2
+
+
+def tolerances(dtype: torch.dtype) -> Tolerances:
+    """The thresholds for weights of a dtype.
+
+    Args:
+        dtype: A floating-point dtype.
+
+    Returns:
+        Its thresholds.
+
+    Example:
+        >>> tolerances(torch.float32).kink
+        1e-06
+    """
+    known = {torch.float64: FLOAT64, torch.float32: FLOAT32}
+    return known.get(dtype) or replace(FLOAT32, eps=torch.finfo(dtype).eps, derivative=1e-2)
+
+
+def kink_tolerance(kink_tol: float | None, dtype: torch.dtype) -> float:
+    """The relative distance below which a pair (sample, neuron) counts as on the kink.
+
+    Args:
+        kink_tol: The user's choice, or None for 1e-10 in float64 and 1e-6 below.
+        dtype: The dtype of the block.
+
+    Returns:
+        Tolerance on ``|z_ki| / (||w_i|| ||x_k||)``.
+
+    Raises:
+        ValueError: If the tolerance is not in [0, 1).
+
+    Example:
+        >>> kink_tolerance(None, torch.float64)
+        1e-10
+    """
+    if kink_tol is None:
+        return tolerances(dtype).kink
+    if not 0.0 <= kink_tol < 1.0:
+        raise ValueError(f"`kink_tol` is relative to ||w|| ||x|| and must lie in [0, 1); got {kink_tol!r}.")
+    return float(kink_tol)
+
+
+def derivative_tolerance(tol: float | None, kink_tol: float | None, dtype: torch.dtype) -> float:
+    """The relative size below which a derivative counts as zero.
+
+    Args:
+        tol: The user's choice, or None for 1e-9 in float64, 1e-5 in float32 and 1e-2 below.
+        kink_tol: The user's tolerance for kinks, or None.
+        dtype: The dtype of the weights.
+
+    Returns:
+        Tolerance relative to the natural scale of the derivative.
+
+    Raises:
+        ValueError: If the tolerance is not in [0, 1), or far finer than the one for kinks.
+
+    Example:
+        >>> derivative_tolerance(None, None, torch.float32)
+        1e-05
+    """
+    if tol is None:
+        return tolerances(dtype).derivative
+    if not 0.0 <= tol < 1.0:
+        raise ValueError(f"`tol` is relative to the natural scale of a derivative, in [0, 1); got {tol!r}.")
+    if kink_tol is not None and kink_tolerance(kink_tol, dtype) ** 2 > tol:
+        raise ValueError(
+            f"`kink_tol` {kink_tol!r} contradicts `tol` {tol!r}: putting a neuron on a kink that far away changes the "
+            "loss by about kink_tol^2 of its scale. Choose kink_tol <= sqrt(tol)."
+        )
+    return float(tol)
+
+
+def training_kink_tolerance(samples: int, inputs: int) -> float:
+    """How close to a kink training leaves a neuron that is held there.
+
+    Gradient descent oscillates around the kink, or comes to rest beside it: 2e-3 to 6e-3 rad away on problems of a few
+    points. The more samples there are, the closer a neuron is to some of them by accident; the tolerance is small
+    enough that this happens to about one in twenty.
+
+    Args:
+        samples: Number of samples.
+        inputs: Number of inputs ``d``.
+
+    Returns:
+        Tolerance on ``|z_ki| / (||w_i|| ||x_k||)``: 0.01 for a few samples, ``1 / (16 N sqrt(d - 1))`` for many.
+
+    Example:
+        >>> training_kink_tolerance(samples=5, inputs=2), training_kink_tolerance(samples=1000, inputs=2)
+        (0.01, 6.25e-05)
+    """
+    return min(_WIDEST_KINK, 1 / (16 * samples * math.sqrt(max(inputs - 1, 1))))

@@ -1,0 +1,28 @@
+"""What a point is - not stationary, saddle, minimum or undecided - with a direction along which the loss was evaluated.
+
+Never moves the point: the stationary point near an iterate is found in `cells`. Only here is a kind named.
+"""
+
+from relu_diag.functional.verdict.escape import EscapeNeurons, escape_neurons, escapes_at
+from relu_diag.functional.verdict.line import PerturbationTest, TaylorExpansion, perturbation_test, taylor_expansion
+from relu_diag.functional.verdict.stationarity import Stationarity, assess, stationarity
+from relu_diag.functional.verdict.verdict import Verdict, classify, classify_signal, is_zero
+from relu_diag.functional.verdict.witness import Direction
+
+__all__ = [
+    "Direction",
+    "EscapeNeurons",
+    "PerturbationTest",
+    "Stationarity",
+    "TaylorExpansion",
+    "Verdict",
+    "assess",
+    "classify",
+    "classify_signal",
+    "escape_neurons",
+    "escapes_at",
+    "is_zero",
+    "perturbation_test",
+    "stationarity",
+    "taylor_expansion",
+]

@@ -1,0 +1,98 @@
+"""The ways off its kinks that a neuron can take at no first-order cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from relu_diag.functional.block import BlockSignal, ShallowBlock
+from relu_diag.functional.local import Array, chunks, fan_rays, merge_collinear, one_sided, row_space
+from relu_diag.functional.verdict.escape import EscapeNeurons
+from relu_diag.functional.verdict.stationarity import Stationarity
+
+Mask = NDArray[np.bool_]
+
+# More rays than these are not searched: those of escape neurons go first.
+_MOST = 16
+_SAME_SIDE = 1e-9
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FlatRays:
+    """Directions on which a sample leaves its kink and the loss has slope zero.
+
+    Attributes:
+        blocked: Per neuron with samples on kinks an orthonormal basis of their span, where it may not move freely.
+        neuron: Neuron of every ray, shape ``(P,)``.
+        rays: Unit directions, shape ``(P, d)``.
+        together: Whether two rays bound one cone of the kinks, so that a neuron may take both, shape ``(P, P)``.
+    """
+
+    blocked: dict[int, Array]
+    neuron: NDArray[np.intp]
+    rays: Array
+    together: Mask
+
+
+def flat_rays(
+    block: ShallowBlock, signal: BlockSignal, found: Stationarity, escape: EscapeNeurons, kink_tol: float
+) -> FlatRays:
+    """All of them, at a stationary point; of a neuron with too many kinks, or with ``w = 0``, the one it escapes along.
+
+    Args:
+        block: The network.
+        signal: Its signal.
+        found: Its stationarity.
+        escape: Its escape neurons.
+        kink_tol: Relative distance that counts as on the kink.
+
+    Returns:
+        Rays.
+    """
+    b, inputs = (block.slopes[1] - block.slopes[0]) / 2, block.W.shape[1]
+    smooth, direction = found.geometry.smooth.cpu().numpy(), escape.direction.cpu().numpy()
+    escapes, zero = escape.mask.cpu().numpy(), ~block.W.any(dim=1).cpu().numpy()
+    blocked: dict[int, Array] = {}
+    neuron: list[int] = []
+    rays, sides = [np.empty((0, inputs))], []
+    kinks = _kinks(block, signal, kink_tol, zero)
+    for i in sorted({*kinks, *np.flatnonzero(escapes & zero).tolist()}, key=lambda i: not escapes[i]):
+        own, X = direction[i, None] * escapes[i], np.empty((0, inputs))
+        if not zero[i]:
+            c, samples = kinks[i]
+            X = merge_collinear(np.ones(len(samples)), samples)[1]
+            blocked[i] = row_space(X)
+            fan = fan_rays(X) if len(neuron) < _MOST else np.empty((0, inputs))
+            if fan is not None:
+                slope = one_sided(fan, smooth[i], b * c, samples)
+                own = fan[slope <= found.tol * float(found.scale[i])]
+        neuron += [i] * len(own)
+        rays.append(own)
+        sides += list(own @ X.T)
+    return FlatRays(
+        blocked, np.array(neuron[:_MOST], dtype=np.intp), np.concatenate(rays)[:_MOST], _together(neuron[:_MOST], sides)
+    )
+
+
+def _kinks(block: ShallowBlock, signal: BlockSignal, kink_tol: float, zero: Mask) -> dict[int, tuple[Array, Array]]:
+    """Loss gradients and inputs of the samples on the kinks of every neuron that is not zero."""
+    pairs = [np.empty((0, 2 + block.W.shape[1]))]
+    for chunk in chunks(block, signal, kink_tol):
+        row, neuron = chunk.kinks[~torch.as_tensor(zero, device=chunk.kinks.device)[chunk.kinks[:, 1]]].unbind(1)
+        pairs.append(torch.column_stack([neuron.double(), chunk.C[row, neuron], chunk.X[row]]).cpu().numpy())
+    found = np.concatenate(pairs)
+    found = found[found[:, 0].argsort(kind="stable")]
+    index, first = np.unique(found[:, 0], return_index=True)
+    parts = np.split(found, first[1:]) if len(found) else []
+    return {int(i): (own[:, 1], own[:, 2:]) for i, own in zip(index, parts, strict=True)}
+
+
+def _together(neuron: list[int], sides: list[Array]) -> Mask:
+    """Rays of different neurons, and rays of one that see no sample from different sides."""
+    return np.array([
+        [i != j or bool((a * b >= -_SAME_SIDE).all()) for j, b in zip(neuron, sides, strict=False)]
+        for i, a in zip(neuron, sides, strict=False)
+    ]).reshape(len(neuron), len(neuron))

@@ -1,0 +1,240 @@
+"""Second-order descent with several outputs: where the loss bends down along directions of slope zero.
+
+Along them the loss changes by a quadratic form: ``f/2`` times the squared change of the outputs to first order, which
+is never negative, plus ``sum_ij delta h_ji D_j(delta w_i)``, which may be. Where input weights move orthogonally to the
+samples on their kinks it is an ordinary form. Off a kink they move along rays, one-sided; on the rays ``t >= 0`` of one
+cone it is an ordinary form again, and with the free directions eliminated (a Schur complement) a small one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator, cg, lobpcg
+from torch import Tensor
+
+from relu_diag.functional.block import rho
+from relu_diag.functional.local import Array, chunks, slopes_at
+from relu_diag.functional.problem import SquaredProblem
+from relu_diag.functional.verdict._flat_rays import FlatRays, Mask, flat_rays
+from relu_diag.functional.verdict.escape import EscapeNeurons
+from relu_diag.functional.verdict.line import Move
+from relu_diag.functional.verdict.stationarity import Stationarity, derivative_scale
+from relu_diag.functional.verdict.witness import Direction, see_fall
+
+# Forms up to this size are diagonalised, larger ones searched by so many conjugate gradient steps.
+_DENSE = 600
+_STEPS = 100
+_POWERS = 5
+# An unfinished search for the best way to compensate a ray is good enough: every fall is evaluated.
+_ACCURACY = 1e-2
+# Number of least curvatures looked for, strongest first, in large and small forms; cones and descents in each.
+_SHIFTS = (3, 6)
+_CONES = 16
+_DESCENTS = 200
+_MOVES_TRIED = 8
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Orthant:
+    """The zero-slope directions of a balanced copy of the network.
+
+    Attributes:
+        problem: The squared loss of the copy with ``||w_i|| = ||h_i||``.
+        biased: Whether the output bias moves.
+        balance: ``delta w_i`` of the copy is this times that of the network, shape ``(I,)``.
+        held: 0 for neurons with ``w = 0``, which have every sample on their kink, else 1, shape ``(I, 1)``.
+        flat: What the kinks block, and the rays off them.
+        neuron: Neuron of every ray, long, shape ``(P,)``.
+        rays: The rays, shape ``(P, d)``.
+    """
+
+    problem: SquaredProblem
+    biased: bool
+    balance: Tensor
+    held: Tensor
+    flat: FlatRays
+    neuron: Tensor
+    rays: Tensor
+
+
+def orthant_fall(problem: SquaredProblem, found: Stationarity, escape: EscapeNeurons) -> Direction | None:
+    """A fall of second order over all output weights and all zero-slope directions of the input weights.
+
+    What a gradient below the tolerance can bend the loss by is no fall of second order.
+
+    Source: Wu et al., appendix F.2.1.
+
+    Args:
+        problem: The squared loss.
+        found: Its stationarity.
+        escape: Its escape neurons.
+
+    Returns:
+        The direction, or None where no fall is found.
+    """
+    orthant = _balanced(problem, found, escape)
+    least = 2 * found.tol * float(derivative_scale(problem.block, problem.loss_signal))
+    # A witness that leaves the output bias alone is the simpler one.
+    for biased in (False,) if problem.block.output_bias is None else (False, True):
+        for move in itertools.islice(_falling(replace(orthant, biased=biased), least), _MOVES_TRIED):
+            fall = see_fall(problem, move)
+            if fall is not None:
+                return fall
+    return None
+
+
+def _balanced(problem: SquaredProblem, found: Stationarity, escape: EscapeNeurons) -> _Orthant:
+    block = problem.block
+    w_norm, h_norm = block.W.norm(dim=1), block.H.norm(dim=0)
+    balance = torch.where((w_norm > 0) & (h_norm > 0), (h_norm / w_norm).sqrt(), 1.0)
+    copy = replace(block, W=block.W * balance[:, None], H=block.H / balance)
+    flat = flat_rays(block, problem.loss_signal, found, escape, problem.kink_tol)
+    neuron = torch.as_tensor(flat.neuron, device=balance.device)
+    return _Orthant(
+        problem=replace(problem, block=copy),
+        biased=False,
+        balance=balance,
+        held=w_norm.gt(0)[:, None].double(),
+        flat=flat,
+        neuron=neuron,
+        rays=torch.as_tensor(flat.rays).to(block.W),
+    )
+
+
+def _falling(orthant: _Orthant, least: float) -> Iterator[Move]:
+    """Directions, as moves of the network itself, on which the form is below ``-least`` times their squared length."""
+    block, biased = orthant.problem.block, orthant.biased
+    sizes = [block.W.numel(), block.H.numel(), len(block.H), len(orthant.rays)]
+    free, rays = sum(sizes[:3]), sizes[3]
+
+    def parts(z: Array, t: Array) -> tuple[Move, Tensor]:
+        dW, dH, db, along = torch.split(torch.as_tensor(np.concatenate([z.ravel(), t])).to(block.W), sizes)
+        return Move(_free(dW.view_as(block.W), orthant), dH.view_as(block.H), db * biased), along
+
+    def apply(z: Array, t: Array) -> Array:
+        move, by_ray = _hessian(orthant, *parts(z, t))
+        flat = torch.cat([_free(move.dW, orthant).flatten(), move.dH.flatten(), move.db * biased, by_ray])
+        return np.asarray(flat.cpu().numpy())
+
+    def moved(z: Array, t: Array) -> Move:
+        move, along = parts(z, t)
+        dW = move.dW.index_add(0, orthant.neuron, along[:, None] * orthant.rays)
+        return Move(dW / orthant.balance[:, None], move.dH * orthant.balance, move.db)
+
+    still, ray = np.zeros(rays), np.eye(rays)
+    spectrum = _spectrum(lambda z: apply(z, still)[:free], free)
+    columns = np.array([apply(np.zeros(free), axis) for axis in ray]).reshape(rays, free + rays).T
+    least = max(least, _ROUNDING * spectrum.largest)
+    shifts = _SHIFTS[free <= _DENSE] if least > 0 else 0
+    for shift in np.geomspace(max(spectrum.largest, least), least, shifts):
+        if spectrum.smallest < -shift:
+            yield moved(spectrum.vector, still)
+            return
+        z = -spectrum.solve(columns[:free], shift)
+        reduced = columns[free:] + shift * ray + columns[:free].T @ z
+        for t in _cone_descents(reduced, orthant.flat.together):
+            yield moved(z @ t, t)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Spectrum:
+    """The ends of the spectrum of a form, approximate for large sizes.
+
+    Attributes:
+        smallest: Smallest eigenvalue.
+        largest: Largest one in size.
+        vector: Eigenvector of the smallest.
+        solve: From columns and a shift to the solution of ``(form + shift) z = columns``.
+    """
+
+    smallest: float
+    largest: float
+    vector: Array
+    solve: Callable[[Array, float], Array]
+
+
+def _spectrum(apply: Callable[[Array], Array], size: int) -> _Spectrum:
+    if size <= _DENSE:
+        values, V = np.linalg.eigh(np.stack([apply(axis) for axis in np.eye(size)]))
+        largest = max(-values[0], values[-1])
+        return _Spectrum(values[0], largest, V[:, 0], lambda c, shift: V @ ((V.T @ c) / (values + shift)[:, None]))
+    operator = LinearOperator((size, size), matvec=apply, dtype=np.float64)
+    start = np.random.default_rng(0).standard_normal((size, 2))
+    with warnings.catch_warnings():  # any vector with a negative value will do: accuracy is not needed
+        warnings.simplefilter("ignore", UserWarning)
+        values, vectors = lobpcg(operator, start, largest=False, maxiter=_STEPS, tol=1e-6)
+    for _ in range(_POWERS):
+        start = apply(start[:, :1] / np.linalg.norm(start[:, 0]))[:, None]
+    return _Spectrum(values[0], float(np.linalg.norm(start)), vectors[:, 0], partial(_conjugate_gradients, apply))
+
+
+def _conjugate_gradients(apply: Callable[[Array], Array], columns: Array, shift: float) -> Array:
+    size = len(columns)
+    operator = LinearOperator((size, size), matvec=lambda z: apply(z) + shift * z.ravel(), dtype=np.float64)
+    return (
+        np
+        .array([cg(operator, column, rtol=_ACCURACY, maxiter=_STEPS)[0] for column in columns.T])
+        .reshape(columns.shape[::-1])
+        .T
+    )
+
+
+def _cone_descents(form: Array, together: Mask) -> Iterator[Array]:
+    """Vectors ``t >= 0`` on rays that go together at which a form is negative: of one ray, then of whole cones."""
+    for p in form.diagonal().argsort():
+        if form[p, p] < 0:
+            yield np.eye(len(form))[p]
+    random = np.random.default_rng(0)
+    for _ in range(_CONES if len(form) > 1 else 0):
+        cone: list[int] = []
+        for p in random.permutation(len(form)):
+            if together[p, cone].all():
+                cone.append(p)
+        own, t = form[np.ix_(cone, cone)], random.random(len(cone))
+        step = 1 / np.linalg.norm(own, 2)
+        for _ in range(_DESCENTS):
+            t = np.maximum(t - step * (own @ t), 0.0)
+            t /= np.linalg.norm(t) or 1.0
+        if t @ own @ t < 0:
+            whole = np.zeros(len(form))
+            whole[cone] = t
+            yield whole
+
+
+def _free(dW: Tensor, orthant: _Orthant) -> Tensor:
+    dW = dW * orthant.held
+    for i, basis in orthant.flat.blocked.items():
+        normals = torch.as_tensor(basis).to(dW)
+        dW[i] -= normals.T @ (normals @ dW[i])
+    return dW
+
+
+def _hessian(orthant: _Orthant, move: Move, t: Tensor) -> tuple[Move, Tensor]:
+    """The form applied to a direction, which is its gradient there."""
+    problem, neuron = orthant.problem, orthant.neuron
+    block, f = problem.block, problem.factor
+    by_W, by_H = torch.zeros_like(move.dW), torch.zeros_like(move.dH)
+    # Samples with x = 0 feel the bias alone.
+    by_bias, by_ray = f * float((~problem.signal.X.any(dim=1)).sum()) * move.db, torch.zeros_like(t)
+    for chunk in chunks(block, problem.signal, problem.kink_tol):
+        slopes = slopes_at(chunk.Z, block.slopes)
+        along = chunk.X @ orthant.rays.T
+        ahead = torch.where(chunk.Z[:, neuron] == 0, rho(along, block.slopes), slopes[:, neuron] * along)
+        dA = slopes * (chunk.X @ move.dW.T)
+        dA = dA.index_add(1, neuron, ahead * t)
+        A = rho(chunk.Z, block.slopes)
+        dy = A @ move.dH.T + dA @ block.H.T + move.db
+        back = f * (dy @ block.H + chunk.G @ move.dH)
+        by_W += (back * slopes).T @ chunk.X
+        by_H += f * (dy.T @ A + chunk.G.T @ dA)
+        by_bias += f * dy.sum(0)
+        by_ray += (back[:, neuron] * ahead).sum(0)
+    return Move(by_W, by_H, by_bias), by_ray

@@ -1,0 +1,224 @@
+"""Escape neurons: where the loss is flat to first order and yet some output pulls (Wu et al., Definition 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from relu_diag.functional.block import BlockSignal, ShallowBlock
+from relu_diag.functional.local import (
+    Array,
+    OneNeuron,
+    chunks,
+    loudest_direction,
+    loudest_flat_direction,
+    radial_directions,
+    slopes_at,
+    tangential_part,
+    vanishes,
+)
+from relu_diag.functional.verdict.stationarity import Stationarity, derivative_scale, stationarity, without_rounding
+
+# Neurons whose parts per output and kink samples are held at once: at most so many, and so many numbers.
+_NEURONS_AT_ONCE = 256
+_ELEMENTS = 2**23
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EscapeNeurons:
+    """Neurons whose input weights can move at no first-order cost along a direction that some output feels.
+
+    Attributes:
+        mask: Whether neuron ``i`` is an escape neuron, bool, shape ``(I,)``.
+        decided: Whether that is proven either way; an undecided neuron is not in the mask, bool, shape ``(I,)``.
+        direction: A unit tangential direction that shows it, zero elsewhere, shape ``(I, d)``.
+        D: Derivatives ``D_j`` of the loss along it per unit of output weight ``h_ji``, shape ``(I, J)``.
+    """
+
+    mask: Tensor
+    decided: Tensor
+    direction: Tensor
+    D: Tensor
+
+    def __str__(self) -> str:
+        return (
+            f"{int(self.mask.sum())} of {len(self.mask)} neurons are escape neurons, "
+            f"{int((~self.decided).sum())} undecided; largest |D| {self.D.norm(dim=1).max():.3g}"
+        )
+
+
+def escape_neurons(
+    block: ShallowBlock, signal: BlockSignal, kink_tol: float | None = None, tol: float | None = None
+) -> EscapeNeurons:
+    """The neurons with a tangential direction along which the loss has slope zero and some ``D_j`` has not.
+
+    The definition speaks of stationary points. Elsewhere the answer is that of the neuron's own input weights; where
+    those have a descent it is no.
+
+    Source: Wu et al., Definition 4.1.
+
+    Args:
+        block: The network.
+        signal: Inputs and loss gradients, ``N`` samples.
+        kink_tol: Relative distance that counts as on the kink; None: 1e-10 in float64, 1e-6 in float32.
+        tol: Tolerance on derivatives relative to their natural scale; None: 1e-9 in float64, 1e-5 in float32.
+
+    Returns:
+        Escape neurons, each with a direction.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.zeros(1, 2), H=torch.zeros(1, 1))
+        >>> signal = BlockSignal(X=torch.tensor([[1.0, 0.0]]), G=torch.tensor([[-1.0]]))
+        >>> print(escape_neurons(block, signal))
+        1 of 1 neurons are escape neurons, 0 undecided; largest |D| 1
+    """
+    return escapes_at(block, signal, stationarity(block, signal, kink_tol, tol), kink_tol)
+
+
+def escapes_at(
+    block: ShallowBlock, signal: BlockSignal, found: Stationarity, kink_tol: float | None = None
+) -> EscapeNeurons:
+    """The escape neurons, given the first-order answer at the same parameters.
+
+    Args:
+        block: The network.
+        signal: Its signal.
+        found: Its stationarity.
+        kink_tol: The tolerance for kinks used there.
+
+    Returns:
+        Escape neurons, each with a direction.
+    """
+    block, signal = without_rounding(block, signal)
+    (neurons, inputs), outputs = block.W.shape, block.H.shape[0]
+    direction, D = found.slope.new_zeros(neurons, inputs), found.slope.new_zeros(neurons, outputs)
+    loud = found.tol * float(derivative_scale(block, signal))
+    descends = found.slope < -found.tol * found.scale
+    decided = found.decided | descends
+    silent = ~block.H.any(dim=0) & (signal.C is None)
+    zero = silent & ~block.W.any(dim=1)
+    asked = ~zero & ~descends & decided
+    if outputs == 1 and signal.C is None:
+        asked &= silent  # L' = h D: where h != 0 both vanish together
+    if bool(zero.any()):  # one neuron stands for all of them
+        pull = loudest_direction(*_zero_neuron(block, signal), loud)
+        direction[zero], D[zero] = torch.as_tensor(pull.direction).to(D), torch.as_tensor(pull.D).to(D)
+        decided[zero] = pull.decided
+    numbers = (outputs + found.geometry.kink_count) * inputs
+    decided &= ~asked | (numbers <= _ELEMENTS)
+    for index in _groups((asked & decided).nonzero().squeeze(1), numbers):
+        direction[index], D[index], decided[index] = _loudest(block, signal, found, index, kink_tol)
+    mask = D.norm(dim=1, keepdim=True) > loud
+    return EscapeNeurons(mask.squeeze(1), decided, torch.where(mask, direction, 0.0), torch.where(mask, D, 0.0))
+
+
+def silent_escapes(block: ShallowBlock, signal: BlockSignal, escape: EscapeNeurons) -> Tensor:
+    """The escape neurons without output weights: what makes a saddle for any number of outputs.
+
+    Args:
+        block: The network.
+        signal: Its signal.
+        escape: Its escape neurons.
+
+    Returns:
+        Mask, bool, shape ``(I,)``.
+    """
+    return escape.mask & ~without_rounding(block, signal)[0].H.any(dim=0)
+
+
+def nothing_reachable(block: ShallowBlock, signal: BlockSignal, tol: float) -> bool:
+    """Whether no network of these slopes, whatever its weights, moves the outputs in a direction the loss feels.
+
+    Every function a neuron can compute is ``rho(v . x)`` for some ``v``: then ``sum_k e_kj rho(v . x_k) = 0`` for all
+    of them, and for the constant where there is an output bias. A loss that is convex in the outputs is then at its
+    global minimum over all weights and widths.
+
+    Args:
+        block: The network, for its slopes and its output bias.
+        signal: Inputs and loss gradients.
+        tol: Tolerance relative to the natural scale of a derivative.
+
+    Returns:
+        The answer.
+    """
+    G = signal.G.detach().double()
+    if block.output_bias is not None and float(G.sum(0).abs().max()) > tol * float(G.norm(dim=1).sum()):
+        return False
+    loud = tol * float(derivative_scale(block, signal))
+    linear = abs(sum(block.slopes)) / 2 * (signal.G.detach().T @ signal.X.detach()).norm(dim=1).max()
+    # Almost always the linear part answers, without a look at every hyperplane.
+    return float(linear) <= 2 * loud and vanishes(*_zero_neuron(block, signal), loud)
+
+
+def _zero_neuron(block: ShallowBlock, signal: BlockSignal) -> tuple[Array, Array, Array]:
+    """Smooth parts, kink coefficients and inputs of ``D_j(v) = sum_k e_kj rho(v . x_k)``, felt at ``w = 0``."""
+    s_minus, s_plus = block.slopes
+    X, G = signal.X.detach().double().cpu().numpy(), signal.G.detach().double().cpu().numpy()
+    return (s_plus + s_minus) / 2 * G.T @ X, (s_plus - s_minus) / 2 * G, X
+
+
+def _groups(index: Tensor, numbers: Tensor) -> Iterator[Tensor]:
+    """Consecutive neurons, as many as fit into memory together."""
+    group: list[int] = []
+    total = 0
+    for i, size in zip(index.tolist(), numbers[index].tolist(), strict=True):
+        if group and (total + size > _ELEMENTS or len(group) == _NEURONS_AT_ONCE):
+            yield index.new_tensor(group)
+            group, total = [], 0
+        group.append(i)
+        total += size
+    if group:
+        yield index.new_tensor(group)
+
+
+def _loudest(
+    block: ShallowBlock, signal: BlockSignal, found: Stationarity, index: Tensor, kink_tol: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Direction, ``D`` and decidedness of some neurons whose loss has no negative slope."""
+    some = replace(block, W=block.W[index], H=block.H[:, index])
+    signal = BlockSignal(signal.X, signal.G, None if signal.C is None else signal.C[:, index])
+    parts, neuron, kinks, c, X = _output_parts(some, signal, kink_tol)
+    U, loud = radial_directions(some.W.double()), found.tol * float(derivative_scale(block, signal))
+    direction, D = _loudest_smooth(parts)
+    decided = torch.ones_like(index, dtype=torch.bool)
+    b = (block.slopes[1] - block.slopes[0]) / 2
+    g = tangential_part(U, found.geometry.smooth[index])
+    for i in sorted(set(neuron.tolist())):
+        own = neuron == i
+        x = tangential_part(U[i].expand(int(own.sum()), -1), X[own])
+        one = OneNeuron(*(part.cpu().numpy() for part in (g[i], b * c[own], parts[i], b * kinks[own], x)))
+        pull = loudest_flat_direction(one, found.tol * float(found.scale[index[i]]), loud)
+        decided[i] = pull.decided
+        direction[i], D[i] = torch.as_tensor(pull.direction).to(D), torch.as_tensor(pull.D).to(D)
+    return direction, D, decided
+
+
+def _loudest_smooth(parts: Tensor) -> tuple[Tensor, Tensor]:
+    """Without kinks every tangential direction is flat: downhill for the output that feels it most."""
+    norm, output = parts.norm(dim=2).max(dim=1)
+    steepest = parts[torch.arange(len(parts), device=parts.device), output]
+    direction = -steepest / torch.where(norm > 0, norm, 1.0)[:, None]
+    return direction, (parts @ direction[:, :, None]).squeeze(2)
+
+
+def _output_parts(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None) -> tuple[Tensor, ...]:
+    """Tangential smooth parts ``(I, J, d)``, and the kink pairs: neuron, loss gradients at output and unit, input."""
+    (neurons, inputs), outputs = block.W.shape, block.H.shape[0]
+    parts = block.W.new_zeros(neurons, outputs, inputs, dtype=torch.float64)
+    none = parts.new_zeros(0, inputs)
+    pairs = [(none[:, 0].long(), none.new_zeros(0, outputs), none[:, 0], none)]
+    for chunk in chunks(block, signal, kink_tol):
+        slopes = slopes_at(chunk.Z, block.slopes)
+        for output in range(outputs):
+            parts[:, output] += ((slopes * chunk.G[:, output, None]).T @ chunk.X).double()
+        row, neuron = chunk.kinks.unbind(1)
+        c = chunk.C[row, neuron].double()
+        felt = chunk.G[row].any(dim=1) | (c != 0)
+        row, neuron = row[felt], neuron[felt]
+        pairs.append((neuron, chunk.G[row].double(), c[felt], chunk.X[row].double()))
+    U = radial_directions(block.W.double())[:, None].expand_as(parts).flatten(0, 1)
+    parts = tangential_part(U, parts.flatten(0, 1)).view_as(parts)
+    return parts, *(torch.cat(part) for part in zip(*pairs, strict=True))

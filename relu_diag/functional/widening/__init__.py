@@ -1,0 +1,19 @@
+"""A network inside a wider one: embeddings, what they preserve, and which new neuron gains most.
+
+Never touches a module: widening a live network is the business of `relu_diag.growth`.
+"""
+
+from relu_diag.functional.widening.embedding import add_inactive_propagation, add_inactive_units, replicate_unit
+from relu_diag.functional.widening.preservation import Preservation, addition_preserves, replication_preserves
+from relu_diag.functional.widening.proposal import GrowthProposal, growth_proposals
+
+__all__ = [
+    "GrowthProposal",
+    "Preservation",
+    "add_inactive_propagation",
+    "add_inactive_units",
+    "addition_preserves",
+    "growth_proposals",
+    "replicate_unit",
+    "replication_preserves",
+]

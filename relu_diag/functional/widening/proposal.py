@@ -1,0 +1,288 @@
+"""How to grow where training is stuck: which neuron gives the loss a way down, how steep, and where to put it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from relu_diag.functional._checks import check_matrix
+from relu_diag.functional.block import BlockSignal, Reduction, ShallowBlock, rho
+from relu_diag.functional.dynamics import extremal_directions
+from relu_diag.functional.local import neuron_states
+from relu_diag.functional.problem import chunked_outputs, squared_problem
+from relu_diag.functional.widening._gain import CopyGain, copy_gains
+from relu_diag.functional.widening.embedding import add_inactive_propagation, replicate_unit
+
+GrowthKind = Literal["replication", "inactive propagation"]
+OutputLoss = Callable[[Tensor], Tensor]
+
+# Copies turn by at most this angle, rad. Lengths of steps are halved so many times on the way to the best one.
+_TURN, _HALVINGS = math.pi / 4, 15
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GrowthProposal:
+    """One more neuron, and what it gains.
+
+    Attributes:
+        kind: "replication": a copy of a neuron. "inactive propagation": a neuron that was not there.
+        unit: The neuron that is replicated, or None.
+        beta: Factors of the input weights of the two copies; empty for a new neuron.
+        gamma: Factors of their output weights.
+        gain: First-order rate at which the loss falls: per unit length of the copy's input weights, or per unit of a
+            new neuron's amplitude ``||w|| ||h||``.
+        new_block: The network with the neuron, last.
+        predicted_drop: First-order drop of the loss that the move of the new neuron gives, 0 without a move.
+        measured_drop: Drop of the loss as evaluated.
+        function_change: Largest change of an output on the data.
+        displacement: Move of the copy's input weights, relative to their length, shape ``(d,)``.
+    """
+
+    kind: GrowthKind
+    unit: int | None
+    beta: tuple[float, ...]
+    gamma: tuple[float, ...]
+    gain: float
+    new_block: ShallowBlock
+    predicted_drop: float
+    measured_drop: float
+    function_change: float
+    displacement: Tensor
+
+    def embed(self, block: ShallowBlock) -> ShallowBlock:
+        """The same growth of another network of the same shape, an averaged copy for example.
+
+        Args:
+            block: The other network.
+
+        Returns:
+            It with the neuron.
+        """
+        if self.unit is None:
+            wider = add_inactive_propagation(block, self.new_block.W[-1:])
+            return replace(wider, H=torch.cat([block.H, self.new_block.H[:, -1:]], dim=1))
+        return _displaced(replicate_unit(block, self.unit, self.beta, self.gamma), self.displacement)
+
+    def __str__(self) -> str:
+        what = "new neuron" if self.unit is None else f"replica of neuron {self.unit}, gamma {self.gamma}"
+        moved = f"; outputs change by {self.function_change:.3g}, the loss drops by {self.measured_drop:.3g}"
+        return f"{what}, gain {self.gain:.3g}{moved if self.displacement.any() or self.unit is None else ''}"
+
+
+def growth_proposals(
+    block: ShallowBlock,
+    X: Tensor,
+    Y: Tensor | OutputLoss,
+    reduction: Reduction = "mean",
+    reach: float = 0.05,
+    nudge: bool = True,
+    gamma: tuple[float, float] = (1.5, -0.5),
+    candidates: int = 32,
+) -> list[GrowthProposal]:
+    """Ways to add a neuron at a point where the loss has no way down, the best first.
+
+    A copy with ``gamma_l`` feels ``gamma_l L'(v)``: what is uphill for a neuron at a minimum is downhill for a copy
+    with ``gamma_l < 0``. The gain of replicating a neuron is the largest ``-gamma_l L'(v)`` over the tangential unit
+    directions, each sample within ``reach`` of the neuron's kink counted as on it. A new neuron gains
+    ``||D(v)||`` in an extremal direction (`extremal_directions`). With ``nudge`` the neuron is moved, the copy across
+    the kink, the new one to an amplitude, as far as lowers the loss most; without, the function stays as it is.
+
+    Source: Wu et al., sections 4.2 and 4.3, appendix N.
+
+    Args:
+        block: The network.
+        X: All inputs of the loss, shape ``(N, d)``.
+        Y: Targets of the squared error, shape ``(N, J)``; or any differentiable loss, a function of the outputs
+            ``(N, J)``.
+        reduction: Of the squared error: "mean", "sum" or "half_sum".
+        reach: Angle within which a kink is looked at, rad.
+        nudge: Whether to move the new neuron.
+        gamma: Factors of the output weights of the two copies; they add up to 1.
+        candidates: No more neurons than so many, those of the largest gain, are copied and evaluated.
+
+    Returns:
+        Proposals with a gain. With ``nudge`` only those that lower the loss, largest drop first; without, largest gain
+        first. Empty where nothing helps.
+
+    Raises:
+        ValueError: If the reach is not in (0, pi / 4), the factors do not add up to 1, there is no candidate, or the
+            loss is not a finite number that depends on the outputs.
+
+    Example:
+        >>> X = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).double()
+        >>> Y = torch.tensor([[1.0], [-1.0]]).double()
+        >>> stuck = ShallowBlock(torch.tensor([[1.0, 0.0]]).double(), torch.ones(1, 1).double())
+        >>> best = growth_proposals(stuck, X, Y)[0]
+        >>> print(best)
+        new neuron, gain 1; outputs change by 1, the loss drops by 0.5
+        >>> print(growth_proposals(stuck, X, lambda outputs: (outputs - Y).abs().sum())[0])
+        new neuron, gain 1; outputs change by 1, the loss drops by 1
+    """
+    if not 0 < reach < math.pi / 4:
+        raise ValueError(f"`reach` is an angle in (0, pi / 4) rad; got {reach!r}.")
+    if len(gamma) != 2 or abs(sum(gamma) - 1) > _ROUNDING:
+        raise ValueError(f"`gamma` must be two factors that add up to 1; got {gamma!r}.")
+    if candidates < 1:
+        raise ValueError(f"`candidates` must be a positive number; got {candidates!r}.")
+    slope = _loss_slope(block, X, Y) if callable(Y) else _squared_slope(block, X, Y, reduction)
+    copies = copy_gains(slope.block, slope.signal, _living(slope), reach, gamma)[:candidates]
+    moves = [*(_copy_move(slope, one, gamma) for one in copies), *_new_neurons(slope)]
+    proposals = [_proposal(slope, block, move, nudge) for move in moves]
+    if nudge:
+        helpful = [one for one in proposals if one.measured_drop > slope.rounding]
+        return sorted(helpful, key=lambda one: -one.measured_drop)
+    return sorted(proposals, key=lambda one: -one.gain)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Slope:
+    """A loss around the outputs of a block, in float64.
+
+    ``drop`` says how much the loss falls under a change of the outputs, ``rounding`` what of that is none.
+    """
+
+    block: ShallowBlock
+    signal: BlockSignal
+    outputs: Tensor
+    loss: float
+    drop: Callable[[Tensor], float]
+    rounding: float
+
+
+def _squared_slope(block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reduction) -> _Slope:
+    problem = squared_problem(block, X, Y, reduction)
+    signal, factor, loss = problem.loss_signal, problem.factor, float(problem.loss)
+
+    def drop(change: Tensor) -> float:  # a difference of losses would cancel
+        return float(-(signal.G * change).sum() - factor / 2 * change.square().sum())
+
+    return _Slope(problem.block, signal, problem.outputs, loss, drop, _ROUNDING * loss)
+
+
+def _loss_slope(block: ShallowBlock, X: Tensor, loss: OutputLoss) -> _Slope:
+    check_matrix("X", X)
+    bias = None if block.output_bias is None else block.output_bias.detach().double()
+    wide, X = (
+        ShallowBlock(block.W.detach().double(), block.H.detach().double(), block.slopes, bias),
+        X.detach().double(),
+    )
+    outputs = chunked_outputs(wide, X).requires_grad_()
+    with torch.enable_grad():
+        value = loss(outputs)
+    if value.numel() != 1 or not bool(torch.isfinite(value)) or not value.requires_grad:
+        raise ValueError(f"The loss must be a finite number computed from the outputs; got {value}.")
+    (G,) = torch.autograd.grad(value.reshape(()), outputs)
+    at, start = outputs.detach(), float(value.detach())
+
+    def drop(change: Tensor) -> float:
+        with torch.no_grad():
+            return start - float(loss(at + change))
+
+    # A network computes with the digits of its weights, in whatever its loss is added up.
+    eps = max(torch.finfo(dtype).eps for dtype in (value.dtype, block.W.dtype))
+    return _Slope(wide, BlockSignal(X, G), at, start, drop, max(_ROUNDING, 8 * eps) * abs(start))
+
+
+def _living(slope: _Slope) -> list[int]:
+    block, X = slope.block, slope.signal.X
+    small = neuron_states(block, X, slope.outputs).small_living
+    units: list[int] = (~small & block.H.any(dim=0) & block.W.any(dim=1)).nonzero().squeeze(1).tolist()
+    return units
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Move:
+    """A neuron of input weights ``w`` and output weights ``h`` beside those there are, and how the outputs change.
+
+    ``gamma`` has the factor of the copy that moves last; it is empty for a new neuron.
+    """
+
+    gain: float
+    unit: int | None
+    gamma: tuple[float, ...]
+    w: Tensor
+    h: Tensor
+    outputs: Tensor
+
+
+def _copy_move(slope: _Slope, copy: CopyGain, gamma: tuple[float, float]) -> _Move:
+    """The copy turned by the angle that lowers the loss most."""
+    block, X = slope.block, slope.signal.X
+    w = block.W[copy.unit]
+    u, length, h, before = w / w.norm(), w.norm(), copy.factor * block.H[:, copy.unit], rho(X @ w, block.slopes)
+
+    def turned(angle: float) -> tuple[Tensor, Tensor]:
+        there = length * (math.cos(angle) * u + math.sin(angle) * copy.direction)
+        return there, torch.outer(rho(X @ there, block.slopes) - before, h)
+
+    there, outputs = turned(_best_step(lambda angle: slope.drop(turned(angle)[1]), _TURN))
+    return _Move(copy.gain, copy.unit, gamma if copy.factor == gamma[1] else gamma[::-1], there, h, outputs)
+
+
+def _new_neurons(slope: _Slope) -> Iterator[_Move]:
+    """A new neuron in the best extremal direction, of the amplitude that lowers the loss most."""
+    block, signal = slope.block, slope.signal
+    found = extremal_directions(signal.X, signal.G, block.slopes, block.W)
+    if not len(found.gain) or float(found.gain[0]) <= 0:
+        return
+    outputs, gain = torch.outer(rho(signal.X @ found.v[0], block.slopes), found.o[0]), float(found.gain[0])
+    # The best amplitude for the squared error is at most twice the one that would take all of the loss to first order.
+    amplitude = _best_step(lambda amplitude: slope.drop(amplitude * outputs), 4 * abs(slope.loss) / gain)
+    root = math.sqrt(amplitude)
+    yield _Move(gain, None, (), root * found.v[0], root * found.o[0], amplitude * outputs)
+
+
+def _best_step(drop: Callable[[float], float], largest: float) -> float:
+    """The step with the largest drop: halved ever again, then at the top of the parabola through the best three."""
+    steps: list[float] = [largest / 2**k for k in range(_HALVINGS)]
+    drops = [drop(step) for step in steps]
+    best = max(range(_HALVINGS), key=drops.__getitem__)
+    lowest = max(best - 1, 0)
+    a, b, c = (*steps[lowest : best + 2], 0.0)[:3]
+    fa, fb, fc = (*drops[lowest : best + 2], 0.0)[:3]
+    left, right = (b - a) * (fb - fc), (b - c) * (fb - fa)
+    if left == right:
+        return steps[best]
+    top = b - ((b - a) * left - (b - c) * right) / (2 * (left - right))
+    return top if 0 < top <= largest and drop(top) > drops[best] else steps[best]
+
+
+def _proposal(slope: _Slope, block: ShallowBlock, move: _Move, nudge: bool) -> GrowthProposal:
+    displacement = torch.zeros_like(move.w)
+    if move.unit is None:
+        kind: GrowthKind = "inactive propagation"
+        length = float(slope.block.W.norm(dim=1).median()) / float(move.w.norm())
+        W_new, h = (move.w if nudge else length * move.w)[None], move.h if nudge else 0 * move.h
+        beta: tuple[float, ...] = ()
+        new = add_inactive_propagation(block, W_new.to(block.W))
+        new = replace(new, H=torch.cat([block.H, h[:, None].to(block.H)], dim=1))
+    else:
+        kind, beta, w = "replication", (1.0, 1.0), slope.block.W[move.unit]
+        displacement = (move.w - w) / w.norm() if nudge else displacement
+        new = _displaced(replicate_unit(block, move.unit, beta, move.gamma), displacement)
+    change = chunked_outputs(new, slope.signal.X.to(block.W)).double() - slope.outputs
+    return GrowthProposal(
+        kind,
+        move.unit,
+        beta,
+        move.gamma,
+        move.gain,
+        new,
+        float(-(slope.signal.G * move.outputs).sum()) if nudge else 0.0,
+        slope.drop(move.outputs) if nudge else 0.0,
+        float(change.abs().max()),
+        displacement,
+    )
+
+
+def _displaced(block: ShallowBlock, displacement: Tensor) -> ShallowBlock:
+    """The last neuron, a copy, moved by a multiple of the length of its input weights."""
+    W = block.W.clone()
+    W[-1] += W[-1].norm() * displacement.to(W)
+    return replace(block, W=W)
