@@ -79,6 +79,26 @@ class ShallowBlock:
         out = rho(X @ self.W.T, self.slopes) @ self.H.T
         return out if self.output_bias is None else out + self.output_bias
 
+    def double(self) -> ShallowBlock:
+        """The block in float64, cut from any graph: what the kernel's small dense algebra starts from.
+
+        Returns:
+            The same network in float64.
+        """
+        return self.cast(torch.float64)
+
+    def cast(self, dtype: torch.dtype) -> ShallowBlock:
+        """The block in another dtype, cut from any graph.
+
+        Args:
+            dtype: A floating-point dtype.
+
+        Returns:
+            The block.
+        """
+        bias = None if self.output_bias is None else self.output_bias.detach().to(dtype)
+        return ShallowBlock(self.W.detach().to(dtype), self.H.detach().to(dtype), self.slopes, bias)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockSignal:

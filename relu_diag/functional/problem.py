@@ -68,8 +68,7 @@ def squared_problem(
     """
     check_targets(block, X, Y)
     tolerance = kink_tolerance(kink_tol, block.W.dtype)
-    bias = None if block.output_bias is None else block.output_bias.detach().double()
-    block = ShallowBlock(block.W.detach().double(), block.H.detach().double(), block.slopes, bias)
+    block = block.double()
     X, Y = X.detach().double(), Y.detach().double()
     outputs = chunked_outputs(block, X)
     return SquaredProblem(block, BlockSignal(X, outputs - Y), outputs, residual_factor(Y, reduction), tolerance)

@@ -167,11 +167,8 @@ def _squared_slope(block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reducti
 
 def _loss_slope(block: ShallowBlock, X: Tensor, loss: OutputLoss) -> _Slope:
     check_matrix("X", X)
-    bias = None if block.output_bias is None else block.output_bias.detach().double()
-    wide, X = (
-        ShallowBlock(block.W.detach().double(), block.H.detach().double(), block.slopes, bias),
-        X.detach().double(),
-    )
+    wide = block.double()
+    X = X.detach().double()
     outputs = chunked_outputs(wide, X).requires_grad_()
     with torch.enable_grad():
         value = loss(outputs)
