@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from test_stationarity import Tally, compare
+from support.agreement import Tally, compare
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
-from test_plateau_monitor import QUIET, Five, points
+from support.five_points import QUIET, Five, points
 from torch import Tensor
 
 from relu_diag.callbacks import SaddleAwareEarlyStopping

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from test_plateau_monitor import Five, fit, points, reference_run
+from support.five_points import Five, fit, points, reference_run
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -7,35 +7,11 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from test_plateau_monitor import Five, fit, points
+from support.five_points import SCHEDULES, SETTINGS, Five, Plain, Scheduled, fit, points
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from relu_diag.callbacks import PlateauEvent, PlateauListener, PlateauMonitor
-from relu_diag.nn import ShallowNet
-
-
-class Plain(Five):
-    """Five points and more neurons, nothing logged."""
-
-    def __init__(self, optimizer: str = "SGD", **settings: Any) -> None:
-        super().__init__(optimizer, **settings)
-        self.net = ShallowNet(2, 30, init_scale=1e-4).double()
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        return nn.functional.mse_loss(self.net(batch[0]), batch[1])
-
-
-class Scheduled(Plain):
-    """The same with a schedule."""
-
-    def __init__(self, scheduler: Any, interval: str = "step", frequency: int = 1, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.scheduler, self.plan = scheduler, {"interval": interval, "frequency": frequency}
-
-    def configure_optimizers(self) -> Any:
-        optimizer = super().configure_optimizers()
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), **self.plan}}
 
 
 class UntilTheEnd(PlateauListener):
@@ -49,16 +25,6 @@ def watched(module: Five, steps: int = 1_000, **settings: Any) -> PlateauMonitor
     monitor = PlateauMonitor(dataloader=points())
     fit(module, monitor, UntilTheEnd(), max_steps=steps, **settings)
     return monitor
-
-
-SETTINGS = {
-    "plain": {"lr": 0.1},
-    "momentum": {"lr": 0.05, "momentum": 0.5},
-    "Nesterov's": {"lr": 0.05, "momentum": 0.5, "nesterov": True},
-    "dampening": {"lr": 0.1, "momentum": 0.9, "dampening": 0.9},
-    "much momentum": {"lr": 0.01, "momentum": 0.9},
-    "much of Nesterov's": {"lr": 0.01, "momentum": 0.9, "nesterov": True},
-}
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -80,33 +46,6 @@ def test_escape_comes_when_forecast_under_weight_decay_but_nothing_is_proven() -
     assert watched(Plain(lr=0.1, weight_decay=1.0), 200).plateaus[0].no_forecast == (
         "the weight decay is stronger than every growth"
     )
-
-
-SCHEDULES = {
-    "cosine": (lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, 1_500), "step", 1),
-    "warmup, then steps": (
-        lambda optimizer: lr_scheduler.SequentialLR(
-            optimizer,
-            [lr_scheduler.LinearLR(optimizer, 0.01, 1.0, 200), lr_scheduler.StepLR(optimizer, 200, 0.9)],
-            [200],
-        ),
-        "step",
-        1,
-    ),
-    "every other epoch": (lambda optimizer: lr_scheduler.ExponentialLR(optimizer, 0.9), "epoch", 2),
-    "a function, now and then": (
-        lambda optimizer: lr_scheduler.LambdaLR(optimizer, lambda k: 1 + 0.2 * math.sin(k / 3)),
-        "step",
-        37,
-    ),
-    "one cycle with momentum": (
-        lambda optimizer: lr_scheduler.OneCycleLR(
-            optimizer, 0.02, total_steps=1_001, base_momentum=0.7, max_momentum=0.9
-        ),
-        "step",
-        1,
-    ),
-}
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from test_grow import LOCATION, data, net, with_replica
+from support.small_net import LOCATION, data, net, with_replica
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrizations

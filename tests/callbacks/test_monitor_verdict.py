@@ -8,7 +8,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from test_monitor import Regression, data, fit
+from support.regression import Regression, data, fit
 from torch import Tensor
 from torch.nn import functional
 

@@ -5,7 +5,7 @@ import math
 import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from test_plateau_monitor import Five, fit, points, reference_run
+from support.five_points import Five, fit, points, reference_run
 from torch import Tensor, nn
 
 from relu_diag.callbacks import GrowOnPlateau, PlateauMonitor, SaddleAwareEarlyStopping

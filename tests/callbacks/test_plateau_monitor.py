@@ -8,17 +8,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from support.five_points import QUIET, Five, fit, points, reference_run
 from torch import Tensor, nn
 from torch.testing import assert_close
-from torch.utils.data import DataLoader, TensorDataset
 
 from relu_diag.callbacks import PlateauEvent, PlateauListener, PlateauMonitor
 from relu_diag.callbacks.judge import VERDICT_CODES
-from relu_diag.experiments import PointsDataModule, ReferenceRegression, reference_problem
-from relu_diag.nn import ShallowNet
+from relu_diag.experiments import PointsDataModule, ReferenceRegression
 
 pytestmark = pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
-QUIET = {"accelerator": "cpu", "enable_checkpointing": False, "enable_model_summary": False, "log_every_n_steps": 1}
 
 
 class Heard(PlateauListener):
@@ -30,48 +28,6 @@ class Heard(PlateauListener):
     def on_plateau(self, trainer: Trainer, pl_module: LightningModule, event: PlateauEvent) -> None:
         assert event.step == trainer.global_step
         self.events.append(event)
-
-
-def reference_run(
-    problem: Any, lr: float, steps: int, *callbacks: Callback, every: int = 10, **settings: Any
-) -> Trainer:
-    quiet = {**QUIET, "logger": False, "enable_progress_bar": False}
-    trainer = Trainer(max_steps=steps, max_epochs=-1, callbacks=list(callbacks), **(quiet | settings))
-    module = ReferenceRegression(problem, lr=lr, steps_per_batch=10)
-    trainer.fit(module, PointsDataModule(problem, batches_per_epoch=1000))
-    return trainer
-
-
-class Five(LightningModule):
-    """The five-point problem as a user would train it, quickly."""
-
-    def __init__(self, optimizer: str = "SGD", **settings: Any) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = ShallowNet(2, 8, init_scale=1e-3).double()
-        self.optimizer, self.settings = optimizer, {"lr": 0.2} | settings
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        loss = nn.functional.mse_loss(self.net(batch[0]), batch[1])
-        self.log_dict({"step_loss": loss, "noise": torch.rand(())})
-        self.log("epoch_loss", loss, on_epoch=True, on_step=False)
-        return loss
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return getattr(torch.optim, self.optimizer)(self.parameters(), **self.settings)
-
-
-def points(copies: int = 1, batch: int | None = None, shuffle: bool = False) -> DataLoader[Any]:
-    """All points in a batch, or the points a few times over in small ones."""
-    X, Y = (tensor.repeat(copies, 1) for tensor in reference_problem("five_points").tensors())
-    return DataLoader(TensorDataset(X, Y), batch_size=batch or len(X), shuffle=shuffle)
-
-
-def fit(module: LightningModule, *callbacks: Callback, loader: Any = None, **settings: Any) -> Trainer:
-    quiet = {**QUIET, "logger": False, "enable_progress_bar": False, "max_epochs": -1}
-    trainer = Trainer(callbacks=list(callbacks), **(quiet | settings))
-    trainer.fit(module, points(100, 5) if loader is None else loader)
-    return trainer
 
 
 # What it finds

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from test_forecast_in_training import SCHEDULES, SETTINGS, Scheduled
-from test_plateau_monitor import fit, points
+from support.five_points import SCHEDULES, SETTINGS, Scheduled, fit, points
 from torch import nn
 from torch.optim import lr_scheduler
 

@@ -1,6 +1,5 @@
 """The analytic gradient steps are plain gradient descent, the same in numpy and in torch."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,15 +15,6 @@ from relu_diag.functional.block import residual_factor
 from relu_diag.nn import ShallowNet, small_init_
 
 SLOPES = [(0.0, 1.0), (0.1, 1.0), (-1.0, 1.0), (0.5, -2.0), (1.0, 0.0)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two threads are slower than one at this size."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("slopes", SLOPES)

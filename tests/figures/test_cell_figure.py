@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from test_figures import rendered
+from support.drawn import rendered
 from torch.testing import assert_close
 
 from relu_diag.figures import cell_figure

@@ -7,7 +7,7 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
+from support.drawn import rendered
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -38,11 +38,6 @@ def history(neurons: int = 4, outputs: int = 1, moments: int = 6, seed: int = 0)
 
 def lines(ax: Axes) -> Tensor:
     return torch.as_tensor(np.array([line.get_ydata() for line in ax.lines]), dtype=torch.float64)
-
-
-def rendered(figure: Figure, tmp_path: Path) -> Figure:
-    figure.savefig(tmp_path / "figure.png", dpi=40)
-    return figure
 
 
 def in_some_order(ax: Axes, expected: Tensor) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_figures import rendered
+from support.drawn import rendered
 from torch.testing import assert_close
 
 from relu_diag.figures import function_figure

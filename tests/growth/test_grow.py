@@ -7,15 +7,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from support.small_net import LOCATION, data, net, with_replica
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adadelta, Adafactor, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RMSprop, Rprop
 from torch.testing import assert_close
 
 from relu_diag import ShallowBlock
-from relu_diag.capture import BlockLocation, read_block
+from relu_diag.capture import read_block
 from relu_diag.growth import grow
 
-LOCATION = BlockLocation("0", "2", (0.0, 1.0))
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 OPTIMIZERS: dict[str, MakeOptimizer] = {
     "sgd": lambda p: SGD(p, lr=0.05),
@@ -31,16 +31,6 @@ OPTIMIZERS: dict[str, MakeOptimizer] = {
     "adagrad": lambda p: Adagrad(p, lr=0.05),
     "rprop": lambda p: Rprop(p, lr=0.01),
 }
-
-
-def net(width: int = 6, dtype: torch.dtype = torch.float64) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 2)).to(dtype)
-
-
-def data(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(40, 3, generator=generator).to(dtype), torch.randn(40, 2, generator=generator).to(dtype)
 
 
 def train(module: nn.Module, optimizer: Optimizer, steps: int) -> None:
@@ -66,12 +56,6 @@ def with_silent_neurons(block: ShallowBlock, count: int) -> ShallowBlock:
     """Neurons that read nothing and write nothing: their gradients are zero, so the old ones must not notice them."""
     W, H = block.W.new_zeros(count, block.W.shape[1]), block.H.new_zeros(len(block.H), count)
     return ShallowBlock(torch.cat([block.W, W]), torch.cat([block.H, H], dim=1), block.slopes, block.output_bias)
-
-
-def with_replica(block: ShallowBlock) -> ShallowBlock:
-    """Neuron 0 twice, at 1.5 and -0.5 of its output weights."""
-    H = torch.cat([1.5 * block.H[:, :1], block.H[:, 1:], -0.5 * block.H[:, :1]], dim=1)
-    return ShallowBlock(torch.cat([block.W, block.W[:1]]), H, block.slopes, block.output_bias)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

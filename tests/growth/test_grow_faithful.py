@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
-from test_grow_any_loss import Classifier, TwoBlocks, fit, loader, loss_over_all
+from support.classifier import Classifier, TwoBlocks, fit, loader, loss_over_all
 from torch import Tensor
 from torch.utils.data import DataLoader
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_cells import column, normal, unit
+from support.tensors import column, neuron, normal
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -17,7 +17,7 @@ AXES = torch.eye(2, dtype=torch.float64)
 
 def test_a_minimum_on_a_kink_that_neither_cell_has() -> None:
     X, Y = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]).double(), column(1.0, -2.0, 3.0)
-    found = F.boundary_minimum(unit(1, 1), X, Y, boundary=(0, 1))
+    found = F.boundary_minimum(neuron((1, 1), 1.0), X, Y, boundary=(0, 1))
     assert_close(found.R, torch.tensor([[2.0, 0.0]], dtype=torch.float64))
     assert_close(found.loss, 2.0)
     assert (found.unique, found.genuine) == (True, True)
@@ -86,10 +86,10 @@ def test_where_the_loss_falls_to_a_side_the_face_has_no_minimum() -> None:
 def test_collinear_samples_share_a_boundary() -> None:
     # The second sample split in two halves on one hyperplane, seen from opposite sides: the same problem.
     X, Y = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 2.0]]).double(), column(1.0, -2.0, 3.0, -1.0)
-    found = F.boundary_minimum(unit(1, 1), X, Y, boundary=(0, 1))
+    found = F.boundary_minimum(neuron((1, 1), 1.0), X, Y, boundary=(0, 1))
     assert found.genuine is True
     # At w_2 = +-eps the two add h eps e_2 and 2 h eps e_4, e = (2, 1): both pull back to the kink.
-    flipped = F.boundary_minimum(unit(1, 1), X, column(1.0, -2.0, 3.0, 3.0), boundary=(0, 3))
+    flipped = F.boundary_minimum(neuron((1, 1), 1.0), X, column(1.0, -2.0, 3.0, 3.0), boundary=(0, 3))
     # e = (2, -3): 2 - 6 - 1 < 0, the loss falls on the upper side.
     assert flipped.genuine is False
 
@@ -107,17 +107,17 @@ def test_one_input_has_its_only_boundary_at_zero() -> None:
 def test_a_boundary_that_does_not_exist_is_refused(boundary: tuple[int, int]) -> None:
     X = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]).double()
     with pytest.raises(ValueError, match="`boundary` must be"):
-        F.boundary_minimum(unit(1, 1), X, column(1.0, 1.0, 1.0), boundary)
+        F.boundary_minimum(neuron((1, 1), 1.0), X, column(1.0, 1.0, 1.0), boundary)
 
 
 # Saddles.
 
 
 def test_the_origin_is_a_saddle_of_the_cells_its_gradient_hyperplane_crosses() -> None:
-    (saddle,) = F.cell_saddles(unit(1, 1), AXES, column(1.0, -1.0))
+    (saddle,) = F.cell_saddles(neuron((1, 1), 1.0), AXES, column(1.0, -1.0))
     assert (saddle.genuine, saddle.neurons.tolist(), saddle.loss) == (True, [], 1.0)
     assert_close(saddle.block.W[0, 0], saddle.block.W[0, 1])
-    (outside,) = F.cell_saddles(unit(1, 1), AXES, column(1.0, 1.0))
+    (outside,) = F.cell_saddles(neuron((1, 1), 1.0), AXES, column(1.0, 1.0))
     assert (outside.genuine, outside.block) == (False, None)
 
 

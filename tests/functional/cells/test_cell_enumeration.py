@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from test_cells import column, normal
+from support.tensors import column, normal
 from torch.testing import assert_close
 
 from relu_diag import functional as F

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
+from support.tensors import column, neuron, normal
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -17,18 +18,6 @@ SLOPES = [(0.0, 1.0), (0.1, 1.0), (-1.0, 1.0), (1.0, 0.0), (1.0, -0.5)]
 AXES = torch.eye(2, dtype=torch.float64)
 FIVE = torch.tensor([[-1.0, 1.0], [-0.6, 1.0], [-0.1, 1.0], [0.3, 1.0], [0.7, 1.0]], dtype=torch.float64)
 FIVE_TARGETS = torch.tensor([[0.28], [-0.1], [0.03], [0.23], [-0.22]], dtype=torch.float64)
-
-
-def column(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)[:, None]
-
-
-def unit(*w: float) -> ShallowBlock:
-    return ShallowBlock(torch.tensor([w], dtype=torch.float64), column(1.0))
-
-
-def normal(draw: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=draw, dtype=torch.float64)
 
 
 def problem(seed: int) -> tuple[ShallowBlock, Tensor, Tensor]:
@@ -137,23 +126,23 @@ def test_the_witness_has_the_pattern_and_the_loss() -> None:
     ("w", "loss", "unique"), [((1, 1), 0.0, True), ((1, -1), 0.5, False), ((-1, 1), 0.5, False), ((-1, -1), 1.0, False)]
 )
 def test_liu_figure_2_each_cell_has_its_minimum(w: tuple[int, int], loss: float, unique: bool) -> None:
-    found = F.cell_minimum(unit(*w), AXES, column(1.0, 1.0))
+    found = F.cell_minimum(neuron(w, 1.0), AXES, column(1.0, 1.0))
     assert_close(found.loss, loss)
     assert (found.unique, found.genuine) == (unique, True)
 
 
 def test_liu_figure_2_with_a_negative_target_the_positive_cell_has_none() -> None:
-    found = F.cell_minimum(unit(1, 1), AXES, column(1.0, -1.0))
+    found = F.cell_minimum(neuron((1, 1), 1.0), AXES, column(1.0, -1.0))
     assert_close(found.R, torch.tensor([[1.0, -1.0]], dtype=torch.float64))
     assert (found.unique, found.genuine, found.block) == (True, False, None)
 
 
 def test_a_solution_on_an_active_boundary_is_not_in_the_cell_but_zero_is() -> None:
     # R = (1, 0) has x_2 on the kink; R = 0 belongs to h = 0 with any w.
-    assert F.cell_minimum(unit(1, 1), AXES, column(1.0, 0.0)).genuine is False
-    found = F.cell_minimum(unit(1, 1), AXES, column(0.0, 0.0))
+    assert F.cell_minimum(neuron((1, 1), 1.0), AXES, column(1.0, 0.0)).genuine is False
+    found = F.cell_minimum(neuron((1, 1), 1.0), AXES, column(0.0, 0.0))
     assert found.genuine is True
-    assert_close(found.block.W, unit(1, 1).W)
+    assert_close(found.block.W, neuron((1, 1), 1.0).W)
     assert_close(found.block.H, column(0.0))
 
 
@@ -206,12 +195,12 @@ def test_permutations_scales_and_signs_change_nothing(seed: int) -> None:
 
 def test_a_search_without_budget_is_undecided(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cell_program, "MAX_ENTRIES", 0)
-    found = F.cell_minimum(unit(1, -1), AXES, column(1.0, 1.0))
+    found = F.cell_minimum(neuron((1, -1), 1.0), AXES, column(1.0, 1.0))
     assert (found.genuine, found.block) == (None, None)
     assert_close(found.loss, 0.5)
     assert str(found) == "cell minimum: loss 0.5, not unique, undecided whether genuine"
     # The closed form needs no budget.
-    assert F.cell_minimum(unit(1, 1), AXES, column(1.0, 1.0)).genuine is True
+    assert F.cell_minimum(neuron((1, 1), 1.0), AXES, column(1.0, 1.0)).genuine is True
 
 
 def test_float32_stays_float32() -> None:

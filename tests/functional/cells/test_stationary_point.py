@@ -17,12 +17,6 @@ from relu_diag.functional.cells import _stratum_fit as stratum_fit
 from relu_diag.functional.cells import nearby as stationary_point
 from relu_diag.functional.tolerances import training_kink_tolerance
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)  # the problems are tiny
-
-
 # What the point is
 
 

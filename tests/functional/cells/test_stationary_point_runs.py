@@ -12,11 +12,6 @@ from relu_diag import ShallowBlock
 from relu_diag import functional as F
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)  # the problems are tiny
-
-
 @pytest.mark.parametrize(
     ("step", "kind", "loss", "zeroed", "kinks"),
     [(1000, "saddle", 0.03812, 38, 0), (5500, "saddle", 0.03019, 9, 28), (26_000, "local minimum", 0.02789, 0, 28)],

@@ -4,16 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.tensors import normal
 from torch import Tensor
 from torch.testing import assert_close
 
 from relu_diag import functional as F
 
 SLOPES = [(0.0, 1.0), (0.1, 1.0), (-1.0, 1.0), (1.0, 0.0), (1.0, -0.5), (0.0, -1.5)]
-
-
-def normal(draw: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=draw, dtype=torch.float64)
 
 
 def problem(seed: int, d: int) -> tuple[Tensor, Tensor, tuple[float, float]]:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_forecast import neuron, normal, small_problem
+from support.forecasts import small_problem
+from support.tensors import neuron, normal
 
 from relu_diag import ShallowBlock
 from relu_diag import functional as F

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.tensors import tensor
 from torch import Tensor
 from torch.testing import assert_close
 
 from relu_diag import BlockSignal, ShallowBlock
 from relu_diag import functional as F
-
-
-def tensor(*rows: list[float]) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float64)
 
 
 def zeros(*shape: int) -> Tensor:

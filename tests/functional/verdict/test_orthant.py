@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from support.reference_stationarity import loss, stationary_problem
-from test_verdict import fall_seen, tensor, zeros
-from torch import Tensor
+from support.tensors import tensor, zeros
+from support.verdicts import fall_seen, two_outputs
 from torch.testing import assert_close
 
 from relu_diag import ShallowBlock
@@ -18,14 +18,6 @@ from relu_diag.functional.problem import squared_problem
 from relu_diag.functional.verdict import _orthant as orthants
 from relu_diag.functional.verdict.line import Move, expand
 from relu_diag.functional.verdict.witness import see_fall
-
-
-def two_outputs(size: float, copies: int = 1) -> tuple[ShallowBlock, Tensor, Tensor]:
-    """Residuals orthogonal to the output weights: L' = 0 everywhere, D = 2 on the tangential line."""
-    X, residual = tensor([1.0, 1.0], [1.0, -1.0]), tensor([0.0, 1.0], [0.0, -1.0])
-    H = tensor([size], [0.0]) / copies
-    block = ShallowBlock(tensor([1.0, 0.0]).repeat(copies, 1), H.repeat(1, copies))
-    return block, X, block(X) - residual
 
 
 def test_with_several_outputs_an_escape_neuron_is_a_saddle_where_the_form_has_a_negative_value() -> None:

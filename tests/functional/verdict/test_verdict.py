@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from support.reference_stationarity import answer, loss, random_problem, stationary_problem
+from support.tensors import tensor, zeros
+from support.verdicts import fall_seen
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -16,25 +18,6 @@ from relu_diag import functional as F
 
 FIVE = [[-1.0, 1.0], [-0.6, 1.0], [-0.1, 1.0], [0.3, 1.0], [0.7, 1.0]]
 FIVE_TARGETS = [[0.28], [-0.1], [0.03], [0.23], [-0.22]]
-
-
-def tensor(*rows: list[float]) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float64)
-
-
-def zeros(*shape: int) -> Tensor:
-    return torch.zeros(shape, dtype=torch.float64)
-
-
-def fall_seen(verdict: Verdict, block: ShallowBlock, X: Tensor, Y: Tensor, reduction: F.Reduction = "mean") -> float:
-    """The loss change along the witness, as anyone would evaluate it."""
-    along = verdict.direction
-    assert along is not None
-    bias = block.output_bias if along.db is None else block.output_bias + along.step * along.db
-    moved = ShallowBlock(block.W + along.step * along.dW, block.H + along.step * along.dH, block.slopes, bias)
-    change = float(F.squared_loss(moved, X, Y, reduction) - F.squared_loss(block, X, Y, reduction))
-    assert change == pytest.approx(along.loss_change, rel=1e-2)  # of two losses the difference is the less accurate
-    return change
 
 
 @pytest.mark.slow

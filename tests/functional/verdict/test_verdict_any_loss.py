@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from test_orthant import two_outputs
-from test_verdict import tensor, zeros
+from support.tensors import tensor, zeros
+from support.verdicts import two_outputs
 from torch import Tensor
 
 from relu_diag import BlockSignal, ShallowBlock

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from support.tensors import tensor
 from torch import Tensor
 from torch.nn import functional
 from torch.testing import assert_close
@@ -14,10 +15,6 @@ from torch.testing import assert_close
 from relu_diag import ShallowBlock
 from relu_diag import functional as F
 from relu_diag.experiments import ReferenceRegression, gradient_descent_
-
-
-def tensor(*rows: list[float]) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float64)
 
 
 def held_by_a_kink(beside: float = 0.0) -> tuple[ShallowBlock, Tensor, Tensor]:
