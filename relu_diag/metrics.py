@@ -80,6 +80,9 @@ class BlockMetric(Metric):
             "z_min": none.new_full((neurons,), torch.inf),
             "z_max": none.new_full((neurons,), -torch.inf),
             "activation": none.new_zeros(neurons),
+            "terms": none.new_zeros(neurons),
+            "terms_per_output": none.new_zeros(neurons),
+            "output_terms": none.new_zeros(neurons),
             "samples": torch.tensor(0),
         }
         for name in _SUMS:

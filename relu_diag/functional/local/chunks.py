@@ -17,7 +17,7 @@ class Chunk:
     """Some consecutive samples of a signal, with everything the sums over samples need.
 
     Samples with ``x_k = 0`` are left out: no weight can move them off ``z = 0``. Entries on the kink are exactly zero.
-    ``Z`` may be overwritten, and the next chunk overwrites it.
+    ``C`` and ``Z`` may be overwritten, and the next chunk overwrites them.
 
     Attributes:
         X: Inputs, shape ``(n, d)``.
@@ -25,6 +25,7 @@ class Chunk:
         C: Loss gradient at ``rho(Z)``, shape ``(n, I)``.
         Z: Pre-activations, set to zero on the kink, shape ``(n, I)``.
         kinks: Row and neuron of the pairs on the kink, long, shape ``(M, 2)``.
+        length: Lengths ``||x_k||``, shape ``(n,)``.
     """
 
     X: Tensor
@@ -32,6 +33,7 @@ class Chunk:
     C: Tensor
     Z: Tensor
     kinks: Tensor
+    length: Tensor
 
 
 def chunks(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None = None) -> Iterator[Chunk]:
@@ -46,38 +48,53 @@ def chunks(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None = No
         Consecutive samples, at least one, with ``C`` and ``Z`` filled in.
     """
     check_fit(block, signal)
-    tol = kink_tolerance(kink_tol, block.W.dtype)
     wide = torch.promote_types(block.W.dtype, torch.float32)
-    W, H = block.W.detach().to(wide), block.H.detach().to(wide)
-    w_norm = W.norm(dim=1).double()
-    # In float32 the squares of weights near 1e-25 underflow.
-    small = w_norm < torch.finfo(wide).tiny ** 0.4
-    w_norm[small] = W[small].double().norm(dim=1)
-    reach = tol * w_norm
+    W = block.W.detach().to(wide)
+    H = block.H.detach().to(wide)
+    reach = kink_tolerance(kink_tol, block.W.dtype) * _lengths(W)
     rows = chunk_rows(block)
     # One piece of memory for all chunks: fresh pages cost more than the arithmetic on them.
-    memory = torch.empty(min(rows, len(signal.X)), len(W), dtype=wide, device=W.device)
+    memory = torch.empty(3, min(rows, len(signal.X)), len(W), dtype=wide, device=W.device)
     for start in range(0, len(signal.X), rows):
-        part = slice(start, start + rows)
-        X, G = signal.X[part].detach().to(wide), signal.G[part].detach().to(wide)
-        C = G @ H if signal.C is None else signal.C[part].detach().to(wide)
-        Z = X @ W.T if signal.Z is None else signal.Z[part].detach().to(wide)
-        x_norm = X.norm(dim=1)
-        if not bool(x_norm.all()):
-            moving = X.any(dim=1)
-            if not bool(moving.any()):
+        here: slice | Tensor = slice(start, start + rows)
+        X = signal.X[here].detach().to(wide)
+        length = X.norm(dim=1)
+        if not bool(length.all()):
+            moving = X.any(dim=1).nonzero().squeeze(1)
+            if not len(moving):
                 continue
-            X, G, C, Z, x_norm = (value[moving] for value in (X, G, C, Z, x_norm))
-        distance = torch.abs(Z, out=memory[: len(Z)])
-        kinks = _find_kinks(distance, reach, x_norm)
-        Z = memory[: len(Z)].copy_(Z)
+            here = moving + start
+            X = X[moving]
+            length = length[moving]
+        distance, Z, C = memory[:, : len(X)]
+        G = signal.G[here].detach().to(wide)
+        _fill(C, signal.C, here, G, H)
+        _fill(Z, signal.Z, here, X, W.T)
+        kinks = _find_kinks(torch.abs(Z, out=distance), reach, length)
         Z[kinks.unbind(1)] = 0.0
-        yield Chunk(X, G, C, Z, kinks)
+        yield Chunk(X, G, C, Z, kinks, length)
 
 
-def _find_kinks(distance: Tensor, reach: Tensor, x_norm: Tensor) -> Tensor:
+def _fill(out: Tensor, given: Tensor | None, here: slice | Tensor, left: Tensor, right: Tensor) -> None:
+    """Rows of a matrix that is given, or a product where it is not, ``(n, I)``."""
+    if given is None:
+        torch.mm(left, right, out=out)
+    else:
+        out.copy_(given.detach()[here])
+
+
+def _lengths(W: Tensor) -> Tensor:
+    """Lengths of the input weights, float64 ``(I,)``, also where their squares underflow in float32."""
+    length: Tensor = W.norm(dim=1).double()
+    small = length < torch.finfo(W.dtype).tiny ** 0.4
+    length[small] = W[small].double().norm(dim=1)
+    return length
+
+
+def _find_kinks(distance: Tensor, reach: Tensor, length: Tensor) -> Tensor:
+    """Row and neuron of the pairs within reach of the kink, long ``(M, 2)``."""
     # Almost no neuron has a sample on its kink: one reduction finds the columns worth a closer look.
-    columns = (distance.amin(dim=0) <= reach * x_norm.max()).nonzero().squeeze(1)
-    kinks = (distance[:, columns] <= reach[columns] * x_norm[:, None]).nonzero()
+    columns = (distance.amin(dim=0) <= reach * length.max()).nonzero().squeeze(1)
+    kinks = (distance[:, columns] <= reach[columns] * length[:, None]).nonzero()
     kinks[:, 1] = columns[kinks[:, 1]]
     return kinks

@@ -45,6 +45,14 @@ class NeuronSums:
         z_min: Smallest pre-activation, zero on the kink, samples with ``x_k = 0`` left out, shape ``(I,)``.
         z_max: Largest one, shape ``(I,)``.
         activation: Sum of ``|rho(z_ki)|``, float64, shape ``(I,)``.
+        terms: Sum of the absolute terms of the derivative by the input weights, over the samples the neuron sees:
+            ``|s(z_ki)| ||x_k||`` times the larger of ``||h_i|| ||e_k||`` and ``|c_ki|``, with the larger slope on the
+            kink. The natural scale of that derivative: it scales as the derivative does when ``(w, h)`` becomes
+            ``(c w, h / c)``, and its rounding is a few ``eps`` of it. Loss per unit length, float64, shape ``(I,)``.
+        terms_per_output: The same per unit of output weight, ``sum_k |s(z_ki)| ||e_k|| ||x_k||``: the scale of
+            derivatives of the outputs' parts, float64, shape ``(I,)``.
+        output_terms: Sum of the absolute terms of the derivative by the output weights, ``sum_k ||e_k|| |rho(z_ki)|``,
+            float64, shape ``(I,)``.
         samples: Number of samples, long, shape ``()``.
     """
 
@@ -56,6 +64,9 @@ class NeuronSums:
     z_min: Tensor
     z_max: Tensor
     activation: Tensor
+    terms: Tensor
+    terms_per_output: Tensor
+    output_terms: Tensor
     samples: Tensor
 
     def __add__(self, other: NeuronSums) -> NeuronSums:
@@ -71,6 +82,9 @@ class NeuronSums:
             torch.minimum(self.z_min, other.z_min),
             torch.maximum(self.z_max, other.z_max),
             self.activation + other.activation,
+            self.terms + other.terms,
+            self.terms_per_output + other.terms_per_output,
+            self.output_terms + other.output_terms,
             self.samples + other.samples,
         )
 
@@ -81,10 +95,14 @@ class NeuronSums:
             factor: The factor.
 
         Returns:
-            Sums in which all that is linear in the loss gradient is multiplied.
+            Sums in which all that is linear in the loss gradient is multiplied, sizes by the factor's.
         """
+        size = abs(factor)
         return replace(
             self,
+            terms=self.terms * size,
+            terms_per_output=self.terms_per_output * size,
+            output_terms=self.output_terms * size,
             smooth=self.smooth * factor,
             output_gradient=self.output_gradient * factor,
             kinks=replace(self.kinks, c=self.kinks.c * factor),
@@ -109,35 +127,10 @@ def neuron_sums(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None
         >>> sums.smooth.item(), sums.z_min.item(), sums.samples.item()
         (6.0, -1.0, 4)
     """
-    (neurons, inputs), outputs, device = block.W.shape, block.H.shape[0], block.W.device
-    wide = torch.promote_types(block.W.dtype, torch.float32)
-    smooth = torch.zeros(inputs, neurons, dtype=wide, device=device)  # this way round the product is faster
-    behind = torch.zeros(outputs + 1, neurons, dtype=wide, device=device)  # output gradient; activations added up
-    z_min = torch.full((neurons,), torch.inf, dtype=wide, device=device)
-    z_max, kink_count = -z_min, torch.zeros(neurons, dtype=torch.long, device=device)
-    kinks, lost = [_no_kinks(inputs, device)], kink_count
-    memory = torch.empty(min(chunk_rows(block), len(signal.X)), neurons, dtype=wide, device=device)
+    totals = _Totals(block, signal)
     for chunk in chunks(block, signal, kink_tol):
-        z_min, z_max = torch.minimum(z_min, chunk.Z.amin(0)), torch.maximum(z_max, chunk.Z.amax(0))
-        smooth.addmm_(chunk.X.T, _input_gradient(chunk, block.slopes, memory[: len(chunk.Z)]))
-        A = rho(chunk.Z, block.slopes, inplace=True)
-        behind.addmm_(torch.cat([chunk.G, chunk.G.new_ones(len(A), 1)], dim=1).T, A)
-        if 0 not in block.slopes:  # otherwise all activations have one sign
-            behind[-1] += A.abs().sub_(A).sum(0)
-        if len(chunk.kinks):
-            kink_count = kink_count + torch.bincount(chunk.kinks[:, 1], minlength=neurons)
-            kinks, lost = _with_pairs(kinks, lost, chunk)
-    return NeuronSums(
-        smooth.T,
-        behind[:-1].double(),
-        _joined(kinks),
-        lost,
-        kink_count,
-        z_min.double(),
-        z_max.double(),
-        behind[-1].double().abs(),
-        torch.tensor(len(signal.X), device=device),
-    )
+        totals.add(chunk)
+    return totals.sums(len(signal.X))
 
 
 def slopes_at(Z: Tensor, slopes: tuple[float, float]) -> Tensor:
@@ -154,17 +147,88 @@ def slopes_at(Z: Tensor, slopes: tuple[float, float]) -> Tensor:
     return Z.sign().mul_((s_plus - s_minus) / 2).add_((s_plus + s_minus) / 2)
 
 
-def _input_gradient(chunk: Chunk, slopes: tuple[float, float], memory: Tensor) -> Tensor:
-    """Loss gradient at the pre-activations, with the mean slope on the kink: ``slopes_at(Z) * C``."""
+class _Totals:
+    """What `neuron_sums` adds up, chunk by chunk, in the dtype of the products."""
+
+    def __init__(self, block: ShallowBlock, signal: BlockSignal) -> None:
+        neurons, inputs = block.W.shape
+        outputs, device = len(block.H), block.W.device
+        wide = torch.promote_types(block.W.dtype, torch.float32)
+        none = torch.zeros(neurons, dtype=wide, device=device)
+        self.slopes = block.slopes
+        self.steep = (abs(block.slopes[0]), abs(block.slopes[1]))
+        self.h_norm = block.H.detach().double().norm(dim=0)
+        self.smooth = none.new_zeros(inputs, neurons)  # this way round the product is faster
+        self.behind = none.new_zeros(outputs + 2, neurons)  # output gradient, its terms, activations
+        self.terms_per_output = torch.zeros_like(self.h_norm)
+        self.own_terms = torch.zeros_like(self.h_norm) if signal.C is not None else None
+        self.z_min = none + torch.inf
+        self.z_max = none - torch.inf
+        self.kink_count = none.long()
+        self.kinks = [_no_kinks(inputs, device)]
+        self.lost = none.long()
+        self.memory = none.new_empty(min(chunk_rows(block), len(signal.X)), neurons)
+
+    def add(self, chunk: Chunk) -> None:
+        """Add the sums of a chunk, whose pre-activations are overwritten."""
+        memory = self.memory[: len(chunk.Z)]
+        self.z_min = torch.minimum(self.z_min, chunk.Z.amin(0))
+        self.z_max = torch.maximum(self.z_max, chunk.Z.amax(0))
+        self.smooth.addmm_(chunk.X.T, _times_slopes(chunk.C, chunk, self.slopes, sum(self.slopes) / 2, memory))
+        size = chunk.G.norm(dim=1)
+        self._add_terms(chunk, size, memory)
+        A = rho(chunk.Z, self.slopes, inplace=True)
+        heads = torch.cat([chunk.G.T, size[None], torch.ones_like(size)[None]])
+        self.behind.addmm_(heads, A)
+        if 0 not in self.slopes:  # otherwise all activations have one sign
+            self.behind[-2:].addmm_(heads[-2:], A.abs().sub_(A))
+        if len(chunk.kinks):
+            self.kink_count += torch.bincount(chunk.kinks[:, 1], minlength=len(self.lost))
+            self.kinks, self.lost = _with_pairs(self.kinks, self.lost, chunk)
+
+    def sums(self, samples: int) -> NeuronSums:
+        """The sums over so many samples."""
+        own = self.own_terms
+        return NeuronSums(
+            smooth=self.smooth.T,
+            output_gradient=self.behind[:-2].double(),
+            kinks=_joined(self.kinks),
+            lost=self.lost,
+            kink_count=self.kink_count,
+            z_min=self.z_min.double(),
+            z_max=self.z_max.double(),
+            activation=self.behind[-1].double().abs(),
+            terms=self.h_norm * self.terms_per_output if own is None else own,
+            terms_per_output=self.terms_per_output,
+            output_terms=self.behind[-2].double().abs(),
+            samples=torch.tensor(samples, device=self.lost.device),
+        )
+
+    def _add_terms(self, chunk: Chunk, size: Tensor, memory: Tensor) -> None:
+        """Add the absolute terms of the derivatives by the input weights."""
+        one = chunk.Z.new_ones(1, 1).expand_as(chunk.Z)
+        seen = _times_slopes(one, chunk, self.steep, max(self.steep), memory)
+        self.terms_per_output += (size * chunk.length) @ seen
+        if self.own_terms is not None:
+            # What arrives behind the activation may be more than ``G H``, and less where that cancels.
+            largest = torch.maximum(chunk.C.abs(), torch.outer(size, self.h_norm.to(size.dtype)))
+            self.own_terms += chunk.length @ largest.mul_(seen)
+
+
+def _times_slopes(value: Tensor, chunk: Chunk, slopes: tuple[float, float], on_kink: float, memory: Tensor) -> Tensor:
+    """A value per pair times the slope of its activation, and times a given one on the kink, ``(n, I)``."""
     s_minus, s_plus = slopes
     if s_plus == 0:
-        return torch.mul(slopes_at(chunk.Z, slopes), chunk.C, out=memory)
-    # The kernel behind autograd's leaky_relu: one pass over memory where sign, add and multiply take three.
-    backward = torch.ops.aten.leaky_relu_backward.grad_input
-    out: Tensor = backward(chunk.C, chunk.Z, s_minus / s_plus, False, grad_input=memory)
+        out = torch.mul(slopes_at(chunk.Z, slopes), value, out=memory)
+    else:
+        # The kernel behind autograd's leaky_relu: one pass over memory where sign, add and multiply take three.
+        backward = torch.ops.aten.leaky_relu_backward.grad_input
+        out = backward(value, chunk.Z, s_minus / s_plus, False, grad_input=memory)
+        if s_plus != 1:
+            out.mul_(s_plus)
     at = chunk.kinks.unbind(1)
-    out[at] = (s_plus + s_minus) / (2 * s_plus) * chunk.C[at]
-    return out if s_plus == 1 else out.mul_(s_plus)
+    out[at] = on_kink * value[at]
+    return out
 
 
 def _with_pairs(parts: list[KinkSamples], lost: Tensor, chunk: Chunk) -> tuple[list[KinkSamples], Tensor]:

@@ -49,6 +49,12 @@ def test_sums_are_the_definitions_sample_by_sample(problem: Problem) -> None:
         assert int(found.kink_count[i]) == int((z == 0).sum())
         assert_close(found.kinks.X[found.kinks.neuron == i], problem.X[z == 0])
         assert_close(found.kinks.c[found.kinks.neuron == i], C[z == 0, i])
+        steep = torch.tensor([abs(s) if v else max(abs(s_minus), abs(s_plus)) for s, v in zip(slope, z, strict=True)])
+        seen = steep * problem.X.norm(dim=1)
+        size = signal.G.norm(dim=1)
+        assert_close(found.terms_per_output[i], seen @ size)
+        assert_close(found.terms[i], seen @ torch.maximum(size * problem.block.H[:, i].norm(), C[:, i].abs()))
+        assert_close(found.output_terms[i], size @ activation(z, problem.block.slopes).abs())
     assert int(found.samples) == len(problem.X)
 
 
@@ -74,6 +80,30 @@ def test_scaled_sums_are_those_of_the_scaled_loss() -> None:
     signal = problem.signal
     scaled = replace(signal, G=3 * signal.G, C=3 * signal.C)
     assert_same_sums(neuron_sums(problem.block, signal).scaled(3.0), neuron_sums(problem.block, scaled))
+
+
+@given(problems(), st.floats(-8, 8), st.floats(-8, 8))
+def test_terms_scale_as_the_derivatives_and_bound_them(problem: Problem, power: float, size: float) -> None:
+    c, block = 10.0**power, problem.block
+    rescaled = replace(block, W=c * block.W, H=block.H / c)
+    signal = replace(problem.signal, C=None if problem.signal.C is None else problem.signal.C / c)
+    here, there = neuron_sums(block, problem.signal), neuron_sums(rescaled, signal)
+    assert_close(there.terms, here.terms / c)
+    assert_close(there.terms_per_output, here.terms_per_output)
+    assert_close(there.output_terms, here.output_terms * c)
+    assert_close(neuron_sums(block, replace(problem.signal, X=10.0**size * problem.X)).terms, 10.0**size * here.terms)
+    rounding = 1 + 1e-12
+    assert bool((here.smooth.norm(dim=1) <= rounding * here.terms).all())
+    assert bool((here.output_gradient.norm(dim=0) <= rounding * here.output_terms).all())
+    assert bool((-neuron_geometry(block, problem.signal).steepest <= rounding * here.terms).all())
+
+
+def test_terms_leave_out_what_a_neuron_does_not_see() -> None:
+    X = torch.tensor([[1.0, 0.0], [0.0, -1e8]]).double()
+    block = ShallowBlock(torch.tensor([[1.0, 0.3], [-1e8, 1e8]]).double(), torch.tensor([[1.0, 1e8]]).double())
+    sums = neuron_sums(block, BlockSignal(X, torch.tensor([[-0.5], [10.0]]).double()))
+    assert sums.terms.tolist() == [0.5, 0.0]
+    assert sums.output_terms.tolist() == [0.5, 0.0]
 
 
 @pytest.mark.parametrize("slopes", SLOPES)
