@@ -6,9 +6,9 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from relu_diag.functional import rho
+from relu_diag.functional.guarantee import smooth_leaky_relu
 
 
 class ReLULike(nn.Module):
@@ -84,9 +84,7 @@ class SmoothLeakyReLU(nn.Module):
         Returns:
             Activations, same shape.
         """
-        # torch's softplus cuts off at 20; this one is exact to rounding everywhere.
-        shift = math.log(2.0) if self.centred else 0.0
-        return self.slope * z - (1.0 - self.slope) * (functional.logsigmoid(-z) + shift)
+        return smooth_leaky_relu(z, self.slope, self.centred)
 
     def extra_repr(self) -> str:
         """Arguments, for ``repr``.

@@ -25,6 +25,7 @@ from relu_diag.functional import (
     lojasiewicz_ratio,
     nearest_level,
 )
+from relu_diag.functional.assumptions import Assumptions, State, checked
 from relu_diag.losses import IntervalL2Loss
 
 _PREFIX = "guarantee/"
@@ -77,7 +78,7 @@ class GuaranteeMonitor(Callback):
             raise MisconfigurationException(f"`every_n_steps` must be a positive number; got {every_n_steps!r}.")
         self.every_n_steps = every_n_steps
         self.guarantee: Guarantee | None = None
-        self.assumptions: dict[str, str] = {}
+        self.assumptions = Assumptions({})
         self.certain_from: int | None = None
         self.level: CriticalLevel | None = None
         self.steps: list[int] = []
@@ -92,10 +93,10 @@ class GuaranteeMonitor(Callback):
         if self.guarantee is None:
             return "nothing was looked at yet"
         if self.certain_from is None:
-            broken = [name for name, state in self.assumptions.items() if state == "broken"]
-            return f"not certain ({self.guarantee}" + (f"; broken: {', '.join(broken)})" if broken else ")")
-        assumed = [name for name, state in self.assumptions.items() if state == "assumed"]
-        return f"from step {self.certain_from} {self.guarantee.statement}, assuming that {', '.join(assumed)}"
+            broken = ", ".join(self.assumptions.broken)
+            return f"not certain ({self.guarantee}" + (f"; broken: {broken})" if broken else ")")
+        assumed = ", ".join(self.assumptions.assumed)
+        return f"from step {self.certain_from} {self.guarantee.statement}, assuming that {assumed}"
 
     def state_dict(self) -> dict[str, Any]:
         """The state a checkpoint keeps.
@@ -175,16 +176,15 @@ class GuaranteeMonitor(Callback):
         plain = all(_is_plain(optimizer) for optimizer in trainer.optimizers) and not trainer.gradient_clip_val
         one_rate = len({group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups}) == 1
         assert self._location is not None
-        checked: dict[str, bool | None] = {
-            "the target is affine and not constant": True,
-            "the exact gradient of the integral loss": plain and one_rate and not trainer.lr_scheduler_configs,
-            _ALL_TRAINED: _all_trained(self._location, module),
-            # A grown network starts among those of its kind: no density has them.
-            _FROM_DENSITY: None if self._first_width in {None, width} else False,
+        known: dict[str, State] = {
+            "the exact gradient of the integral loss": checked(plain and one_rate and not trainer.lr_scheduler_configs),
+            _ALL_TRAINED: checked(_all_trained(self._location, module)),
+            "the loss goes on falling": "assumed",
         }
-        names = (*self.guarantee.assumptions, _ALL_TRAINED, "the loss goes on falling")
-        words = {True: "holds", False: "broken", None: "assumed"}
-        self.assumptions = {name: words[checked.get(name)] for name in names}
+        # A grown network starts among those of its kind: no density has them.
+        if _FROM_DENSITY in self.guarantee.assumptions and self._first_width not in {None, width}:
+            known[_FROM_DENSITY] = "broken"
+        self.assumptions = self.guarantee.assumptions | known
 
     def _figures(self, module: LightningModule) -> dict[str, Figure]:
         assert self.guarantee is not None
@@ -243,7 +243,7 @@ class GuaranteeMonitor(Callback):
         scale = threshold if math.isfinite(threshold) else loss
         if self.losses and loss > self.losses[-1] + _RISE * scale:
             self.certain_from = None  # what was below the threshold may not stay there
-        if not loss < threshold or "broken" in self.assumptions.values():
+        if not loss < threshold or self.assumptions.broken:
             self.certain_from = None
         elif self.certain_from is None:
             self.certain_from = step

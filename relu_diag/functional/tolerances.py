@@ -106,6 +106,7 @@ class Budgets:
         few_patterns: Sign patterns so few that finding those of cones is not worth it.
         starts: Directions of each kind that a search without enumeration starts from.
         cells: Activation cells of one neuron that are listed.
+        gram_rows: Rows of a Gram matrix whose eigenvalues are computed.
     """
 
     chunk: int = 2**20
@@ -117,6 +118,7 @@ class Budgets:
     few_patterns: int = 2**8
     starts: int = 64
     cells: int = 10_000
+    gram_rows: int = 4096
 
 
 FLOAT64 = Tolerances(eps=torch.finfo(torch.float64).eps, kink=1e-10, derivative=1e-9)

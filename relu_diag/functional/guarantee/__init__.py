@@ -8,6 +8,13 @@ from relu_diag.functional.guarantee.convergence import (
     convergence_certificate,
     lojasiewicz_ratio,
     smooth_convergence_certificate,
+    smooth_leaky_relu,
 )
 
-__all__ = ["ConvergenceCertificate", "convergence_certificate", "lojasiewicz_ratio", "smooth_convergence_certificate"]
+__all__ = [
+    "ConvergenceCertificate",
+    "convergence_certificate",
+    "lojasiewicz_ratio",
+    "smooth_convergence_certificate",
+    "smooth_leaky_relu",
+]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
+from relu_diag.functional.assumptions import Assumptions, checked
 from relu_diag.functional.block import Reduction, ShallowBlock, check_targets, residual_factor, rho
+from relu_diag.functional.guarantee._ball import Ball, jacobian_spectrum
 from relu_diag.functional.local import slopes_at
 
-_MOST_OUTPUTS = 4096
-_EPS = torch.finfo(torch.float64).eps
-_INSIDE = 1 - 1e-9
+# Keeps a margin of 0 out of the denominator of a message.
+_LEAST = torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,8 @@ class ConvergenceCertificate:
 
     With ``alpha`` a lower bound of ``|grad f|^2 / f`` in the ball of ``radius`` around the weights, ``4 f < radius^2
     alpha`` keeps the flow in the ball and sends it to a point of zero loss there. A certificate that does not hold says
-    nothing about what training will do.
+    nothing about what training will do. A point of exactly zero loss has arrived: the certificate holds there whatever
+    the bounds are, and its rate may be 0.
 
     Attributes:
         holds: Whether convergence is certain.
@@ -36,6 +39,15 @@ class ConvergenceCertificate:
         kink_distance: How far every parameter may move before a sample crosses a kink; infinite for smooth units.
         largest_lr: Gradient descent with a smaller learning rate converges too; 0 where nothing is certain.
         curvature: Upper bound of the Hessian's norm where descent can go.
+        assumptions: What the statement assumes; where one is broken, nothing is certain.
+
+    Example:
+        >>> one = torch.ones(1, 1, dtype=torch.float64)
+        >>> certificate = convergence_certificate(ShallowBlock(1.1 * one, one), X=one, Y=one)
+        >>> print(certificate)
+        zero loss is certain within 0.743: below exp(-8.02 t) times 0.01
+        >>> certificate.steps_to(fraction=0.01, lr=0.05)
+        79
     """
 
     holds: bool
@@ -47,10 +59,14 @@ class ConvergenceCertificate:
     kink_distance: float
     largest_lr: float
     curvature: float
+    assumptions: Assumptions = field(compare=False)
 
     def __str__(self) -> str:
         if not self.holds:
-            return f"nothing certain: the criterion is missed by a factor {1 / max(self.margin, 1e-300):.3g}"
+            missed = f"nothing certain: the criterion is missed by a factor {1 / max(self.margin, _LEAST):.3g}"
+            return "; broken: ".join([missed, *self.assumptions.broken])
+        if self.loss == 0:
+            return f"zero loss is certain within {self.radius:.3g}: the loss is zero already"
         return f"zero loss is certain within {self.radius:.3g}: below exp(-{self.rate:.3g} t) times {self.loss:.3g}"
 
     def step_factor(self, lr: float) -> float:
@@ -90,7 +106,9 @@ class ConvergenceCertificate:
         factor = self.step_factor(lr)
         if factor == 1:
             return None
-        return max(1, math.ceil(math.log(fraction) / math.log(factor))) if factor > 0 else 1
+        if factor == 0:
+            return 1
+        return max(1, math.ceil(math.log(fraction) / math.log(factor)))
 
 
 def convergence_certificate(
@@ -120,16 +138,22 @@ def convergence_certificate(
         (True, 5.52)
     """
     check_targets(block, X, Y)
-    W, H, X, Y = (value.detach().double() for value in (block.W, block.H, X, Y))
-    Z = X @ W.T
+    own = block.double()
+    X, Y = X.detach().double(), Y.detach().double()
+    Z = X @ own.W.T
+    A = rho(Z, own.slopes)
     x_norm = X.norm(dim=1)
     moving = x_norm > 0
     kink = float((Z.abs()[moving] / x_norm[moving, None]).min()) if bool(moving.any()) else math.inf
-    jacobian = _spectrum(X, H, rho(Z, block.slopes), slopes_at(Z, block.slopes), block.output_bias is not None)
-    bias = 0.0 if block.output_bias is None else block.output_bias.detach().double()
-    residual = rho(Z, block.slopes) @ H.T + bias - Y
-    lipschitz = max(map(abs, block.slopes)) * float(torch.linalg.matrix_norm(X, 2))
-    return _certified(_Ball(*jacobian, lipschitz, 0.0, kink, float(residual.norm())), residual_factor(Y, reduction) / 2)
+    ball = Ball(
+        jacobian_spectrum(X, own.H, A, slopes_at(Z, own.slopes), own.output_bias is not None),
+        lipschitz=max(map(abs, own.slopes)) * float(torch.linalg.matrix_norm(X, 2)),
+        bend=0.0,
+        kink=kink,
+        residual=_error(own, A, Y),
+        kappa=residual_factor(Y, reduction) / 2,
+    )
+    return _certified(ball)
 
 
 def smooth_convergence_certificate(
@@ -138,7 +162,8 @@ def smooth_convergence_certificate(
     """The certificate with the smooth leaky ReLU ``a z + (1 - a) log(1 + e^z)`` in place of the block's activation.
 
     There are no kinks to stay away from; the curvature of the activation, at most ``(1 - a) / 4``, adds to the
-    Jacobian's Lipschitz constant, ``||X|| (1 + max |h| (1 - a) / 4 max ||x||)``.
+    Jacobian's Lipschitz constant, ``||X|| (1 + max_i ||h_i|| (1 - a) / 4 max_k ||x_k||)``: neurons move independently,
+    so the longest column of ``H`` counts.
 
     Source: Chatterjee, Theorems 2.1, 2.2 and Remark 4.6.
 
@@ -154,6 +179,12 @@ def smooth_convergence_certificate(
 
     Raises:
         ValueError: If the slopes are not ``(a, 1)`` with ``0 < a < 1``.
+
+    Example:
+        >>> zero, one = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+        >>> block = ShallowBlock(W=zero, H=10 * one, slopes=(0.5, 1.0))
+        >>> smooth_convergence_certificate(block, X=one, Y=one, centred=True).holds
+        True
     """
     check_targets(block, X, Y)
     slope = block.slopes[0]
@@ -161,17 +192,43 @@ def smooth_convergence_certificate(
         raise ValueError(
             f"`block` needs the slopes (a, 1) with 0 < a < 1 of a smooth leaky unit; got {block.slopes!r}."
         )
-    W, H, X, Y = (value.detach().double() for value in (block.W, block.H, X, Y))
-    Z = X @ W.T
-    shift = math.log(2) if centred else 0.0
-    A = slope * Z + (1 - slope) * (-torch.nn.functional.logsigmoid(-Z) - shift)
-    jacobian = _spectrum(X, H, A, slope + (1 - slope) * torch.sigmoid(Z), block.output_bias is not None)
-    bias = 0.0 if block.output_bias is None else block.output_bias.detach().double()
+    own = block.double()
+    X, Y = X.detach().double(), Y.detach().double()
+    Z = X @ own.W.T
+    A = smooth_leaky_relu(Z, slope, centred)
     size = float(torch.linalg.matrix_norm(X, 2))
     bend = size * (1 - slope) / 4 * float(X.norm(dim=1).max())
-    lipschitz = size + float(H.abs().max()) * bend
-    ball = _Ball(*jacobian, lipschitz, bend, math.inf, float((A @ H.T + bias - Y).norm()))
-    return _certified(ball, residual_factor(Y, reduction) / 2)
+    ball = Ball(
+        jacobian_spectrum(X, own.H, A, slope + (1 - slope) * torch.sigmoid(Z), own.output_bias is not None),
+        lipschitz=size + float(own.H.norm(dim=0).max()) * bend,
+        bend=bend,
+        kink=math.inf,
+        residual=_error(own, A, Y),
+        kappa=residual_factor(Y, reduction) / 2,
+    )
+    return _certified(ball)
+
+
+def smooth_leaky_relu(Z: Tensor, slope: float, centred: bool = False) -> Tensor:
+    """The smooth leaky ReLU ``a z + (1 - a) log(1 + e^z)``, exact to rounding everywhere.
+
+    Source: Chatterjee, section 4.
+
+    Args:
+        Z: Pre-activations, any shape.
+        slope: ``a``, in (0, 1).
+        centred: Whether to subtract the value at 0.
+
+    Returns:
+        Activations, shape of ``Z``.
+
+    Example:
+        >>> smooth_leaky_relu(torch.tensor([0.0, 100.0]), slope=0.5)
+        tensor([  0.3466, 100.0000])
+    """
+    shift = math.log(2.0) if centred else 0.0
+    # torch's softplus cuts off at 20.
+    return slope * Z - (1.0 - slope) * (logsigmoid(-Z) + shift)
 
 
 def lojasiewicz_ratio(loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
@@ -197,8 +254,9 @@ def lojasiewicz_ratio(loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
     if not float(loss.detach()) > 0:
         raise ValueError(f"`loss` must be positive; got {float(loss.detach())!r}.")
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    found = loss.requires_grad and trained
-    gradients = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True) if found else ()
+    gradients: Iterable[Tensor | None] = ()
+    if loss.requires_grad and trained:
+        gradients = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
     squares = [gradient.double().square().sum() for gradient in gradients if gradient is not None]
     if not squares:
         raise ValueError(
@@ -207,82 +265,28 @@ def lojasiewicz_ratio(loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
     return (torch.stack(squares).sum() / loss.detach().double()).to(loss.dtype)
 
 
-@dataclass(frozen=True, slots=True)
-class _Ball:
-    """What bounds the Jacobian of the outputs around the weights.
-
-    ``lipschitz`` holds from the centre; between two points at distance ``r`` of it ``lipschitz + bend r`` does.
-    """
-
-    smallest: float
-    largest: float
-    lipschitz: float
-    bend: float
-    kink: float
-    residual: float
-
-    def jacobian(self, r: float) -> float:
-        return self.largest + self.lipschitz * r
-
-    def error(self, r: float) -> float:
-        return self.residual + self.jacobian(r) * r
-
-    def curvature(self, r: float) -> float:
-        """Half the Hessian's norm over kappa: ``J^T J`` and the residual times the outputs' own curvature."""
-        return self.jacobian(r) ** 2 + self.error(r) * (self.lipschitz + self.bend * r)
+def _error(block: ShallowBlock, A: Tensor, Y: Tensor) -> float:
+    """Norm of the residual of the activations ``A``, shape ``(N, I)``, against the targets, shape ``(N, J)``."""
+    bias = 0.0 if block.output_bias is None else block.output_bias
+    return float((A @ block.H.T + bias - Y).norm())
 
 
-def _certified(ball: _Ball, kappa: float) -> ConvergenceCertificate:
-    """Maximise ``r (sigma - Lip r)`` over the radius; the criterion asks that it exceeds the norm of the residual."""
-    sigma, lipschitz = ball.smallest, ball.lipschitz
-    loss = kappa * ball.residual**2
-    radius = min(sigma / (2 * lipschitz), _INSIDE * ball.kink) if lipschitz else 0.0
-    kept = max(sigma - lipschitz * radius, 0.0)
-    alpha = 4 * kappa * kept**2
-    margin = (radius * kept / ball.residual) ** 2 if ball.residual else math.inf
+def _certified(ball: Ball) -> ConvergenceCertificate:
+    """The certificate that the bounds in a ball give."""
+    radius = ball.radius
+    margin = ball.margin(radius)
     holds = margin > 1
     rate = largest_lr = curvature = 0.0
     if holds:
         # The smallest ball that the criterion allows gives the largest bound.
-        root = math.sqrt(max(sigma**2 - 4 * lipschitz * ball.residual, 0.0))
-        smallest = 2 * ball.residual / (sigma + root) if ball.residual else 0.0
-        rate = 4 * kappa * (sigma - lipschitz * smallest) ** 2
-        largest_lr, curvature = _descent(ball, kappa, smallest, radius)
-    return ConvergenceCertificate(holds, radius, alpha, rate, margin, loss, ball.kink, largest_lr, curvature)
-
-
-def _descent(ball: _Ball, kappa: float, smallest: float, radius: float) -> tuple[float, float]:
-    """Largest learning rate that keeps the criterion, and the curvature it was found with.
-
-    With ``eps = lr curvature / 2`` a step lowers the loss by ``(1 - eps) lr |grad f|^2``, so that all steps together
-    are shorter than ``2 sqrt(f / alpha) / (1 - eps)``; no single one may leave where the curvature is bounded. Near a
-    kink the ball is chosen between the smallest that the criterion allows and the cell, to leave room for a step.
-    """
-    inner = min(radius, (smallest + ball.kink) / 2)
-    outer = min(2 * inner, _INSIDE * ball.kink)
-    curvature = 2 * kappa * ball.curvature(outer)
-    spare = 1 - ball.residual / ((ball.smallest - ball.lipschitz * inner) * inner)
-    longest = 2 * kappa * ball.jacobian(inner) * ball.error(inner)
-    return max(0.0, min(2 * spare / curvature, (outer - inner) / longest)), curvature
-
-
-def _spectrum(X: Tensor, H: Tensor, A: Tensor, S: Tensor, bias: bool) -> tuple[float, float]:
-    """Bounds of the smallest and largest singular value of the outputs' Jacobian, from its Gram matrix.
-
-    Raises:
-        ValueError: If it would be too large.
-    """
-    outputs, samples = len(H), len(X)
-    if outputs * samples > _MOST_OUTPUTS:
-        raise ValueError(
-            f"`Y` has {outputs * samples} numbers; the certificate needs their Gram matrix, at most {_MOST_OUTPUTS} "
-            "rows. It can hold only where there are fewer numbers than parameters: certify a part of the data."
-        )
-    inputs, activations = X @ X.T, A @ A.T + float(bias)
-    blocks = [[inputs * ((S * H[j] * H[m]) @ S.T) for m in range(outputs)] for j in range(outputs)]
-    for j in range(outputs):
-        blocks[j][j] = blocks[j][j] + activations
-    values = torch.linalg.eigvalsh(torch.cat([torch.cat(row, dim=1) for row in blocks]))
-    # What rounding can have added to the smallest eigenvalue is taken off.
-    rounding = len(values) * _EPS * float(values[-1])
-    return math.sqrt(max(float(values[0]) - rounding, 0.0)), math.sqrt(float(values[-1]) + rounding)
+        rate = ball.ratio(ball.smallest_radius)
+        largest_lr, curvature = ball.descent()
+    assumptions = Assumptions({"full data set": "assumed", "all weights and biases are trained": "assumed"})
+    if ball.residual != 0:
+        assumptions |= {
+            "no sample on a kink": checked(ball.kink > 0),
+            "Jacobian of full rank": checked(ball.spectrum.smallest > 0),
+        }
+    return ConvergenceCertificate(
+        holds, radius, ball.ratio(radius), rate, margin, ball.loss, ball.kink, largest_lr, curvature, assumptions
+    )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from relu_diag.functional.assumptions import Assumptions, checked
 from relu_diag.functional.integral.affine import leakiness
 from relu_diag.functional.integral.interval import Interval, check_interval
 
@@ -98,13 +99,13 @@ class Guarantee:
     Attributes:
         threshold: The loss.
         statement: What holds below it.
-        assumptions: What it stands on.
+        assumptions: What it stands on; only the target can be checked here.
         theorem: Its source.
     """
 
     threshold: float
     statement: str
-    assumptions: tuple[str, ...]
+    assumptions: Assumptions
     theorem: str
 
     def __str__(self) -> str:
@@ -137,15 +138,20 @@ def convergence_threshold(
         below 0.001029 almost every start ends in a global minimum (Cheridito et al., Theorem 1.2)
     """
     levels = critical_levels(slope, interval, width)
-    common = ("the target is affine and not constant", "the exact gradient of the integral loss", "the steps converge")
-    almost = ("the start is drawn from a density", "almost every learning rate")
+    common = Assumptions({
+        "the target is affine and not constant": checked(slope != 0),
+        "the exact gradient of the integral loss": "assumed",
+        "the steps converge": "assumed",
+    })
+    almost = common | {"the start is drawn from a density": "assumed", "almost every learning rate": "assumed"}
+    ends = "almost every start ends in a global minimum"
     if leakiness(slopes) > 0:
-        assumptions = (*common, *almost, "no neuron degenerates in the limit", "the negative slope is small enough")
-        return Guarantee(
-            math.inf, "almost every start ends in a global minimum", assumptions, "Cheridito et al., Corollary 5.5"
-        )
+        leaky = almost | {
+            "no neuron degenerates in the limit": "assumed",
+            "the negative slope is small enough": "assumed",
+        }
+        return Guarantee(math.inf, ends, leaky, "Cheridito et al., Corollary 5.5")
     if width % 2:
         statement = "the limit is a global minimum (the width is odd, so Theorem 1.2 does not apply)"
         return Guarantee(float(levels[-1]), statement, common, "Cheridito et al., Proposition 4.5")
-    statement = "almost every start ends in a global minimum"
-    return Guarantee(float(levels[-2]), statement, (*common, *almost), "Cheridito et al., Theorem 1.2")
+    return Guarantee(float(levels[-2]), ends, almost, "Cheridito et al., Theorem 1.2")

@@ -86,6 +86,8 @@ def test_theorem_1_2_threshold_and_the_weaker_one_for_odd_widths(width: int) -> 
     assert ("Theorem 1.2" in guarantee.theorem) == (width % 2 == 0)
     assert ("the width is odd, so Theorem 1.2 does not apply" in str(guarantee)) == (width % 2 == 1)
     assert ("almost every learning rate" in guarantee.assumptions) == (width % 2 == 0)
+    assert guarantee.assumptions["the target is affine and not constant"] == "holds"
+    assert guarantee.assumptions["the steps converge"] == "assumed"
 
 
 def test_leaky_units_need_no_threshold_but_living_neurons() -> None:
