@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn.functional import leaky_relu, relu
 
 from relu_diag.functional._checks import check_matrix, check_slopes, check_together, check_values
+from relu_diag.functional.tolerances import BUDGETS
 
 Reduction = Literal["mean", "sum", "half_sum"]
-_CHUNK_ELEMENTS = 2**20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -275,7 +275,7 @@ def chunk_rows(block: ShallowBlock) -> int:
     Returns:
         Number of samples that keeps a chunk near a million numbers: few enough for the cache, enough for fast products.
     """
-    return max(64, _CHUNK_ELEMENTS // max(block.W.shape))
+    return max(64, BUDGETS.chunk // max(block.W.shape))
 
 
 def _check_inputs(block: ShallowBlock, X: Tensor) -> None:

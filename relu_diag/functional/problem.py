@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal, Reduction, ShallowBlock, check_targets, chunk_rows, residual_factor
-from relu_diag.functional.tolerances import kink_tolerance
-
-# Powers of ten whose squares, and sums of them, are far from overflow and underflow.
-_RANGE = 140
+from relu_diag.functional.tolerances import FLOAT64, kink_tolerance
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +45,7 @@ class SquaredProblem:
         """Whether the squares of its loss and derivatives are numbers of float64, neither overflowing nor vanishing."""
         largest = (value.abs().max() for value in (self.signal.X, self.block.W, self.block.H, self.signal.G))
         x, w, h, g = (math.log10(float(value)) if value != 0 else 0.0 for value in largest)
-        return all(abs(power) < _RANGE for power in (x, w, h, g, g + x, g + x + w, g + x + h))
+        return all(abs(power) < FLOAT64.decades for power in (x, w, h, g, g + x, g + x + w, g + x + h))
 
 
 def squared_problem(

@@ -53,6 +53,7 @@ class Tolerances:
         power: Accuracy of the smallest eigenvalues of a second-order form, over the largest.
         one: Deviation of a sum of factors from 1 that is rounding.
         affine: Miss of a function at the probes, over its size, at which it still counts as affine.
+        decades: Powers of ten whose squares, and sums of them, are far from overflow and underflow.
         level_match: Widest miss of a critical arrangement's positions, over the interval.
     """
 
@@ -89,6 +90,7 @@ class Tolerances:
     power: float = 1e-2
     one: float = 1e-6
     affine: float = 1e-6
+    decades: int = 140
     level_match: float = 1e-2
 
 
@@ -105,6 +107,10 @@ class Budgets:
         patterns: Sign patterns of concave kinks, each a bounded least squares.
         few_patterns: Sign patterns so few that finding those of cones is not worth it.
         starts: Directions of each kind that a search without enumeration starts from.
+        rounds: Steps of such a search.
+        polished: How many of its best directions are followed to their end.
+        ascents: Steps of the search for a loud direction, which is over where one is found.
+        pairs: Pairs of neurons compared at once.
         cells: Activation cells of one neuron that are listed.
         gram_rows: Rows of a Gram matrix whose eigenvalues are computed.
     """
@@ -117,6 +123,10 @@ class Budgets:
     patterns: int = 2**12
     few_patterns: int = 2**8
     starts: int = 64
+    rounds: int = 20
+    polished: int = 3
+    ascents: int = 4
+    pairs: int = 2**22
     cells: int = 10_000
     gram_rows: int = 4096
 

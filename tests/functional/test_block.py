@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from relu_diag.functional import block as block_module
 from relu_diag.functional import neuron_geometry, neuron_states, rho, squared_error_signal, squared_loss
 from relu_diag.functional.block import residual_factor
 from relu_diag.functional.local import chunks
-from relu_diag.functional.tolerances import kink_tolerance
+from relu_diag.functional.tolerances import BUDGETS, kink_tolerance
 
 
 def block(dtype: torch.dtype = torch.float32) -> ShallowBlock:
@@ -76,7 +76,7 @@ def test_signal_of_a_squared_loss_needs_no_matrix_of_all_samples_and_neurons(mon
     problem = kinked_problem(0, neurons=20, kinks=5)
     whole = squared_error_signal(problem.block, problem.X, problem.Y).G
     sizes: list[int] = []
-    monkeypatch.setattr(block_module, "_CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(block_module, "BUDGETS", replace(BUDGETS, chunk=1))
     monkeypatch.setattr(block_module, "rho", lambda Z, slopes: sizes.append(len(Z)) or rho(Z, slopes))
     assert torch.equal(squared_error_signal(problem.block, problem.X, problem.Y).G, whole)
     assert sizes == [64, 46]
@@ -103,7 +103,7 @@ def test_large_finite_numbers_are_not_mistaken_for_infinite_ones() -> None:
 
 
 def test_chunks_hold_every_sample_once_with_kinks_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(block_module, "_CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(block_module, "BUDGETS", replace(BUDGETS, chunk=1))
     problem = kinked_problem(1, d=3, neurons=40, kinks=2, penalty=0.7)
     Z = problem.X @ problem.block.W.T
     on_kink = Z.abs() < 1e-12

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import null_space
 
-from relu_diag.functional.local import Array, row_space
+from relu_diag.functional._arrays import Array, row_space
 
 Index = NDArray[np.intp]
 Mask = NDArray[np.bool_]

@@ -9,8 +9,8 @@ import numpy as np
 from scipy.linalg import lstsq
 from scipy.sparse.linalg import LinearOperator, lsmr
 
+from relu_diag.functional._arrays import Array
 from relu_diag.functional.cells._stratum import Stratum, Weights
-from relu_diag.functional.local import Array
 
 # Entries of a matrix that is decomposed; products with the Hessian, and multiplications in them, before a search ends.
 MAX_FIT_ENTRIES = 2**21

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from relu_diag.functional._arrays import Array
 from relu_diag.functional.block import Reduction, ShallowBlock
 from relu_diag.functional.cells._stratum import MAX_SIGNS, Index, Mask, Stratum, Weights, stratum_at
 from relu_diag.functional.cells._stratum_fit import relative_gradient, settle
-from relu_diag.functional.local import Array, neuron_states
+from relu_diag.functional.local import neuron_states
 from relu_diag.functional.problem import squared_problem
 from relu_diag.functional.tolerances import derivative_tolerance, kink_tolerance, training_kink_tolerance
 from relu_diag.functional.verdict import Verdict, classify, is_zero

@@ -12,8 +12,9 @@ import math
 import torch
 from torch import Tensor
 
+from relu_diag.functional._arrays import row_space
 from relu_diag.functional.block import BlockSignal, ShallowBlock, chunk_rows, rho
-from relu_diag.functional.local import neuron_geometry, radial_directions, row_space, slopes_at, tangential_part
+from relu_diag.functional.local import neuron_geometry, radial_directions, slopes_at, tangential_part
 from relu_diag.functional.tolerances import kink_tolerance
 
 # With more samples than this maxima are approached only, and those within an angle, as a chord, count as one.

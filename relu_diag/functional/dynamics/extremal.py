@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from relu_diag.functional._arrays import Array
 from relu_diag.functional.block import BlockSignal, ShallowBlock
 from relu_diag.functional.dynamics._ascent import ascend, pull
-from relu_diag.functional.local import Array
 
 # Angles this close are one, rad; curvatures this small beside their mean are none.
 _SAME_ANGLE = 1e-9

@@ -5,15 +5,12 @@ Never a verdict: what the numbers mean for the point is said in `verdict`.
 
 from relu_diag.functional.local.chunks import chunks
 from relu_diag.functional.local.fan import (
-    Array,
     OneNeuron,
     fan_rays,
     loudest_direction,
     loudest_flat_direction,
     merge_collinear,
     one_sided,
-    row_space,
-    unit_rows,
     vanishes,
 )
 from relu_diag.functional.local.geometry import (
@@ -29,7 +26,6 @@ from relu_diag.functional.local.steepest import steepest_descent
 from relu_diag.functional.local.sums import KinkSamples, NeuronSums, neuron_sums, slopes_at
 
 __all__ = [
-    "Array",
     "KinkSamples",
     "NeuronGeometry",
     "NeuronStates",
@@ -47,13 +43,11 @@ __all__ = [
     "neuron_sums",
     "one_sided",
     "radial_directions",
-    "row_space",
     "slopes_at",
     "states_from_sums",
     "steepest_descent",
     "tangential_derivatives",
     "tangential_part",
     "target_scale",
-    "unit_rows",
     "vanishes",
 ]

@@ -10,11 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Kinks of a neuron beyond which there are too many vertices to look at together.
-MAX_VERTEX_KINKS = 6
-# Shorter vectors, relative to their parts, are left to an arithmetic without squares.
-_SHORT = 1e-3
-_ROUNDING = 1e-14
+from relu_diag.functional.tolerances import FLOAT64
+
+# Of the squares below, over the square of the lengths in them.
+_ROUNDING = 64 * FLOAT64.eps
 
 
 def descend_at_vertices(g: Tensor, q: Tensor, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,5 +51,6 @@ def descend_at_vertices(g: Tensor, q: Tensor, X: Tensor) -> tuple[Tensor, Tensor
     length = descent.norm(dim=1)
     direction = descent / length.clamp(min=torch.finfo(g.dtype).tiny)[:, None]
     scale = g.norm(dim=1) + columns.norm(dim=2).sum(1)
-    proven = (best >= bound - _ROUNDING * scale.square()) & (length > _SHORT * scale)
+    # Shorter vectors are left to an arithmetic without squares.
+    proven = (best >= bound - _ROUNDING * scale.square()) & (length > FLOAT64.short * scale)
     return -length, direction, proven

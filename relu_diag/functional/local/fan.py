@@ -13,16 +13,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
-
-# Subsets of the kinks that may be searched for rays; beyond it the fan counts as too large to enumerate.
-MAX_SUBSETS = 20_000
-_COLLINEAR = 1e-10
-_DEPENDENT = 1e-10
-_STARTS = 64
-_ASCENTS = 4
+from relu_diag.functional._arrays import Array, Index, row_space, unit_rows
+from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,36 +84,8 @@ def merge_collinear(q: Array, X: Array) -> tuple[Array, Array]:
     first, label = _collinear_classes(X)
     merged = np.zeros((len(first), *q.shape[1:]))
     np.add.at(merged, label, q)
-    keep = np.abs(merged).max(axis=tuple(range(1, q.ndim)), initial=0.0) > 1e-15 * scale
+    keep = np.abs(merged).max(axis=tuple(range(1, q.ndim)), initial=0.0) > FLOAT64.cancelled * scale
     return merged[keep], X[first][keep]
-
-
-def row_space(X: Array) -> Array:
-    """An orthonormal basis of the span of the rows.
-
-    Args:
-        X: Vectors, shape ``(m, d)``.
-
-    Returns:
-        Basis, shape ``(rank, d)``.
-    """
-    if len(X) < 2:
-        return unit_rows(X[np.linalg.norm(X, axis=1) > 0])
-    _, singular, rows = np.linalg.svd(X, full_matrices=False)
-    return np.asarray(rows[singular > _DEPENDENT * singular[0]])
-
-
-def unit_rows(V: Array) -> Array:
-    """Rows scaled to length 1, zero rows as they are.
-
-    Args:
-        V: Vectors, shape ``(n, d)``.
-
-    Returns:
-        Unit vectors or zeros, shape ``(n, d)``.
-    """
-    norm = np.linalg.norm(V, axis=1, keepdims=True)
-    return np.asarray(V / np.where(norm > 0, norm, 1.0))
 
 
 def fan_rays(X: Array) -> Array | None:
@@ -138,12 +103,12 @@ def fan_rays(X: Array) -> Array | None:
     if kinks == rank:  # linearly independent: the rays are the dual basis
         rays = np.linalg.inv(Y).T
         rays /= np.linalg.norm(rays, axis=1, keepdims=True)
-    elif math.comb(kinks, rank - 1) > MAX_SUBSETS:
+    elif math.comb(kinks, rank - 1) > BUDGETS.subsets:
         return None
     else:
         subsets = np.array(list(itertools.combinations(range(kinks), rank - 1)))
         _, singular, rows = np.linalg.svd(Y[subsets])
-        rays = rows[singular[:, -1] > _DEPENDENT, -1]
+        rays = rows[singular[:, -1] > FLOAT64.rank, -1]
     return np.concatenate([rays, -rays]) @ basis
 
 
@@ -182,10 +147,10 @@ def loudest_direction(parts: Array, kinks: Array, X: Array, loud: float) -> Pull
     kinks, X = merge_collinear(kinks, X)
     strength = np.linalg.norm(kinks, axis=1)
     rows = np.concatenate([parts, X])
-    mixed = np.random.default_rng(0).standard_normal((_STARTS, len(rows))) @ rows
-    V = unit_rows(np.concatenate([parts, X[strength.argsort()[-_STARTS:]], mixed]))
+    mixed = np.random.default_rng(0).standard_normal((BUDGETS.starts, len(rows))) @ rows
+    V = unit_rows(np.concatenate([parts, X[strength.argsort()[-BUDGETS.starts :]], mixed]))
     V, best = np.concatenate([V, -V]), nothing
-    for _ in range(_ASCENTS):
+    for _ in range(BUDGETS.ascents):
         D = one_sided(V, parts, kinks, X)
         best = _louder(best, V, D, loud)
         # Uphill on the length of D, which is linear on every cone for a fixed combination of the outputs.
@@ -231,7 +196,7 @@ def _louder(best: Pull, V: Array, D: Array, loud: float) -> Pull:
     return Pull(V[first], D[first], decided=True)
 
 
-def _collinear_classes(U: Array) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _collinear_classes(U: Array) -> tuple[Index, Index]:
     """First member of every class of collinear unit vectors, and the class of each vector."""
     label = np.arange(len(U))
     if len(U) < 2:
@@ -239,7 +204,7 @@ def _collinear_classes(U: Array) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     # Collinear vectors have the same |u . r| for any r: one sort leaves only short runs to compare pair by pair.
     key = np.abs(U @ np.random.default_rng(0).standard_normal(U.shape[1]))
     order = key.argsort()
-    apart = np.diff(key[order]) > 10 * _COLLINEAR * math.sqrt(U.shape[1])
+    apart = np.diff(key[order]) > 10 * FLOAT64.same_line * math.sqrt(U.shape[1])
     if apart.all():
         return label, label
     breaks = np.flatnonzero(apart) + 1
@@ -247,7 +212,7 @@ def _collinear_classes(U: Array) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         rest = np.sort(run)
         while len(rest) > 1:
             along = U[rest] @ U[rest[0]]
-            same = np.linalg.norm(U[rest] - along[:, None] * U[rest[0]], axis=1) <= _COLLINEAR
+            same = np.linalg.norm(U[rest] - along[:, None] * U[rest[0]], axis=1) <= FLOAT64.same_line
             label[rest[same]] = rest[0]
             rest = rest[~same]
     first, inverse = np.unique(label, return_inverse=True)

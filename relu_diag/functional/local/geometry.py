@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock
-from relu_diag.functional.local._vertices import MAX_VERTEX_KINKS, descend_at_vertices
+from relu_diag.functional.local._vertices import descend_at_vertices
 from relu_diag.functional.local.chunks import chunks
 from relu_diag.functional.local.steepest import steepest_descent
 from relu_diag.functional.local.sums import KinkSamples, NeuronSums, neuron_sums, slopes_at
-
-# As a sine: what is left of vectors this close to radial is cleaned of rounding.
-_NEARLY_RADIAL = 1e-2
+from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -182,7 +180,7 @@ def tangential_part(U: Tensor, V: Tensor) -> Tensor:
     """
     left = torch.addcmul(V, torch.einsum("...d,...d->...", V, U)[..., None], U, value=-1)
     # What is left of a nearly radial vector is rounding; a second time makes it tangential.
-    again = left.norm(dim=-1) < _NEARLY_RADIAL * V.norm(dim=-1)
+    again = left.norm(dim=-1) < FLOAT64.radial * V.norm(dim=-1)
     if bool(again.any()):
         rest, along = left[again], U.expand_as(V)[again]
         left[again] = rest - (rest * along).sum(1, keepdim=True) * along
@@ -204,7 +202,7 @@ def _descend_kinks(
         q = (slopes[1] - slopes[0]) / 2 * sums.kinks.c[pairs]
         return tangential_part(U[at], sums.smooth[at]), q, tangential_part(U[at, None], sums.kinks.X[pairs])
 
-    for size in range(1, MAX_VERTEX_KINKS + 1):
+    for size in range(1, BUDGETS.vertex_kinks + 1):
         some = (count == size).nonzero().squeeze(1)
         slope, toward, proven = descend_at_vertices(*parts(some, size))
         some, at = some[proven], kinked[some[proven]]

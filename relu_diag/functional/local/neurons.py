@@ -14,11 +14,7 @@ from torch import Tensor
 from relu_diag.functional.block import BlockSignal, ShallowBlock, rho
 from relu_diag.functional.local.geometry import radial_directions
 from relu_diag.functional.local.sums import NeuronSums, neuron_sums
-
-_GROUP_BLOCK = 2**22
-_ARC_TOL = 1e-12
-_ROUNDING = 1e-15  # of an inner product of unit vectors
-_FLOAT32_ROUNDING = 2e-7  # of each of its terms
+from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -225,7 +221,7 @@ def dead_sector(X: Tensor, slopes: tuple[float, float] = (0.0, 1.0)) -> tuple[fl
         return 0.0, 2 * np.pi
     gaps = np.diff(angle, append=angle[0] + 2 * np.pi)
     widest = int(gaps.argmax())
-    if gaps[widest] - np.pi <= _ARC_TOL:
+    if gaps[widest] - np.pi <= FLOAT64.arc:
         return None
     start = (angle[widest] + (np.pi / 2 if slopes[0] == 0 else -np.pi / 2)) % (2 * np.pi)
     return float(start), float(start + gaps[widest] - np.pi)
@@ -246,7 +242,7 @@ def _components(U: Tensor, angle: float) -> Tensor:
     """Components of the graph of close directions, block of rows by block of rows: a spanning forest is carried on."""
     count = len(U)
     label = np.arange(count)
-    rows = max(1, _GROUP_BLOCK // max(count, 1))
+    rows = max(1, BUDGETS.pairs // max(count, 1))
     for start in range(0, count, rows):
         row, column = _close(U[start : start + rows], U, angle).nonzero().cpu().numpy().T
         sources, targets = np.concatenate([row + start, np.arange(count)]), np.concatenate([column, label])
@@ -256,16 +252,16 @@ def _components(U: Tensor, angle: float) -> Tensor:
 
 
 def _close(U: Tensor, V: Tensor, angle: float) -> Tensor:
-    if angle > 1e-3:
-        least, cosine = math.cos(angle) - _ROUNDING, U.float() @ V.float().T
+    if angle > FLOAT64.short:
+        least, cosine = math.cos(angle) - FLOAT64.cosine, U.float() @ V.float().T
         close = cosine >= least
         # Float32 settles almost every pair; the rows where it does not are done again.
-        unsure = ((cosine - least).abs() <= _FLOAT32_ROUNDING * U.shape[1]).any(dim=1)
+        unsure = ((cosine - least).abs() <= FLOAT64.float32_cosine * U.shape[1]).any(dim=1)
         close[unsure] = U[unsure] @ V.T >= least
         return close
     # 1 - cos loses angles below 1e-8; the chord does not, but takes far longer.
     chord = torch.cdist(U, V, compute_mode="donot_use_mm_for_euclid_dist")
-    return chord <= 2 * math.sin(angle / 2) + _ROUNDING
+    return chord <= 2 * math.sin(angle / 2) + FLOAT64.cosine
 
 
 def _first_member(component: np.ndarray) -> np.ndarray:

@@ -14,17 +14,12 @@ from typing import Any
 import numpy as np
 from scipy.optimize import lsq_linear
 
-from relu_diag.functional.local.fan import Array, fan_rays, merge_collinear, one_sided, row_space, unit_rows
+from relu_diag.functional._arrays import Array, row_space, unit_rows
+from relu_diag.functional.local.fan import fan_rays, merge_collinear, one_sided
+from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
-# Sign patterns of kinks with q < 0 that are enumerated before the search turns into an iteration that proves nothing.
-MAX_PATTERNS = 2**12
-_FEW_PATTERNS = 2**8
-# The iteration: directions of each kind it starts from, steps, and how many of the best are followed to their end.
-_STARTS, _ROUNDS, _POLISHED = 32, 20, 3
-# A ray this close to a hyperplane, as a sine, lies in it.
-_ON_PLANE = 1e-9
-# Largest gap between the slope attained and its lower bound, relative to the coefficients, that counts as closed.
-_GAP = 1e-10
+# Where the bounded least squares stops: the accuracy of its sums.
+_SOLVED = 4 * FLOAT64.eps
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +65,7 @@ def steepest_descent(g: Array, q: Array, X: Array) -> Steepest:
     direction = descent / (length or 1.0)
     # -length bounds the minimum from below, the slope seen along the direction bounds it from above.
     slope = min(0.0, float(one_sided(direction[None], g, q, X)[0]))
-    exact &= slope + length <= _GAP
+    exact &= slope + length <= FLOAT64.gap
     return Steepest(scale * slope, direction, exact) if slope < 0 else replace(nothing, exact=exact)
 
 
@@ -97,26 +92,26 @@ def _nearest_in_zonotope(g: Array, q: Array, X: Array) -> Array:
     if len(q) == 1:
         column = columns[:, 0]
         return g + np.clip(-(g @ column) / (column @ column), -1, 1) * column
-    fit: Any = lsq_linear(columns, -g, bounds=(-1, 1), method="bvls", tol=1e-15, max_iter=50 * len(q))
+    fit: Any = lsq_linear(columns, -g, bounds=(-1, 1), method="bvls", tol=_SOLVED, max_iter=50 * len(q))
     return np.asarray(g + columns @ fit.x)
 
 
 def _sign_patterns(X: Array) -> Array | None:
     """Sign vectors, among them those of every cone that the hyperplanes cut; None where they are too many."""
     kinks = len(X)
-    if 2**kinks <= min(_FEW_PATTERNS, MAX_PATTERNS):
+    if 2**kinks <= min(BUDGETS.few_patterns, BUDGETS.patterns):
         return _signs(kinks)
     rays = fan_rays(X)
     if rays is not None:
         side = rays @ X.T
-        side = np.where(np.abs(side) > _ON_PLANE, np.sign(side), 0.0)
+        side = np.where(np.abs(side) > FLOAT64.same_side, np.sign(side), 0.0)
         # A cone lies around one of its rays: on the ray's side of a hyperplane, on either where the ray is in it.
         free = (side == 0).sum(axis=1)
-        if (2.0**free).sum() <= 16 * MAX_PATTERNS:
+        if (2.0**free).sum() <= 16 * BUDGETS.patterns:
             patterns = np.unique(np.concatenate([_filled(signs) for signs in side]), axis=0)
-            if len(patterns) <= MAX_PATTERNS:
+            if len(patterns) <= BUDGETS.patterns:
                 return patterns
-    return _signs(kinks) if 2**kinks <= MAX_PATTERNS else None
+    return _signs(kinks) if 2**kinks <= BUDGETS.patterns else None
 
 
 def _filled(side: Array) -> Array:
@@ -150,7 +145,7 @@ def _toward_zero(points: Array, columns: Array) -> Array:
     """Points of ``points + {columns l : |l| <= 1}`` near zero, by some steps of projected gradient, row by row."""
     step = 1 / float(np.linalg.norm(columns, ord=2)) ** 2 if columns.size else 0.0
     multipliers = np.zeros((len(points), columns.shape[1]))
-    for _ in range(_ROUNDS):
+    for _ in range(BUDGETS.rounds):
         residual = points + multipliers @ columns.T
         multipliers = np.clip(multipliers - step * (residual @ columns), -1, 1)
     return np.asarray(points + multipliers @ columns.T)
@@ -173,20 +168,20 @@ def _sweep(g: Array, q: Array, X: Array) -> Array:
 
 def _alternate(g: Array, q: Array, X: Array) -> tuple[Array, bool]:
     """Descend cone by cone from many starts; fix the signs of the concave kinks of the best, solve, and repeat."""
-    strongest = X[np.abs(q).argsort()[-_STARTS:]]
+    strongest = X[np.abs(q).argsort()[-BUDGETS.starts :]]
     V = np.concatenate([-g[None], -(q @ X)[None], strongest, -strongest])
     rays = fan_rays(X)
     if rays is not None:
         values = one_sided(rays, g, q, X)
-        if values.min() >= -1e-14:
+        if values.min() >= -FLOAT64.no_descent:
             return np.zeros_like(g), True
-        V = np.concatenate([V, rays[values.argsort()[:_STARTS]]])
+        V = np.concatenate([V, rays[values.argsort()[: BUDGETS.starts]]])
     V = unit_rows(V)
-    for _ in range(_ROUNDS):
+    for _ in range(BUDGETS.rounds):
         ahead = unit_rows(-(g + (np.sign(V @ X.T) * q) @ X))
         better = one_sided(ahead, g, q, X) < one_sided(V, g, q, X)
         V[better] = ahead[better]
-    promising = V[one_sided(V, g, q, X).argsort()[:_POLISHED]]
+    promising = V[one_sided(V, g, q, X).argsort()[: BUDGETS.polished]]
     descents = [_follow_signs(start, g, q, X) for start in promising]
     return max(descents, key=np.linalg.norm), False
 
@@ -194,7 +189,7 @@ def _alternate(g: Array, q: Array, X: Array) -> tuple[Array, bool]:
 def _follow_signs(start: Array, g: Array, q: Array, X: Array) -> Array:
     negative = q < 0
     sign = np.where(X[negative] @ start >= 0, 1.0, -1.0)
-    for _ in range(100):
+    for _ in range(5 * BUDGETS.rounds):
         shifted = g + sign @ (q[negative, None] * X[negative])
         descent = -_nearest_in_zonotope(shifted, q[~negative], X[~negative])
         following = np.where(X[negative] @ descent >= 0, 1.0, -1.0)

@@ -9,11 +9,7 @@ from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock, chunk_rows, rho
 from relu_diag.functional.local.chunks import Chunk, chunks
-
-# A neuron with w = 0 has every sample on its kink. Beyond so many pairs of one neuron, and so many numbers in the
-# inputs of all pairs together, pairs are counted but not kept.
-MAX_KINKS = 1024
-_KINK_ELEMENTS = 2**23
+from relu_diag.functional.tolerances import BUDGETS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -248,12 +244,12 @@ def _with_pairs(parts: list[KinkSamples], lost: Tensor, chunk: Chunk) -> tuple[l
 
 def _room(neuron: Tensor, lost: Tensor, inputs: int) -> tuple[Tensor, Tensor]:
     """Which neurons keep their pairs, and how many pairs are lost: the most crowded neurons go first."""
-    if len(neuron) <= MAX_KINKS and len(neuron) * inputs <= _KINK_ELEMENTS and not bool(lost.any()):
+    if len(neuron) <= BUDGETS.kinks and len(neuron) * inputs <= BUDGETS.kink_numbers and not bool(lost.any()):
         return lost == 0, lost
     count = torch.bincount(neuron, minlength=len(lost))
     order = count.argsort(stable=True)
-    fits = (count[order].cumsum(0) * inputs <= _KINK_ELEMENTS)[order.argsort()]
-    keep = fits & (count <= MAX_KINKS) & (lost == 0)
+    fits = (count[order].cumsum(0) * inputs <= BUDGETS.kink_numbers)[order.argsort()]
+    keep = fits & (count <= BUDGETS.kinks) & (lost == 0)
     return keep, lost + torch.where(keep, 0, count)
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from relu_diag.functional._arrays import Array, row_space
 from relu_diag.functional.block import BlockSignal, ShallowBlock
-from relu_diag.functional.local import Array, chunks, fan_rays, merge_collinear, one_sided, row_space
+from relu_diag.functional.local import chunks, fan_rays, merge_collinear, one_sided
 from relu_diag.functional.verdict.escape import EscapeNeurons
 from relu_diag.functional.verdict.stationarity import Stationarity
 

@@ -19,8 +19,9 @@ import torch
 from scipy.sparse.linalg import LinearOperator, cg, lobpcg
 from torch import Tensor
 
+from relu_diag.functional._arrays import Array
 from relu_diag.functional.block import rho
-from relu_diag.functional.local import Array, chunks, slopes_at
+from relu_diag.functional.local import chunks, slopes_at
 from relu_diag.functional.problem import SquaredProblem
 from relu_diag.functional.verdict._flat_rays import FlatRays, Mask, flat_rays
 from relu_diag.functional.verdict.escape import EscapeNeurons

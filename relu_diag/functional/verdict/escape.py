@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from relu_diag.functional._arrays import Array
 from relu_diag.functional.block import BlockSignal, ShallowBlock
 from relu_diag.functional.local import (
-    Array,
     OneNeuron,
     chunks,
     loudest_direction,

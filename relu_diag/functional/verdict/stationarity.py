@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from relu_diag.functional._arrays import row_space
 from relu_diag.functional.block import BlockSignal, ShallowBlock
 from relu_diag.functional.local import (
     NeuronGeometry,
@@ -16,7 +17,6 @@ from relu_diag.functional.local import (
     neuron_geometry,
     one_sided,
     radial_directions,
-    row_space,
     tangential_part,
 )
 from relu_diag.functional.tolerances import derivative_tolerance

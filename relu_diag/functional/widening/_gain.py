@@ -12,16 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from relu_diag.functional._arrays import Array, unit_rows
 from relu_diag.functional.block import BlockSignal, ShallowBlock
-from relu_diag.functional.local import (
-    Array,
-    neuron_sums,
-    one_sided,
-    radial_directions,
-    steepest_descent,
-    tangential_part,
-    unit_rows,
-)
+from relu_diag.functional.local import neuron_sums, one_sided, radial_directions, steepest_descent, tangential_part
 
 # Kinks of a neuron beyond which the steepest direction is looked for among the simple ones; and beyond which the reach
 # is more than the cell of a neuron.

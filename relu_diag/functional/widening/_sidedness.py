@@ -7,7 +7,7 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
-from relu_diag.functional.local import Array, unit_rows
+from relu_diag.functional._arrays import Array, unit_rows
 
 # A margin, as the sine of an angle, that is more than the tolerances of the linear program.
 _MARGIN = 1e-9

@@ -25,6 +25,7 @@ from torch.testing import assert_close
 from relu_diag import ShallowBlock
 from relu_diag.functional import neuron_states, neuron_sums, states_from_sums, target_scale
 from relu_diag.functional.local import neurons as neurons_module
+from relu_diag.functional.tolerances import BUDGETS
 
 
 def named(states: object, count: int) -> list[str]:
@@ -179,7 +180,7 @@ def test_groups_are_the_same_however_few_rows_are_compared_at_once(monkeypatch: 
     W = torch.randn(60, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     block, X = ShallowBlock(W, torch.ones(1, 60).double(), (0.1, 1.0)), W[:3]
     whole = neuron_states(block, X, torch.ones(3, 1))
-    monkeypatch.setattr(neurons_module, "_GROUP_BLOCK", 1)
+    monkeypatch.setattr(neurons_module, "BUDGETS", replace(BUDGETS, pairs=1))
     by_row = neuron_states(block, X, torch.ones(3, 1))
     assert 1 < len(whole.group_amplitude) < 60
     assert torch.equal(whole.group, by_row.group)

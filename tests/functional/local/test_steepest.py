@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.testing import assert_allclose
 from support.reference import Array, steepest_by_sign_patterns, steepest_by_sweep
 
 from relu_diag.functional.local import merge_collinear, steepest, steepest_descent
+from relu_diag.functional.tolerances import BUDGETS
 
 
 @st.composite
@@ -59,7 +61,7 @@ def test_direction_is_a_unit_vector_that_attains_the_slope(slopes: tuple[Array, 
 def test_claims_hold_however_few_sign_patterns_are_tried(slopes: tuple[Array, Array, Array], patterns: int) -> None:
     g, q, X = slopes
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steepest, "MAX_PATTERNS", patterns)
+        patch.setattr(steepest, "BUDGETS", replace(BUDGETS, patterns=patterns))
         found = steepest_descent(g, q, X)
     truth, rounding = steepest_by_sign_patterns(g, q, X), 1e-9 * scale(*slopes)
     assert_allclose(g @ found.direction + q @ np.abs(X @ found.direction), found.slope, atol=rounding)
@@ -73,7 +75,7 @@ def test_the_rays_of_the_concave_kinks_reach_every_sign_pattern_that_matters(
     slopes: tuple[Array, Array, Array],
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steepest, "_FEW_PATTERNS", 1)
+        patch.setattr(steepest, "BUDGETS", replace(BUDGETS, few_patterns=1))
         found = steepest_descent(*slopes)
     assert found.exact
     assert_allclose(found.slope, steepest_by_sign_patterns(*slopes), atol=1e-9 * scale(*slopes))

@@ -18,6 +18,7 @@ from relu_diag.functional import NeuronSums, geometry_from_sums, neuron_geometry
 from relu_diag.functional import block as block_module
 from relu_diag.functional.local import slopes_at
 from relu_diag.functional.local import sums as sums_module
+from relu_diag.functional.tolerances import BUDGETS
 
 
 def assert_same_sums(one: NeuronSums, two: NeuronSums) -> None:
@@ -62,7 +63,7 @@ def test_sums_are_the_definitions_sample_by_sample(problem: Problem) -> None:
 def test_chunk_size_changes_nothing(slopes: tuple[float, float], monkeypatch: pytest.MonkeyPatch) -> None:
     problem = kinked_problem(0, slopes, neurons=60, outputs=2, kinks=3, penalty=0.7)
     whole = neuron_sums(problem.block, problem.signal)
-    monkeypatch.setattr(block_module, "_CHUNK_ELEMENTS", 1)  # 64 samples, the least
+    monkeypatch.setattr(block_module, "BUDGETS", replace(BUDGETS, chunk=1))  # 64 samples, the least
     assert_same_sums(neuron_sums(problem.block, problem.signal), whole)
 
 
@@ -146,8 +147,8 @@ class LargestTensor(TorchDispatchMode):
 def test_no_tensor_grows_with_samples_times_neurons(zero: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither N x I, nor N x I x d, nor J x I x d, not even where every sample is on the kink of every neuron."""
     samples, inputs, neurons, outputs = 2000, 30, 50, 40
-    monkeypatch.setattr(block_module, "_CHUNK_ELEMENTS", 64 * neurons)
-    monkeypatch.setattr(sums_module, "_KINK_ELEMENTS", 10_000)
+    monkeypatch.setattr(block_module, "BUDGETS", replace(BUDGETS, chunk=64 * neurons))
+    monkeypatch.setattr(sums_module, "BUDGETS", replace(BUDGETS, kink_numbers=10_000))
     generator = torch.Generator().manual_seed(0)
     shapes = (samples, inputs), (samples, outputs), (neurons, inputs), (outputs, neurons)
     X, G, W, H = (torch.randn(*shape, generator=generator) for shape in shapes)
@@ -165,7 +166,7 @@ def test_neurons_that_lose_kink_samples_are_undecided_and_the_others_exact(monke
     crowded[1] = 0.0
     problem = replace(problem, block=replace(problem.block, W=crowded))
     exact = neuron_geometry(problem.block, problem.signal)
-    monkeypatch.setattr(sums_module, "MAX_KINKS", 5)
+    monkeypatch.setattr(sums_module, "BUDGETS", replace(BUDGETS, kinks=5))
     sums = neuron_sums(problem.block, problem.signal)
     halves = [neuron_sums(problem.block, part(problem.signal, rows)) for rows in (slice(4), slice(4, None))]
     for found in (sums, halves[0] + halves[1]):
@@ -183,7 +184,7 @@ def test_the_most_crowded_neurons_lose_their_kink_samples_first(monkeypatch: pyt
     problem = kinked_problem(4, d=3, neurons=4, kinks=2)
     extra = problem.X[-2:] * 2  # two more on the kink of the last neuron
     problem = replace(problem, X=torch.cat([problem.X, extra]), Y=torch.cat([problem.Y, extra[:, :1]]))
-    monkeypatch.setattr(sums_module, "_KINK_ELEMENTS", 3 * 6)  # room for six pairs
+    monkeypatch.setattr(sums_module, "BUDGETS", replace(BUDGETS, kink_numbers=3 * 6))  # room for six pairs
     assert neuron_sums(problem.block, problem.signal).lost.tolist() == [0, 0, 0, 4]
 
 
