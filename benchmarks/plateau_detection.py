@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from relu_diag.callbacks import EscapeOnPlateau, PlateauMonitor
-from relu_diag.callbacks.detector import PlateauDetector
 from relu_diag.experiments import PointsDataModule, ReferenceRegression
 from relu_diag.functional import forecast_escape
+from relu_diag.training import PlateauDetector
 
 Losses = NDArray[np.float64]
 QUIET = {

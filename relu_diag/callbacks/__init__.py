@@ -6,7 +6,7 @@ from relu_diag.callbacks.growth import GrowOnPlateau, Growth
 from relu_diag.callbacks.guarantee import GuaranteeMonitor
 from relu_diag.callbacks.monitor import LandscapeMonitor
 from relu_diag.callbacks.plateau import PlateauMonitor
-from relu_diag.callbacks.plateau_event import Plateau, PlateauEvent, PlateauForecast, PlateauListener
+from relu_diag.training import Plateau, PlateauEvent, PlateauForecast, PlateauListener
 
 __all__ = [
     "Escape",

@@ -13,9 +13,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from relu_diag.callbacks.examination import MINIMA, Examination, examine
-from relu_diag.callbacks.look import Look, LossFunction
-from relu_diag.callbacks.report import Report
+from relu_diag.training import MINIMA, Examination, Look, LossFunction, Report, examine
 
 
 class SaddleAwareEarlyStopping(EarlyStopping):

@@ -11,13 +11,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from relu_diag.callbacks.examination import Examination
 from relu_diag.callbacks.plateau import PlateauMonitor
-from relu_diag.callbacks.plateau_event import Plateau, PlateauEvent, PlateauListener
-from relu_diag.callbacks.report import Report
 from relu_diag.capture import read_block, write_block
 from relu_diag.functional import Direction, ShallowBlock
 from relu_diag.functional.problem import squared_problem
+from relu_diag.training import Examination, Plateau, PlateauEvent, PlateauListener, Report
 
 # Halvings of the step of the verdict that are tried.
 _HALVINGS = 20

@@ -10,14 +10,21 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from relu_diag.callbacks.examination import Examination, examine
-from relu_diag.callbacks.growth_choice import NoGrowth, choose_growth
-from relu_diag.callbacks.judge import VERDICT_CODES
-from relu_diag.callbacks.look import Look, LossFunction
 from relu_diag.callbacks.plateau import PlateauMonitor
-from relu_diag.callbacks.plateau_event import PlateauEvent, PlateauListener
-from relu_diag.callbacks.report import Report
 from relu_diag.growth import averaged_copies, check_strategy, grow_in_training, resize_on_load
+from relu_diag.training import (
+    VERDICT_CODES,
+    Examination,
+    Look,
+    LossFunction,
+    NoWidening,
+    PlateauEvent,
+    PlateauListener,
+    Report,
+    choose_widening,
+    epochs_completed,
+    examine,
+)
 
 Embedding = Literal["best", "replication", "inactive propagation"]
 _DROP = 0.01
@@ -249,8 +256,8 @@ class GrowOnPlateau(PlateauListener):
         if room < 1 or (self.max_growths is not None and len(self.growths) >= self.max_growths):
             return
         try:
-            choice = choose_growth(trainer, trainer.lightning_module, found, room, self.embedding, self.nudge)
-        except NoGrowth as why:
+            choice = choose_widening(trainer, trainer.lightning_module, found, room, self.embedding, self.nudge)
+        except NoWidening as why:
             rank_zero_warn(f"GrowOnPlateau: no growth of {found.location} at step {found.step:,}: {why}.")
             return
         grow_in_training(trainer, found.location, lambda block: choice.embed(block, found.block))
@@ -275,6 +282,6 @@ class GrowOnPlateau(PlateauListener):
 
 def _goes_on(trainer: Trainer) -> bool:
     """Whether there are steps left to train what has grown."""
-    ended = trainer.fit_loop.epoch_progress.current.completed
+    ended = epochs_completed(trainer)
     more_epochs = trainer.max_epochs in {None, -1} or ended < (trainer.max_epochs or 0)
     return more_epochs and (trainer.max_steps < 0 or trainer.global_step < trainer.max_steps)

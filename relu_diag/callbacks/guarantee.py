@@ -12,7 +12,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from relu_diag.callbacks.report import Report
 from relu_diag.capture import BlockLocation, choose_block, read_block
 from relu_diag.figures import interval_figure, ladder_figure
 from relu_diag.functional import (
@@ -27,6 +26,7 @@ from relu_diag.functional import (
 )
 from relu_diag.functional.assumptions import Assumptions, State, checked
 from relu_diag.losses import IntervalL2Loss
+from relu_diag.training import Report, is_plain_descent, steps_logged
 
 _PREFIX = "guarantee/"
 _MOST_MOMENTS = 4096
@@ -135,7 +135,7 @@ class GuaranteeMonitor(Callback):
             raise MisconfigurationException(f"GuaranteeMonitor: {error}") from error
         if self._affine[0] == 0:
             raise MisconfigurationException("The target is constant: every critical point is a global minimum already.")
-        if self.steps and trainer.fit_loop.epoch_loop._batches_that_stepped < self.steps[-1]:
+        if self.steps and steps_logged(trainer) < self.steps[-1]:
             self.steps, self.losses, self.certain_from = [], [], None  # another run, from its start
             self._first_invariant = self._first_width = None
 
@@ -148,7 +148,7 @@ class GuaranteeMonitor(Callback):
             batch: Unused.
             batch_idx: Unused.
         """
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        step = steps_logged(trainer)
         every = self.every_n_steps or trainer.log_every_n_steps or 1  # type: ignore[attr-defined]
         if not self.steps or step // every > self.steps[-1] // every:
             self._look(trainer, pl_module, step)
@@ -160,7 +160,7 @@ class GuaranteeMonitor(Callback):
             trainer: The trainer.
             pl_module: Its module.
         """
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        step = steps_logged(trainer)
         if not self.steps or step > self.steps[-1]:
             self._look(trainer, pl_module, step)
         self._report.write_figures(trainer, step, lambda: self._figures(pl_module))
@@ -173,11 +173,9 @@ class GuaranteeMonitor(Callback):
         problem = self._problem(module)
         width = len(problem.w)
         self.guarantee = convergence_threshold(problem.slope, problem.interval, width, problem.slopes)
-        plain = all(_is_plain(optimizer) for optimizer in trainer.optimizers) and not trainer.gradient_clip_val
-        one_rate = len({group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups}) == 1
         assert self._location is not None
         known: dict[str, State] = {
-            "the exact gradient of the integral loss": checked(plain and one_rate and not trainer.lr_scheduler_configs),
+            "the exact gradient of the integral loss": checked(is_plain_descent(trainer)),
             _ALL_TRAINED: checked(_all_trained(self._location, module)),
             "the loss goes on falling": "assumed",
         }
@@ -269,12 +267,4 @@ def _all_trained(location: BlockLocation, module: LightningModule) -> bool:
         parameter is not None and parameter.requires_grad
         for layer in location.linears(module)
         for parameter in (layer.weight, layer.bias)
-    )
-
-
-def _is_plain(optimizer: Any) -> bool:
-    extras = ("momentum", "weight_decay", "maximize", "nesterov")
-    optimizer = getattr(optimizer, "optimizer", optimizer)
-    return isinstance(optimizer, torch.optim.SGD) and not any(
-        group[extra] for group in optimizer.param_groups for extra in extras
     )

@@ -12,10 +12,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from relu_diag.callbacks.history import HistoryRecorder
-from relu_diag.callbacks.judge import Judge
-from relu_diag.callbacks.look import Look, LossFunction, targets_of
-from relu_diag.callbacks.report import Report
 from relu_diag.figures import TrainingHistory
 from relu_diag.functional import (
     NearbyStationaryPoint,
@@ -27,6 +23,7 @@ from relu_diag.functional import (
     target_scale,
 )
 from relu_diag.metrics import BlockMetric, landscape_scalars
+from relu_diag.training import HistoryRecorder, Judge, Look, LossFunction, Report, steps_logged, targets_of
 
 
 class LandscapeMonitor(Callback):
@@ -52,7 +49,7 @@ class LandscapeMonitor(Callback):
         max_samples: Look at no more than so many samples, evenly spaced; None: all.
         loss: Computes the loss of a batch, ``loss(module, batch)``; None: the module's own.
         verdict: "nearby": say at each look what stationary point is near, if the loss is the squared error of the
-            block's output. Logged as text, as the integer ``verdict`` (`relu_diag.callbacks.judge.VERDICT_CODES`) and
+            block's output. Logged as text, as the integer ``verdict`` (`relu_diag.training.VERDICT_CODES`) and
             with its cost, ``verdict_seconds``; looks are skipped so that it takes at most a tenth of the time.
 
     Attributes:
@@ -179,7 +176,7 @@ class LandscapeMonitor(Callback):
             batch_idx: Index of the batch in the epoch.
         """
         # The step that loggers use; what the module logs in this very step lands on the same one.
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        step = steps_logged(trainer)
         if self._due(trainer, step, batch_idx):
             self._look(trainer, pl_module, step, judging=self.verdict is not None and self._judge.due)
 
@@ -190,7 +187,7 @@ class LandscapeMonitor(Callback):
             trainer: The trainer.
             pl_module: Its module.
         """
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        step = steps_logged(trainer)
         unjudged = self.verdict is not None and step != self.judged_step
         if self.parameters is None or step != self.step or unjudged:
             self._look(trainer, pl_module, step, judging=self.verdict is not None)

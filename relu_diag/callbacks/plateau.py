@@ -13,14 +13,24 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from matplotlib.figure import Figure
 
-from relu_diag.callbacks.detector import PlateauChange, PlateauDetector
-from relu_diag.callbacks.examination import Examination, examine
-from relu_diag.callbacks.history import LossCurve
-from relu_diag.callbacks.look import Look, LossFunction
-from relu_diag.callbacks.plateau_event import Plateau, PlateauEvent, looked_at_again, plateau_from_state, told
-from relu_diag.callbacks.report import Report
-from relu_diag.callbacks.stream import LossStream
 from relu_diag.figures import plateau_figure
+from relu_diag.training import (
+    Examination,
+    Look,
+    LossCurve,
+    LossFunction,
+    LossStream,
+    Plateau,
+    PlateauChange,
+    PlateauDetector,
+    PlateauEvent,
+    Report,
+    examine,
+    listeners,
+    looked_at_again,
+    plateau_from_state,
+    progress_bar_texts,
+)
 
 # A plateau is judged again when it has become so many times as old.
 _AGAIN = 1.5
@@ -36,7 +46,7 @@ class PlateauMonitor(Callback):
     block's output, and plain SGD, with momentum, weight decay, a schedule. For others it says why there is none.
 
     `plateaus` holds them all. Logged at each event, prefix ``plateau/`` (or ``plateau/<block>/``): ``verdict``
-    (`relu_diag.callbacks.judge.VERDICT_CODES`, -1 off plateaus), ``escape_step`` with ``escape_low`` and
+    (`relu_diag.training.VERDICT_CODES`, -1 off plateaus), ``escape_step`` with ``escape_low`` and
     ``escape_high``; the text ``timeline``; the figure ``loss``. The progress bar shows, for example,
     ``plateau: saddle, escape in ~41k steps``. Other callbacks of the trainer are told if they are a `PlateauListener`.
 
@@ -274,7 +284,7 @@ class PlateauMonitor(Callback):
             self._report.send_figures(trainer, step, lambda: self._figures(trainer))
 
     def _tell(self, trainer: Trainer, module: LightningModule, event: PlateauEvent) -> None:
-        for callback in told(trainer):
+        for callback in listeners(trainer):
             callback.on_plateau(trainer, module, event)
         if event.examination and self._looking.parameters(module).W.shape != event.examination.block.W.shape:
             self._detector.interrupt(event.step)
@@ -287,12 +297,12 @@ class PlateauMonitor(Callback):
 
     def _progress(self, trainer: Trainer) -> None:
         """Text has no other way into a progress bar: what is logged must be a number."""
-        shown: dict[str, Any] = trainer._logger_connector._progress_bar_metrics
+        shown = progress_bar_texts(trainer)
         shown.pop(self._name, None)
         if self._detector.loss is not None:
             shown[self._name] = self.plateaus[-1].short(trainer.global_step)
 
     def _figures(self, trainer: Trainer) -> dict[str, Figure]:
         bands = [plateau.band() for plateau in self.plateaus]
-        marks = [mark for callback in told(trainer) for mark in callback.marks]
+        marks = [mark for callback in listeners(trainer) for mark in callback.marks]
         return {"loss": plateau_figure(self._curve.points, bands, marks)}

@@ -1,4 +1,4 @@
-"""From any module to a block and its signal. The only hooks of the package are here."""
+"""Read a block and its signal off any module. The only forward hooks of the package are here."""
 
 from relu_diag.capture.find import choose_block, find_blocks, read_block, write_block
 from relu_diag.capture.location import BlockLocation

@@ -22,21 +22,21 @@ def find_blocks(module: nn.Module, example: Any = None) -> list[BlockLocation]:
     """Every Linear -> ReLU-like -> Linear block of a module, however it is written.
 
     The module is run on one batch in its current mode while each Linear returns a known probe in place of its output.
-    Where the input of a Linear is ``s+ z`` or ``s- z`` of another's probe, the two are a block and the slopes are read
-    off. The module's state, gradients and random numbers stay as they are.
+    If the input of one Linear is ``s+ z`` or ``s- z`` of another's probe ``z``, the two form a block with these slopes.
+    The module's state, gradients and random numbers stay as they are.
 
     Args:
         module: Any module.
         example: One input batch - a tensor, a tuple or dict of arguments of ``module(...)``, a batch of a data loader
-            with the inputs first - or a function of no argument that runs the module. None:
-            ``module.example_input_array``, or random vectors as wide as one of its Linear layers; give one where the
-            inputs are not vectors.
+            with the inputs first - or a function without arguments that runs the module. None:
+            ``module.example_input_array``, or random vectors as wide as one of the Linear layers. Give an example if
+            the inputs are not vectors.
 
     Returns:
         The blocks, in the order in which they run.
 
     Raises:
-        ValueError: If there is none; the message names what stands between each pair of Linear layers.
+        ValueError: If there is no block; the message names what stands between each pair of Linear layers.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.LeakyReLU(0.5), nn.Linear(8, 1))
@@ -52,10 +52,10 @@ def find_blocks(module: nn.Module, example: Any = None) -> list[BlockLocation]:
         location = _block_between(module, traces, hidden, output)
         if isinstance(location, BlockLocation):
             found.append(location)
-        else:  # the nearest layer of the right width is the one that was meant
+        else:  # The nearest layer of the right width is the one the user had in mind.
             reasons.setdefault(hidden.name, f"{hidden.name!r} and {output.name!r}: {location}")
     if not found:
-        detail = "; ".join(reasons.values()) or f"none of its {len(traces[0].calls)} Linear layers fits behind another"
+        detail = "; ".join(reasons.values()) or f"none of its {len(traces[0].calls)} Linear layers has the width for it"
         raise ValueError(
             f"No Linear -> ReLU-like -> Linear block in {type(module).__name__}: {detail}. "
             "The activation must be s+ z for z >= 0 and s- z below, with nothing else between the two Linear layers."
@@ -64,7 +64,7 @@ def find_blocks(module: nn.Module, example: Any = None) -> list[BlockLocation]:
 
 
 def choose_block(module: nn.Module, name: str | None = None, example: Any = None) -> BlockLocation:
-    """The one block of a module, or the one of a given name.
+    """The only block of a module, or the one with a given name.
 
     Args:
         module: Any module.
@@ -75,7 +75,7 @@ def choose_block(module: nn.Module, name: str | None = None, example: Any = None
         The block's location.
 
     Raises:
-        ValueError: If no block has the name, or there are several and no name.
+        ValueError: If no block has the name, or if there are several and no name is given.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 1))
@@ -93,15 +93,16 @@ def choose_block(module: nn.Module, name: str | None = None, example: Any = None
 
 
 def read_block(module: nn.Module, location: BlockLocation | None = None, example: Any = None) -> ShallowBlock:
-    """The parameters of a block as they are now.
+    """The current parameters of a block.
 
     Args:
         module: The module that holds it.
-        location: Which block; None where there is only one.
-        example: As in `find_blocks`, used where `location` is None.
+        location: Which block; None if there is only one.
+        example: As in `find_blocks`; used only if `location` is None.
 
     Returns:
-        A copy of the weights, the hidden bias as last column of ``W``.
+        A copy of the weights, ``W`` of shape ``(I, d)`` and ``H`` of shape ``(J, I)``; the hidden bias is the last
+        column of ``W``.
 
     Example:
         >>> read_block(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))).W.shape
@@ -116,12 +117,12 @@ def read_block(module: nn.Module, location: BlockLocation | None = None, example
 
 
 def write_block(module: nn.Module, location: BlockLocation, block: ShallowBlock) -> None:
-    """Give a module's block other weights, in place: the parameters stay the ones their optimizers know.
+    """Overwrite the weights of a module's block in place: the optimizers keep their parameters.
 
     Args:
         module: The module.
         location: Which block.
-        block: The weights, of the same sizes.
+        block: The new weights, of the same sizes.
 
     Raises:
         ValueError: If the sizes differ.
@@ -131,9 +132,10 @@ def write_block(module: nn.Module, location: BlockLocation, block: ShallowBlock)
         >>> location = choose_block(module)
         >>> write_block(module, location, read_block(module, location))
     """
-    (hidden, output), now = location.linears(module), read_block(module, location)
-    sizes = [(one.W.shape, one.H.shape, one.output_bias is None) for one in (now, block)]
-    if sizes[0] != sizes[1]:
+    hidden, output = location.linears(module)
+    now = read_block(module, location)
+    same_weights = block.W.shape == now.W.shape and block.H.shape == now.H.shape
+    if not same_weights or (block.output_bias is None) != (now.output_bias is None):
         raise ValueError(
             f"`block` must have the sizes of {location}, W {tuple(now.W.shape)}, H {tuple(now.H.shape)} and the same "
             f"biases; got W {tuple(block.W.shape)}, H {tuple(block.H.shape)}. Make it from read_block."
@@ -150,6 +152,7 @@ def write_block(module: nn.Module, location: BlockLocation, block: ShallowBlock)
 def _block_between(
     module: nn.Module, traces: list[Trace], hidden: LinearCall, output: LinearCall
 ) -> BlockLocation | str:
+    """The block that two Linear layers form, or the reason why they form none."""
     if hidden.count > 1 or output.count > 1:
         shared = hidden if hidden.count > 1 else output
         return f"{shared.name!r} is applied {shared.count} times in a pass; a block's weights must be used once"
@@ -176,7 +179,7 @@ def _block_between(
 
 
 def _fit_slopes(Z: Tensor, A: Tensor) -> tuple[float, float] | None:
-    """The two slopes if every entry agrees with them, relative to its own size."""
+    """The slopes ``(s-, s+)``, if every entry of ``A`` agrees with them relative to its own size; shapes ``(n,)``."""
     tol = _FIT_TOL.get(A.dtype, 2e-2)
     ratio = A.double() / Z.double()
     sides = [ratio[Z < 0], ratio[Z > 0]]
@@ -188,12 +191,17 @@ def _fit_slopes(Z: Tensor, A: Tensor) -> tuple[float, float] | None:
 
 
 def _readable(slope: float, tol: float) -> float:
-    """The short decimal a slope was written as, where it rounds to one: 0.01, not 0.009999999776; 0.0, not -0.0."""
+    """The slope as the short decimal that it rounds to: 0.01, not 0.009999999776; 0.0, not -0.0."""
     short = float(f"{slope:.5g}") + 0.0
     return short if abs(short - slope) <= tol * max(abs(slope), tol) else slope
 
 
 def _runner(module: nn.Module, example: Any) -> Callable[[], object]:
+    """A function that runs the module on the example, or on the first guess at its inputs that works.
+
+    Raises:
+        ValueError: If the module has no Linear layer, or cannot be run on any of them.
+    """
     if callable(example) and not isinstance(example, Tensor):
         run: Callable[[], object] = example
         return run
@@ -204,7 +212,7 @@ def _runner(module: nn.Module, example: Any) -> Callable[[], object]:
     whose = "the example"
     # A batch of a data loader holds targets after the inputs.
     candidates = [given, given[0]] if isinstance(given, tuple | list) and len(given) > 1 else [given]
-    if given is None:  # vectors of some layer's width; which layer runs first is not known
+    if given is None:  # Which layer runs first is not known: try vectors of every layer's width.
         whose = "random vectors"
         generator = torch.Generator().manual_seed(0)
         widths = dict.fromkeys(linear.in_features for linear in linears)
@@ -214,17 +222,18 @@ def _runner(module: nn.Module, example: Any) -> Callable[[], object]:
         call = _call(module, move_data_to_device(candidate, linears[0].weight.device))
         try:
             call()
-        except Exception as error:  # whatever a user's forward raises
+        except Exception as error:  # A user's forward may raise anything.
             errors.append(error)
         else:
             return call
     raise ValueError(
         f"{type(module).__name__} could not be run on {whose} ({type(errors[0]).__name__}: {errors[0]}). "
-        "Pass `example`: one input batch, or a function of no argument that runs the module."
+        "Pass `example`: one input batch, or a function without arguments that runs the module."
     ) from errors[0]
 
 
 def _call(module: nn.Module, batch: Any) -> Callable[[], object]:
+    """A function that runs the module on a batch: keyword arguments, positional ones, or a single one."""
     if isinstance(batch, dict):
         return lambda: module(**batch)
     args = batch if isinstance(batch, tuple | list) else (batch,)

@@ -1,4 +1,4 @@
-"""Where a block is in a module."""
+"""The place of a block in a module."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import nn
 
 @dataclass(frozen=True, slots=True)
 class BlockLocation:
-    """Where a block is in a module.
+    """The place of a block in a module.
 
     Attributes:
         hidden: Qualified name of the first Linear.
         output: Qualified name of the second one.
-        slopes: Slopes ``(s-, s+)`` of what lies between, as traced.
-        prelu: Qualified name of the ``nn.PReLU`` between them, whose slope is trained; None for fixed slopes.
+        slopes: Slopes ``(s-, s+)`` of the activation between them, as traced.
+        prelu: Qualified name of the ``nn.PReLU`` between them, whose slope is trained; None if the slopes are fixed.
     """
 
     hidden: str
@@ -39,19 +39,20 @@ class BlockLocation:
             ValueError: If the module has no such layers.
         """
         layers = dict(module.named_modules())
-        hidden, output = layers.get(self.hidden), layers.get(self.output)
+        hidden = layers.get(self.hidden)
+        output = layers.get(self.output)
         if not (isinstance(hidden, nn.Linear) and isinstance(output, nn.Linear)):
             raise ValueError(f"{type(module).__name__} has no Linear layers {self}; find its blocks with find_blocks.")
         return hidden, output
 
     def slopes_now(self, module: nn.Module) -> tuple[float, float]:
-        """The slopes at the module's present parameters.
+        """The slopes at the module's current parameters.
 
         Args:
             module: The module that holds the block.
 
         Returns:
-            ``(s-, s+)``: as traced, or with the trained slope of an ``nn.PReLU``.
+            ``(s-, s+)``: as traced, or with the current slope of an ``nn.PReLU``.
         """
         if self.prelu is None:
             return self.slopes

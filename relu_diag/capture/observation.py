@@ -1,4 +1,4 @@
-"""Running a user's module without leaving a trace: buffers, random states, modes and metrics stay as they are."""
+"""Run a user's module without changing it: buffers, random states, modes and metrics stay as they are."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _LOGGING = ("log", "log_dict", "print", "toggle_optimizer", "untoggle_optimizer"
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """A context in which the module may run forward and its own training_step, and after which nothing is different.
+    """A context in which the module may run its forward or training_step without a lasting effect.
 
-    Restored: random states (torch, CUDA, numpy, Python), buffers, train/eval mode of every submodule, torchmetrics
-    states. What the module logs inside goes nowhere.
+    On exit these are restored: random states (torch, CUDA, numpy, Python), buffers, the train/eval mode of every
+    submodule, and the states of torchmetrics. Inside, the module's logging calls do nothing.
 
     Args:
         module: The module to be run.
@@ -52,7 +52,9 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _same_random_numbers() -> Iterator[None]:
-    python_state, numpy_state = random.getstate(), np.random.get_state()
+    """Restore the random states of torch, CUDA, numpy and Python on exit."""
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()
     with torch.random.fork_rng():
         try:
             yield
@@ -63,6 +65,7 @@ def _same_random_numbers() -> Iterator[None]:
 
 @contextmanager
 def _silent(module: LightningModule) -> Iterator[None]:
+    """Replace the module's logging methods with ones that do nothing."""
     saved = {name: module.__dict__[name] for name in _LOGGING if name in module.__dict__}
     module.__dict__.update(dict.fromkeys(_LOGGING, _nothing))
     try:
@@ -74,11 +77,11 @@ def _silent(module: LightningModule) -> Iterator[None]:
 
 
 def _nothing(*_: object, **__: object) -> None:
-    """Stands in for what must not happen during an observation."""
+    """Takes the place of a method that must have no effect during an observation."""
 
 
 def _lend_copies(metric: Metric) -> dict[str, Any]:
-    """Give the metric copies to work on; what it holds now, graph included, is returned to be put back."""
+    """Give the metric copies of its states to work on; return the originals, graph included, to be put back."""
     names = {*metric._defaults, "_update_count", "_computed", "_forward_cache", "_is_synced", "_cache", "_to_sync"}
     held = {name: metric.__dict__[name] for name in names if name in metric.__dict__}
     metric.__dict__.update({name: _copied(value) for name, value in held.items()})
@@ -86,4 +89,5 @@ def _lend_copies(metric: Metric) -> dict[str, Any]:
 
 
 def _copied(value: Any) -> Any:
+    """The value with every tensor in it detached and cloned."""
     return apply_to_collection(value, torch.Tensor, lambda tensor: tensor.detach().clone())

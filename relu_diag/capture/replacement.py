@@ -14,16 +14,16 @@ from relu_diag.capture.location import BlockLocation
 def loss_at_outputs(
     module: nn.Module, location: BlockLocation, outputs: Tensor, loss: Callable[[], Tensor]
 ) -> tuple[Tensor, int]:
-    """The loss that a module would have if a block's outputs were others; differentiable in them.
+    """The loss of a module with a block's outputs replaced; differentiable in the new outputs.
 
     Args:
         module: The module that holds the block.
         location: Which block.
-        outputs: Other outputs, one row per row that goes through the block, further ones unused, shape ``(N, J)``.
+        outputs: The new outputs, one row per row that goes through the block, shape ``(N, J)``; extra rows are ignored.
         loss: Computes the loss with a forward pass of the module.
 
     Returns:
-        The loss, and how many rows of the outputs went in.
+        The loss, shape ``()``, and the number of rows of `outputs` that were used.
 
     Raises:
         ValueError: If more rows go through the block than there are outputs.
@@ -42,8 +42,9 @@ def loss_at_outputs(
     def put_in(_: nn.Module, __: Any, out: Tensor) -> Tensor:
         nonlocal used
         rows = out.numel() // out.shape[-1]
-        given, used = outputs[used : used + rows], used + rows
-        # The loss of too few rows is none: it is refused below, after the hook is gone.
+        given = outputs[used : used + rows]
+        used += rows
+        # Too few rows are an error, raised below after the hook has been removed.
         return given.reshape(out.shape).to(out) if len(given) == rows else out
 
     hook = location.linears(module)[1].register_forward_hook(put_in)

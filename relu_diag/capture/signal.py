@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,16 @@ from relu_diag.capture.location import BlockLocation
 from relu_diag.functional import BlockSignal, rho
 from relu_diag.functional._checks import NotFiniteError
 
+# Rows on which the activation is compared with the one traced: enough to notice dropout, few enough to cost nothing.
+_CHECKED_ROWS = 16
+
 
 def read_signal(module: nn.Module, location: BlockLocation, loss: Callable[[], Tensor]) -> tuple[BlockSignal, Tensor]:
     """The signal of a block under any differentiable loss, read with hooks while the loss is computed.
 
-    ``G`` and ``C`` are taken behind the activation, so relu'(0) = 0 has no part in them, and every reader of the
-    hidden activations (a penalty, a skip connection) is in ``C``. No parameter's ``.grad`` is touched.
+    ``G`` and ``C`` are taken after the activation, so autograd's relu'(0) = 0 does not enter them. ``C`` includes
+    everything that reads the hidden activations, a penalty or a skip connection for example. No parameter's ``.grad``
+    is touched.
 
     Args:
         module: The module that holds the block.
@@ -26,7 +31,7 @@ def read_signal(module: nn.Module, location: BlockLocation, loss: Callable[[], T
         loss: Computes the loss with a forward pass of the module.
 
     Returns:
-        The signal, one row per row that went through the block, and the loss.
+        The signal, one row per row that went through the block, in loss units per unit of output, and the loss, ``()``.
 
     Raises:
         ValueError: If the loss is not a finite scalar with a gradient path through the block, the block did not run
@@ -45,13 +50,14 @@ def read_signal(module: nn.Module, location: BlockLocation, loss: Callable[[], T
     seen: list[_Forward] = []
 
     def open_forward(_: nn.Module, args: tuple[Tensor], Z: Tensor) -> Tensor:
-        # With all parameters before it frozen, nothing would carry a gradient to the activations.
+        # If everything before the block is frozen, no graph would carry a gradient to the activations.
         Z = Z if Z.requires_grad else Z.detach().requires_grad_().clone()
         seen.append(_Forward(args[0].detach(), Z, Z._version, get_gradient_edge(Z)))
         return Z
 
     def note_activation(_: nn.Module, args: tuple[Tensor]) -> None:
-        seen[-1].A, seen[-1].A_edge = args[0].detach(), get_gradient_edge(args[0])
+        seen[-1].A = args[0].detach()
+        seen[-1].A_edge = get_gradient_edge(args[0])
 
     def note_output(_: nn.Module, __: tuple[Tensor], out: Tensor) -> None:
         seen[-1].out_edge = get_gradient_edge(out)
@@ -62,7 +68,7 @@ def read_signal(module: nn.Module, location: BlockLocation, loss: Callable[[], T
         output.register_forward_hook(note_output),
     ]
     try:
-        # Compiled code does not know of hooks that came after it.
+        # Compiled code ignores hooks that were registered after it was compiled.
         with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
             value = loss()
     finally:
@@ -75,6 +81,8 @@ def read_signal(module: nn.Module, location: BlockLocation, loss: Callable[[], T
 
 @dataclass(slots=True)
 class _Forward:
+    """What the hooks saw in one forward pass: inputs, pre-activations, activations, and their places in the graph."""
+
     X: Tensor
     Z: Tensor
     version: int
@@ -87,13 +95,12 @@ class _Forward:
 def _signal(
     seen: _Forward, loss: Tensor, hidden: nn.Linear, location: BlockLocation, slopes: tuple[float, float]
 ) -> BlockSignal:
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise ValueError(f"The loss must be a tensor with one element; got {got}.")
-    if not bool(torch.isfinite(loss)):
-        raise NotFiniteError(f"The loss is {loss.item()}: the training diverged, or the data needs cleaning.")
-    if not loss.requires_grad:
-        raise ValueError("The loss has no gradient path: compute it from the output, without detach or no_grad.")
+    """The signal ``X (N, d)``, ``G (N, J)``, ``C (N, I)``, of a loss that depends on the block alone.
+
+    Raises:
+        ValueError: If it does not, or if the activation is not the one traced.
+    """
+    _check_loss(loss)
     assert seen.A is not None
     assert seen.A_edge is not None
     assert seen.out_edge is not None
@@ -107,9 +114,11 @@ def _signal(
         raise ValueError(
             f"The loss does not depend on the output of the block {location}: compute it from that output."
         )
-    dtype, (neurons, inputs) = hidden.weight.dtype, hidden.weight.shape
-    X, Z = seen.X.reshape(-1, inputs).to(dtype), seen.Z.detach().reshape(-1, neurons)
-    # An in-place activation overwrote Z; under autocast it has too few digits: leave it to be computed again.
+    neurons, inputs = hidden.weight.shape
+    dtype = hidden.weight.dtype
+    X = seen.X.reshape(-1, inputs).to(dtype)
+    Z = seen.Z.detach().reshape(-1, neurons)
+    # An in-place activation has overwritten Z, and autocast gives it too few digits: then it is computed again.
     kept = Z if seen.Z._version == seen.version and Z.dtype == dtype else None
     if kept is not None:
         _check_activation(kept, seen.A.reshape(-1, neurons), location, slopes)
@@ -118,22 +127,45 @@ def _signal(
     return BlockSignal(X, G.reshape(len(X), -1).to(dtype), C.reshape(-1, neurons).to(dtype), kept)
 
 
+def _check_loss(loss: Any) -> None:
+    """Refuse a loss that is not a finite scalar with a gradient path.
+
+    Raises:
+        ValueError: If it is no tensor of one element, or has no gradient.
+        NotFiniteError: If it is not finite.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"The loss must be a tensor with one element; got {got}.")
+    if not bool(torch.isfinite(loss)):
+        raise NotFiniteError(f"The loss is {loss.item()}: the training diverged, or the data needs cleaning.")
+    if not loss.requires_grad:
+        raise ValueError("The loss has no gradient path: compute it from the output, without detach or no_grad.")
+
+
 def _passes_by(loss: Tensor, around: GradientEdge, target: GradientEdge) -> bool:
-    """Whether the loss reaches the target on a path that avoids a node."""
-    waiting, visited = [get_gradient_edge(loss).node], {around.node}
-    while waiting:
-        node = waiting.pop()
+    """Whether a path through the graph leads from the loss to the target without passing the node `around`."""
+    to_visit = [get_gradient_edge(loss).node]
+    visited = {around.node}
+    while to_visit:
+        node = to_visit.pop()
         if node is target.node:
             return True
         if node not in visited:
             visited.add(node)
-            waiting.extend(following for following, _ in node.next_functions if following is not None)
+            to_visit.extend(following for following, _ in node.next_functions if following is not None)
     return False
 
 
 def _check_activation(Z: Tensor, A: Tensor, location: BlockLocation, slopes: tuple[float, float]) -> None:
-    Z, A = Z[:16], A[:16]
-    if not torch.allclose(A, rho(Z, slopes), rtol=1e-4, atol=1e-6 * float(Z.abs().max())):
+    """Refuse activations ``A (N, I)`` that are not ``rho(Z)``.
+
+    Raises:
+        ValueError: If they differ in one of the first rows.
+    """
+    first = Z[:_CHECKED_ROWS]
+    atol = 1e-6 * float(first.abs().max())
+    if not torch.allclose(A[:_CHECKED_ROWS], rho(first, slopes), rtol=1e-4, atol=atol):
         raise ValueError(
             f"Between {location.hidden!r} and {location.output!r} the activation is not the one traced, with slopes "
             f"{slopes}. Dropout in train mode? Look in eval mode, or find the block again."

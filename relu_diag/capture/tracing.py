@@ -1,4 +1,4 @@
-"""One forward pass in which every Linear returns a known probe, and a record of what stood between them."""
+"""One forward pass in which every Linear returns a known probe, and a record of what ran between the layers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class LinearCall:
         input: Its input, as it was at the call.
         probe: What it returned in place of its output.
         count: How often it was called.
-        began: Position in the trace's events at the call.
+        began: Number of events in the trace before the call.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Trace:
     Attributes:
         calls: Linear layers by name, in the order of their first call.
         events: What ran, in order: a qualified module name, or None and the name of a torch function.
-        tied: For a Linear that shares its weight, the name of a parameter it is shared with.
+        tied: For a Linear that shares a parameter, by its name, another name of that parameter.
     """
 
     calls: dict[str, LinearCall] = field(default_factory=dict)
@@ -116,11 +116,12 @@ def trace_linears(module: nn.Module, run: Callable[[], object], seed: int) -> Tr
 
 
 class _FunctionNames(TorchFunctionMode):
-    """Notes the torch functions called outside of leaf modules."""
+    """Records the torch functions that are called outside of leaf modules."""
 
     def __init__(self, trace: Trace, inside: list[int]) -> None:
         super().__init__()
-        self.trace, self.inside = trace, inside
+        self.trace = trace
+        self.inside = inside
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -128,7 +129,7 @@ class _FunctionNames(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if not self.inside[0] and name not in _SHAPE_ONLY and name not in {"__get__", "__set__"}:
             self.trace.events.append((None, name))
-        # A functional activation calls others inside; only the outermost is what the user wrote.
+        # A functional activation calls others; only the outermost is what the user wrote.
         self.inside[0] += 1
         try:
             return func(*args, **(kwargs or {}))
@@ -137,6 +138,8 @@ class _FunctionNames(TorchFunctionMode):
 
 
 def _enter(inside: list[int]) -> Callable[..., None]:
+    """A hook that counts one level deeper inside leaf modules."""
+
     def hook(*_: object) -> None:
         inside[0] += 1
 
@@ -144,6 +147,8 @@ def _enter(inside: list[int]) -> Callable[..., None]:
 
 
 def _leave(inside: list[int]) -> Callable[..., None]:
+    """A hook that counts one level back out."""
+
     def hook(*_: object) -> None:
         inside[0] -= 1
 
@@ -151,6 +156,8 @@ def _leave(inside: list[int]) -> Callable[..., None]:
 
 
 def _note(trace: Trace, name: str, inside: list[int]) -> Callable[..., None]:
+    """A hook that records a leaf module as an event, unless it runs inside another one."""
+
     def hook(submodule: nn.Module, _: object) -> None:
         if not inside[0]:
             trace.events.append((name, f"{type(submodule).__name__} {name!r}"))
@@ -160,6 +167,8 @@ def _note(trace: Trace, name: str, inside: list[int]) -> Callable[..., None]:
 
 
 def _probe(trace: Trace, name: str, seed: int, inside: list[int]) -> Callable[..., Tensor]:
+    """A hook that records a Linear's call and replaces its output with a probe of the same shape."""
+
     def hook(linear: nn.Linear, args: tuple[Tensor], out: Tensor) -> Tensor:
         known = trace.calls.get(name)
         probe = _signed_numbers(out, seed, len(trace.calls))
@@ -174,7 +183,7 @@ def _probe(trace: Trace, name: str, seed: int, inside: list[int]) -> Callable[..
 
 
 def _signed_numbers(like: Tensor, seed: int, place: int) -> Tensor:
-    """Numbers of both signs, from 0.01 to 100: an activation that bends anywhere there is seen."""
+    """Random numbers of both signs with sizes from 0.01 to 100, which shows a bend of the activation anywhere there."""
     generator = torch.Generator().manual_seed(1000 * (seed // 2) + place)
     size = torch.pow(10.0, 4 * torch.rand(like.shape, generator=generator) - 2)
     sign = torch.where(torch.rand(like.shape, generator=generator) < 0.5, -1.0, 1.0)
@@ -182,6 +191,7 @@ def _signed_numbers(like: Tensor, seed: int, place: int) -> Tensor:
 
 
 def _tied_weights(module: nn.Module) -> dict[str, str]:
+    """For every module that shares a parameter, by its name, another name of that parameter."""
     names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)

@@ -120,7 +120,7 @@ def test_at_most_so_many_samples_are_read(max_samples: int, read: int, monkeypat
         rows.append(len(signal.X))
         return signal, loss
 
-    monkeypatch.setattr("relu_diag.callbacks.look.read_signal", counted)
+    monkeypatch.setattr("relu_diag.training.look.read_signal", counted)
     fit(Regression(), LandscapeMonitor(max_samples=max_samples), max_steps=1)
     assert sum(rows) == 2 * read  # one look before the step, one after it
     with pytest.raises(MisconfigurationException, match="max_samples"):
@@ -150,7 +150,7 @@ def test_history_and_drift_survive_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_history_is_thinned_when_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relu_diag.callbacks.history._MAX_MOMENTS", 16)
+    monkeypatch.setattr("relu_diag.training.history._MAX_MOMENTS", 16)
     monitor = LandscapeMonitor(every_n_steps=1)
     fit(Regression(), monitor, max_epochs=30)
     steps = [moment[0] for moment in monitor._history.moments]

@@ -15,8 +15,8 @@ from torch.nn import functional
 from relu_diag import ShallowBlock
 from relu_diag import functional as F
 from relu_diag.callbacks import LandscapeMonitor
-from relu_diag.callbacks.judge import VERDICT_CODES, Judge
 from relu_diag.experiments import PointsDataModule, ReferenceRegression
+from relu_diag.training import VERDICT_CODES, Judge
 
 
 def five_points(**settings: Any) -> tuple[LandscapeMonitor, Trainer]:
@@ -80,7 +80,7 @@ def test_minibatches_add_up_to_the_verdict_of_the_whole_set() -> None:
 
 def test_a_verdict_waits_until_the_last_one_is_paid_for(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 1.0, 9.0, 10.1])
-    monkeypatch.setattr("relu_diag.callbacks.judge.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("relu_diag.training.judge.time.monotonic", lambda: next(clock))
     judge = Judge()
     assert judge._ended == -float("inf")
     judge.reason = "nothing to judge"

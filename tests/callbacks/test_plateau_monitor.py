@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from relu_diag.callbacks import PlateauEvent, PlateauListener, PlateauMonitor
-from relu_diag.callbacks.judge import VERDICT_CODES
 from relu_diag.experiments import PointsDataModule, ReferenceRegression
+from relu_diag.training import VERDICT_CODES
 
 pytestmark = pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from relu_diag.callbacks.detector import PlateauChange, PlateauDetector
+from relu_diag.training import PlateauChange, PlateauDetector
 
 Stream = NDArray[np.float64]
 

@@ -9,10 +9,10 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from relu_diag.callbacks.examination import Examination
-from relu_diag.callbacks.judge import VERDICT_CODES
 from relu_diag.figures import PlateauBand
 from relu_diag.functional import EscapeForecast, Verdict
+from relu_diag.training.examination import Examination
+from relu_diag.training.judge import VERDICT_CODES
 
 _UNSETTLED = {"undecided", "not stationary"}
 # Forecasts whose disagreement is the band of the last one.
@@ -283,8 +283,8 @@ def compact(count: float) -> str:
     return f"{rounded:g}"
 
 
-def told(trainer: Trainer) -> list[PlateauListener]:
-    """The callbacks that are to be told.
+def listeners(trainer: Trainer) -> list[PlateauListener]:
+    """The callbacks of a trainer that act on plateaus.
 
     Args:
         trainer: The trainer.

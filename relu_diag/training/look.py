@@ -13,9 +13,10 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from relu_diag.callbacks.data import device_batches, leaves_out, own_loader
 from relu_diag.capture import BlockLocation, choose_block, loss_at_outputs, read_block, read_signal, undisturbed
 from relu_diag.functional import BlockSignal, ShallowBlock
+from relu_diag.training._data import leaves_out, own_loader
+from relu_diag.training.lightning_internals import device_batches
 
 LossFunction = Callable[[LightningModule, Any], Tensor]
 

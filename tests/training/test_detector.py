@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.streams import changes, kinds, noisy, staircase
 
-from relu_diag.callbacks.block_means import KEPT, BlockMeans, PooledNoise
-from relu_diag.callbacks.detector import PlateauDetector
+from relu_diag.training import PlateauDetector
+from relu_diag.training._block_means import KEPT, BlockMeans, PooledNoise
 
 THREE = ["start", "escape", "start", "escape", "start", "escape", "start"]
 

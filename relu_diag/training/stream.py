@@ -10,6 +10,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from relu_diag.training.lightning_internals import logged_metric
+
 # Taken off the device one by one, losses would make every step wait for it.
 _TOGETHER = 16
 
@@ -139,7 +141,4 @@ class LossStream:
         return None  # Lightning skips such a step
 
     def _logged(self, trainer: Trainer, on_step: bool) -> Tensor | None:
-        results = trainer._results
-        metrics = results.metrics(on_step)["callback"] if results is not None else {}
-        value = metrics.get(self.monitor or "")
-        return value if isinstance(value, Tensor) else None
+        return logged_metric(trainer, self.monitor or "", on_step)

@@ -8,9 +8,6 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torchmetrics import MeanMetric
 
-from relu_diag.callbacks.judge import Judge, SquaredData
-from relu_diag.callbacks.look import Look
-from relu_diag.callbacks.rate import NoForecast, check_unclipped, schedule_of, weight_decay
 from relu_diag.capture import BlockLocation
 from relu_diag.functional import (
     EscapeForecast,
@@ -22,6 +19,9 @@ from relu_diag.functional import (
 )
 from relu_diag.functional._checks import NotFiniteError
 from relu_diag.metrics import BlockMetric
+from relu_diag.training.judge import Judge, SquaredData
+from relu_diag.training.look import Look
+from relu_diag.training.pace import NoForecast, check_unclipped, largest_weight_decay, schedule_of
 
 MINIMA = ("local minimum", "global minimum")
 _DECAYED = "the optimizer decays the weights: the theorem is about the loss alone"
@@ -128,7 +128,7 @@ def _verdict(trainer: Trainer, module: LightningModule, location: BlockLocation,
         nobody = torch.empty(0, dtype=torch.long)
         return Verdict("undecided", nobody, None, {"squared loss": False}, reason=judge.reason)
     verdict = judge.nearby.verdict
-    if not weight_decay(trainer, module, location) or verdict.kind == "not stationary":
+    if not largest_weight_decay(trainer, module, location) or verdict.kind == "not stationary":
         return verdict
     assumptions = verdict.assumptions | {"no regulariser": False}
     return replace(verdict, kind="undecided", direction=None, assumptions=assumptions, theorem="", reason=_DECAYED)
@@ -155,7 +155,7 @@ def _forecast(
         raise NoForecast("nothing grows")
     check_unclipped(trainer, block, data, found)
     # Weight decay takes as much off every growth rate, and turns no neuron.
-    rate, growth = found.gain - weight_decay(trainer, module, location), found.gain * found.time
+    rate, growth = found.gain - largest_weight_decay(trainer, module, location), found.gain * found.time
     if rate <= 0:
         raise NoForecast("the weight decay is stronger than every growth")
     return replace(found, steps=schedule.steps_until(growth, found.gain), time=growth / rate)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relu_diag.callbacks.look import targets_of
 from relu_diag.functional import (
     BlockSignal,
     NearbyStationaryPoint,
@@ -19,6 +18,7 @@ from relu_diag.functional import (
     squared_loss,
 )
 from relu_diag.functional.block import Reduction, residual_factor
+from relu_diag.training.look import targets_of
 
 # Inputs, targets, gradients, weights and loss of a batch, gradients and loss summed over its samples.
 _Part = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]

@@ -1,21 +1,21 @@
-"""The training data, once over, without touching the loader that training uses."""
+"""A loader of our own over the training data, so that the one training reads is left alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Sized
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 
 def own_loader(trainer: Trainer, given: Iterable[Any] | None, max_samples: int | None, owner: str) -> Iterable[Any]:
-    """A loader over the training data set, in order, in this process; each rank its share.
+    """A loader over the training data set, in order and in this process; each rank gets its share.
 
     Args:
         trainer: The trainer.
-        given: The user's own loader, taken as it is; None: made from the train dataloader's data set.
+        given: The user's own loader, returned as it is; None: make one from the train dataloader's data set.
         max_samples: At most so many samples, evenly spaced over the data set.
         owner: Name of the callback that asks, for messages.
 
@@ -44,38 +44,23 @@ def own_loader(trainer: Trainer, given: Iterable[Any] | None, max_samples: int |
 
 
 def leaves_out(trainer: Trainer, given: Iterable[Any] | None, max_samples: int | None) -> bool:
-    """Whether there are more samples than are looked at; where nobody knows how many there are, yes.
+    """Whether a look leaves samples out; True if the number of samples is unknown and limited.
 
     Args:
         trainer: The trainer.
         given: As in `own_loader`.
-        max_samples: Likewise.
+        max_samples: As in `own_loader`.
 
     Returns:
-        Whether it is not all data that a look sees.
+        Whether there may be more samples than are looked at.
     """
     data = getattr(trainer.train_dataloader if given is None else given, "dataset", None)
     return max_samples is not None and not (isinstance(data, Sized) and len(data) <= max_samples)
 
 
-def device_batches(trainer: Trainer, module: LightningModule, loader: Iterable[Any]) -> Iterator[Any]:
-    """The batches of a loader, where and as the training step gets them.
-
-    Args:
-        trainer: The trainer.
-        module: Its module.
-        loader: The loader.
-
-    Yields:
-        Batches on the module's device.
-    """
-    for batch in loader:
-        converted = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
-        yield trainer.strategy.batch_to_device(converted, dataloader_idx=0)
-
-
 def _batch_size(loader: DataLoader[Any]) -> int | None:
+    """The batch size of a loader; None if its data set yields whole batches."""
     if loader.batch_sampler is None:
-        return None  # the data set yields whole batches
+        return None
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
     return size or 1024

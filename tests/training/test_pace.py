@@ -12,19 +12,24 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from relu_diag.callbacks import PlateauMonitor
-from relu_diag.callbacks.rate import Pace, Schedule, schedule_of
 from relu_diag.capture import find_blocks
+from relu_diag.training import Pace, Schedule, Stretch, schedule_of
 
 
-def test_steps_are_counted_along_the_pieces_of_a_schedule() -> None:
+def test_steps_are_counted_along_the_stretches_of_a_schedule() -> None:
     doubling, tripling = Pace(1.0), Pace(2.0)  # the factor a step at a growth rate of 1
-    schedule = Schedule([(10, doubling), (5, Pace(0.0)), (10, tripling), (math.inf, Pace(3.0))])
+    schedule = Schedule([
+        Stretch(10, doubling),
+        Stretch(5, Pace(0.0)),
+        Stretch(10, tripling),
+        Stretch(math.inf, Pace(3.0)),
+    ])
     assert schedule.steps_until(5 * math.log(2), rate=1.0) == pytest.approx(5.0)
     assert schedule.steps_until(10 * math.log(2) + 4 * math.log(3), rate=1.0) == pytest.approx(19.0)
     assert schedule.steps_until(10 * math.log(6) + 2 * math.log(4), rate=1.0) == pytest.approx(27.0)
-    assert Schedule([(10, doubling), (math.inf, Pace(0.0))]).steps_until(7.0, rate=1.0) == math.inf
+    assert Schedule([Stretch(10, doubling), Stretch(math.inf, Pace(0.0))]).steps_until(7.0, rate=1.0) == math.inf
     # A rate that falls to the smallest number is no rate.
-    assert Schedule([(10, doubling), (math.inf, Pace(5e-324))]).steps_until(7.0, rate=1.0) == math.inf
+    assert Schedule([Stretch(10, doubling), Stretch(math.inf, Pace(5e-324))]).steps_until(7.0, rate=1.0) == math.inf
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
@@ -59,8 +64,8 @@ def test_schedule_is_foreseen_as_it_comes(interval: str, frequency: int, shared:
         def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
             if trainer.global_step > len(self.foreseen):
                 location, *_ = find_blocks(pl_module, lambda: pl_module.net(torch.eye(2).double()))
-                pieces = itertools.islice(schedule_of(trainer, pl_module, location).pieces, 40)
-                coming = [pace.lr for count, pace in pieces for _ in range(int(min(count, 40)))]
+                stretches = itertools.islice(schedule_of(trainer, pl_module, location).stretches, 40)
+                coming = [one.pace.lr for one in stretches for _ in range(int(min(one.steps, 40)))]
                 self.foreseen.append(coming[:8])
 
     foresee = Foresee()

@@ -10,21 +10,21 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from relu_diag.callbacks.examination import Examination
-from relu_diag.callbacks.judge import MAX_ELEMENTS, TOO_MANY
 from relu_diag.functional import GrowthProposal, ShallowBlock, classify, growth_proposals
+from relu_diag.training.examination import Examination
+from relu_diag.training.judge import MAX_ELEMENTS, TOO_MANY
 
 # Copies that are tried where every trial is a dozen passes over the data.
 _CANDIDATES = 4
 _SAME = 1e-3
 
 
-class NoGrowth(Exception):
+class NoWidening(Exception):
     """There is none, and why."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class GrowthChoice:
+class WideningChoice:
     """Neurons to add, each on top of the ones before.
 
     Attributes:
@@ -54,9 +54,9 @@ class GrowthChoice:
         return block
 
 
-def choose_growth(
+def choose_widening(
     trainer: Trainer, module: LightningModule, found: Examination, count: int, embedding: str, nudge: bool
-) -> GrowthChoice:
+) -> WideningChoice:
     """The best growth, again and again, each on top of the one before; the same on every rank.
 
     Args:
@@ -71,7 +71,7 @@ def choose_growth(
         The choice, of one neuron at least.
 
     Raises:
-        NoGrowth: If nothing can be chosen.
+        NoWidening: If nothing can be chosen.
     """
     X, propose = _squared(found, nudge) if found.data else _any_loss(trainer, module, found, nudge)
     chosen: list[GrowthProposal] = []
@@ -84,11 +84,11 @@ def choose_growth(
         block = best.new_block
     chosen = trainer.strategy.broadcast(chosen)
     if not chosen:
-        raise NoGrowth("no neuron and no direction gains anything")
+        raise NoWidening("no neuron and no direction gains anything")
     block, data = chosen[-1].new_block, found.data
     with torch.no_grad():
         change = float((block(X) - found.block(X)).abs().max())
-    return GrowthChoice(chosen, classify(block, X, data.Y, data.reduction).kind if data else "undecided", change)
+    return WideningChoice(chosen, classify(block, X, data.Y, data.reduction).kind if data else "undecided", change)
 
 
 _Propose = Callable[[ShallowBlock], list[GrowthProposal]]
@@ -104,10 +104,10 @@ def _any_loss(trainer: Trainer, module: LightningModule, found: Examination, nud
     """By the loss of the module itself, at other outputs of the block.
 
     Raises:
-        NoGrowth: If that loss cannot be evaluated so.
+        NoWidening: If that loss cannot be evaluated so.
     """
     if trainer.world_size > 1:
-        raise NoGrowth(f"{found.no_forecast}, and then only a run of one process can choose")
+        raise NoWidening(f"{found.no_forecast}, and then only a run of one process can choose")
     inputs, batches, alone, elements = [], [], True, 0
     for signal, _, batch in found.look.signals(trainer, module):
         through = signal.G @ found.block.H
@@ -117,8 +117,8 @@ def _any_loss(trainer: Trainer, module: LightningModule, found: Examination, nud
             inputs.append(signal.X)
             batches.append(batch)
     if elements > MAX_ELEMENTS:
-        raise NoGrowth(TOO_MANY)
+        raise NoWidening(TOO_MANY)
     if not alone:
-        raise NoGrowth("the loss reads the hidden activations besides the output of the block")
+        raise NoWidening("the loss reads the hidden activations besides the output of the block")
     X, loss = torch.cat(inputs), partial(found.look.loss_at, module, batches)
     return X, lambda block: growth_proposals(block, X, loss, nudge=nudge, candidates=_CANDIDATES)

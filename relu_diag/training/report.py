@@ -13,10 +13,10 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from relu_diag.callbacks.judge import VERDICT_CODES
-from relu_diag.callbacks.look import targets_of
 from relu_diag.figures import TrainingHistory, function_figure, training_figure
 from relu_diag.functional import NeuronGeometry, NeuronStates, ShallowBlock, dead_sector
+from relu_diag.training.judge import VERDICT_CODES
+from relu_diag.training.look import targets_of
 
 _FIGURE_SECONDS = 30.0
 _BINS = 30

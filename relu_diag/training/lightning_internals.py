@@ -1,0 +1,91 @@
+"""The private names of Lightning that callbacks need, each behind one function: mend them here when they change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+
+def steps_logged(trainer: Trainer) -> int:
+    """The step under which a loss of the current weights is logged: batches after which an optimizer has stepped.
+
+    Args:
+        trainer: The trainer, fitting.
+
+    Returns:
+        Number of such batches so far. With one optimizer it is ``trainer.global_step``.
+    """
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def batches_done_in_epoch(trainer: Trainer) -> int:
+    """Number of batches of the current epoch that training has finished.
+
+    Args:
+        trainer: The trainer, fitting, after a batch.
+
+    Returns:
+        The number, as large as an epoch after its last batch.
+    """
+    return trainer.fit_loop.epoch_loop.batch_idx + 1
+
+
+def epochs_completed(trainer: Trainer) -> int:
+    """Number of epochs that training has completed.
+
+    Args:
+        trainer: The trainer, fitting.
+
+    Returns:
+        The number.
+    """
+    return trainer.fit_loop.epoch_progress.current.completed
+
+
+def logged_metric(trainer: Trainer, name: str, on_step: bool) -> Tensor | None:
+    """A metric as the module logs it, fresher than in ``trainer.callback_metrics``.
+
+    Args:
+        trainer: The trainer.
+        name: Name of the metric.
+        on_step: Whether to read the value of the last batch, or that of the epoch.
+
+    Returns:
+        The value, shape ``()``; None if no such metric was logged.
+    """
+    results = trainer._results
+    metrics = results.metrics(on_step)["callback"] if results is not None else {}
+    value = metrics.get(name)
+    return value if isinstance(value, Tensor) else None
+
+
+def progress_bar_texts(trainer: Trainer) -> dict[str, Any]:
+    """What the progress bar shows by name; change it in place. Only here can a text be put: `log` takes numbers.
+
+    Args:
+        trainer: The trainer.
+
+    Returns:
+        Values by name.
+    """
+    shown: dict[str, Any] = trainer._logger_connector._progress_bar_metrics
+    return shown
+
+
+def device_batches(trainer: Trainer, module: LightningModule, loader: Iterable[Any]) -> Iterator[Any]:
+    """The batches of a loader, converted and moved to the device as for a training step.
+
+    Args:
+        trainer: The trainer.
+        module: Its module.
+        loader: The loader.
+
+    Yields:
+        Batches on the module's device.
+    """
+    for batch in loader:
+        converted = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
+        yield trainer.strategy.batch_to_device(converted, dataloader_idx=0)
