@@ -46,6 +46,7 @@ class Tolerances:
         residual: Residual over the targets that is rounding.
         inside: Distance from the boundary of a cell, over the length of the weight, that counts as inside.
         program: Feasibility of a linear program, absolute, for problems scaled to 1.
+        dependent: Singular value of a least squares over the largest, below which its columns are dependent: rounding.
         step: Accuracy of a step of damped least squares: one that changes nothing any more in a few of them.
         fitted: Residual over the targets that is a fit.
         shortest: Step over the one proposed at which a line search gives up.
@@ -83,6 +84,7 @@ class Tolerances:
     residual: float = 1e-13
     inside: float = 1e-9
     program: float = 1e-10
+    dependent: float = 1e-13
     step: float = 1e-6
     fitted: float = 1e-9
     shortest: float = 1e-9
@@ -113,6 +115,15 @@ class Budgets:
         pairs: Pairs of neurons compared at once.
         cells: Activation cells of one neuron that are listed.
         gram_rows: Rows of a Gram matrix whose eigenvalues are computed.
+        combinations: Sets of cells, one a neuron, whose minima are listed.
+        saddle_neurons: Neurons whose subsets are searched for saddles.
+        cell_entries: Entries of a matrix decomposed for the minimum of a cell.
+        program_entries: Matrix entries of all linear programs together in a search for signs: about 20 s on one core.
+        smallest_program: Entries that a program counts as at least, for the cost of setting it up.
+        signs: Pairs (sample, neuron) whose signs are kept.
+        fit_entries: Entries of a matrix decomposed for the stationary point of a stratum.
+        products: Products with a Hessian in one search.
+        multiplications: Multiplications in these products.
     """
 
     chunk: int = 2**20
@@ -129,6 +140,15 @@ class Budgets:
     pairs: int = 2**22
     cells: int = 10_000
     gram_rows: int = 4096
+    combinations: int = 10_000
+    saddle_neurons: int = 12
+    cell_entries: int = 2**27
+    program_entries: int = 2_000_000
+    smallest_program: int = 1000
+    signs: int = 2**27
+    fit_entries: int = 2**21
+    products: int = 4000
+    multiplications: int = 2**33
 
 
 FLOAT64 = Tolerances(eps=torch.finfo(torch.float64).eps, kink=1e-10, derivative=1e-9)

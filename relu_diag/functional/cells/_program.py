@@ -13,17 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
-Array = NDArray[np.float64]
+from relu_diag.functional._arrays import Array
+from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+
 # Sign of each output weight, 0 for one that is zero, None for one not chosen yet.
 Signs = tuple[int | None, ...]
-
-# Matrix entries of all linear programs together before the answer is "undecided": about 20 s on one core. A program
-# counts as at least the second number, for the cost of setting it up.
-MAX_ENTRIES = 2_000_000
-_SMALLEST_PROGRAM = 1000
-# Distance to a cell's boundary below which a point is on it, for inputs of length 1 and a solution of length 1.
-_ON_BOUNDARY = 1e-9
-_TOLERANCES = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,9 +47,9 @@ class Cell:
             An allowed sign, or None.
         """
         length = float(np.linalg.norm(r))
-        if 0 in self.signs and length <= _ON_BOUNDARY * scale:
+        if 0 in self.signs and length <= FLOAT64.inside * scale:
             return 0
-        slack = np.where(self.strict, -_ON_BOUNDARY * length, _ON_BOUNDARY * length)
+        slack = np.where(self.strict, -FLOAT64.inside * length, FLOAT64.inside * length)
         for sign in self.signs:
             along = sign * self.rows @ r + slack
             if sign and np.where(self.strict, along > 0, along >= 0).all():
@@ -70,10 +64,12 @@ class AffineSpace:
     Attributes:
         point: The one of least length, shape ``(q,)``.
         directions: Orthonormal columns, shape ``(q, D)``; none where the point is the only one.
+        scale: Length of a point that is not small.
     """
 
     point: Array
     directions: Array
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,11 +102,11 @@ def find_in_cells(space: AffineSpace, cells: Sequence[Cell]) -> Found:
         signs = _signs_at(space, cells, space.point)
         return Found(False) if None in signs else Found(True, space.point, signs)
     stack: list[Signs] = [(None,) * len(cells), tuple(cell.signs[0] for cell in cells)]
-    certain, budget = True, MAX_ENTRIES
+    certain, budget = True, BUDGETS.program_entries
     while stack:
         node = stack.pop()
         size = free * sum(len(cell.rows) for cell, sign in zip(cells, node, strict=True) if sign)
-        budget -= max(size, _SMALLEST_PROGRAM)
+        budget -= max(size, BUDGETS.smallest_program)
         if budget < 0:
             return Found(None)
         point, proven = _solve(space, cells, node)
@@ -126,8 +122,7 @@ def find_in_cells(space: AffineSpace, cells: Sequence[Cell]) -> Found:
 
 
 def _signs_at(space: AffineSpace, cells: Sequence[Cell], point: Array) -> Signs:
-    scale = float(np.linalg.norm(space.point))
-    return tuple(cell.sign_of(point[cell.columns], scale) for cell in cells)
+    return tuple(cell.sign_of(point[cell.columns], space.scale) for cell in cells)
 
 
 def _settled(space: AffineSpace, cells: Sequence[Cell], signs: Signs) -> Found:
@@ -146,7 +141,7 @@ def _solve(
 
     The margin, capped at 1, counts for the strict inequalities, or for all of them.
     """
-    scale = float(np.linalg.norm(space.point)) or 1.0
+    scale = space.scale
     free = space.directions.shape[1]
     above, fixed = [np.empty((0, free + 2))], [np.empty((0, free + 1))]
     for cell, sign in zip(cells, signs, strict=True):
@@ -164,8 +159,8 @@ def _solve(
         A_eq=np.insert(A_eq[:, :-1], free, 0.0, axis=1),
         b_eq=A_eq[:, -1],
         bounds=[(None, None)] * free + [(0.0, 1.0)],
-        options=_TOLERANCES,
+        options={"primal_feasibility_tolerance": FLOAT64.program, "dual_feasibility_tolerance": FLOAT64.program},
     )
-    if outcome.status == 0 and outcome.x[-1] > _ON_BOUNDARY:
+    if outcome.status == 0 and outcome.x[-1] > FLOAT64.inside:
         return space.point + scale * space.directions @ outcome.x[:-1], True
     return None, outcome.status in {0, 2}

@@ -6,15 +6,11 @@ import math
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from relu_diag.functional._arrays import Array
 from relu_diag.functional.block import BlockSignal
-
-Array = NDArray[np.float64]
-
-MAX_CELLS = 10_000
-COLLINEAR = 1e-10
+from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
 
 def cell_directions(X: Tensor) -> Tensor:
@@ -43,12 +39,12 @@ def cell_directions(X: Tensor) -> Tensor:
     if not len(lines):
         return torch.eye(X.shape[1], dtype=torch.float64)[:1]
     _, singular, rows = np.linalg.svd(lines, full_matrices=False)
-    rows = rows[singular > COLLINEAR * singular[0]]
+    rows = rows[singular > FLOAT64.same_line * singular[0]]
     count = 2 * sum(math.comb(len(lines) - 1, j) for j in range(len(rows)))
-    if count > MAX_CELLS:
+    if count > BUDGETS.cells:
         raise ValueError(
             f"`X` can have {count} cells: {len(lines)} distinct samples in {len(rows)} dimensions; "
-            f"at most {MAX_CELLS} are listed. Pass fewer samples."
+            f"at most {BUDGETS.cells} are listed. Pass fewer samples."
         )
     return torch.as_tensor(_inside_cells(lines @ rows.T) @ rows)
 
@@ -57,7 +53,7 @@ def _distinct(units: Array) -> Array:
     """One of every set of collinear rows."""
     kept: list[Array] = []
     for unit in units:
-        if all(np.linalg.norm(unit - (unit @ other) * other) > COLLINEAR for other in kept):
+        if all(np.linalg.norm(unit - (unit @ other) * other) > FLOAT64.same_line for other in kept):
             kept.append(unit)
     return np.array(kept).reshape(-1, units.shape[1])
 

@@ -8,31 +8,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from relu_diag.functional._arrays import Array, unit_rows
 from relu_diag.functional.block import Reduction, ShallowBlock
-from relu_diag.functional.cells._fit import (
-    Array,
-    CellFit,
-    CellProblem,
-    Mask,
-    Part,
-    cell_problem,
-    fit_parts,
-    least_solution,
-    parts_of,
-)
-from relu_diag.functional.cells._network import network_at, weights_at
+from relu_diag.functional.cells._cell import CellFit, cell_problem, fit_cell
 from relu_diag.functional.cells._program import Found, find_in_cells
-from relu_diag.functional.cells.arrangement import COLLINEAR, cell_directions
-
-MAX_COMBINATIONS = 10_000
-# Slope, against the size of data and targets, below which the loss does not rise.
-_FLAT = 1e-10
+from relu_diag.functional.cells.arrangement import cell_directions
+from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,13 +77,13 @@ def cell_minimum(block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reduction
         Minimum.
 
     Example:
+        >>> import torch
         >>> block = ShallowBlock(W=torch.tensor([[1.0, 1.0]]), H=torch.tensor([[1.0]]))
         >>> print(cell_minimum(block, X=torch.eye(2), Y=torch.tensor([[1.0], [-1.0]])))
         cell minimum: loss 0, unique, not genuine
     """
-    problem = cell_problem(block, X, Y, reduction)
-    fit = fit_parts(problem, parts_of(problem, range(len(problem.W))))
-    return minimum_at(block, problem, fit, find_in_cells(fit.space, fit.cells()))
+    fit = fit_cell(cell_problem(block, X, Y, reduction), range(len(block.W)))
+    return _minimum(fit, find_in_cells(fit.space, fit.cells()))
 
 
 def boundary_minimum(
@@ -125,6 +111,7 @@ def boundary_minimum(
         ValueError: If there is no such neuron or sample, or ``x_n = 0``.
 
     Example:
+        >>> import torch
         >>> block = ShallowBlock(W=torch.tensor([[1.0, 1.0]]), H=torch.tensor([[1.0]]))
         >>> X = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
         >>> print(boundary_minimum(block, X, Y=torch.tensor([[1.0], [-2.0], [3.0]]), boundary=(0, 1)))
@@ -132,36 +119,31 @@ def boundary_minimum(
     """
     problem = cell_problem(block, X, Y, reduction)
     neuron, sample = boundary
-    (neurons, _), samples = problem.W.shape, len(problem.X)
+    neurons = len(block.W)
+    samples = len(X)
     if not (0 <= neuron < neurons and 0 <= sample < samples) or not problem.X[sample].any():
         raise ValueError(
             f"`boundary` must be a neuron below {neurons} and a sample below {samples} whose input is not zero; "
             f"got {boundary}."
         )
-    normal = problem.unit[sample]
-    touching = np.linalg.norm(problem.unit - np.outer(problem.unit @ normal, normal), axis=1) <= COLLINEAR
-    parts = parts_of(problem, (i for i in range(neurons) if i != neuron))
-    rows = problem.rows(neuron, ~touching)
-    basis = np.linalg.svd(normal[None])[2][1:].T
-    effect = np.where(touching, 0.0, problem.sigma[:, neuron])[:, None] * (problem.X @ basis)
-    face = Part((neuron,), basis, effect, rows, np.ones(len(rows), dtype=bool), (1,))
-    fit = fit_parts(problem, [*parts, face])
-    sign = _rising_sign(problem, fit.residual, neuron, touching, normal)
-    if sign == 0:
-        return minimum_at(block, problem, fit, Found(False))
-    fit = replace(fit, parts=[*parts, replace(face, signs=(sign,))])
-    return minimum_at(block, problem, fit, find_in_cells(fit.space, fit.cells()))
+    unit = unit_rows(problem.X)
+    touching = np.linalg.norm(unit - np.outer(unit @ unit[sample], unit[sample]), axis=1) <= FLOAT64.same_line
+    fit = fit_cell(problem.on_face(neuron, touching), range(neurons))
+    sign = _rising_sign(fit, neuron, unit[sample])
+    return _minimum(fit, find_in_cells(fit.space, fit.cells((neuron, sign))) if sign else Found(False))
 
 
-def _rising_sign(problem: CellProblem, residual: Array, neuron: int, touching: Mask, normal: Array) -> int:
+def _rising_sign(fit: CellFit, neuron: int, normal: Array) -> int:
     """The sign of ``h_m`` with which the loss rises to both sides of the face, 0 for none."""
-    along = problem.X @ normal
-    rest = float((residual * problem.sigma[:, neuron] * along)[~touching].sum())
-    t, e = along[touching], residual[touching]
-    s_minus, s_plus = problem.slopes
-    up = rest + float((e * t * np.where(t > 0, s_plus, s_minus)).sum())
-    down = rest + float((e * t * np.where(t > 0, s_minus, s_plus)).sum())
-    floor = _FLAT * float(np.linalg.norm(problem.y) * np.linalg.norm(along))
+    along = fit.problem.X @ normal
+    rest = float((fit.residual * fit.problem.slope[:, neuron]) @ along)
+    touching = fit.problem.sign[:, neuron] == 0
+    t = along[touching]
+    e = fit.residual[touching]
+    s_minus, s_plus = fit.problem.block.slopes
+    up = rest + float(e @ (t * np.where(t > 0, s_plus, s_minus)))
+    down = rest + float(e @ (t * np.where(t > 0, s_minus, s_plus)))
+    floor = FLOAT64.flat * fit.problem.term.size * float(np.linalg.norm(along))
     return next((sign for sign in (1, -1) if sign * up > floor and sign * down < -floor), 0)
 
 
@@ -184,15 +166,16 @@ def all_cell_minima(
         ValueError: If there are more than 10,000 of them.
 
     Example:
+        >>> import torch
         >>> [minimum.loss for minimum in all_cell_minima(torch.eye(2), torch.ones(2, 1))]
         [0.0, 0.5, 0.5, 1.0]
     """
     W = cell_directions(X).to(X)
     count = math.comb(len(W) + width - 1, width)
-    if count > MAX_COMBINATIONS:
+    if count > BUDGETS.combinations:
         raise ValueError(
-            f"`width` {width} and {len(W)} cells make {count} combinations; at most {MAX_COMBINATIONS} are searched. "
-            "Pass fewer samples or neurons."
+            f"`width` {width} and {len(W)} cells make {count} combinations; at most {BUDGETS.combinations} are "
+            "searched. Pass fewer samples or neurons."
         )
     H = X.new_ones(1, width)
     chosen = itertools.combinations_with_replacement(range(len(W)), width)
@@ -200,23 +183,13 @@ def all_cell_minima(
     return sorted(minima, key=lambda minimum: minimum.loss)
 
 
-def minimum_at(block: ShallowBlock, problem: CellProblem, fit: CellFit, found: Found) -> CellMinimum:
-    """The fit and the search, told in the caller's terms.
-
-    Args:
-        block: The network.
-        problem: Its problem.
-        fit: The fit.
-        found: The search.
-
-    Returns:
-        Minimum.
-    """
+def _minimum(fit: CellFit, found: Found) -> CellMinimum:
+    """The fit and the search in the caller's terms."""
     return CellMinimum(
         loss=fit.loss,
-        R=torch.as_tensor(least_solution(problem, fit)).to(block.W),
-        unique=fit.space.directions.shape[1] == 0 and len(fit.parts) == len(problem.W),
+        R=fit.R,
+        unique=fit.unique,
         genuine=found.exists,
-        block=network_at(block, weights_at(problem, fit, found), found) if found.exists else None,
-        pattern=torch.as_tensor(problem.pattern, device=block.W.device),
+        block=fit.weights(found).as_block(fit.problem.block) if found.exists else None,
+        pattern=fit.problem.pattern,
     )

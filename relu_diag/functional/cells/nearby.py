@@ -9,18 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relu_diag.functional._arrays import Array
+from relu_diag.functional._arrays import Array, Index, Mask
 from relu_diag.functional.block import Reduction, ShallowBlock
-from relu_diag.functional.cells._stratum import MAX_SIGNS, Index, Mask, Stratum, Weights, stratum_at
-from relu_diag.functional.cells._stratum_fit import relative_gradient, settle
+from relu_diag.functional.cells._fit import HalfSquares
+from relu_diag.functional.cells._solver import relative_gradient, settle
+from relu_diag.functional.cells._stratum import Stratum, Weights, signs, stratum_of, weights_of
 from relu_diag.functional.local import neuron_states
 from relu_diag.functional.problem import squared_problem
-from relu_diag.functional.tolerances import derivative_tolerance, kink_tolerance, training_kink_tolerance
+from relu_diag.functional.tolerances import (
+    BUDGETS,
+    FLOAT64,
+    derivative_tolerance,
+    kink_tolerance,
+    training_kink_tolerance,
+)
 from relu_diag.functional.verdict import Verdict, classify, is_zero
 
-# Derivatives relative to their scale, and amplitudes relative to what they were, that count as zero.
-_ZERO = 1e-9
-_ROUNDING = 1e-13
 _NOWHERE = "no stationary point with these signs"
 _LETS_GO = f"{_NOWHERE}: the loss falls where samples leave their kinks"
 _ROUNDED = "stationary up to rounding only: of the residual nothing else is left"
@@ -111,7 +115,7 @@ def nearby_stationary_point(
         return NearbyStationaryPoint(block, here.loss, 0.0, 0.0, True, here, "", nobody, 0, 0.0)
     X, Y = problem.signal.X, Y.detach().double()
     tol = training_kink_tolerance(*X.shape) if kink_tol is None else kink_tolerance(kink_tol, block.W.dtype)
-    search = _Search(problem.block, _array(X), _array(Y), tol)
+    search = _Search(problem.block, _array(X), HalfSquares(_array(Y)), tol)
     states = neuron_states(problem.block, X, Y, small=small)
     small_living = np.flatnonzero(_array(states.small_living))
     found = search.with_idle(search.among(np.flatnonzero(_array(~states.dead & ~states.small_living))), small_living)
@@ -121,9 +125,9 @@ def nearby_stationary_point(
     verdict = _verdict(classify(point, X, Y, reduction), found)
     gap = (problem.outputs - there.outputs) * (problem.signal.G + there.signal.G)
     return NearbyStationaryPoint(
-        block=_cast(point, block.W),
+        block=point.cast(block.W.dtype),
         loss=float(there.loss),
-        distance=float(np.linalg.norm(_weights(point).flat - _weights(problem.block).flat)),
+        distance=float(np.linalg.norm(weights_of(point).flat - weights_of(problem.block).flat)),
         loss_gap=problem.factor / 2 * float(gap.sum()),
         genuine=not found.reason,
         verdict=verdict,
@@ -161,32 +165,32 @@ class _Search:
     Attributes:
         block: The network.
         X: Inputs, shape ``(N, d)``.
-        Y: Targets, shape ``(N, J)``.
+        term: Half the squared error of the outputs.
         tol: Distance within which a sample is put on the kink.
     """
 
     block: ShallowBlock
     X: Array
-    Y: Array
+    term: HalfSquares
     tol: float
 
     def among(self, neurons: Index) -> _Found:
         """The stationary point of the stratum of some neurons, the others being silent."""
         start = self._some(neurons)
-        if len(self.X) * len(neurons) > MAX_SIGNS:
+        if len(self.X) * len(neurons) > BUDGETS.signs:
             reason = f"the signs of {len(neurons)} neurons on {len(self.X)} samples are too many to keep"
             return _Found(neurons, start, 0, reason, neurons)
         stratum = self._stratum(start)
-        at = settle(stratum, start)
-        reason, broken = _missing(stratum, start, at)
-        return _Found(neurons, at, stratum.kink_count, reason, neurons[broken])
+        at = settle(stratum, self.term, start)
+        reason, broken = _missing(stratum, self.term, start, at)
+        return _Found(neurons, at, int(stratum.on_kink.sum()), reason, neurons[broken])
 
     def with_idle(self, found: _Found, small_living: Index) -> _Found:
         """The same with the small living neurons that nothing pulls there, which then need not be zero."""
         candidates = small_living[_array(self.block.W).any(axis=1)[small_living]]
-        if found.reason or not len(candidates) or len(self.X) * len(candidates) > MAX_SIGNS:
+        if found.reason or not len(candidates) or len(self.X) * len(candidates) > BUDGETS.signs:
             return found
-        residual = self._stratum(self._some(found.neurons)).residual(found.at)
+        residual = self.term.gradient(self._stratum(self._some(found.neurons)).outputs(found.at))
         idle = candidates[self._at_rest(self._some(candidates), residual)]
         kept = self.among(np.sort(np.concatenate([found.neurons, idle]))) if len(idle) else found
         return found if kept.reason else kept
@@ -194,30 +198,30 @@ class _Search:
     def _at_rest(self, some: Weights, residual: Array) -> Mask:
         """Which of some neurons feel nothing off their kinks, and on their kinks no descent to either side."""
         s_minus, s_plus = self.block.slopes
-        error, target, length = (np.linalg.norm(value, axis=1) for value in (residual, self.Y, self.X))
-        silence = max(abs(s_minus), abs(s_plus)) * float((_ZERO * error + _ROUNDING * target) @ length)
+        error, target, length = (np.linalg.norm(value, axis=1) for value in (residual, self.term.Y, self.X))
+        silence = max(abs(s_minus), abs(s_plus)) * float((FLOAT64.settled * error + FLOAT64.residual * target) @ length)
         stratum, c = self._stratum(some), residual @ some.H
         rise = np.minimum(s_plus * c, -s_minus * c) * length[:, None]
         kinks_hold = (rise >= -silence * np.linalg.norm(some.H, axis=0)) | (stratum.sign != 0)
-        return np.asarray((stratum.pull(residual) <= silence) & kinks_hold.all(axis=0))
+        pull = np.max([np.linalg.norm(stratum.gradient(column[:, None]), axis=1) for column in residual.T], axis=0)
+        return np.asarray((pull <= silence) & kinks_hold.all(axis=0))
 
     def _some(self, neurons: Index) -> Weights:
-        everything = _weights(self.block)
-        return replace(everything, W=everything.W[neurons], H=everything.H[:, neurons])
+        return weights_of(self.block).only(neurons)
 
     def _stratum(self, start: Weights) -> Stratum:
-        return stratum_at((self.X, self.Y), start, self.block.slopes, self.tol, self.block.output_bias is not None)
+        sign = signs(self.X, start.W, self.tol)
+        return stratum_of(self.X, sign, self.block.slopes, self.block.output_bias is not None)
 
 
-def _missing(stratum: Stratum, start: Weights, at: Weights) -> tuple[str, Index]:
+def _missing(stratum: Stratum, term: HalfSquares, start: Weights, at: Weights) -> tuple[str, Index]:
     """What keeps weights from being a stationary point of their stratum, and which neurons are to blame."""
-    before, after = (np.linalg.norm(w.W, axis=1) * np.linalg.norm(w.H, axis=0) for w in (start, at))
-    vanishing = (before > 0) & (after <= _ZERO * before)
+    vanishing = (start.amplitude > 0) & (at.amplitude <= FLOAT64.settled * start.amplitude)
     if vanishing.any():
         return f"{_NOWHERE} nearby: {int(vanishing.sum())} neurons would vanish", np.flatnonzero(vanishing)
-    slope = relative_gradient(stratum, at, start)
-    if slope > _ZERO:
-        return f"{_NOWHERE} found: relative gradient {slope:.2g} where the search ended", np.arange(len(before))
+    slope = relative_gradient(stratum, term, at, start)
+    if slope > FLOAT64.settled:
+        return f"{_NOWHERE} found: relative gradient {slope:.2g} where the search ended", np.arange(len(vanishing))
     crossing = ~stratum.holds(at.W).all(axis=0)
     if crossing.any():
         turning = f"{int(crossing.sum())} neurons would turn across the kink of a sample"
@@ -235,20 +239,10 @@ def _verdict(verdict: Verdict, found: _Found) -> Verdict:
 
 def _moved(block: ShallowBlock, found: _Found, zeroed: Tensor) -> ShallowBlock:
     """The whole network, with the neurons of the stratum where the search ended."""
-    W, H, moved = block.W.clone(), block.H.clone(), torch.as_tensor(found.neurons, device=zeroed.device)
-    W[zeroed], H[:, zeroed] = 0.0, 0.0
-    W[moved], H[:, moved] = W.new_tensor(found.at.W), H.new_tensor(found.at.H)
-    return ShallowBlock(W, H, block.slopes, None if block.output_bias is None else W.new_tensor(found.at.b))
-
-
-def _weights(block: ShallowBlock) -> Weights:
-    bias = np.zeros(len(block.H)) if block.output_bias is None else _array(block.output_bias)
-    return Weights(_array(block.W), _array(block.H), bias)
-
-
-def _cast(block: ShallowBlock, like: Tensor) -> ShallowBlock:
-    bias = None if block.output_bias is None else block.output_bias.to(like)
-    return ShallowBlock(block.W.to(like), block.H.to(like), block.slopes, bias)
+    start = weights_of(block)
+    away = zeroed.cpu().numpy()
+    start.W[away], start.H[:, away] = 0.0, 0.0
+    return start.replaced(found.neurons, found.at).as_block(block)
 
 
 def _array(value: Tensor) -> Any:

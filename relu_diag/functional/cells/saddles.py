@@ -10,21 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from relu_diag.functional._arrays import Array
 from relu_diag.functional.block import Reduction, ShallowBlock
-from relu_diag.functional.cells._fit import (
-    Array,
-    CellProblem,
-    cell_problem,
-    fit_parts,
-    least_solution,
-    parts_of,
-)
-from relu_diag.functional.cells._network import network_at, weights_at
+from relu_diag.functional.cells._cell import CellFit, CellProblem, cell_problem, fit_cell
 from relu_diag.functional.cells._program import AffineSpace, Cell, Found, find_in_cells
-
-MAX_NEURONS = 12
-# Gradient, against the size of data and targets, that counts as zero.
-_FLAT = 1e-10
+from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,44 +64,50 @@ def cell_saddles(block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reduction
         cell saddle: loss 1, dL/dR = 0 for neurons [], not genuine
     """
     problem = cell_problem(block, X, Y, reduction)
-    width = len(problem.W)
-    if width > MAX_NEURONS:
+    width = len(block.W)
+    if width > BUDGETS.saddle_neurons:
         raise ValueError(
-            f"`block` has {width} neurons, so 2^{width} sets of them; at most 2^{MAX_NEURONS} are searched. "
+            f"`block` has {width} neurons, so 2^{width} sets of them; at most 2^{BUDGETS.saddle_neurons} are searched. "
             "Merge effective neurons, or look at `cell_minimum` alone."
         )
     sets = (neurons for size in range(width) for neurons in itertools.combinations(range(width), size))
-    found = [saddle for neurons in sets if (saddle := _saddle(block, problem, neurons)) is not None]
+    found = [saddle for neurons in sets if (saddle := _saddle(problem, neurons)) is not None]
     return sorted(found, key=lambda saddle: saddle.loss)
 
 
-def _saddle(block: ShallowBlock, problem: CellProblem, neurons: Sequence[int]) -> CellSaddle | None:
-    fit = fit_parts(problem, parts_of(problem, neurons))
-    rest = [i for i in range(len(problem.W)) if i not in neurons]
-    gradient = (problem.sigma[:, rest] * fit.residual[:, None]).T @ problem.X
-    floor = _FLAT * np.linalg.norm(problem.y) * np.linalg.norm(problem.X)
+def _saddle(problem: CellProblem, neurons: Sequence[int]) -> CellSaddle | None:
+    """The saddles with ``dL/dR_i = 0`` for these neurons, None where it is also zero for another one."""
+    fit = fit_cell(problem, neurons)
+    rest = [i for i in range(len(problem.at.W)) if i not in neurons]
+    gradient = (problem.slope[:, rest] * fit.residual[:, None]).T @ problem.X
+    floor = FLOAT64.flat * problem.term.size * np.linalg.norm(problem.X)
     if (np.linalg.norm(gradient, axis=1) <= floor).any():
         return None
     found = find_in_cells(fit.space, fit.cells())
-    held = {i: _on_hyperplane(problem, i, g) for i, g in zip(rest, gradient, strict=True)}
-    exists = {found.exists, *(point.exists for point in held.values())}
+    held = [_on_hyperplane(problem, i, g) for i, g in zip(rest, gradient, strict=True)]
+    exists = {found.exists, *(point.exists for point in held)}
     genuine = False if False in exists else None if None in exists else True
-    W, h = weights_at(problem, fit, found)
-    for i, point in held.items():
-        h[i] = 0.0
-        W[i] = W[i] if point.point is None else point.point
     return CellSaddle(
-        neurons=torch.tensor(neurons, dtype=torch.long, device=block.W.device),
+        neurons=torch.tensor(neurons, dtype=torch.long, device=problem.block.W.device),
         loss=fit.loss,
-        R=torch.as_tensor(least_solution(problem, fit)).to(block.W),
+        R=fit.R,
         genuine=genuine,
-        block=network_at(block, (W, h), found) if genuine else None,
+        block=_network(fit, found, rest, held) if genuine else None,
     )
+
+
+def _network(fit: CellFit, found: Found, rest: Sequence[int], held: Sequence[Found]) -> ShallowBlock:
+    """The network at the solution, the other neurons on their hyperplanes with ``h_i = 0``."""
+    there = fit.weights(found)
+    for i, point in zip(rest, held, strict=True):
+        there.H[0, i] = 0.0
+        there.W[i] = point.point
+    return there.as_block(fit.problem.block)
 
 
 def _on_hyperplane(problem: CellProblem, neuron: int, gradient: Array) -> Found:
     """An input weight inside the neuron's open cell and orthogonal to the gradient."""
-    rows = problem.rows(neuron, np.ones(len(problem.X), dtype=bool))
+    rows = problem.rows(neuron)
     cell = Cell(rows, np.ones(len(rows), dtype=bool), slice(0, len(gradient)), signs=(1,))
     orthogonal = np.linalg.svd(gradient[None])[2][1:].T
     return find_in_cells(AffineSpace(np.zeros_like(gradient), orthogonal), [cell])

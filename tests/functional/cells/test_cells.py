@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -194,7 +195,7 @@ def test_permutations_scales_and_signs_change_nothing(seed: int) -> None:
 
 
 def test_a_search_without_budget_is_undecided(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cell_program, "MAX_ENTRIES", 0)
+    monkeypatch.setattr(cell_program, "BUDGETS", replace(cell_program.BUDGETS, program_entries=0))
     found = F.cell_minimum(neuron((1, -1), 1.0), AXES, column(1.0, 1.0))
     assert (found.genuine, found.block) == (None, None)
     assert_close(found.loss, 0.5)

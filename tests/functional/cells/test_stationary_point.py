@@ -13,9 +13,9 @@ from torch.testing import assert_close
 from relu_diag import ShallowBlock
 from relu_diag import functional as F
 from relu_diag.functional.block import rho
-from relu_diag.functional.cells import _stratum_fit as stratum_fit
+from relu_diag.functional.cells import _solver
 from relu_diag.functional.cells import nearby as stationary_point
-from relu_diag.functional.tolerances import training_kink_tolerance
+from relu_diag.functional.tolerances import BUDGETS, training_kink_tolerance
 
 # What the point is
 
@@ -176,11 +176,11 @@ def test_kink_that_lets_go_is_said_with_a_descent() -> None:
 
 def test_search_says_when_its_budget_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
     block, X, Y, reduction = iterate("two_outputs", 1e-2, 2000)
-    monkeypatch.setattr(stratum_fit, "MAX_PRODUCTS", 2)
+    monkeypatch.setattr(_solver, "BUDGETS", replace(BUDGETS, products=2))
     near = F.nearby_stationary_point(block, X, Y, reduction)
     assert (near.genuine, near.verdict.kind) == (False, "undecided")
     assert "no stationary point with these signs found: relative gradient" in near.reason
-    monkeypatch.setattr(stationary_point, "MAX_SIGNS", 10)
+    monkeypatch.setattr(stationary_point, "BUDGETS", replace(BUDGETS, signs=10))
     near = F.nearby_stationary_point(block, X, Y, reduction)
     assert (near.genuine, near.verdict.kind) == (False, "undecided")
     assert near.reason == "the signs of 29 neurons on 4 samples are too many to keep"
@@ -190,7 +190,7 @@ def test_search_says_when_its_budget_is_spent(monkeypatch: pytest.MonkeyPatch) -
 def test_one_output_without_a_matrix_finds_the_same_point(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     block, X, Y, reduction = iterate("five_points", 2e-2, step)
     direct = F.nearby_stationary_point(block, X, Y, reduction)
-    monkeypatch.setattr(stratum_fit, "MAX_FIT_ENTRIES", 0)
+    monkeypatch.setattr(_solver, "BUDGETS", replace(BUDGETS, fit_entries=0))
     stepwise = F.nearby_stationary_point(block, X, Y, reduction)
     assert (stepwise.genuine, stepwise.verdict.kind) == (True, direct.verdict.kind)
     assert_close(stepwise.loss, direct.loss)

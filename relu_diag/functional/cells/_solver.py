@@ -1,0 +1,154 @@
+"""Stationary points inside a stratum, where the outputs are smooth: near given weights, whatever their index."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator, lsmr
+
+from relu_diag.functional._arrays import Array
+from relu_diag.functional.cells._fit import HalfSquares, coordinates, split
+from relu_diag.functional.cells._stratum import Stratum, Weights
+from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+
+# Levenberg-Marquardt: damping at the start and at most; how it falls after a good step and rises after a bad one.
+_DAMPING = 1e-2
+_LEAST_DAMPING = 1e-8
+_MOST_DAMPING = 1e8
+_FALL = 1 / 8
+_RISE = 4
+# Share of the promised gain from which a step is taken, and from which it is a good one.
+_TAKEN = 1e-4
+_GOOD = 0.75
+
+
+def settle(stratum: Stratum, term: HalfSquares, start: Weights) -> Weights:
+    """The stationary point of the stratum's own outputs near given weights.
+
+    With one output the least squares in ``R_i = h_i w_i``, with several a solution of "gradient = 0". Neither descends
+    along the loss: beside a saddle they find the saddle. The point is on the kinks of the stratum; whether it has the
+    other signs is not looked at.
+    """
+    start = replace(start, W=stratum.project(start.W))
+    variables = sum(pattern.free.shape[1] for pattern in stratum.patterns) + stratum.biased
+    if not variables:
+        return start
+    if len(start.b) == 1 and variables * len(stratum.X) <= BUDGETS.fit_entries:
+        return _nearest_least_squares(stratum, term, start)
+    return _levenberg_marquardt(stratum, term, start)
+
+
+def relative_gradient(stratum: Stratum, term: HalfSquares, at: Weights, start: Weights) -> float:
+    """The gradient over ``s ||weights|| sum_k ||e_k|| ||x_k||``, plus ``sum_k ||e_k||`` with an output bias.
+
+    It is 0 where the term is: against the targets, and against the outputs of ``start``.
+    """
+    line = _linearise(stratum, term, at)
+    large = max(term.size, float(np.linalg.norm(term.gradient(stratum.outputs(start)))))
+    if np.linalg.norm(line.residual) <= FLOAT64.fitted * large:
+        return 0.0
+    error = np.linalg.norm(line.residual, axis=1)
+    steepest = float(np.abs(stratum.slope).max(initial=0.0))
+    scale = steepest * float(np.linalg.norm(at.flat) * (error @ np.linalg.norm(stratum.X, axis=1)))
+    scale += stratum.biased * float(error.sum())
+    return line.size / scale if scale > 0 else 0.0
+
+
+def _nearest_least_squares(stratum: Stratum, term: HalfSquares, start: Weights) -> Weights:
+    """The least-squares ``R`` nearest to the present one, and the neurons that compute it.
+
+    Moving ``R_i`` by ``delta`` moves the weights of a balanced neuron by about ``||delta|| / sqrt(||R_i||)``: in that
+    metric neurons of one pattern share a change in proportion to ``||R_i||``, and tiny ones keep their direction.
+    """
+    h = start.H[0]
+    R = h[:, None] * start.W
+    place = coordinates(stratum, np.linalg.norm(R, axis=1))
+    change = place.shortest(-term.gradient(stratum.outputs(start))[:, 0])
+    balance = np.linalg.norm(start.W, axis=1) ** 2 - h**2
+    R = stratum.project(R + place.R(change))
+    return split(R, np.copysign(1.0, h), balance, start, start.b + place.bias(change))
+
+
+def _levenberg_marquardt(stratum: Stratum, term: HalfSquares, start: Weights) -> Weights:
+    """Damped Newton steps on "gradient = 0", each the least change of the weights; only Hessian products are needed."""
+    at = start
+    damping = _DAMPING
+    here = _linearise(stratum, term, at)
+    each = 4 * stratum.slope.size * (stratum.X.shape[1] + len(at.b)) or 1
+    left = min(BUDGETS.products, BUDGETS.multiplications // each)
+    scale = float(np.linalg.norm(stratum.X) * np.linalg.norm(at.flat)) + stratum.biased * math.sqrt(len(stratum.X))
+    scale *= term.size + float(np.linalg.norm(here.residual))
+    while here.size > FLOAT64.cancelled * scale and left > 0 and damping < _MOST_DAMPING:
+        step, products = here.damped_step(damping * here.size / scale, left)
+        left -= products
+        there = _linearise(stratum, term, at.like(at.flat + step))
+        promised = here.size**2 - float(np.linalg.norm(here.gradient + here.product(step))) ** 2
+        gained = here.size**2 - there.size**2
+        if not gained > _TAKEN * promised:
+            damping *= _RISE
+            continue
+        if gained > _GOOD * promised:
+            damping = max(damping * _FALL, _LEAST_DAMPING)
+        at = there.at
+        here = there
+    return replace(at, W=stratum.project(at.W))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Linearisation:
+    """A term of the outputs to second order at some weights.
+
+    Attributes:
+        stratum: The stratum.
+        term: The term.
+        at: The weights.
+        A: Activations, shape ``(N, M)``.
+        outputs: Outputs, shape ``(N, J)``.
+        residual: Gradient of the term at the outputs, shape ``(N, J)``.
+        gradient: Its gradient inside the stratum, flat.
+    """
+
+    stratum: Stratum
+    term: HalfSquares
+    at: Weights
+    A: Array
+    outputs: Array
+    residual: Array
+    gradient: Array
+
+    @property
+    def size(self) -> float:
+        return float(np.linalg.norm(self.gradient))
+
+    def product(self, flat: Array) -> Array:
+        """The Hessian inside the stratum times a direction."""
+        stratum = self.stratum
+        at = self.at
+        along = at.like(flat)
+        dA = stratum.activations(stratum.project(along.W))
+        dE = self.term.curvature(self.outputs, self.A @ along.H.T + dA @ at.H.T + along.b * stratum.biased)
+        dW = stratum.gradient(dE @ at.H + self.residual @ along.H)
+        return Weights(dW, dE.T @ self.A + self.residual.T @ dA, dE.sum(0) * stratum.biased).flat
+
+    def damped_step(self, damping: float, most: int) -> tuple[Array, int]:
+        """The minimum of ``||gradient + Hessian step||^2 + damping^2 curvature^2 ||step||^2``, and products spent."""
+        size = len(self.gradient)
+        operator = LinearOperator((size, size), matvec=self.product, rmatvec=self.product, dtype=np.float64)
+        curvature = float(np.linalg.norm(self.product(self.gradient))) / self.size
+        damp = math.sqrt(damping) * curvature
+        most_iterations = max(1, most // 2)
+        step, _, iterations, *_ = lsmr(
+            operator, -self.gradient, damp, FLOAT64.step, FLOAT64.step, maxiter=most_iterations
+        )
+        return step, 2 * iterations
+
+
+def _linearise(stratum: Stratum, term: HalfSquares, at: Weights) -> _Linearisation:
+    A = stratum.activations(at.W)
+    outputs = A @ at.H.T + at.b
+    residual = term.gradient(outputs)
+    dW = stratum.gradient(residual @ at.H)
+    gradient = Weights(dW, residual.T @ A, residual.sum(0) * stratum.biased).flat
+    return _Linearisation(stratum, term, at, A, outputs, residual, gradient)
