@@ -114,6 +114,9 @@ class Budgets:
         ascents: Steps of the search for a loud direction, which is over where one is found.
         pairs: Pairs of neurons compared at once.
         cells: Activation cells of one neuron that are listed.
+        nodes: Nodes of an integral in a piece: a CPU wants them in its cache.
+        nodes_on_gpu: The same on a GPU, which wants few launches.
+        grid_numbers: Numbers in a tensor grid of nodes.
         gram_rows: Rows of a Gram matrix whose eigenvalues are computed.
         combinations: Sets of cells, one a neuron, whose minima are listed.
         saddle_neurons: Neurons whose subsets are searched for saddles.
@@ -139,6 +142,9 @@ class Budgets:
     ascents: int = 4
     pairs: int = 2**22
     cells: int = 10_000
+    nodes: int = 2**16
+    nodes_on_gpu: int = 2**23
+    grid_numbers: int = 2**27
     gram_rows: int = 4096
     combinations: int = 10_000
     saddle_neurons: int = 12

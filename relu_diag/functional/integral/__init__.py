@@ -3,9 +3,9 @@
 Never a data set: sums over samples are the business of the other rooms.
 """
 
-from relu_diag.functional.integral._pieces import Function1d, evaluate
 from relu_diag.functional.integral.affine import AffineProblem, affine_coefficients, invariant, leaky_as_relu
 from relu_diag.functional.integral.affine_verdict import classify_affine
+from relu_diag.functional.integral.function import Function1d, evaluate
 from relu_diag.functional.integral.generalised_gradient import (
     Strictness,
     generalised_gradient,
@@ -15,6 +15,7 @@ from relu_diag.functional.integral.generalised_gradient import (
 from relu_diag.functional.integral.interval import (
     Interval,
     IntervalTarget,
+    Pieces,
     check_interval,
     interval_l2_loss,
     network_pieces,
@@ -48,6 +49,7 @@ __all__ = [
     "Interval",
     "IntervalTarget",
     "NeuronTypes",
+    "Pieces",
     "Strictness",
     "affine_coefficients",
     "as_domain",

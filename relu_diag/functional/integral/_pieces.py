@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -11,12 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# What it returns is checked when it is called; configs name such functions, and their parser would build a Tensor.
-Function1d = Callable[[Tensor], Any]
-
-# Numbers in a chunk of nodes: a CPU wants them in its cache, a GPU wants few launches.
-_CHUNK = {"cpu": 2**16}
-_GPU_CHUNK = 2**23
+from relu_diag.functional.integral.function import Function1d, evaluate
+from relu_diag.functional.tolerances import BUDGETS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,39 +53,6 @@ def integrate_pieces(edges: Tensor, value: Tensor, slope: Tensor, rule: PieceRul
     return out
 
 
-def evaluate(name: str, function: Function1d, x: Tensor) -> Tensor:
-    """A vectorised function at the nodes, checked: a finite number for each.
-
-    On a GPU the values are not read, because that would make the host wait; there a NaN shows in the loss.
-
-    Args:
-        name: What the function is, for the message.
-        function: The function.
-        x: Nodes, float64, shape ``(n,)``.
-
-    Returns:
-        Values, float64, shape ``(n,)``.
-
-    Raises:
-        TypeError: If it returns no tensor.
-        ValueError: If the shape is another, or a value is not finite.
-    """
-    values = function(x)
-    if not isinstance(values, Tensor):
-        raise TypeError(
-            f"`{name}` must return a torch.Tensor; got {type(values).__name__}. Build it from torch functions."
-        )
-    if values.shape != x.shape:
-        raise ValueError(
-            f"`{name}` must return one number per node, shape {tuple(x.shape)}; got {tuple(values.shape)}. "
-            "It is called on a vector of nodes and has to be vectorised."
-        )
-    if x.device.type == "cpu" and not bool(torch.isfinite(values).all()):
-        where = float(x[~torch.isfinite(values)][0])
-        raise ValueError(f"`{name}` is not finite at x = {where:.6g}; integrate where it is defined.")
-    return values.to(x)
-
-
 class _SquaredError(torch.autograd.Function):
     """The loss and its moments; derivatives are made of the moments, which can be differentiated once more."""
 
@@ -97,7 +60,8 @@ class _SquaredError(torch.autograd.Function):
 
     @staticmethod
     def forward(edges: Tensor, value: Tensor, slope: Tensor, rule: PieceRule) -> tuple[Tensor, Tensor, Tensor]:
-        total, moments = value.new_zeros(()), []
+        total = value.new_zeros(())
+        moments = []
         for part, x, weight in _nodes(edges, rule):
             error = _error(x, value[part, None], slope[part, None], rule)
             weighted = weight * error
@@ -150,7 +114,8 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (zeroth, first), (x, ends, powers) = grads, _rates(ctx)
+        zeroth, first = grads
+        x, ends, powers = _rates(ctx)
         left, right = (error * (zeroth + first * at) for error, at in zip(ends, (x[:-1], x[1:]), strict=True))
         # A piece grows at its right edge and shrinks at its left one.
         by_edge = torch.cat([-left[:1], right[:-1] - left[1:], right[-1:]])
@@ -158,7 +123,8 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> tuple[Tensor, Tensor]:
-        (edge, value, slope), (x, ends, powers) = tangents[:3], _rates(ctx)
+        edge, value, slope = tangents[:3]
+        x, ends, powers = _rates(ctx)
         left, right = ends[0] * edge[:-1], ends[1] * edge[1:]
         zeroth = right - left + powers[0] * value + powers[1] * slope
         first = right * x[1:] - left * x[:-1] + powers[1] * value + powers[2] * slope
@@ -167,7 +133,8 @@ class _Moments(torch.autograd.Function):
 
 def _rates(ctx: Any) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]:
     """Edges from the origin, weighted errors of each piece at its two ends, and moments 0 to 2 of the weight."""
-    (edges, value, slope), rule = ctx.saved_tensors, ctx.rule
+    edges, value, slope = ctx.saved_tensors
+    rule = ctx.rule
     x = edges - rule.origin
     at_edge = evaluate("target", rule.target, edges)
     density = torch.ones_like(edges) if rule.density is None else evaluate("density", rule.density, edges)
@@ -181,10 +148,12 @@ def _rates(ctx: Any) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]:
 def _nodes(edges: Tensor, rule: PieceRule) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Pieces in chunks: which, their nodes ``(k, order)`` and the weights of the nodes."""
     unit, share = _gauss_legendre(rule.order, edges.device)
-    rows = max(1, _CHUNK.get(edges.device.type, _GPU_CHUNK) // rule.order)
+    numbers = BUDGETS.nodes if edges.device.type == "cpu" else BUDGETS.nodes_on_gpu
+    rows = max(1, numbers // rule.order)
     for start in range(0, len(edges) - 1, rows):
         part = slice(start, min(start + rows, len(edges) - 1))
-        left, length = edges[part], edges[start + 1 : part.stop + 1] - edges[part]
+        left = edges[part]
+        length = edges[start + 1 : part.stop + 1] - left
         x = torch.addcmul(left[:, None], length[:, None], unit)
         weight = length[:, None] * share
         if rule.density is not None:
@@ -193,11 +162,13 @@ def _nodes(edges: Tensor, rule: PieceRule) -> Iterator[tuple[slice, Tensor, Tens
 
 
 def _error(x: Tensor, value: Tensor, slope: Tensor, rule: PieceRule) -> Tensor:
+    """Network minus target at the nodes, shape ``(k, order)``."""
     affine = torch.addcmul(value, slope, x - rule.origin)
     return affine.sub_(evaluate("target", rule.target, x.flatten()).reshape(x.shape))
 
 
 def _weight_moments(edges: Tensor, rule: PieceRule) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Moments 0 to 2 of the weight in each piece, in chunks ``(k,)``."""
     for _, x, weight in _nodes(edges, rule):
         x = x - rule.origin
         yield weight.sum(1), (weight * x).sum(1), (weight * x * x).sum(1)
@@ -207,4 +178,4 @@ def _weight_moments(edges: Tensor, rule: PieceRule) -> Iterator[tuple[Tensor, Te
 def _gauss_legendre(order: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Nodes and weights on [0, 1], kept on the device: a copy at every call would make the host wait."""
     nodes, weights = np.polynomial.legendre.leggauss(order)
-    return tuple(torch.as_tensor(array / 2 + shift, device=device) for array, shift in ((nodes, 0.5), (weights, 0.0)))  # type: ignore[return-value]
+    return torch.as_tensor(nodes / 2 + 0.5, device=device), torch.as_tensor(weights / 2, device=device)

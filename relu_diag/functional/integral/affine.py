@@ -9,14 +9,10 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional._checks import check_slopes
-from relu_diag.functional.integral._pieces import Function1d, evaluate
-from relu_diag.functional.integral.interval import (
-    Interval,
-    IntervalTarget,
-    check_interval,
-    check_network,
-    interval_l2_loss,
-)
+from relu_diag.functional.integral._network import check_network
+from relu_diag.functional.integral.function import Function1d, evaluate
+from relu_diag.functional.integral.interval import Interval, IntervalTarget, check_interval, interval_l2_loss
+from relu_diag.functional.tolerances import FLOAT64
 
 _PROBES = 33
 _EXACT = 2  # nodes per piece: the squared error of an affine target is a quadratic
@@ -39,6 +35,12 @@ class AffineProblem:
     Raises:
         TypeError: If a parameter is no floating-point tensor, or the target is no pair of numbers.
         ValueError: If shapes do not fit, a number is not finite, or the interval is empty.
+
+    Example:
+        >>> one = torch.ones(1)
+        >>> problem = AffineProblem(one, 0 * one, one, torch.tensor(0.0), slope=1.0, intercept=0.0, interval=(0.0, 1.0))
+        >>> problem.loss(problem.neurons, problem.c)
+        tensor(0., dtype=torch.float64)
     """
 
     w: Tensor
@@ -92,7 +94,8 @@ class AffineProblem:
     @property
     def terms(self) -> float:
         """The size of what is added up to the error: it is no more accurate than its terms."""
-        (A, B), far = self.interval, max(map(abs, self.interval))
+        A, B = self.interval
+        far = max(abs(A), abs(B))
         z = torch.stack([self.w * A + self.b, self.w * B + self.b])
         # What is 0 on the whole interval adds nothing.
         silent = ((z < 0).all(0) & (self.slopes[0] == 0)) | ((z > 0).all(0) & (self.slopes[1] == 0))
@@ -124,28 +127,9 @@ def affine_coefficients(target: Function1d, interval: Interval) -> tuple[float, 
     intercept = float(values[0]) - slope * A
     miss = float((values - values[0] - slope * (x - A)).abs().max())
     # A target written for float32 is affine to float32's rounding.
-    if miss > 1e-6 * float(values.abs().max()):
+    if miss > FLOAT64.affine * float(values.abs().max()):
         raise ValueError(f"`target` is not affine on [{A:g}, {B:g}]: it is off its chord by up to {miss:.3g}.")
     return slope, intercept
-
-
-def leakiness(slopes: tuple[float, float]) -> float:
-    """The slope ratio ``s- / s+`` of ReLU (0) or leaky units (in (0, 1)).
-
-    Args:
-        slopes: ``(s-, s+)``.
-
-    Returns:
-        The ratio.
-
-    Raises:
-        ValueError: If it is not in [0, 1).
-    """
-    check_slopes(slopes)
-    ratio = slopes[0] / slopes[1] if slopes[1] else math.inf
-    if not 0 <= ratio < 1:
-        raise ValueError(f"`slopes` must be those of ReLU or leaky units, 0 <= s- / s+ < 1; got {slopes!r}.")
-    return ratio
 
 
 def leaky_as_relu(w: Tensor, b: Tensor, h: Tensor, slopes: tuple[float, float]) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,7 +18,8 @@ from relu_diag.functional.integral._affine_witness import (
     see_affine_fall,
     steepest_steps,
 )
-from relu_diag.functional.integral.affine import AffineProblem, leakiness
+from relu_diag.functional.integral._network import leakiness
+from relu_diag.functional.integral.affine import AffineProblem
 from relu_diag.functional.integral.generalised_gradient import generalised_jacobian
 from relu_diag.functional.integral.interval import Interval
 from relu_diag.functional.integral.levels import critical_levels

@@ -14,8 +14,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from relu_diag.functional._checks import check_slopes, check_together, check_values
-from relu_diag.functional.integral._pieces import Function1d, PieceRule, integrate_pieces
+from relu_diag.functional._checks import check_slopes
+from relu_diag.functional.integral._network import check_network, check_one_number
+from relu_diag.functional.integral._pieces import PieceRule, integrate_pieces
+from relu_diag.functional.integral.function import Function1d
 
 Interval = tuple[float, float]
 
@@ -71,6 +73,11 @@ class Pieces:
         value: Value of each piece's affine function at ``origin``, shape ``(K,)``.
         slope: Its slope, shape ``(K,)``.
         origin: Midpoint of the interval.
+
+    Example:
+        >>> hat = network_pieces(torch.tensor([1.0]), torch.tensor([-0.5]), torch.tensor([2.0]), 0.0, (0.0, 1.0))
+        >>> hat.value.tolist(), hat.origin
+        ([0.0, 0.0], 0.5)
     """
 
     edges: Tensor
@@ -116,7 +123,7 @@ def interval_l2_loss(
     given = target if isinstance(target, IntervalTarget) else IntervalTarget(target)
     check_slopes(slopes)
     check_network(w, b, h)
-    _check_one_number(c)
+    check_one_number(c)
     cuts = _cuts(given.cells, given.breakpoints, check_interval(interval), w.device)
     pieces = network_pieces(w, b, h, c, interval, slopes, cuts)
     rule = PieceRule(given.function, given.density, given.order, pieces.origin)
@@ -152,27 +159,30 @@ def network_pieces(
         >>> hat.edges.tolist(), hat.slope.tolist()
         ([0.0, 0.5, 1.0], [0.0, 2.0])
     """
-    (A, B), (s_minus, s_plus) = interval, slopes
-    w, b, h = w.double(), b.double(), h.double()
+    A, B = interval
+    s_minus, s_plus = slopes
+    w, b, h = (value.double() for value in (w, b, h))
     # A layer's bias is a vector of one number: in float32 it would pull down to float32 what it is added to.
     c = c.double().reshape(()) if isinstance(c, Tensor) else c
     middle = (A + B) / 2
-    at_A, at_B = w * A + b, w * B + b
+    at_A = w * A + b
+    at_B = w * B + b
     crosses = ((at_A < 0) & (at_B > 0)) | ((at_A > 0) & (at_B < 0))
     # A breakpoint outside, or none at all, becomes an edge at A without a kink: no shape depends on the values.
     t = torch.where(crosses, -b / torch.where(crosses, w, 1.0), A).clamp(A, B)
     kink = torch.where(crosses, (s_plus - s_minus) * h * w.abs(), 0.0)
-    ends = t.new_full((1,), A), t.new_full((1,), B)
-    extra = ends[0][:0] if cuts is None else cuts
+    first, last = t.new_full((1,), A), t.new_full((1,), B)
+    extra = first[:0] if cuts is None else cuts
     edges, order = torch.cat([t, extra]).sort()
     padding = torch.zeros_like(extra)
     jump_slope = torch.cat([kink, padding])[order].cumsum(0)
     jump_value = torch.cat([-kink * (t - middle), padding])[order].cumsum(0)
     upper = (at_A > 0) | ((at_A == 0) & (at_B > 0))
     left = torch.where(upper, s_plus * h, s_minus * h)
-    slope, value = (left * w).sum(), (left * (w * middle + b)).sum() + c
+    slope = (left * w).sum()
+    value = (left * (w * middle + b)).sum() + c
     return Pieces(
-        torch.cat([ends[0], edges, ends[1]]),
+        torch.cat([first, edges, last]),
         torch.cat([value.reshape(1), value + jump_value]),
         torch.cat([slope.reshape(1), slope + jump_slope]),
         middle,
@@ -190,45 +200,14 @@ def check_interval(interval: Interval) -> Interval:
 
     Raises:
         ValueError: If it has not two finite ends with ``A < B``.
+
+    Example:
+        >>> check_interval((0, 1))
+        (0.0, 1.0)
     """
     if len(interval) != 2 or not all(math.isfinite(end) for end in interval) or not interval[0] < interval[1]:
         raise ValueError(f"`interval` must be (A, B) with finite A < B; got {interval!r}.")
     return float(interval[0]), float(interval[1])
-
-
-def check_network(w: Tensor, b: Tensor, h: Tensor) -> None:
-    """Refuse what is no network with scalar input and output.
-
-    Args:
-        w: Input weights.
-        b: Hidden biases.
-        h: Output weights.
-
-    Raises:
-        ValueError: If shapes, dtypes or devices do not fit, or (seen on a CPU only) a value is not finite.
-    """
-    for name, value in (("w", w), ("b", b), ("h", h)):
-        # Reading a value on a GPU would make the host wait at every step.
-        check_values(name, value.detach().to("meta") if _is_elsewhere(value) else value)
-        if value.ndim != 1 or not len(value) or value.shape != w.shape:
-            raise ValueError(
-                f"`{name}` must be a vector with one entry per neuron, as w {tuple(w.shape)}; "
-                f"got {tuple(value.shape)}. Pass linear.weight.flatten()."
-            )
-        check_together(name, value, "w", w)
-
-
-def _check_one_number(c: Tensor | float) -> None:
-    if isinstance(c, Tensor):
-        if c.numel() != 1:
-            raise ValueError(f"`c` must be one number; got shape {tuple(c.shape)}.")
-        check_values("c", c.detach().to("meta") if _is_elsewhere(c) else c)
-    elif not math.isfinite(c):
-        raise ValueError(f"`c` must be finite; got {c!r}.")
-
-
-def _is_elsewhere(value: object) -> bool:
-    return isinstance(value, Tensor) and value.device.type != "cpu"
 
 
 @lru_cache(maxsize=64)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.assumptions import Assumptions, checked
-from relu_diag.functional.integral.affine import leakiness
+from relu_diag.functional.integral._network import leakiness
 from relu_diag.functional.integral.interval import Interval, check_interval
 
 
@@ -54,6 +54,10 @@ class CriticalLevel:
         n: Kinks of the zigzag.
         loss: Loss of the level.
         ratio: The given loss over it.
+
+    Example:
+        >>> print(CriticalLevel(n=2, loss=0.001, ratio=0.5))
+        level n = 2 at loss 0.001, 0.5 times that
     """
 
     n: int
@@ -88,7 +92,8 @@ def nearest_level(loss: float, slope: float, interval: Interval, width: int) -> 
     if slope == 0:
         raise ValueError("`slope` is 0: a constant target has no critical level above 0.")
     levels = critical_levels(slope, interval, width)
-    k = int((levels.log() - math.log(max(loss, 1e-300))).abs().argmin())
+    # A loss of 0 is next to the lowest level.
+    k = int((levels.log() - math.log(max(loss, torch.finfo(levels.dtype).tiny))).abs().argmin())
     return CriticalLevel(2 * k, float(levels[k]), loss / float(levels[k]))
 
 
@@ -101,6 +106,10 @@ class Guarantee:
         statement: What holds below it.
         assumptions: What it stands on; only the target can be checked here.
         theorem: Its source.
+
+    Example:
+        >>> convergence_threshold(1.0, (0.0, 1.0), width=3).assumptions.assumed
+        ('the exact gradient of the integral loss', 'the steps converge')
     """
 
     threshold: float

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from relu_diag.functional.integral.interval import Interval, check_interval, check_network
+from relu_diag.functional.integral._network import check_network
+from relu_diag.functional.integral.interval import Interval, check_interval
 from relu_diag.functional.tolerances import kink_tolerance
 
 
@@ -25,6 +26,11 @@ class NeuronTypes:
         degenerate: ``w_j = b_j = 0``.
         flat: ``h_j = 0``.
         breakpoint: ``-b_j / w_j``, nan where ``w_j = 0``.
+
+    Example:
+        >>> types = neuron_types(torch.ones(1), torch.tensor([-0.25]), torch.ones(1), interval=(0.0, 1.0))
+        >>> types.type_2_active.item(), types.breakpoint.item()
+        (True, 0.25)
     """
 
     inactive: Tensor

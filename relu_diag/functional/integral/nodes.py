@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-_MOST_NUMBERS = 2**27
+from relu_diag.functional.tolerances import BUDGETS
+
 _BITS = SobolEngine.MAXBIT
 
 
@@ -86,6 +87,11 @@ class Gaussian:
 
     Raises:
         ValueError: If there is no input, or the standard deviation is not positive and finite.
+
+    Example:
+        >>> X, weights = tensor_nodes(Gaussian(dimension=1, mean=2.0), order=3)
+        >>> round((weights @ X.square()).item(), 12)  # mean^2 + std^2
+        5.0
     """
 
     dimension: int
@@ -181,11 +187,11 @@ def tensor_nodes(domain: Domain, order: int, device: torch.device | None = None)
     d = domain.dimension
     if order < 1:
         raise ValueError(f"`order` must be at least 1; got {order!r}.")
-    if d * math.log2(order) + math.log2(d + 1) > math.log2(_MOST_NUMBERS):
+    if d * math.log2(order) + math.log2(d + 1) > math.log2(BUDGETS.grid_numbers):
         size = order**d * (d + 1) * 8
         raise ValueError(
             f"A tensor grid of {order} nodes in each of {d} inputs needs {size / 2**30:.3g} GiB, more than the "
-            f"{_MOST_NUMBERS * 8 / 2**30:g} allowed. Lower `order`, or draw Sobol points: MonteCarloLoss."
+            f"{BUDGETS.grid_numbers * 8 / 2**30:g} allowed. Lower `order`, or draw Sobol points: MonteCarloLoss."
         )
     rows, shares = domain.rule(order)
     axes = [torch.tensor(row, dtype=torch.float64, device=device) for row in rows]
@@ -235,6 +241,10 @@ def random_shift(dimension: int, generator: torch.Generator) -> Tensor:
 
     Returns:
         Integers, long, shape ``(d,)``.
+
+    Example:
+        >>> random_shift(3, torch.Generator().manual_seed(0)).shape
+        torch.Size([3])
     """
     return torch.randint(2**_BITS, (dimension,), generator=generator, device=generator.device)
 
