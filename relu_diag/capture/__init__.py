@@ -4,15 +4,19 @@ from relu_diag.capture.find import choose_block, find_blocks, read_block, write_
 from relu_diag.capture.location import BlockLocation
 from relu_diag.capture.observation import undisturbed
 from relu_diag.capture.replacement import loss_at_outputs
+from relu_diag.capture.ride import Ride, Sighting, riding
 from relu_diag.capture.signal import read_signal
 
 __all__ = [
     "BlockLocation",
+    "Ride",
+    "Sighting",
     "choose_block",
     "find_blocks",
     "loss_at_outputs",
     "read_block",
     "read_signal",
+    "riding",
     "undisturbed",
     "write_block",
 ]

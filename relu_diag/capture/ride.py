@@ -1,0 +1,409 @@
+"""Ride along on a training step: what the loss tells a block, read while the user's own backward pass runs.
+
+Nothing of the user's runs twice. Before the backward pass the graph of the loss says which products with parameters
+make a block; hooks on its nodes note the gradients that pass by; hooks on Linear layers note inputs and
+pre-activations, which saves computing them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from relu_diag.capture._graph import Graph, Passage, Product, product_of, slopes_of
+from relu_diag.capture.find import _fit_slopes
+from relu_diag.functional import BlockSignal, ShallowBlock
+
+# Rows whose numbers show the slopes of an activation that has no name.
+_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sighting:
+    """A block as a backward pass saw it.
+
+    Attributes:
+        name: Qualified names of the layers, ``net.0 -> net.2``; several readers of one hidden layer by commas.
+        block: The weights that took part; the outputs of several readers below each other.
+        signal: Inputs and loss gradients, one row per row that went through the block.
+        gradients: Gradients by the weights of this use, as autograd has them, ``(I, d)`` and ``(J, I)``; None where it
+            computed none.
+        dropout: Whether dropout or a factor stands behind the activation: it is in ``C``, and not in ``block``.
+        tied: Whether both layers, or two readers, are the same parameter.
+        from_data: Whether the inputs are data, with nothing trained below.
+        kinks_after: Operations with a kink that the loss is computed through behind the block. Where there is one,
+            ``G`` is one of many gradients, and slopes of the block hold only off those kinks.
+    """
+
+    name: str
+    block: ShallowBlock
+    signal: BlockSignal
+    gradients: tuple[Tensor, Tensor] | None
+    dropout: bool
+    tied: bool
+    from_data: bool
+    kinks_after: tuple[str, ...]
+
+
+class Ride:
+    """Watches the blocks of a module during training steps that somebody else makes.
+
+    Args:
+        module: The module.
+
+    Attributes:
+        reasons: For a layer that reads another one and makes no block with it, what stands between.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.reasons: dict[str, str] = {}
+        self._module = module
+        self._passed: dict[Node, _Passed] = {}
+        self._blocks: dict[Node, _Block] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def begin(self) -> None:
+        """Note what goes through the Linear layers from now on; call it before the forward pass."""
+        for layer in self._module.modules():
+            if not isinstance(layer, nn.Linear):
+                continue
+            catch = None
+            if "weight" not in layer._parameters or type(layer).forward is not nn.Linear.forward:
+                catch = _WeightCatcher()
+                self._handles.append(layer.register_forward_pre_hook(catch.enter))
+                self._handles.append(layer.register_forward_hook(catch.leave, always_call=True))
+            self._handles.append(layer.register_forward_hook(partial(self._note_forward, catch)))
+
+    def board(self, loss: Tensor, factor: float = 1.0) -> None:
+        """Get on, after a forward pass and before its backward; once for every loss of the step.
+
+        Args:
+            loss: The tensor whose ``backward`` is about to run.
+            factor: What gradients are to be multiplied by: the reciprocal of a loss scale, the number of batches that
+                share an optimizer step.
+        """
+        if loss.grad_fn is None:
+            return
+        graph = Graph(loss, self._module)
+        products = {product.node: product for product in graph.products()}
+        self.reasons.update(graph.opaque())
+        if graph.holds_derivatives:
+            self.reasons["the loss"] = "it is computed from derivatives of the network"
+            return
+        read: dict[Node, list[tuple[Product, Passage]]] = {}
+        for reader in products.values():
+            passage = graph.passage(reader, products)
+            if isinstance(passage, Passage):
+                read.setdefault(passage.product.node, []).append((reader, passage))
+            elif passage:
+                self.reasons[_layer(reader)] = passage
+        for node, readers in read.items():
+            if node in self._blocks:
+                continue
+            block = self._block(graph, products[node], readers)
+            if isinstance(block, str):
+                self.reasons[_layer(products[node])] = block
+            else:
+                block.factor = factor
+                self._blocks[node] = block
+                self._handles.extend(block.listen())
+
+    def end(self) -> list[Sighting]:
+        """Take the hooks off, and tell what was seen.
+
+        Returns:
+            One sighting a block, in the order in which they ran; rows of repeated applications below each other.
+            A value that is NaN or infinite raises `NotFiniteError`.
+        """
+        blocks = [block for block in self._blocks.values() if block.complete]
+        self.leave()
+        together: dict[str, list[_Block]] = {}
+        for block in blocks:
+            together.setdefault(block.name, []).append(block)
+        return [_sighting(same) for same in together.values()]
+
+    def leave(self) -> None:
+        """Take the hooks off, and forget the step."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._passed.clear()
+        self._blocks.clear()
+
+    def _note_forward(self, catch: _WeightCatcher | None, _: nn.Module, args: tuple[Tensor, ...], Z: Tensor) -> None:
+        """Keep inputs, pre-activations and effective weight; a recomputation during backward is no forward pass."""
+        node = product_of(Z) if isinstance(Z, Tensor) else None
+        if node is not None and torch._C._current_graph_task_id() == -1:
+            weight = None if catch is None else catch.weight
+            self._passed[node] = _Passed(args[0].detach(), Z.detach(), Z._version, weight)
+
+    def _block(self, graph: Graph, hidden: Product, read: list[tuple[Product, Passage]]) -> _Block | str:
+        readers = [reader for reader, _ in read]
+        passage = read[0][1]
+        if any(other.top is not passage.top for _, other in read):
+            return "its readers see different activations"
+        if graph.read_before(passage):
+            return "its pre-activations are read by more than the activation"
+        weights = [self._weight(product) for product in (hidden, *readers)]
+        if any(weight is None for weight in weights):
+            return "its weight is computed from others, and the graph does not keep it"
+        W, *H = (weight for weight in weights if weight is not None)
+        if any(weight.shape[1] != len(W) for weight in H):
+            return "its outputs are regrouped before they are read"
+        X, Z = self._rows(hidden)
+        if X is None:
+            return "its inputs are not kept (activation checkpointing)"
+        slopes = slopes_of(passage)
+        if slopes is None:
+            slopes = _slopes_seen(X, W, passage, readers[0].X())
+        if slopes is None:
+            return "what stands behind it is not ReLU-like"
+        if isinstance(slopes, Tensor):
+            return "each neuron has a slope of its own"
+        return _Block(
+            name=f"{_layer(hidden)} -> {', '.join(map(_layer, readers))}",
+            hidden=hidden,
+            passage=passage,
+            readers=readers,
+            weights=_copied(
+                (W, passage.bias), [(h, graph.bias_behind(r)) for h, r in zip(H, readers, strict=True)], slopes
+            ),
+            X=X,
+            Z=Z,
+            kinks_after={name for reader in readers for name in graph.kinks_after(reader)},
+        )
+
+    def _rows(self, hidden: Product) -> tuple[Tensor | None, Tensor | None]:
+        """Inputs, and pre-activations unless an activation in place has overwritten them."""
+        passed = self._passed.get(hidden.node)
+        if passed is None:
+            return hidden.X(), None
+        Z = passed.Z.reshape(-1, passed.Z.shape[-1]) if passed.Z._version == passed.version else None
+        return passed.X.reshape(-1, passed.X.shape[-1]), Z
+
+    def _weight(self, product: Product) -> Tensor | None:
+        """The weight that took part, shape ``(outputs, inputs)``."""
+        weight = product.W()
+        passed = self._passed.get(product.node)
+        return passed.weight if weight is None and passed is not None else weight
+
+
+@contextmanager
+def riding(module: nn.Module) -> Iterator[Ride]:
+    """Ride along on a step of your own training loop.
+
+    Args:
+        module: The module whose blocks to watch.
+
+    Yields:
+        The ride: `Ride.board` it between the loss and its ``backward``, and ask it for the sightings by `Ride.end`.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
+        >>> with riding(net) as ride:
+        ...     loss = net(torch.eye(3)).square().mean()
+        ...     ride.board(loss)
+        ...     loss.backward()
+        ...     (seen,) = ride.end()
+        >>> print(seen.name, tuple(seen.signal.C.shape))
+        0 -> 2 (3, 8)
+    """
+    ride = Ride(module)
+    ride.begin()
+    try:
+        yield ride
+    finally:
+        ride.leave()
+
+
+@dataclass(slots=True, eq=False)
+class _Block:
+    """One application of a block in one forward pass, and what the hooks on its nodes noted."""
+
+    name: str
+    hidden: Product
+    passage: Passage
+    readers: list[Product]
+    weights: ShallowBlock
+    X: Tensor
+    Z: Tensor | None
+    kinks_after: set[str]
+    factor: float = 1.0
+    C: Tensor | None = None
+    G: dict[int, Tensor] = field(default_factory=dict)
+    by_input: Tensor | None = None
+    by_bias: Tensor | None = None
+    by_output: dict[int, Tensor] = field(default_factory=dict)
+
+    def listen(self) -> Iterator[RemovableHandle]:
+        """Hooks on the nodes."""
+        yield self.passage.top.register_prehook(self._note_activation)
+        yield self.hidden.node.register_hook(self._note_hidden)
+        for place, reader in enumerate(self.readers):
+            yield reader.node.register_hook(lambda below, above, place=place: self._note_reader(place, below, above))
+
+    @property
+    def complete(self) -> bool:
+        """Whether a gradient came to the activation and to every reader."""
+        return self.C is not None and len(self.G) == len(self.readers)
+
+    def sighting(self) -> Sighting:
+        """What was noted."""
+        assert self.C is not None
+        dtype, count = self.weights.W.dtype, len(self.X)
+        X = self.X.to(dtype)
+        if self.passage.bias is not None:
+            X = torch.cat([X, X.new_ones(count, 1)], dim=1)
+        G = torch.cat([self.G[place].reshape(count, -1) for place in range(len(self.readers))], dim=1)
+        Z = self.Z if self.Z is not None and self.Z.dtype == dtype else None
+        signal = BlockSignal(X, self.factor * G.to(dtype), self.factor * self.C.reshape(count, -1).to(dtype), Z)
+        return Sighting(
+            name=self.name,
+            block=self.weights,
+            signal=signal,
+            gradients=self._gradients(dtype),
+            dropout=self.passage.dropout,
+            tied=len({id(product.weight.parameter) for product in (self.hidden, *self.readers)}) <= len(self.readers),
+            from_data=self.hidden.input is None,
+            kinks_after=tuple(sorted(self.kinks_after)),
+        )
+
+    def _gradients(self, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        if self.by_input is None or self.by_bias is None or len(self.by_output) < len(self.readers):
+            return None
+        dW = self.by_input.to(dtype)
+        if self.passage.bias is not None:
+            dW = torch.cat([dW, self.by_bias.to(dtype)[:, None]], dim=1)
+        dH = torch.cat([self.by_output[place].to(dtype) for place in range(len(self.readers))])
+        return self.factor * dW, self.factor * dH
+
+    def _note_activation(self, grads: tuple[Tensor | None, ...]) -> None:
+        if grads[0] is not None:
+            self.C = _added(self.C, grads[0])
+
+    def _note_hidden(self, below: tuple[Tensor | None, ...], above: tuple[Tensor | None, ...]) -> None:
+        if above[0] is None:
+            return
+        self.by_bias = _added(self.by_bias, above[0].reshape(-1, above[0].shape[-1]).sum(0))
+        by_weight = self.hidden.weight_gradient(below)
+        if by_weight is not None:
+            self.by_input = _added(self.by_input, by_weight)
+
+    def _note_reader(self, place: int, below: tuple[Tensor | None, ...], above: tuple[Tensor | None, ...]) -> None:
+        if above[0] is None:
+            return
+        self.G[place] = _added(self.G.get(place), above[0])
+        by_weight = self.readers[place].weight_gradient(below)
+        if by_weight is not None:
+            self.by_output[place] = _added(self.by_output.get(place), by_weight)
+
+
+def _sighting(same: list[_Block]) -> Sighting:
+    """Applications of the same weights as one block with more rows."""
+    seen = [block.sighting() for block in same]
+    if len(seen) == 1:
+        return seen[0]
+    signals = [one.signal for one in seen]
+    X, G, C = (torch.cat([getattr(signal, name) for signal in signals]) for name in ("X", "G", "C"))
+    Z = [signal.Z for signal in signals if signal.Z is not None]
+    gradients = [one.gradients for one in seen if one.gradients is not None]
+    total = None
+    if len(gradients) == len(seen):
+        dW, dH = zip(*gradients, strict=True)
+        total = torch.stack(dW).sum(0), torch.stack(dH).sum(0)
+    return Sighting(
+        name=seen[0].name,
+        block=seen[0].block,
+        signal=BlockSignal(X, G, C, torch.cat(Z) if len(Z) == len(seen) else None),
+        gradients=total,
+        dropout=any(one.dropout for one in seen),
+        tied=any(one.tied for one in seen),
+        from_data=all(one.from_data for one in seen),
+        kinks_after=tuple(sorted({name for one in seen for name in one.kinks_after})),
+    )
+
+
+def _copied(
+    hidden: tuple[Tensor, nn.Parameter | None],
+    readers: list[tuple[Tensor, nn.Parameter | None]],
+    slopes: tuple[float, float],
+) -> ShallowBlock:
+    """A copy of the weights and biases that took part."""
+    W, bias = hidden
+    W = W.to(copy=True) if bias is None else torch.cat([W.to(bias.dtype), bias.detach()[:, None]], dim=1)
+    H = torch.cat([weight.to(W.dtype, copy=True) for weight, _ in readers])
+    if all(bias is None for _, bias in readers):
+        return ShallowBlock(W, H, slopes)
+    parts = [W.new_zeros(len(weight)) if bias is None else bias.detach().to(W) for weight, bias in readers]
+    return ShallowBlock(W, H, slopes, torch.cat(parts))
+
+
+def _layer(product: Product) -> str:
+    """Name of a layer: of the module that holds its weight, or of the weight where that has another name."""
+    module, _, parameter = product.weight.name.rpartition(".")
+    if parameter == "weight" or product.weight.derived:
+        return module.partition(".parametrizations")[0].removeprefix("parametrizations") or "module"
+    return product.weight.name
+
+
+def _added(total: Tensor | None, gradient: Tensor) -> Tensor:
+    """A retained graph runs more than once: its gradients add up."""
+    gradient = gradient.detach()
+    return gradient if total is None else total + gradient
+
+
+def _slopes_seen(X: Tensor, W: Tensor, passage: Passage, A: Tensor | None) -> tuple[float, float] | None:
+    """The slopes of an activation without a name, off its numbers."""
+    if passage.dropout or A is None:
+        return None
+    Z = X[:_ROWS] @ W.mT.to(X)
+    if passage.bias is not None:
+        Z = Z + passage.bias.detach().to(Z)
+    if not bool((Z > 0).any()) or not bool((Z < 0).any()):
+        return None
+    slopes = _fit_slopes(Z, A[:_ROWS])
+    return None if slopes is None or slopes[0] == slopes[1] else slopes
+
+
+class _WeightCatcher(TorchFunctionMode):
+    """Notes the weight that a layer hands to ``linear``, while that layer runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight: Tensor | None = None
+
+    def enter(self, *_: object) -> None:
+        """Before the layer runs."""
+        self.weight = None
+        self.__enter__()  # type: ignore[no-untyped-call]
+
+    def leave(self, *_: object) -> None:
+        """After it ran, or failed."""
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Every call goes through as it is."""
+        if func is nn.functional.linear and len(args) > 1:
+            self.weight = args[1].detach()
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Passed:
+    """What went through a Linear layer: inputs, outputs with their version, and the weight where it is computed."""
+
+    X: Tensor
+    Z: Tensor
+    version: int
+    weight: Tensor | None
