@@ -48,6 +48,10 @@ class Tolerances:
         program: Feasibility of a linear program, absolute, for problems scaled to 1.
         dependent: Singular value of a least squares over the largest, below which its columns are dependent: rounding.
         step: Accuracy of a step of damped least squares: one that changes nothing any more in a few of them.
+        damping: Damping of a Newton step at the start of a search, over the curvature; it scales with the gradient.
+        least_damping: The same at least: below it nothing changes any more.
+        most_damping: Damping at which a search gives up: steps are then below rounding.
+        taken: Gain over the one promised from which a step is taken.
         fitted: Residual over the targets that is a fit.
         shortest: Step over the one proposed at which a line search gives up.
         noise: Default width of random perturbations, over the size of each neuron's weights.
@@ -86,6 +90,10 @@ class Tolerances:
     program: float = 1e-10
     dependent: float = 1e-13
     step: float = 1e-6
+    damping: float = 1e-2
+    least_damping: float = 1e-8
+    most_damping: float = 1e8
+    taken: float = 1e-4
     fitted: float = 1e-9
     shortest: float = 1e-9
     noise: float = 1e-3

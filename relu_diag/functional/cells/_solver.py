@@ -13,15 +13,10 @@ from relu_diag.functional.cells._fit import HalfSquares, coordinates, split
 from relu_diag.functional.cells._stratum import Stratum, Weights
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
-# Levenberg-Marquardt: damping at the start and at most; how it falls after a good step and rises after a bad one.
-_DAMPING = 1e-2
-_LEAST_DAMPING = 1e-8
-_MOST_DAMPING = 1e8
+# How the damping falls after a step that gains this share of what it promised, and rises after one that gains nothing.
 _FALL = 1 / 8
-_RISE = 4
-# Share of the promised gain from which a step is taken, and from which it is a good one.
-_TAKEN = 1e-4
 _GOOD = 0.75
+_RISE = 4
 
 
 def settle(stratum: Stratum, term: HalfSquares, start: Weights) -> Weights:
@@ -74,23 +69,23 @@ def _nearest_least_squares(stratum: Stratum, term: HalfSquares, start: Weights) 
 def _levenberg_marquardt(stratum: Stratum, term: HalfSquares, start: Weights) -> Weights:
     """Damped Newton steps on "gradient = 0", each the least change of the weights; only Hessian products are needed."""
     at = start
-    damping = _DAMPING
+    damping = FLOAT64.damping
     here = _linearise(stratum, term, at)
     each = 4 * stratum.slope.size * (stratum.X.shape[1] + len(at.b)) or 1
     left = min(BUDGETS.products, BUDGETS.multiplications // each)
     scale = float(np.linalg.norm(stratum.X) * np.linalg.norm(at.flat)) + stratum.biased * math.sqrt(len(stratum.X))
     scale *= term.size + float(np.linalg.norm(here.residual))
-    while here.size > FLOAT64.cancelled * scale and left > 0 and damping < _MOST_DAMPING:
+    while here.size > FLOAT64.cancelled * scale and left > 0 and damping < FLOAT64.most_damping:
         step, products = here.damped_step(damping * here.size / scale, left)
         left -= products
         there = _linearise(stratum, term, at.like(at.flat + step))
         promised = here.size**2 - float(np.linalg.norm(here.gradient + here.product(step))) ** 2
         gained = here.size**2 - there.size**2
-        if not gained > _TAKEN * promised:
+        if not gained > FLOAT64.taken * promised:
             damping *= _RISE
             continue
         if gained > _GOOD * promised:
-            damping = max(damping * _FALL, _LEAST_DAMPING)
+            damping = max(damping * _FALL, FLOAT64.least_damping)
         at = there.at
         here = there
     return replace(at, W=stratum.project(at.W))

@@ -33,6 +33,13 @@ class CellMinimum:
             ``h_i = 0``); None where the search for signs ran out of its budget.
         block: The network at such a solution, of the same width and order; None where none was found.
         pattern: The cell, bool, shape ``(N, I)``.
+
+    Example:
+        >>> import torch
+        >>> block = ShallowBlock(W=torch.tensor([[1.0, 1.0]]), H=torch.tensor([[3.0]]))
+        >>> found = cell_minimum(block, X=torch.eye(2), Y=torch.tensor([[1.0], [4.0]]))
+        >>> found.R, found.genuine
+        (tensor([[1., 4.]]), True)
     """
 
     loss: float
@@ -56,6 +63,11 @@ def cell_pattern(block: ShallowBlock, X: Tensor) -> Tensor:
 
     Returns:
         Whether ``w_i . x_k > 0``, computed in float64, bool, shape ``(N, I)``.
+
+    Example:
+        >>> import torch
+        >>> cell_pattern(ShallowBlock(W=torch.tensor([[1.0, -1.0]]), H=torch.ones(1, 1)), X=torch.eye(2)).tolist()
+        [[True], [False]]
     """
     return X.detach().double() @ block.W.detach().double().T > 0
 

@@ -52,6 +52,12 @@ class NearbyStationaryPoint:
         zeroed: Small living neurons put to zero, long, shape ``(n,)``.
         kink_count: Number of pairs (sample, neuron) put on the kink.
         kink_tol: The tolerance that chose them.
+
+    Example:
+        >>> X, Y = torch.eye(2), torch.tensor([[2.0], [0.0]])
+        >>> near = nearby_stationary_point(ShallowBlock(torch.tensor([[1.0, -1.0]]), torch.tensor([[1.9]])), X, Y)
+        >>> near.verdict.kind, near.genuine, round(near.loss_gap, 6)
+        ('global minimum', True, 0.005)
     """
 
     block: ShallowBlock

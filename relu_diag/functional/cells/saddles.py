@@ -27,6 +27,12 @@ class CellSaddle:
         R: The least-norm solution, ``R_i = h_i w_i``, shape ``(I, d)``.
         genuine: Whether such a point lies in the cell (`CellMinimum`); None where the search ran out of its budget.
         block: The network at such a point; None where none was found.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0, 1.0]]), H=torch.tensor([[1.0]]))
+        >>> (saddle,) = cell_saddles(block, X=torch.eye(2), Y=torch.tensor([[1.0], [-1.0]]))
+        >>> saddle.neurons.tolist(), saddle.R.tolist(), saddle.genuine
+        ([], [[0.0, 0.0]], True)
     """
 
     neurons: Tensor
