@@ -35,7 +35,7 @@ def main(args: Sequence[str] | None = None) -> None:
         parser.add_function_arguments(inspect, as_positional=False, skip={"checkpoint"})
         inspect(**parser.parse_args(given[1:]))
         return
-    # Returning the CLI object would make it the exit status of the console script.
+    # The CLI object is not returned: it would become the exit status of the console script.
     LightningCLI(
         LightningModule,
         LightningDataModule,
@@ -43,7 +43,7 @@ def main(args: Sequence[str] | None = None) -> None:
         subclass_mode_data=True,
         seed_everything_default=False,
         parser_kwargs={"prog": "relu-diag", "epilog": _INSPECT},
-        args=None if args is None else given,  # given both, Lightning warns at every call
+        args=None if args is None else given,  # With both, arguments and sys.argv, Lightning warns.
     )
 
 
@@ -57,17 +57,17 @@ def inspect(
     tol: float | None = None,
     out: Path | None = None,
 ) -> None:
-    """Print the verdict on a checkpoint and the table of its neurons, and write the figures.
+    """Print the verdict on a checkpoint and a table of its neurons, and write the figures.
 
     Args:
-        checkpoint: A Lightning checkpoint or a state dict; it is loaded without executing anything in it.
+        checkpoint: A Lightning checkpoint or a state dict. Nothing in it is executed.
         data: ``.npz`` or ``.pt`` with X and Y, or ``.csv`` with the targets in the last columns.
-        class_path: Import path of the module's class, for what is not a ShallowNet.
-        slopes: Slopes of a ShallowNet whose checkpoint does not hold them.
-        reduction: Of the squared loss: mean, sum or half_sum.
+        class_path: Import path of the module's class, unless it is a ShallowNet.
+        slopes: Slopes of a ShallowNet, if the checkpoint does not hold them.
+        reduction: Reduction of the squared loss: mean, sum or half_sum.
         kink_tol: Relative distance to a kink that counts as on it.
         tol: Relative tolerance on derivatives.
-        out: Folder for the figures; None: beside the checkpoint.
+        out: Folder for the figures; None: the folder of the checkpoint.
     """
     console = Console()
     try:

@@ -1,4 +1,4 @@
-"""From a checkpoint file and a data file to a block, its data, and what can be said about the point."""
+"""Read a block from a checkpoint file and its data from a data file; show its neurons as a table and figures."""
 
 from __future__ import annotations
 
@@ -37,31 +37,41 @@ _MAX_ROWS = 100
 def load_block(
     checkpoint: Path, class_path: str | None = None, slopes: tuple[float, float] | None = None
 ) -> ShallowBlock:
-    """The block of a Lightning checkpoint or of a plain state dict, in float64. Nothing in the file is executed.
+    """The block in a Lightning checkpoint or a plain state dict, in float64. Nothing in the file is executed.
 
     Args:
         checkpoint: File written by a Trainer or by ``torch.save(module.state_dict())``.
-        class_path: Import path of the module's class, built with the checkpoint's hyper-parameters; None: the file
-            holds a `ShallowNet`, alone or inside another module.
-        slopes: ``(s-, s+)`` of a `ShallowNet`; None: as in the hyper-parameters, ReLU where there are none.
+        class_path: Import path of the module's class, which is built with the checkpoint's hyper-parameters; None: the
+            file holds a `ShallowNet`, alone or inside another module.
+        slopes: ``(s-, s+)`` of a `ShallowNet`; None: as in the hyper-parameters, or those of ReLU.
 
     Returns:
         The block.
 
     Raises:
-        ValueError: If the file holds no shallow block.
+        ValueError: If the file cannot be read, or holds no shallow block or several.
     """
     loaded = _loaded(checkpoint)
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{checkpoint} holds a {type(loaded).__name__}; expected a checkpoint or a state dict.")
-    state, hparams = loaded.get("state_dict", loaded), loaded.get("hyper_parameters", {})
+    state = loaded.get("state_dict", loaded)
+    hparams = loaded.get("hyper_parameters", {})
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         raise ValueError(f"{checkpoint} holds no state dict: its keys must be names of parameters.")
     if class_path is not None:
         module = _module(class_path, state, hparams).double().eval()
         block = read_block(module)
-        _refuse_more(module, block)
+        _check_is_block(module, block)
         return block
+    return _shallow_net(checkpoint, state, slopes or tuple(hparams.get("slopes", (0.0, 1.0))))
+
+
+def _shallow_net(checkpoint: Path, state: Mapping[str, Any], slopes: tuple[float, float]) -> ShallowBlock:
+    """The block of the only `ShallowNet` in a state dict.
+
+    Raises:
+        ValueError: If there is none or there are several, or one of its parameters is no tensor.
+    """
     prefixes = [key.removesuffix("hidden.weight") for key in state if key.endswith("hidden.weight")]
     prefixes = [prefix for prefix in prefixes if f"{prefix}output.weight" in state]
     if len(prefixes) != 1:
@@ -70,9 +80,8 @@ def load_block(
             f"{checkpoint} must hold one pair hidden.weight, output.weight of a ShallowNet; it has {found}. "
             "Name the module's class with --class_path."
         )
-    parts = {
-        key: state.get(prefixes[0] + key) for key in ("hidden.weight", "hidden.bias", "output.weight", "output.bias")
-    }
+    names = ("hidden.weight", "hidden.bias", "output.weight", "output.bias")
+    parts = {name: state.get(prefixes[0] + name) for name in names}
     wrong = [key for key, part in parts.items() if not isinstance(part, Tensor | None)]
     if wrong:
         raise ValueError(f"{checkpoint} must hold tensors; {wrong[0]} is a {type(parts[wrong[0]]).__name__}.")
@@ -80,7 +89,7 @@ def load_block(
     assert W is not None
     assert H is not None
     W = W if b is None else torch.cat([W, b[:, None]], dim=1)
-    return ShallowBlock(W, H, slopes or tuple(hparams.get("slopes", (0.0, 1.0))), bias)
+    return ShallowBlock(W, H, slopes, bias)
 
 
 def load_data(file: Path, block: ShallowBlock) -> tuple[Tensor, Tensor]:
@@ -89,10 +98,10 @@ def load_data(file: Path, block: ShallowBlock) -> tuple[Tensor, Tensor]:
     Args:
         file: ``.npz`` or ``.pt`` with ``X`` and ``Y`` (a pair of tensors will do), or ``.csv`` with the targets in the
             last columns and an optional header.
-        block: The block it is for: it says how many columns are targets, and whether a column of ones is missing.
+        block: The block: it tells how many columns are targets, and whether a column of ones is to be added.
 
     Returns:
-        Inputs ``(N, d)``, with a column of ones where the block has a hidden bias, and targets ``(N, J)``.
+        Inputs ``(N, d)``, with a column of ones if the block has a hidden bias, and targets ``(N, J)``.
 
     Raises:
         ValueError: If the file cannot be read as a data set of the block.
@@ -100,7 +109,8 @@ def load_data(file: Path, block: ShallowBlock) -> tuple[Tensor, Tensor]:
     X, Y = _READERS.get(file.suffix, _unknown)(file, len(block.H))
     if not isinstance(X, Tensor) or not isinstance(Y, Tensor) or not X.numel() or not Y.numel():
         raise ValueError(f"{file} must hold numbers for X and Y, at least one sample.")
-    X, Y = X.double(), Y.double().reshape(len(Y), -1)
+    X = X.double()
+    Y = Y.double().reshape(len(Y), -1)
     if X.ndim == 1:
         X = X[:, None]
     if X.shape[1] == block.W.shape[1] - 1:
@@ -116,13 +126,13 @@ def load_data(file: Path, block: ShallowBlock) -> tuple[Tensor, Tensor]:
 def neuron_table(
     block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reduction = "mean", kink_tol: float | None = None
 ) -> Table:
-    """What each neuron is doing, largest amplitude first.
+    """The state of each neuron, largest amplitude first; groups are numbered as in `NeuronStates.group`.
 
     Args:
         block: The network.
         X: Inputs, shape ``(N, d)``.
         Y: Targets, shape ``(N, J)``.
-        reduction: Of the squared loss.
+        reduction: "mean", "sum" or "half_sum".
         kink_tol: Relative distance that counts as on the kink; None: by dtype.
 
     Returns:
@@ -143,23 +153,23 @@ def neuron_table(
 def inspection_figures(
     block: ShallowBlock, X: Tensor, Y: Tensor, verdict: Verdict, reduction: Reduction = "mean"
 ) -> dict[str, Figure]:
-    """The pictures of a point: its function, one neuron turning, the loss along the witness, random perturbations.
+    """Figures of a point: its function, the loss as one neuron turns, along the witness, and under perturbations.
 
     Args:
         block: The network.
         X: Inputs, shape ``(N, d)``.
         Y: Targets, shape ``(N, J)``.
         verdict: The verdict on the point.
-        reduction: Of the squared loss.
+        reduction: "mean", "sum" or "half_sum".
 
     Returns:
-        Figures by name; those that need two inputs, or a direction, only where there are.
+        Figures by name; "function" only with two inputs, "witness" only if the verdict has a direction.
     """
     figures = {}
     if X.shape[1] == 2:
         figures["function"] = function_figure(block, X, Y)
     if X.shape[1] > 1:
-        # The neuron the verdict names first, else the one of largest amplitude.
+        # The first neuron that the verdict names, or else the one of largest amplitude.
         amplitude = block.W.norm(dim=1) * block.H.norm(dim=0)
         neuron = int(verdict.neurons[0] if len(verdict.neurons) else amplitude.argmax())
         figures[f"neuron_{neuron}"] = neuron_figure(block, X, Y, neuron, reduction)
@@ -171,6 +181,7 @@ def inspection_figures(
 
 
 def _row(i: int, block: ShallowBlock, geometry: NeuronGeometry, states: NeuronStates) -> list[str]:
+    """The cells of neuron ``i``'s row in the table."""
     names = {"dead": states.dead, "on the brink": states.brink, "linear": states.linear, "small": states.small_living}
     group = int(states.group[i])
     return [
@@ -187,6 +198,11 @@ def _row(i: int, block: ShallowBlock, geometry: NeuronGeometry, states: NeuronSt
 
 
 def _module(class_path: str, state: Mapping[str, Tensor], hparams: Mapping[str, Any]) -> nn.Module:
+    """A module of a class given by its import path, with the hyper-parameters and weights of a checkpoint.
+
+    Raises:
+        ValueError: If the class cannot be imported or built, or the weights do not fit.
+    """
     module_name, _, class_name = class_path.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
@@ -202,8 +218,12 @@ def _module(class_path: str, state: Mapping[str, Tensor], hparams: Mapping[str, 
     return module
 
 
-def _refuse_more(module: nn.Module, block: ShallowBlock) -> None:
-    # The data are inputs and targets of the module: what it computes around its block would be left out.
+def _check_is_block(module: nn.Module, block: ShallowBlock) -> None:
+    """Refuse a module that computes more than its block, since the data are inputs and targets of the module.
+
+    Raises:
+        ValueError: If it does.
+    """
     first = next(layer for layer in module.modules() if isinstance(layer, nn.Linear))
     X = torch.randn(16, first.in_features, dtype=block.W.dtype, generator=torch.Generator().manual_seed(0))
     inputs = X if first.bias is None else torch.cat([X, X.new_ones(len(X), 1)], dim=1)
@@ -214,10 +234,10 @@ def _refuse_more(module: nn.Module, block: ShallowBlock) -> None:
 
 @contextmanager
 def _reading(file: Path, what: str = "") -> Iterator[None]:
-    """An error that names the file, whatever a damaged one makes its reader raise.
+    """Turn any error of a reader into one that names the file; errors of the operating system already do.
 
     Raises:
-        ValueError: If anything is raised but an error of the operating system, which names the file itself.
+        ValueError: If the reader raises anything else.
     """
     try:
         yield
@@ -228,17 +248,20 @@ def _reading(file: Path, what: str = "") -> Iterator[None]:
 
 
 def _loaded(file: Path) -> Any:
+    """The content of a file written by ``torch.save``, without executing anything in it."""
     with _reading(file, "no file of torch.save, or not of tensors alone; save module.state_dict()."):
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _read_npz(file: Path, _: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets in an ``.npz`` file."""
     with _reading(file), np.load(file, allow_pickle=False) as arrays:
         read = {name: torch.as_tensor(arrays[name]) for name in arrays.files}
     return _named(file, read)
 
 
 def _read_pt(file: Path, _: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets in a ``.pt`` file: a pair, or a mapping with X and Y."""
     loaded = _loaded(file)
     if isinstance(loaded, tuple | list) and len(loaded) == 2:
         return loaded[0], loaded[1]
@@ -246,6 +269,7 @@ def _read_pt(file: Path, _: int) -> tuple[Tensor, Tensor]:
 
 
 def _read_csv(file: Path, outputs: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets in a ``.csv`` file, the targets in the last columns, with or without a header."""
     lines = file.read_text().splitlines()
     header = bool(lines) and not any(_is_number(field) for field in lines[0].split(","))
     with (
@@ -257,6 +281,7 @@ def _read_csv(file: Path, outputs: int) -> tuple[Tensor, Tensor]:
 
 
 def _is_number(field: str) -> bool:
+    """Whether a field of a table is a number."""
     try:
         float(field)
     except ValueError:
@@ -265,6 +290,11 @@ def _is_number(field: str) -> bool:
 
 
 def _named(file: Path, arrays: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The arrays named X and Y, in upper or lower case.
+
+    Raises:
+        ValueError: If one is missing.
+    """
     lower = {str(name).lower(): value for name, value in arrays.items()}
     if not {"x", "y"} <= lower.keys():
         raise ValueError(f"{file} must hold X and Y; it holds {', '.join(map(str, arrays)) or 'neither'}.")
@@ -272,6 +302,11 @@ def _named(file: Path, arrays: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _unknown(file: Path, _: int) -> tuple[Tensor, Tensor]:
+    """Refuse a file whose name has an unknown suffix.
+
+    Raises:
+        ValueError: Always.
+    """
     raise ValueError(f"{file} must be one of {', '.join(_READERS)}.")
 
 

@@ -1,4 +1,4 @@
-"""Accumulation over batches and ranks: the sums of a block as a torchmetrics Metric."""
+"""Accumulate the sums of a block over batches and ranks, as a torchmetrics Metric."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _REDUCTIONS = {"z_min": "min", "z_max": "max"}
 
 
 class BlockMetric(Metric):
-    """Geometry and states of a block over a data set at fixed weights; many batches and many ranks equal one batch.
+    """Geometry and states of a block over a data set at fixed weights; the result does not depend on how it is split.
 
     Args:
         neurons: Number ``I`` of hidden neurons.
         inputs: Number ``d`` of inputs, the hidden bias counted.
         outputs: Number ``J`` of outputs.
-        reduction: "sum": the signals of the batches add up. "mean": each signal belongs to the mean loss of its own
-            batch, and the result to the mean over all samples, batches weighted by their size.
+        reduction: "sum": the loss is the sum over the batches. "mean": each signal is that of its batch's mean loss,
+            and the result is that of the mean loss over all samples.
         kink_tol: Relative distance that counts as on the kink; None: by dtype.
         kwargs: Further arguments of `torchmetrics.Metric`.
 
@@ -69,7 +69,8 @@ class BlockMetric(Metric):
         super().__init__(**kwargs)
         if reduction not in {"sum", "mean"}:
             raise ValueError(f"`reduction` must be 'sum' or 'mean'; got {reduction!r}.")
-        self.reduction, self.kink_tol = reduction, kink_tol
+        self.reduction = reduction
+        self.kink_tol = kink_tol
         self._block: ShallowBlock | None = None
         none = torch.zeros(0, dtype=torch.float64)
         initial = {
@@ -102,12 +103,12 @@ class BlockMetric(Metric):
         self._block = block
         sums = neuron_sums(block, signal, self.kink_tol)
         weight = len(signal.X) if self.reduction == "mean" else 1
-        # The one large part is added in place and in its own dtype; the rest goes without it.
+        # The one large part is added in place and in its own dtype; it takes no part in the sum below.
         if self.update_count == 1:
             self.smooth = torch.zeros_like(sums.smooth)
         self.smooth.add_(sums.smooth, alpha=weight)
         batch = replace(sums, smooth=sums.smooth[:0]).scaled(weight)
-        # Joining the kinks at every batch would copy the first ones again and again.
+        # Joining the kinks at every batch would copy the first ones each time.
         join = len(getattr(self, _KINKS[0])) >= _PARTS
         held = self._local(None if join else self._no_kinks)
         total = replace(held, smooth=held.smooth[:0]) + (batch if join else replace(batch, kinks=self._no_kinks))
@@ -119,13 +120,13 @@ class BlockMetric(Metric):
             setattr(self, name, parts)
 
     def compute(self) -> dict[str, Tensor]:
-        """A constant number of scalars about the block, as `landscape_scalars` with a target scale of 1.
+        """The scalars of `landscape_scalars`, with a target scale of 1.
 
         Returns:
             Scalars by name.
 
         Raises:
-            ValueError: If nothing was added.
+            ValueError: If no sample was added.
         """
         sums = self._finished()
         if self._block is None or not int(sums.samples):
@@ -133,36 +134,39 @@ class BlockMetric(Metric):
         return landscape_scalars(geometry_from_sums(self._block, sums), states_from_sums(self._block, sums, scale=1.0))
 
     def sums(self) -> NeuronSums:
-        """The sums over all samples of all ranks, of which `geometry_from_sums` and `states_from_sums` make results.
+        """The sums over all samples of all ranks, the input of `geometry_from_sums` and `states_from_sums`.
 
         Returns:
             Sums.
         """
-        self.smooth = self.smooth.double()  # also on a rank that saw no sample
+        self.smooth = self.smooth.double()  # A rank without samples has another dtype.
         with self.sync_context(dist_sync_fn=gather_all_tensors):
             return self._finished()
 
     def reset(self) -> None:
         """Forget everything added."""
         super().reset()
-        for name in _KINKS:  # never an empty list: a rank without kinks still has something to gather
+        for name in _KINKS:  # A rank without kinks gathers empty tensors: an empty list cannot be gathered.
             setattr(self, name, [getattr(self._no_kinks, name)])
 
     @property
     def _no_kinks(self) -> KinkSamples:
+        """No kink samples, on the metric's device."""
         return KinkSamples(*(getattr(self._empty, name).to(self.device) for name in _KINKS))
 
     def _local(self, kinks: KinkSamples | None = None) -> NeuronSums:
+        """The sums on this rank, with the kinks given or, without any, its own."""
         kinks = kinks or KinkSamples(*(dim_zero_cat(getattr(self, name)) for name in _KINKS))
         return NeuronSums(kinks=kinks, **{name: getattr(self, name) for name in _SUMS})
 
     def _finished(self) -> NeuronSums:
+        """The sums, divided by the number of samples if the reduction is "mean"."""
         sums = self._local()
         return sums.scaled(1 / max(int(sums.samples), 1)) if self.reduction == "mean" else sums
 
 
 def landscape_scalars(geometry: NeuronGeometry, states: NeuronStates) -> dict[str, Tensor]:
-    """The few numbers about a block worth watching while it trains.
+    """Scalars that describe a block while it trains.
 
     Args:
         geometry: One-sided derivatives.
@@ -170,7 +174,7 @@ def landscape_scalars(geometry: NeuronGeometry, states: NeuronStates) -> dict[st
 
     Returns:
         Scalars: ``dead``, ``brink``, ``linear``, ``small_living``, ``dormant`` (numbers of neurons), ``on_kink``
-        (neurons with a sample on the kink), ``effective`` (effective neurons), ``largest_amplitude`` and
+        (neurons with a sample on the kink), ``effective`` (number of groups), ``largest_amplitude`` and
         ``total_amplitude`` (of the effective neurons), ``steepest_slope`` (<= 0), ``largest_radial`` and
         ``largest_output_gradient`` (absolute derivatives).
     """

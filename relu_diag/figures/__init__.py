@@ -1,4 +1,4 @@
-"""Results drawn with matplotlib's object interface: no pyplot, so no global state and no window."""
+"""Draw results with matplotlib's object interface: no pyplot, so no global state and no window."""
 
 from relu_diag.figures.cells import cell_figure
 from relu_diag.figures.convergence import certificate_figure, toy_figure

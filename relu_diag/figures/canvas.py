@@ -1,4 +1,4 @@
-"""What all figures share: colours, the way from tensors to arrays, axis limits."""
+"""Shared by all figures: colours, axis limits, and the conversion from tensors to arrays."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Okabe and Ito's palette, told apart with every common colour vision; black is for dead neurons.
+# Okabe and Ito's palette, which people with any common colour vision can tell apart; black is for dead neurons.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-BLACK, GREY, SHADE = "#000000", "#8C8C8C", "#DDDDDD"
+BLACK = "#000000"
+GREY = "#8C8C8C"
+SHADE = "#DDDDDD"
+# Margin on each side of the data, as a fraction of their range.
 _MARGIN = 0.15
 
 
 def limits_of(values: Tensor) -> tuple[float, float]:
-    """The range of the data and a margin on both sides.
+    """The range of the data with a margin on both sides.
 
     Args:
         values: Values, any shape.
@@ -21,7 +24,8 @@ def limits_of(values: Tensor) -> tuple[float, float]:
     Returns:
         Lower and upper limit.
     """
-    low, high = float(values.min()), float(values.max())
+    low = float(values.min())
+    high = float(values.max())
     margin = _MARGIN * (high - low) or 1.0
     return low - margin, high + margin
 

@@ -1,4 +1,4 @@
-"""The loss of one neuron over its input weights, cell by cell."""
+"""Draw the loss of one neuron over its input weights, cell by cell."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from relu_diag.figures.canvas import BLACK, GREY, PALETTE, to_numpy
 from relu_diag.functional import CellMinimum, ShallowBlock, cell_directions, cell_minimum, rho
 from relu_diag.functional.block import Reduction, residual_factor
 
-_GRID, _LINE_POINTS = 301, 2001
-# How far the axes reach against the furthest minimum, and the labels sit against the axes.
-_REACH, _LABEL = 1.6, 0.8
+_GRID = 301
+_LINE_POINTS = 2001
+# Reach of the axes relative to the furthest minimum, and of the labels relative to the axes.
+_REACH = 1.6
+_LABEL = 0.8
+# Singular values below this fraction of the data's norm count as zero.
 _FLAT = 1e-12
 
 
 def cell_figure(block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reduction = "mean") -> Figure:
-    """The loss over the input weights of one neuron, the cells, and the minimum of each; the output weight is held.
+    """The loss over the input weights of one neuron, its cells, and the minimum of each cell, at a fixed output weight.
 
-    A star or a line shows where a cell takes its minimum; a flat cell takes it everywhere. A number in brackets belongs
-    to a cell whose least-squares solutions lie outside, so that it takes no minimum.
+    A star or a line shows where a cell attains its minimum; a flat cell attains it everywhere. A number in brackets
+    belongs to a cell that does not attain its minimum, because its least-squares solutions lie outside.
 
     Source: Liu, Figure 2.
 
@@ -53,7 +56,7 @@ def cell_figure(block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reduction 
     axis = torch.linspace(-reach, reach, _GRID, dtype=X.dtype, device=X.device)
     outputs = h * rho(torch.cartesian_prod(axis, axis) @ X.T, block.slopes)
     loss = to_numpy(residual_factor(Y, reduction) / 2 * (outputs - Y.T).square().sum(dim=1)).reshape(_GRID, _GRID)
-    # The valleys are what is to be seen: everything above twice the loss of the zero function gets one colour.
+    # The valleys matter: everything above twice the loss of the zero function gets one colour.
     top = residual_factor(Y, reduction) * float(Y.square().sum()) or float(loss.max())
     levels = MaxNLocator(24).tick_values(0.0, top)
     filled = ax.contourf(to_numpy(axis), to_numpy(axis), loss.T, levels, cmap="Blues", extend="max")
@@ -76,7 +79,7 @@ def cell_figure(block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reduction 
 
 
 def _draw_minimum(ax: Axes, block: ShallowBlock, X: Tensor, cell: CellMinimum) -> bool:
-    """Draw the points of the cell with its least loss; whether there are any with this output weight."""
+    """Draw the points at which a cell attains its minimum with this output weight; return whether there are any."""
     sigma = torch.where(cell.pattern, *(X.new_tensor(s) for s in reversed(block.slopes)))
     _, singular, rows = torch.linalg.svd(sigma * X)
     flat = rows[int((singular > _FLAT * X.norm()).sum()) :]

@@ -1,4 +1,4 @@
-"""When convergence is certain: the certificate's bound over the real loss, and a toy whose region is known."""
+"""Draw where convergence is certain: a certificate's bound over the loss, and the region of a toy problem."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _GRID = 401
 
 
 def certificate_figure(certificate: ConvergenceCertificate, times: Sequence[float], losses: Sequence[float]) -> Figure:
-    """The loss along training and the bound that the certificate puts over it.
+    """The loss along training below the bound that a certificate gives.
 
     Source: Chatterjee, Theorem 2.1.
 
     Args:
-        certificate: Made at time 0.
-        times: Time since, learning rate times steps.
-        losses: Loss at these.
+        certificate: The certificate at time 0.
+        times: Times since then, learning rate times steps.
+        losses: Loss at these times.
 
     Returns:
         Figure.
 
     Raises:
-        ValueError: If the certificate does not hold: then there is no bound to draw.
+        ValueError: If the certificate does not hold, so that there is no bound to draw.
     """
     if not certificate.holds:
         raise ValueError(f"There is no bound to draw: {certificate}.")
@@ -45,15 +45,15 @@ def certificate_figure(certificate: ConvergenceCertificate, times: Sequence[floa
 
 
 def toy_figure(paths: Sequence[NDArray[np.float64]] = (), limit: float = 3.0) -> Figure:
-    """The starts from which descent on ``(x y - 1)^2`` is certain to end on ``x y = 1``, and paths of it.
+    """The region from which descent on ``(x y - 1)^2`` is certain to reach ``x y = 1``, and paths of descent.
 
     The criterion is ``|x y - 1| < (x^2 + y^2) / 4``.
 
     Source: Chatterjee, equation 3.2 and Figure 1.
 
     Args:
-        paths: Points ``(x, y)`` along each, shape ``(T, 2)``.
-        limit: Of both axes.
+        paths: Points ``(x, y)`` along each path, shape ``(T, 2)``.
+        limit: Limit of both axes.
 
     Returns:
         Figure.

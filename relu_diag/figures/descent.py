@@ -1,4 +1,4 @@
-"""What the loss does around a point: along a direction, around one neuron, under random perturbations."""
+"""Draw the loss around a point: along a direction, as one neuron turns, under random perturbations."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ from relu_diag.functional import (
 from relu_diag.functional.block import Reduction, residual_factor
 from relu_diag.functional.local import slopes_at
 
-_STEPS, _ANGLES = 201, 721
+_STEPS = 201
+_ANGLES = 721
 
 
 def direction_figure(
     block: ShallowBlock, X: Tensor, Y: Tensor, direction: Direction, reduction: Reduction = "mean"
 ) -> Figure:
-    """The loss change along a witness direction, evaluated, and the exact quartic over it as far as it is exact.
+    """The evaluated loss change along a witness direction, with the quartic drawn over it as far as it is exact.
 
     Source: Wu et al., appendix F.
 
@@ -81,11 +82,11 @@ def direction_figure(
 
 
 def neuron_figure(block: ShallowBlock, X: Tensor, Y: Tensor, neuron: int, reduction: Reduction = "mean") -> Figure:
-    """The loss and its slope as one neuron turns in a plane, its norm held, the others held; kinks are dotted.
+    """The loss and its slope as one neuron turns in a plane at a fixed norm, the others at rest; kinks are dotted.
 
-    With two inputs the plane is all there is; with more it holds the neuron and its steepest tangential direction. The
-    slope jumps at kinks; at the neuron's own orientation both one-sided slopes are marked. A neuron with output weight
-    zero does not move the loss: drawn is the pull on its output weights, ``sum_k e_kj rho(v . x_k)``.
+    With more than two inputs the plane is that of the neuron and its steepest tangential direction. The slope jumps at
+    kinks; at the neuron's own orientation both one-sided slopes are marked. A neuron with output weight zero does not
+    change the loss: then the pull on its output weights is drawn, ``sum_k e_kj rho(v . x_k)``.
 
     Source: Wu et al., Lemma 3.2.
 
@@ -100,7 +101,7 @@ def neuron_figure(block: ShallowBlock, X: Tensor, Y: Tensor, neuron: int, reduct
         Figure.
 
     Raises:
-        ValueError: If there is no such neuron, or nothing to turn because ``d = 1``.
+        ValueError: If there is no such neuron, or if ``d = 1``, where nothing can turn.
     """
     count, inputs = block.W.shape
     if not 0 <= neuron < count or inputs == 1:
@@ -113,7 +114,8 @@ def neuron_figure(block: ShallowBlock, X: Tensor, Y: Tensor, neuron: int, reduct
     signal = squared_error_signal(block, X, Y, reduction)
     plane, now = _plane(block, signal, neuron)
     angle = torch.linspace(0, 2 * math.pi, _ANGLES, dtype=X.dtype, device=X.device)
-    toward, ahead = _circle(angle, plane), _circle(angle + math.pi / 2, plane)
+    toward = _circle(angle, plane)
+    ahead = _circle(angle + math.pi / 2, plane)
     figure = Figure(figsize=(5.5, 5.0), layout="constrained")
     if not bool(block.H[:, neuron].any()):
         axes = [figure.subplots()]
@@ -125,7 +127,7 @@ def neuron_figure(block: ShallowBlock, X: Tensor, Y: Tensor, neuron: int, reduct
         axes[0].set(ylabel="pull on the output weight")
     else:
         axes = list(figure.subplots(2, sharex=True))
-        losses, slopes = _turned(block, (X, Y), neuron, (toward, ahead), reduction)
+        losses, slopes = _turned(block, X, Y, neuron, toward, ahead, reduction)
         axes[0].plot(to_numpy(angle), to_numpy(losses), color=BLACK)
         axes[1].plot(to_numpy(angle), to_numpy(slopes), ".", color=BLACK, markersize=1.5)
         for sign, name in ((1.0, "turning left"), (-1.0, "turning right")):
@@ -141,12 +143,12 @@ def neuron_figure(block: ShallowBlock, X: Tensor, Y: Tensor, neuron: int, reduct
 
 
 def perturbation_figure(test: PerturbationTest) -> Figure:
-    """The histogram of loss changes under random perturbations.
+    """The histogram of the loss changes under random perturbations.
 
     Source: Wu et al., Figures 10 and 13.
 
     Args:
-        test: The changes.
+        test: Result of `relu_diag.functional.perturbation_test`.
 
     Returns:
         Figure.
@@ -160,12 +162,12 @@ def perturbation_figure(test: PerturbationTest) -> Figure:
 
 
 def _plane(block: ShallowBlock, signal: BlockSignal, neuron: int) -> tuple[Tensor, float]:
-    """Two orthonormal rows that span the plane, and the neuron's angle in it."""
+    """Two orthonormal rows that span the plane, shape ``(2, d)``, and the neuron's angle in it, rad."""
     w = block.W[neuron]
     if len(w) == 2:
         return torch.eye(2, dtype=w.dtype, device=w.device), float(torch.atan2(w[1], w[0])) % (2 * math.pi)
     steepest = neuron_geometry(block, signal).direction[neuron]
-    # Whatever is missing - a zero neuron, a zero slope - is filled up with axes.
+    # Axes take the place of a zero neuron or a zero direction.
     spanning = torch.cat([w[None], steepest[None], torch.eye(len(w), dtype=w.dtype, device=w.device)])
     basis: list[Tensor] = []
     for vector in spanning:
@@ -176,24 +178,27 @@ def _plane(block: ShallowBlock, signal: BlockSignal, neuron: int) -> tuple[Tenso
 
 
 def _circle(angle: Tensor, plane: Tensor) -> Tensor:
+    """Unit vectors in the plane ``(2, d)`` at ``n`` angles, shape ``(n, d)``."""
     return angle.cos()[:, None] * plane[0] + angle.sin()[:, None] * plane[1]
 
 
 def _turned(
-    block: ShallowBlock, data: tuple[Tensor, Tensor], neuron: int, circle: tuple[Tensor, Tensor], reduction: Reduction
+    block: ShallowBlock, X: Tensor, Y: Tensor, neuron: int, toward: Tensor, ahead: Tensor, reduction: Reduction
 ) -> tuple[Tensor, Tensor]:
-    """Loss, and slope per unit length, with the neuron at every point of the circle."""
-    (X, Y), (toward, ahead), h = data, circle, block.H[:, neuron]
+    """Loss, and its slope per unit length along `ahead`, with the neuron turned `toward` each of ``n`` directions."""
+    h = block.H[:, neuron]
     others = block(X) - rho(X @ block.W[neuron], block.slopes)[:, None] * h
     length = block.W[neuron].norm()
     Z = length * toward @ X.T
     residual = others + rho(Z, block.slopes)[..., None] * h - Y
     factor = residual_factor(Y, reduction)
     losses = factor / 2 * residual.square().sum((1, 2))
-    return losses, (factor * (residual @ h) * slopes_at(Z, block.slopes) * (ahead @ X.T)).sum(1)
+    slopes = (factor * (residual @ h) * slopes_at(Z, block.slopes) * (ahead @ X.T)).sum(1)
+    return losses, slopes
 
 
 def _finish(figure: Figure, axes: list[Axes], seen: Tensor, now: float) -> None:
+    """Mark the kinks of the samples, seen in the plane as ``(N, 2)``, and the neuron's present angle."""
     kinks = [float(torch.atan2(x[1], x[0])) + side * math.pi / 2 for x in seen if bool(x.any()) for side in (1, -1)]
     for ax in axes:
         for kink in kinks:

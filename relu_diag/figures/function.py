@@ -1,4 +1,4 @@
-"""The function a block has learned."""
+"""Draw the function that a block has learned."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _GRID = 201
 def function_figure(block: ShallowBlock, X: Tensor, Y: Tensor) -> Figure:
     """The learned function of a block with two inputs, its kinks and the data.
 
-    Where the second input is the same on every sample (the constant that carries the hidden bias), the function is
-    drawn over the first; else as filled contours over the plane, one panel per output. Dead neurons' kinks are left
-    out.
+    The function is drawn as filled contours over the plane of both inputs, one panel per output. If the second input is
+    the same on every sample, as the constant that carries the hidden bias, it is drawn over the first input alone. The
+    kinks of dead neurons are left out.
 
     Source: Wu et al., Figure 18.
 
@@ -36,7 +36,7 @@ def function_figure(block: ShallowBlock, X: Tensor, Y: Tensor) -> Figure:
         Figure.
 
     Raises:
-        ValueError: If the block has not two inputs.
+        ValueError: If the block does not have two inputs.
     """
     if block.W.shape[1] != 2:
         raise ValueError(f"`block` needs two inputs, a constant one included, to be drawn; got {block.W.shape[1]}.")
@@ -48,17 +48,19 @@ def function_figure(block: ShallowBlock, X: Tensor, Y: Tensor) -> Figure:
 
 
 def _line_figure(block: ShallowBlock, living: Tensor, X: Tensor, Y: Tensor) -> Figure:
+    """The function over the first input; `living` is a mask of shape ``(I,)``."""
     low, high = limits_of(X[:, 0])
-    kink = -block.W[:, 1] * X[0, 1] / block.W[:, 0]  # not finite, hence not inside, where there is none
+    kink = -block.W[:, 1] * X[0, 1] / block.W[:, 0]  # Not finite, and so not inside, if a neuron has no kink.
     inside = (kink > low) & (kink < high)
-    # Linear between neighbouring kinks: these points are the whole function, a dead neuron's beyond the data included.
+    # The function is linear between neighbouring kinks, those of dead neurons beyond the data included.
     nodes = torch.cat([kink.new_tensor([low]), kink[inside].sort().values, kink.new_tensor([high])])
     kinks = kink[inside & living]
     values, at_kinks = (to_numpy(block(torch.stack([x, X[0, 1].expand_as(x)], dim=1))) for x in (nodes, kinks))
     figure = Figure(figsize=(5.5, 4.0), layout="constrained")
     ax = figure.subplots()
     for j in range(Y.shape[1]):
-        color, name = PALETTE[(j + 1) % len(PALETTE)], f", output {j + 1}" if Y.shape[1] > 1 else ""
+        color = PALETTE[(j + 1) % len(PALETTE)]
+        name = f", output {j + 1}" if Y.shape[1] > 1 else ""
         ax.plot(to_numpy(nodes), values[:, j], color=color, linewidth=1.5, label="learned function" + name)
         ax.plot(to_numpy(kinks), at_kinks[:, j], "|", color=color, markersize=10, label="kinks" + name)
         ax.plot(
@@ -77,6 +79,7 @@ def _line_figure(block: ShallowBlock, living: Tensor, X: Tensor, Y: Tensor) -> F
 
 
 def _plane_figure(block: ShallowBlock, living: Tensor, X: Tensor, Y: Tensor) -> Figure:
+    """The function over the plane of two inputs; `living` is a mask of shape ``(I,)``."""
     ranges = limits_of(X[:, 0]), limits_of(X[:, 1])
     first, second = (torch.linspace(*limits, _GRID, dtype=X.dtype, device=X.device) for limits in ranges)
     values = to_numpy(block(torch.cartesian_prod(first, second))).reshape(_GRID, _GRID, -1)
@@ -87,7 +90,7 @@ def _plane_figure(block: ShallowBlock, living: Tensor, X: Tensor, Y: Tensor) -> 
         ax = figure.add_subplot(-(-outputs // columns), columns, j + 1, aspect="equal")
         ax.set(xlabel="input 1", ylabel="input 2", title=f"output {j + 1}" if outputs > 1 else "output")
         y = to_numpy(Y[:, j])
-        # Zero, the value at the origin but for a bias, is the neutral colour.
+        # Zero, the value at the origin without an output bias, gets the neutral colour.
         limit = max(np.abs(values[:, :, j]).max(), np.abs(y).max(), np.finfo(float).tiny)
         scale: dict[str, Any] = {"cmap": "RdBu_r", "norm": Normalize(-limit, limit)}
         levels = np.linspace(-limit, limit, 25)

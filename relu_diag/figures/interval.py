@@ -1,10 +1,11 @@
-"""A network with one input on its interval: what it has learned, and how its loss comes down the ladder of levels."""
+"""Draw a network with one input: the function it has learned, and the fall of its loss past the critical levels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from relu_diag.functional import AffineProblem, Guarantee, IntervalTarget, criti
 from relu_diag.functional.integral import Function1d, Interval, network_pieces
 
 _TARGET_POINTS = 513
-# Types that have a place on the interval, in the order in which a neuron is given one.
+# Marker and label by type. A neuron of several types gets the first one.
 _MARKS = {
     "type_2_active": ("o", "type-2-active"),
     "semi_inactive": ("s", "semi-inactive"),
@@ -29,10 +30,10 @@ def interval_figure(
     interval: Interval,
     slopes: tuple[float, float] = (0.0, 1.0),
 ) -> Figure:
-    """The learned function against the target, and below it every breakpoint with its kink and its neuron's type.
+    """The learned function over the target; below it, every breakpoint with the size of its kink and its neuron's type.
 
-    Breakpoints outside the interval are drawn at its edge, with an arrow's worth of margin; neurons without one are
-    counted in the title.
+    Breakpoints outside the interval are drawn just beyond its edge. Neurons without a breakpoint are counted in the
+    title.
 
     Source: Cheridito et al., Definition 4.1.
 
@@ -46,19 +47,31 @@ def interval_figure(
     Returns:
         Figure.
     """
-    (A, B), (w, b, h) = interval, neurons.detach().double()
+    w, b, h = neurons.detach().double()
     pieces = network_pieces(w, b, h, c if isinstance(c, float) else c.detach().double(), interval, slopes)
     figure = Figure(figsize=(6.0, 5.0), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    x = torch.linspace(A, B, _TARGET_POINTS, dtype=torch.float64, device=w.device)
+    x = torch.linspace(*interval, _TARGET_POINTS, dtype=torch.float64, device=w.device)
     function = target.function if isinstance(target, IntervalTarget) else target
     ends = torch.stack([pieces.edges[:-1], pieces.edges[1:]], dim=1)
     values = pieces.value[:, None] + pieces.slope[:, None] * (ends - pieces.origin)
     top.plot(to_numpy(ends.flatten()), to_numpy(values.flatten()), color=PALETTE[1], label="network")
     top.plot(to_numpy(x), to_numpy(function(x)), color=BLACK, linewidth=1.0, linestyle="--", label="target")
     top.set(ylabel="output")
+    without = int((w == 0).sum())
+    top.set_title(f"{len(w)} neurons" + (f", {without} of them without a breakpoint" if without else ""))
+    _draw_breakpoints(bottom, neurons.detach().double(), interval, slopes)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def _draw_breakpoints(ax: Axes, neurons: Tensor, interval: Interval, slopes: tuple[float, float]) -> None:
+    """Every breakpoint of neurons ``w``, ``b``, ``h`` of shape ``(3, I)``, with the size of its kink."""
+    A, B = interval
+    w, b, h = neurons
     types = neuron_types(w, b, h, interval)
-    placed, margin = torch.zeros_like(types.flat), (B - A) / 20
+    placed = torch.zeros_like(types.flat)
+    margin = (B - A) / 20
     for color, (name, (marker, label)) in zip(PALETTE, _MARKS.items(), strict=False):
         members = getattr(types, name) & ~placed & (w != 0)
         placed |= members
@@ -66,15 +79,11 @@ def interval_figure(
             t = types.breakpoint[members].clamp(A - margin, B + margin)
             kink = (slopes[1] - slopes[0]) * (h * w.abs())[members]
             text = f"{label} ({int(members.sum())})"
-            bottom.plot(to_numpy(t), to_numpy(kink), marker, color=color, label=text, markersize=5)
-    bottom.axhline(0, color=GREY, linewidth=0.6)
+            ax.plot(to_numpy(t), to_numpy(kink), marker, color=color, label=text, markersize=5)
+    ax.axhline(0, color=GREY, linewidth=0.6)
     for end in interval:
-        bottom.axvline(end, color=GREY, linewidth=0.6)
-    bottom.set(xlabel="input", ylabel="kink at the breakpoint", xlim=(A - 1.5 * margin, B + 1.5 * margin))
-    without = int((w == 0).sum())
-    top.set_title(f"{len(w)} neurons" + (f", {without} of them without a breakpoint" if without else ""))
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    return figure
+        ax.axvline(end, color=GREY, linewidth=0.6)
+    ax.set(xlabel="input", ylabel="kink at the breakpoint", xlim=(A - 1.5 * margin, B + 1.5 * margin))
 
 
 def ladder_figure(
@@ -84,18 +93,18 @@ def ladder_figure(
     guarantee: Guarantee,
     certain_from: float | None = None,
 ) -> Figure:
-    """The loss on its way down the ladder of critical levels, with the threshold below which the end is certain.
+    """The loss over the steps, the critical levels, and the threshold below which a global minimum is certain.
 
-    Leaky units have neither: the loss is drawn alone.
+    Leaky units have neither levels nor threshold: then the loss is drawn alone.
 
     Source: Cheridito et al., Proposition 4.5 and Theorem 1.2.
 
     Args:
         steps: Gradient steps done.
-        losses: Loss at these.
+        losses: Loss at these steps.
         problem: Target, interval and width.
-        guarantee: What is known, `relu_diag.functional.convergence_threshold`.
-        certain_from: Step from which the end is certain, marked; None: no mark.
+        guarantee: Result of `relu_diag.functional.convergence_threshold`.
+        certain_from: Step from which a global minimum is certain, marked; None: no mark.
 
     Returns:
         Figure.

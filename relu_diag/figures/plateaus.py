@@ -1,4 +1,4 @@
-"""The loss of a run with its plateaus as bands, and when their ends were forecast."""
+"""Draw the loss of a run with its plateaus as bands, and the forecasts of their ends."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from matplotlib.ticker import EngFormatter
 
 from relu_diag.figures.canvas import BLACK, GREY, PALETTE
 
+# Ratio of the largest to the smallest loss from which the axis is logarithmic.
 _LOG_FROM_RATIO = 100.0
 
 
 @dataclass(frozen=True, slots=True)
 class PlateauBand:
-    """A plateau as it is drawn.
+    """A plateau for `plateau_figure`.
 
     Attributes:
         start: First step.
         end: Last step, or None while it lasts.
-        label: What it is near.
-        forecasts: Step at which each forecast of its end was made, and the step forecast.
+        label: The kind of stationary point that it is near.
+        forecasts: For each forecast of its end, the step at which it was made and the step that it named.
     """
 
     start: float
@@ -36,12 +37,12 @@ class PlateauBand:
 def plateau_figure(
     curve: Sequence[tuple[int, float]], bands: Sequence[PlateauBand], marks: Sequence[tuple[int, str]] = ()
 ) -> Figure:
-    """The loss over the steps, a band for every plateau, and below, where any was forecast, the ends forecast.
+    """The loss over the steps with a band for every plateau; below it, if there are any, the forecasts of their ends.
 
     Args:
         curve: Steps and losses.
         bands: The plateaus.
-        marks: Steps at which somebody acted, and a few letters that say what was done.
+        marks: Steps at which a callback acted, with a word for what it did.
 
     Returns:
         Figure.
@@ -86,6 +87,7 @@ def plateau_figure(
 
 
 def _draw(band: PlateauBand, color: str, axes: Sequence[Axes], last: float) -> None:
+    """Draw one plateau, up to the step `last` if it has not ended, and its forecasts into the second panel."""
     end = last if band.end is None else band.end
     for ax in axes:
         ax.axvspan(band.start, end, color=color, alpha=0.25, linewidth=0)

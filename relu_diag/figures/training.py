@@ -1,4 +1,4 @@
-"""A training run, neuron by neuron."""
+"""Draw a training run neuron by neuron."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ from torch import Tensor
 
 from relu_diag.figures.canvas import BLACK, GREY, PALETTE, SHADE, to_numpy
 
+# More lines than this are neither readable nor fast to draw.
 _MAX_NEURONS = 512
+# Ratio of the largest to the smallest loss from which the axis is logarithmic.
 _LOG_FROM_RATIO = 100.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingHistory:
-    """What a training run looked like, neuron by neuron, at ``T`` moments.
+    """A training run at ``T`` moments, neuron by neuron.
 
     Attributes:
         steps: Gradient steps done, shape ``(T,)``.
         loss: Loss, shape ``(T,)``.
-        angle: Orientation of the input weights' first two components, rad in [0, 2 pi), shape ``(T, I)``.
+        angle: Orientation of the first two components of the input weights, rad in [0, 2 pi), shape ``(T, I)``.
         input_norm: ``||w_i||``, shape ``(T, I)``.
         output: Output weights, shape ``(T, J, I)``.
-        group: Effective neuron at the end, 0 the largest, -1 for none (`NeuronStates.group`), long, shape ``(I,)``.
+        group: The group at the end, numbered as in `NeuronStates.group` (0 the largest, -1 none), long, shape ``(I,)``.
         dead: Whether the neuron is dead at the end, bool, shape ``(I,)``.
         dead_sector: Arc of dead orientations (`dead_sector`), rad, or None.
 
     Raises:
-        ValueError: If there is no moment or neuron, or the shapes do not fit.
+        ValueError: If there is no moment or no neuron, or the shapes do not fit together.
     """
 
     steps: Tensor
@@ -67,10 +69,11 @@ class TrainingHistory:
 
 
 def training_figure(history: TrainingHistory, marks: Sequence[float] = ()) -> Figure:
-    """Loss, orientations, input norms and output weights along training; effective neurons coloured, dead ones black.
+    """Loss, orientations, input norms and output weights along training; groups are coloured, dead neurons black.
 
-    Two outputs get a panel each, more are drawn as the norm ``||h_i||``. Beyond 512 neurons only those of largest
-    amplitude at the end are drawn, and the legend says so.
+    The groups are the effective neurons at the end, numbered as in `NeuronStates.group`: 0 is the largest. One or two
+    outputs get a panel each, more are drawn as the norm ``||h_i||``. Beyond 512 neurons only those of largest amplitude
+    at the end are drawn, and the legend says so.
 
     Source: Wu et al., Figures 3 and 12.
 
@@ -91,9 +94,10 @@ def training_figure(history: TrainingHistory, marks: Sequence[float] = ()) -> Fi
     bands = _bands(history)
     for ax, (label, values) in zip(axes[1:], panels.items(), strict=True):
         ax.set_ylabel(label)
-        for name, (color, members) in bands.items():
-            for line in _unwrapped(values[:, members]) if values is history.angle else to_numpy(values[:, members]).T:
-                ax.plot(steps, line, color=color, label=name, linewidth=0.9, alpha=0.7)
+        for name, band in bands.items():
+            drawn = values[:, band.drawn]
+            for line in _unwrapped(drawn) if values is history.angle else to_numpy(drawn).T:
+                ax.plot(steps, line, color=band.color, label=name, linewidth=0.9, alpha=0.7)
     _finish_angles(axes[1], history.dead_sector)
     for letter, ax in zip("abcde", axes, strict=False):
         _finish_steps(ax, letter, marks)
@@ -102,7 +106,7 @@ def training_figure(history: TrainingHistory, marks: Sequence[float] = ()) -> Fi
 
 
 def _output_panels(output: Tensor) -> dict[str, Tensor]:
-    """Label and values, ``(T, I)``, of every panel of output weights."""
+    """Label and values, shape ``(T, I)``, of every panel of output weights, shape ``(T, J, I)``."""
     count = output.shape[1]
     if count > 2:
         return {r"$\|h_i\|$": output.norm(dim=1)}
@@ -110,32 +114,53 @@ def _output_panels(output: Tensor) -> dict[str, Tensor]:
 
 
 def _loss_scale(loss: Tensor) -> str:
+    """The scale of the loss axis for losses of shape ``(T,)``."""
     return "log" if bool((loss > 0).all()) and bool(loss.max() > _LOG_FROM_RATIO * loss.min()) else "linear"
 
 
-def _bands(history: TrainingHistory) -> dict[str, tuple[str, Tensor]]:
-    """Name, colour and drawn members of the neurons drawn alike; what is to be seen comes last."""
-    dead, group = history.dead.cpu(), history.group.cpu()
+@dataclass(frozen=True, slots=True, eq=False)
+class _Band:
+    """Neurons that are drawn alike: their colour and the indices of those that are drawn, long, shape ``(n,)``."""
+
+    color: str
+    drawn: Tensor
+
+
+def _bands(history: TrainingHistory) -> dict[str, _Band]:
+    """The bands by their name in the legend; the largest groups come last and are drawn on top."""
+    dead = history.dead.cpu()
+    group = history.group.cpu()
     amplitude = (history.input_norm[-1] * history.output[-1].norm(dim=0)).cpu()
     drawn = amplitude.argsort(descending=True, stable=True)[:_MAX_NEURONS].sort().values
-    coloured = {f"group {g + 1}": (color, ~dead & (group == g)) for g, color in reversed(list(enumerate(PALETTE)))}
-    other = ~dead & ((group < 0) | (group >= len(PALETTE)))
     bands = {}
-    for name, (color, mask) in {"dead": (BLACK, dead), "other": (GREY, other), **coloured}.items():
-        count = int(mask.sum())
+    for name, color, members in [
+        ("dead", BLACK, dead),
+        ("in no group", GREY, ~dead & (group < 0)),
+        (_names_of_small_groups(group), GREY, group >= len(PALETTE)),
+        *[(f"group {g}", PALETTE[g], group == g) for g in reversed(range(len(PALETTE)))],
+    ]:
+        count = int(members.sum())
         if count:
-            bands[f"{name} ({count} neuron{'s' if count > 1 else ''})"] = (color, drawn[mask[drawn]])
+            bands[f"{name} ({count} neuron{'s' if count > 1 else ''})"] = _Band(color, drawn[members[drawn]])
     return bands
 
 
+def _names_of_small_groups(group: Tensor) -> str:
+    """Name of all groups beyond the palette together; groups of shape ``(I,)``."""
+    first = len(PALETTE)
+    last = int(group.max())
+    return f"groups {first} to {last}" if last > first else f"group {first}"
+
+
 def _unwrapped(angle: Tensor) -> NDArray[np.float64]:
-    """One line per neuron, broken where it passes from 2 pi to 0 or back: the later point is left out."""
+    """One line per neuron of angles ``(T, I)``, interrupted where it jumps between 2 pi and 0; shape ``(I, T)``."""
     lines = to_numpy(angle).T.copy()
     lines[:, 1:][np.abs(np.diff(lines, axis=1)) > np.pi] = np.nan
     return lines
 
 
 def _finish_angles(ax: Axes, sector: tuple[float, float] | None) -> None:
+    """Shade the dead sector, and label the axis of orientations in multiples of pi."""
     if sector is not None:
         start, end = sector
         for low, high in ((start, min(end, 2 * np.pi)), (0.0, end - 2 * np.pi)):
@@ -146,6 +171,7 @@ def _finish_angles(ax: Axes, sector: tuple[float, float] | None) -> None:
 
 
 def _finish_steps(ax: Axes, letter: str, marks: Sequence[float]) -> None:
+    """Give a panel its letter, its axis of steps and the marked steps."""
     ax.set_title(f"({letter})", loc="left", fontsize="medium")
     ax.set_xlabel("step")
     ax.tick_params(labelbottom=True)
@@ -155,8 +181,9 @@ def _finish_steps(ax: Axes, letter: str, marks: Sequence[float]) -> None:
         ax.axvline(step, color=GREY, linestyle="--", linewidth=0.8)
 
 
-def _add_legend(figure: Figure, history: TrainingHistory, bands: dict[str, tuple[str, Tensor]]) -> None:
-    keys: list[Line2D | Patch] = [Line2D([], [], color=color, label=name) for name, (color, _) in bands.items()]
+def _add_legend(figure: Figure, history: TrainingHistory, bands: dict[str, _Band]) -> None:
+    """The legend below the panels: groups from the largest, dead neurons, the dead sector."""
+    keys: list[Line2D | Patch] = [Line2D([], [], color=band.color, label=name) for name, band in bands.items()]
     keys.reverse()
     if history.dead_sector is not None:
         keys.append(Patch(color=SHADE, label="dead sector"))

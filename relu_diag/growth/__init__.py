@@ -1,4 +1,7 @@
-"""An embedding applied to a live module: its layers, gradients, optimizers and checkpoints."""
+"""Widen a block of a live module: its layers, gradients, optimizers, averaged copies and checkpoints.
+
+Nothing else in the package changes the shape of a module.
+"""
 
 from relu_diag.growth.checkpoint import GrowingModule, resize_on_load
 from relu_diag.growth.live import grow

@@ -1,4 +1,4 @@
-"""Checkpoints of a network whose width changed: the layers take the shapes of what is loaded into them."""
+"""Checkpoints of a network whose width has changed: layers take the width of the state dict loaded into them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from torch import Tensor, nn
 from relu_diag.capture import BlockLocation
 from relu_diag.growth.graph import in_a_graph
 
-# What a hyper-parameter that counts hidden neurons is called.
+# Words in the name of a hyper-parameter that counts hidden neurons.
 _WIDTH_WORDS = ("width", "hidden", "units", "neurons")
 
 
 def resize_on_load(module: nn.Module, location: BlockLocation | None = None) -> None:
-    """From now on a block takes the width of any state dict that is loaded into its module, wider or narrower.
+    """Let a block take the width of any state dict that is loaded into its module from now on, wider or narrower.
 
-    Load before the optimizers are made, or make them anew afterwards: their state is not resized.
+    Load before the optimizers are made, or make new ones afterwards: their state is not resized. A second call changes
+    nothing.
 
     Args:
-        module: The module that holds the block. Doing it twice changes nothing.
-        location: Which block; None: all Linear layers of which nothing but widths that another one shares differs.
+        module: The module that holds the block.
+        location: Which block; None: every pair of Linear layers that differs from the state dict only in the width
+            between them.
 
     Example:
         >>> narrow, wide = (nn.Sequential(nn.Linear(2, n), nn.ReLU(), nn.Linear(n, 1)) for n in (3, 5))
@@ -32,7 +34,7 @@ def resize_on_load(module: nn.Module, location: BlockLocation | None = None) -> 
         <All keys matched successfully>
     """
     if location is not None:
-        location.linears(module)  # which names the cure where there are none
+        location.linears(module)  # Raises if the layers are missing.
     hooks = (getattr(hook, "hook", hook) for hook in module._load_state_dict_pre_hooks.values())
     names = None if location is None else (location.hidden, location.output)
     if not any(isinstance(hook, _Resize) and hook.names in {None, names} for hook in hooks):
@@ -40,10 +42,10 @@ def resize_on_load(module: nn.Module, location: BlockLocation | None = None) -> 
 
 
 class GrowingModule(LightningModule):
-    """A LightningModule whose grown checkpoints load everywhere, `load_from_checkpoint` included.
+    """A LightningModule that loads checkpoints of any width, also with `load_from_checkpoint`.
 
-    Derive from it where the width is no hyper-parameter, or one of several. Loading then gives every block its width in
-    the checkpoint before it is filled.
+    Derive from it if the width is no hyper-parameter, or if there are several widths. Before the weights are loaded,
+    every block gets the width that it has in the checkpoint.
 
     Example:
         >>> class Net(GrowingModule):
@@ -53,34 +55,35 @@ class GrowingModule(LightningModule):
     """
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Give the blocks the width they have in the checkpoint.
+        """Give every block the width that it has in the checkpoint.
 
         Args:
-            checkpoint: The checkpoint to be loaded.
+            checkpoint: The checkpoint that is being loaded.
         """
         _Resize(None)(self, checkpoint["state_dict"], "")
 
 
 def remember_growth(module: nn.Module, location: BlockLocation, added: int) -> None:
-    """Put into a module what its checkpoints need to be loaded: the hook, and the width as a hyper-parameter.
+    """Prepare a widened module for its checkpoints: register the load hook, update the width among hyper-parameters.
 
     Args:
-        module: The module that has grown.
+        module: The module, after the widening.
         location: The block.
         added: Number of new neurons.
     """
     resize_on_load(module, location)
     width = location.linears(module)[0].out_features
-    _tell_width(module, width - added, width)
+    _update_hparams(module, width - added, width)
 
 
-def _tell_width(module: nn.Module, before: int, after: int) -> None:
+def _update_hparams(module: nn.Module, before: int, after: int) -> None:
+    """Replace the width among the module's hyper-parameters, if one of them can be told to be it."""
     if isinstance(module, LightningModule) and (name := _width_name(module.hparams, before)):
         module.hparams[name] = after
 
 
 def _width_name(hparams: Mapping[str, Any], width: int) -> str | None:
-    """The hyper-parameter that says how wide the block was: ``width``, or the only one of that value and meaning."""
+    """Name of the hyper-parameter that holds the width: ``width``, or the only one with this value and such a name."""
     equal = [name for name, value in hparams.items() if type(value) is int and value == width]
     if "width" in equal:
         return "width"
@@ -90,58 +93,67 @@ def _width_name(hparams: Mapping[str, Any], width: int) -> str | None:
 
 @dataclass(frozen=True)
 class _Resize:
-    """A load_state_dict pre-hook: pairs of layers get the incoming width.
+    """A load_state_dict pre-hook that gives pairs of layers the incoming width.
 
     Attributes:
-        names: Hidden and output layer; None: all that fit together.
+        names: Names of the hidden and the output layer; None: all pairs that fit together.
     """
 
     names: tuple[str, str] | None
 
     def __call__(self, module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
         layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
-        changes = _consistent(_changes(layers, state_dict, prefix))
-        for (layer, axis), sizes in changes.items():
-            if self.names is None or layer == self.names[axis]:
-                _resize(axis, layers[layer], sizes[1])
-                if axis == 0:
-                    _tell_width(module, *sizes)
+        for change in _consistent(_changes(layers, state_dict, prefix)):
+            if self.names is None or change.layer == self.names[change.axis]:
+                _resize(change.axis, layers[change.layer], change.incoming)
+                if change.axis == 0:
+                    _update_hparams(module, change.current, change.incoming)
 
 
-# A layer and the axis of its weight; there, the present and the incoming width.
-_Changes = dict[tuple[str, int], tuple[int, int]]
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """A width that differs in the state dict: which layer, which axis of its weight, and both widths."""
+
+    layer: str
+    axis: int
+    current: int
+    incoming: int
+
+    def fits(self, other: _Change) -> bool:
+        """Whether another layer has the same change on the other side of the activation."""
+        sizes = (self.current, self.incoming)
+        return self.layer != other.layer and self.axis != other.axis and sizes == (other.current, other.incoming)
 
 
-def _changes(layers: dict[str, nn.Linear], state_dict: dict[str, Tensor], prefix: str) -> _Changes:
-    found: _Changes = {}
+def _changes(layers: dict[str, nn.Linear], state_dict: dict[str, Tensor], prefix: str) -> list[_Change]:
+    """All widths in which the layers differ from the state dict."""
+    changes = []
     for name, layer in layers.items():
         incoming = state_dict.get(f"{prefix}{name}.weight" if name else f"{prefix}weight")
         if incoming is None or incoming.ndim != 2:
             continue
         for axis in (0, 1):
             if incoming.shape[axis] != layer.weight.shape[axis]:
-                found[name, axis] = (layer.weight.shape[axis], incoming.shape[axis])
-    return found
+                changes.append(_Change(name, axis, layer.weight.shape[axis], incoming.shape[axis]))
+    return changes
 
 
-def _consistent(changes: _Changes) -> _Changes:
-    """Widths that one layer writes and another reads; a layer where more differs is for load_state_dict to name."""
-    odd = {
-        name
-        for (name, axis), pair in changes.items()
-        if not any(other != name and side != axis and pair == theirs for (other, side), theirs in changes.items())
-    }
-    return _consistent({key: pair for key, pair in changes.items() if key[0] not in odd}) if odd else changes
+def _consistent(changes: list[_Change]) -> list[_Change]:
+    """The changes of layers that all fit another one's; load_state_dict reports the layers that differ otherwise."""
+    odd = {change.layer for change in changes if not any(change.fits(other) for other in changes)}
+    return _consistent([change for change in changes if change.layer not in odd]) if odd else changes
 
 
 def _resize(axis: int, layer: nn.Linear, width: int) -> None:
+    """Give a layer a width along one axis of its weight, 0 for its outputs; the values are not set."""
     for name, parameter in layer.named_parameters(recurse=False):
         if parameter.ndim > axis:
             shape = list(parameter.shape)
             shape[axis] = width
             empty = parameter.data.new_empty(shape)
-            if in_a_graph([parameter]):  # a loss or a clone kept from before: its graph insists on the old shape
+            if in_a_graph([parameter]):  # The graph of a loss kept from before needs a tensor of the old shape.
                 setattr(layer, name, nn.Parameter(empty, requires_grad=parameter.requires_grad))
             else:
-                parameter.data, parameter.grad = empty, None
+                parameter.data = empty
+                parameter.grad = None
     setattr(layer, "in_features" if axis else "out_features", width)

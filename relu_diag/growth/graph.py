@@ -1,4 +1,4 @@
-"""Whether a graph is alive that a parameter's shape is written into."""
+"""Whether an autograd graph is alive that depends on a parameter's shape."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 def in_a_graph(parameters: Collection[Tensor]) -> bool:
-    """Whether a graph through one of some parameters can still be reached.
+    """Whether an autograd graph through one of the parameters is still alive.
 
     Args:
         parameters: The parameters.
 
     Returns:
-        True where somebody holds one.
+        True if something still refers to such a graph.
 
     Example:
         >>> import torch
@@ -27,5 +27,5 @@ def in_a_graph(parameters: Collection[Tensor]) -> bool:
         True
     """
     if any(parameter._use_count() > 1 for parameter in parameters):  # type: ignore[attr-defined]
-        gc.collect()  # the graph may be one that nobody can reach any more
+        gc.collect()  # The graph may be garbage that has not been collected yet.
     return any(parameter._use_count() > 1 for parameter in parameters)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Give a block of a live module other parameters and more neurons, in place."""
+"""Widen a block of a live module in place."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gc
 import sys
 import weakref
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 import torch
 from lightning.pytorch import Trainer
@@ -21,35 +22,35 @@ from relu_diag.growth.checkpoint import remember_growth
 from relu_diag.growth.graph import in_a_graph
 from relu_diag.growth.optimizer_state import plain, widen_state
 
-# The axis that counts neurons, in the parameters of a block that have one.
+# The axis that counts neurons, for the parameters that have one.
 _AXES = {"hidden.weight": 0, "hidden.bias": 0, "output.weight": 1}
 
 
 def grow(
     module: nn.Module, location: BlockLocation, new_block: ShallowBlock, optimizers: Iterable[Optimizer] = ()
 ) -> None:
-    """Give a block the parameters of a wider one, in place; everything that holds the parameters keeps holding them.
+    """Replace the parameters of a block by those of a wider one, in place.
 
-    The layers and their Parameters stay the same objects; dtype, device and ``requires_grad`` stay. Gradients are
-    padded with zeros. In the optimizers old neurons keep their state; a new one starts at rest: zero momentum, and
-    second moments (Adam, Adafactor, RMSprop, Adagrad) that are the mean over the old neurons, so that its first steps
-    are no larger than theirs. What cannot be carried (averages of ASGD, the history of LBFGS) starts again, with a
-    warning. Compiled code is dropped, to be made once more.
+    The layers and their Parameters stay the same objects, with their dtype, device and ``requires_grad``. Gradients are
+    padded with zeros. In the optimizers, old neurons keep their state. New ones start with zero momentum and with the
+    mean of the old neurons' second moments (Adam, Adafactor, RMSprop, Adagrad), so that their first steps are no larger
+    than those of the others. State that cannot be carried over (the averages of ASGD, the history of LBFGS) is reset
+    with a warning. Compiled code is dropped and compiled again at its next use.
 
-    Do it between steps, in ``on_train_batch_end`` or ``on_train_epoch_end``; with several processes on each of them,
-    outside the wrapper. Nothing is changed where an error is raised.
+    Call it between steps, in ``on_train_batch_end`` or ``on_train_epoch_end``, and with several processes on each of
+    them, outside the wrapper. If an error is raised, nothing has changed.
 
     Args:
         module: The module that holds the block, not a wrapper of it.
         location: Which block.
-        new_block: Its new parameters: the neurons it has first, each in its place, then the new ones.
-        optimizers: The optimizers in use, all of them.
+        new_block: The new parameters: first the neurons that the block has, in the same order, then the new ones.
+        optimizers: All optimizers in use.
 
     Raises:
         TypeError: If the module is a wrapper, or its parameters are sharded.
-        ValueError: If the new block does not fit, a parameter is frozen or shared, or has no optimizer among those
-            given or another one that was not.
-        RuntimeError: If a graph through the parameters is alive, or a weak reference to one.
+        ValueError: If the new block does not fit; or if a parameter is frozen, is shared, belongs to none of the
+            optimizers, or belongs to one that was not given.
+        RuntimeError: If a graph through the parameters or a weak reference to one of them is alive.
 
     Example:
         >>> from relu_diag.capture import find_blocks, read_block
@@ -75,21 +76,27 @@ def grow(
         raise ValueError(f"`new_block` has slopes {new_block.slopes}, {location} has {location.slopes_now(module)}.")
     values = _values(hidden, output, location, new_block)
     counted = {name: parameters[name] for name in _AXES if name in parameters}
-    left, others = _other_optimizers(counted, owners)
-    _check_owners(module, counted, owners, others)
-    if held := _held(parameters.values()):
-        raise RuntimeError(f"{location} cannot grow now: {held}.")
+    others = _other_optimizers(counted, owners)
+    _check_owners(module, counted, owners, others.in_use)
+    if obstacle := _obstacle(parameters.values()):
+        raise RuntimeError(f"{location} cannot grow now: {obstacle}.")
     for name, parameter in parameters.items():
         _replace(parameter, values[name])
     added = len(new_block.W) - hidden.out_features
     hidden.out_features = output.in_features = len(new_block.W)
-    for optimizer in (*owners, *left):
+    for optimizer in (*owners, *others.of_ended_trainers):
         for name, parameter in counted.items():
             widen_state(optimizer, parameter, _AXES[name], added)
     remember_growth(module, location, added)
 
 
 def _parameters(hidden: nn.Linear, output: nn.Linear) -> dict[str, nn.Parameter]:
+    """The parameters of the two layers by name: ``hidden.weight``, ``hidden.bias`` and so on.
+
+    Raises:
+        ValueError: If one is computed by a parametrization.
+        TypeError: If one is sharded over processes.
+    """
     layers: dict[str, Tensor | None] = {"hidden.weight": hidden.weight, "hidden.bias": hidden.bias}
     layers |= {"output.weight": output.weight, "output.bias": output.bias}
     found = {}
@@ -98,7 +105,8 @@ def _parameters(hidden: nn.Linear, output: nn.Linear) -> dict[str, nn.Parameter]
             continue
         if not isinstance(parameter, nn.Parameter):
             raise ValueError(f"The {name} is computed by a parametrization; remove it (remove_parametrizations) first.")
-        if type(parameter) is not nn.Parameter or hasattr(parameter, "ds_id"):  # a DTensor, or DeepSpeed's
+        # A DTensor, or a parameter of DeepSpeed.
+        if type(parameter) is not nn.Parameter or hasattr(parameter, "ds_id"):
             raise TypeError(
                 f"The {name} is a {type(parameter).__name__}, sharded over processes (FSDP, DeepSpeed, tensor "
                 "parallel), and cannot grow in place. Train with DDP or on one device."
@@ -110,7 +118,14 @@ def _parameters(hidden: nn.Linear, output: nn.Linear) -> dict[str, nn.Parameter]
 def _values(
     hidden: nn.Linear, output: nn.Linear, location: BlockLocation, new_block: ShallowBlock
 ) -> dict[str, Tensor]:
-    W, H, bias = new_block.W.detach(), new_block.H.detach(), new_block.output_bias
+    """The new values of the parameters, by the names of `_parameters`.
+
+    Raises:
+        ValueError: If the new block does not fit the layers, or is narrower.
+    """
+    W = new_block.W.detach()
+    H = new_block.H.detach()
+    bias = new_block.output_bias
     inputs = hidden.in_features + (hidden.bias is not None)
     if W.shape[1] != inputs or H.shape[0] != output.out_features or (bias is None) != (output.bias is None):
         raise ValueError(
@@ -131,6 +146,11 @@ def _values(
 def _check_owners(
     module: nn.Module, parameters: dict[str, nn.Parameter], owners: list[Optimizer], others: list[Optimizer]
 ) -> None:
+    """Refuse parameters that are shared or frozen, or that another optimizer than the owners holds.
+
+    Raises:
+        ValueError: If one is.
+    """
     for name, parameter in parameters.items():
         names = [path for path, other in module.named_parameters(remove_duplicate=False) if other is parameter]
         if len(names) > 1:
@@ -151,15 +171,22 @@ def _check_owners(
                 )
 
 
-def _other_optimizers(
-    parameters: dict[str, nn.Parameter], owners: list[Optimizer]
-) -> tuple[list[Optimizer], list[Optimizer]]:
-    """Those that trainers which have ended still hold, and all others that are not among the owners."""
-    # An optimizer holds its parameters in lists. To find who refers to a few is faster than to look at all there is.
+@dataclass(frozen=True, slots=True)
+class _OtherOptimizers:
+    """Living optimizers that were not given: those left over from trainers that have ended, and the rest."""
+
+    of_ended_trainers: list[Optimizer]
+    in_use: list[Optimizer]
+
+
+def _other_optimizers(parameters: dict[str, nn.Parameter], owners: list[Optimizer]) -> _OtherOptimizers:
+    """The living optimizers besides the owners; empty if no other can hold one of the parameters."""
+    # An optimizer holds its parameters in lists, and to find the lists that refer to a few parameters is faster than
+    # to search all objects.
     known = {id(group["params"]) for owner in owners for group in owner.param_groups}
     if all(id(thing) in known for thing in gc.get_referrers(*parameters.values()) if type(thing) is list):
-        return [], []
-    gc.collect()  # what nobody can reach any more steps nothing
+        return _OtherOptimizers([], [])
+    gc.collect()  # An optimizer that is garbage will not step again: it must not count as in use.
     things = gc.get_objects()
     ended = [
         thing
@@ -171,17 +198,18 @@ def _other_optimizers(
         left.pop(id(owner), None)
     asked = {id(owner) for owner in owners} | left.keys()
     living = [plain(thing) for thing in things if issubclass(type(thing), Optimizer)]
-    return [*left.values()], [optimizer for optimizer in living if id(optimizer) not in asked]
+    return _OtherOptimizers([*left.values()], [optimizer for optimizer in living if id(optimizer) not in asked])
 
 
 def _owns(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
+    """Whether an optimizer holds a parameter."""
     return any(parameter is own for group in optimizer.param_groups for own in group["params"])
 
 
-def _held(parameters: Collection[nn.Parameter]) -> str | None:
-    """What still holds parameters as they are now, and the cure; or None."""
+def _obstacle(parameters: Collection[nn.Parameter]) -> str | None:
+    """The reason why the parameters cannot change their shape now, with the cure; None if they can."""
     if "torch._dynamo" in sys.modules:
-        torch._dynamo.reset()  # compiled code is made for their shapes
+        torch._dynamo.reset()  # Compiled code holds on to their shapes.
     if in_a_graph(parameters):
         return (
             "a graph through it is alive, whose backward pass would not fit the grown layers. Grow after backward, in "
@@ -196,7 +224,7 @@ def _held(parameters: Collection[nn.Parameter]) -> str | None:
 
 
 def _replace(parameter: nn.Parameter, value: Tensor) -> None:
-    """A new value in the same Parameter object, with the gradient padded, its hooks and attributes kept."""
+    """Put a new value into the same Parameter object: pad its gradient, keep its hooks and attributes."""
     grown = nn.Parameter(value.to(parameter, copy=True).contiguous(), requires_grad=parameter.requires_grad)
     grown.__dict__.update(parameter.__dict__)
     for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):

@@ -1,4 +1,4 @@
-"""What optimizers remember of a parameter, when it gets more neurons."""
+"""The state that an optimizer keeps of a parameter, carried over when the parameter gets more neurons."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-# Adafactor's moments of a matrix, and the axis along which each runs. A mean added leaves their mean as it is, and so
-# what they say of the old neurons.
+# Adafactor's factored moments of a matrix, and the axis along which each runs. New neurons get the mean of the old
+# ones: the mean of all, and with it the scaling of the old neurons, stays.
 _FACTORS = {"row_var": 0, "col_var": 1}
-# What sets the size of a step, by the names of torch.optim: a new neuron gets the mean over the old ones.
+# State that scales the step, by the names of torch.optim: a new neuron gets the mean over the old ones.
 _SCALES = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "exp_inf", "acc_delta", "variance", "step_size"}
-# ASGD's averages: nothing in them can be made up for a new neuron.
+# ASGD's averages: no value for a new neuron makes sense.
 _INDIVISIBLE = {"ax"}
 
 
@@ -22,7 +22,7 @@ def plain(optimizer: Optimizer) -> Optimizer:
     """The optimizer itself, without Lightning's wrapper.
 
     Args:
-        optimizer: An optimizer, as `Trainer` or as torch knows it.
+        optimizer: A torch optimizer, or Lightning's wrapper of one.
 
     Returns:
         The torch optimizer.
@@ -33,13 +33,13 @@ def plain(optimizer: Optimizer) -> Optimizer:
 
 
 def widen_state(optimizer: Optimizer, parameter: nn.Parameter, axis: int, added: int) -> None:
-    """Carry the state of a parameter that has grown by some neurons; does nothing where there is none.
+    """Extend the state of a parameter that has been widened, in place; do nothing if it has no state.
 
     Args:
         optimizer: The optimizer, changed in place.
-        parameter: The parameter, grown.
-        axis: The axis that counts neurons.
-        added: Number of new neurons, at the end.
+        parameter: The parameter, after the widening.
+        axis: Axis of the parameter that counts neurons.
+        added: Number of new neurons; they are the last ones along the axis.
     """
     if isinstance(optimizer, LBFGS):
         _forget_curvature(optimizer)
@@ -53,8 +53,8 @@ def widen_state(optimizer: Optimizer, parameter: nn.Parameter, axis: int, added:
     misfits = [name for name, value in whole.items() if name in _INDIVISIBLE or list(value.shape) != old_shape]
     if misfits:
         warnings.warn(
-            f"What {type(optimizer).__name__} remembers as {', '.join(misfits)} cannot be carried to a wider layer: "
-            "its state of that layer starts again.",
+            f"The state {', '.join(misfits)} of {type(optimizer).__name__} cannot be carried over to a wider layer: "
+            "the state of that layer starts again.",
             stacklevel=3,
         )
         state.clear()
@@ -66,10 +66,12 @@ def widen_state(optimizer: Optimizer, parameter: nn.Parameter, axis: int, added:
 
 
 def _has_entries(value: Any) -> bool:
+    """Whether a value of an optimizer's state is a tensor with axes."""
     return isinstance(value, Tensor) and value.ndim > 0
 
 
 def _padded(value: Tensor, axis: int, added: int, filling: Tensor | None) -> Tensor:
+    """The value with new entries at the end of an axis, zero or as in `filling`, which has size 1 there."""
     shape = list(value.shape)
     shape[axis] = added
     new = value.new_zeros(shape) if filling is None else filling.expand(shape)
@@ -77,6 +79,7 @@ def _padded(value: Tensor, axis: int, added: int, filling: Tensor | None) -> Ten
 
 
 def _forget_curvature(optimizer: LBFGS) -> None:
+    """Reset the history of LBFGS, which holds gradients of the narrower network."""
     if optimizer.state:
         warnings.warn("LBFGS remembers gradients of the narrower network: its history starts again.", stacklevel=4)
     optimizer.state.clear()

@@ -1,4 +1,4 @@
-"""Growth in the middle of `Trainer.fit`: optimizers, averaged copies and wrappers grow with the module."""
+"""Widen a block in the middle of `Trainer.fit`, with its optimizers, averaged copies and wrappers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from relu_diag.growth.live import grow
 
 
 def check_strategy(trainer: Trainer) -> None:
-    """Refuse strategies under which no process holds whole layers.
+    """Refuse strategies that shard the parameters, so that no process holds a whole layer.
 
     Args:
         trainer: The trainer.
@@ -33,15 +33,15 @@ def check_strategy(trainer: Trainer) -> None:
 
 
 def grow_in_training(trainer: Trainer, location: BlockLocation, embed: Callable[[ShallowBlock], ShallowBlock]) -> None:
-    """Grow a block of the module in training, and its averaged copies (EMA, SWA) the same way.
+    """Widen a block of the module in training, and its averaged copies (EMA, SWA) in the same way.
 
-    Call it on every process with the same embedding, between steps. Under DDP the module is taken out of its wrapper
+    Call it between steps, on every process with the same embedding. Under DDP the module is taken out of its wrapper
     and wrapped again.
 
     Args:
         trainer: The trainer, fitting.
         location: Which block of its module.
-        embed: Makes the wider block of the narrower one.
+        embed: Maps a block to the wider one that replaces it.
     """
     check_strategy(trainer)
     module = trainer.lightning_module
@@ -52,13 +52,13 @@ def grow_in_training(trainer: Trainer, location: BlockLocation, embed: Callable[
 
 
 def averaged_copies(trainer: Trainer) -> list[nn.Module]:
-    """The copies of the module that weight-averaging callbacks keep.
+    """The averaged copies of the module that callbacks of the trainer keep.
 
     Args:
         trainer: The trainer.
 
     Returns:
-        Modules of the same structure as the trainer's.
+        The copies, with the same structure as the trainer's module.
     """
     held = [getattr(callback, "_average_model", None) for callback in trainer.callbacks]  # type: ignore[attr-defined]
     copies = [copy.module if isinstance(copy, AveragedModel) else copy for copy in held]
@@ -67,6 +67,7 @@ def averaged_copies(trainer: Trainer) -> list[nn.Module]:
 
 @contextmanager
 def _unwrapped(trainer: Trainer) -> Iterator[None]:
+    """Take the module out of DDP's wrapper, and wrap it again on exit."""
     strategy = trainer.strategy
     if not isinstance(strategy, DDPStrategy):
         yield

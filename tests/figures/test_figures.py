@@ -73,7 +73,7 @@ def test_dead_neurons_are_black_and_effective_neurons_have_one_colour_each() -> 
             color[neuron] = to_hex(line.get_color())
         assert color[0].upper() == BLACK
         assert color[1] == color[3]
-        # Groups 1 to 6 are told apart; the two smallest, neurons 8 and 9, share the colour of the rest.
+        # Groups 0 to 5 are told apart; the two smallest, neurons 8 and 9, share the colour of the rest.
         assert len({color[i] for i in range(8)}) == 7
         assert color[9] == color[8] not in {color[i] for i in range(8)}
 
@@ -81,8 +81,8 @@ def test_dead_neurons_are_black_and_effective_neurons_have_one_colour_each() -> 
 def test_the_legend_counts_the_neurons_of_each_group() -> None:
     legend = training_figure(history()).legends[0]
     assert [text.get_text() for text in legend.get_texts()] == [
-        "group 1 (2 neurons)",
-        "group 2 (1 neuron)",
+        "group 0 (2 neurons)",
+        "group 1 (1 neuron)",
         "dead (1 neuron)",
         "dead sector",
     ]
