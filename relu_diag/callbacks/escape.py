@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from relu_diag.callbacks.plateau import PlateauMonitor
 from relu_diag.capture import read_block, write_block
-from relu_diag.functional import Direction, ShallowBlock
 from relu_diag.functional.problem import squared_problem
 from relu_diag.training import Examination, Plateau, PlateauEvent, PlateauListener, Report
 
@@ -154,7 +153,7 @@ class EscapeOnPlateau(PlateauListener):
             return
         start, data = found.block, found.data
         before = float(squared_problem(start, data.X, data.Y, data.reduction).loss)
-        points = [moved(start, direction, direction.step / 2**k) for k in range(_HALVINGS)]
+        points = [direction.applied_to(start, direction.step / 2**k) for k in range(_HALVINGS)]
         losses = [float(squared_problem(point, data.X, data.Y, data.reduction).loss) for point in points]
         lowest = min(range(_HALVINGS), key=losses.__getitem__)
         if not losses[lowest] < before:
@@ -184,25 +183,6 @@ class EscapeOnPlateau(PlateauListener):
         line = str(self.escapes[-1])
         rank_zero_info(line)
         self._report.log_text(trainer, trainer.global_step, "moves", line)
-
-
-def moved(block: ShallowBlock, direction: Direction, step: float) -> ShallowBlock:
-    """The block a step along a direction.
-
-    Args:
-        block: The block.
-        direction: The direction.
-        step: How far.
-
-    Returns:
-        The block there.
-    """
-    bias = block.output_bias
-    if bias is not None and direction.db is not None:
-        bias = bias + (step * direction.db).to(bias)
-    return ShallowBlock(
-        block.W + (step * direction.dW).to(block.W), block.H + (step * direction.dH).to(block.H), block.slopes, bias
-    )
 
 
 def _share(trainer: Trainer, parameters: list[nn.Parameter]) -> None:

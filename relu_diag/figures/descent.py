@@ -47,15 +47,10 @@ def direction_figure(
     Returns:
         Figure.
     """
-    W, H, X, Y = (value.detach().double() for value in (block.W, block.H, X, Y))
-    bias = None if block.output_bias is None else block.output_bias.detach().double()
-    db = torch.zeros_like(H[:, 0]) if direction.db is None else direction.db
+    block = block.double()
+    X, Y = X.detach().double(), Y.detach().double()
     steps = torch.linspace(0, 2 * direction.step, _STEPS, dtype=torch.float64)
-    moved = [
-        ShallowBlock(W + t * direction.dW, H + t * direction.dH, block.slopes, None if bias is None else bias + t * db)
-        for t in steps
-    ]
-    losses = torch.stack([squared_loss(point, X, Y, reduction) for point in moved])
+    losses = torch.stack([squared_loss(direction.applied_to(block, float(t)), X, Y, reduction) for t in steps])
     figure = Figure(figsize=(5.5, 4.0), layout="constrained")
     ax = figure.subplots()
     ax.axhline(0, color=GREY, linewidth=0.6)

@@ -55,6 +55,8 @@ class Tolerances:
         fitted: Residual over the targets that is a fit.
         shortest: Step over the one proposed at which a line search gives up.
         noise: Default width of random perturbations, over the size of each neuron's weights.
+        curvature: Curvature over the largest of a second-order form that is its rounding.
+        short_of_kink: Share of the way to the nearest kink up to which noise moves.
         power: Accuracy of the smallest eigenvalues of a second-order form, over the largest.
         one: Deviation of a sum of factors from 1 that is rounding.
         affine: Miss of a function at the probes, over its size, at which it still counts as affine.
@@ -97,6 +99,8 @@ class Tolerances:
     fitted: float = 1e-9
     shortest: float = 1e-9
     noise: float = 1e-3
+    curvature: float = 1e-12
+    short_of_kink: float = 0.99
     power: float = 1e-2
     one: float = 1e-6
     affine: float = 1e-6
@@ -135,6 +139,20 @@ class Budgets:
         fit_entries: Entries of a matrix decomposed for the stationary point of a stratum.
         products: Products with a Hessian in one search.
         multiplications: Multiplications in these products.
+        neurons_at_once: Neurons whose parts per output are held together.
+        neuron_numbers: Numbers in those parts.
+        flat_rays: Rays of zero slope in one second-order form.
+        dense_form: Size up to which a second-order form is diagonalised; larger ones are searched by iteration.
+        form_steps: Steps of an iteration on a second-order form.
+        form_powers: Steps of a power iteration for its largest eigenvalue.
+        shifts: Least curvatures looked for in a large form, strongest first.
+        dense_shifts: The same in a form that is diagonalised.
+        cones: Random cones of rays tried.
+        cone_steps: Descent steps in each.
+        moves: Moves of a second-order form that are evaluated.
+        neurons_tried: Neurons whose own move is evaluated before a descent counts as not seen.
+        draw_numbers: Numbers in the activations of perturbations evaluated together.
+        draw_rows: Samples in them.
     """
 
     chunk: int = 2**20
@@ -163,6 +181,20 @@ class Budgets:
     fit_entries: int = 2**21
     products: int = 4000
     multiplications: int = 2**33
+    neurons_at_once: int = 256
+    neuron_numbers: int = 2**23
+    flat_rays: int = 64
+    dense_form: int = 600
+    form_steps: int = 100
+    form_powers: int = 5
+    shifts: int = 3
+    dense_shifts: int = 6
+    cones: int = 16
+    cone_steps: int = 200
+    moves: int = 8
+    neurons_tried: int = 8
+    draw_numbers: int = 2**22
+    draw_rows: int = 2**12
 
 
 FLOAT64 = Tolerances(eps=torch.finfo(torch.float64).eps, kink=1e-10, derivative=1e-9)

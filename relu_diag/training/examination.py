@@ -18,6 +18,7 @@ from relu_diag.functional import (
     states_from_sums,
 )
 from relu_diag.functional._checks import NotFiniteError
+from relu_diag.functional.assumptions import Assumptions, checked
 from relu_diag.metrics import BlockMetric
 from relu_diag.training.judge import Judge, SquaredData
 from relu_diag.training.look import Look
@@ -126,11 +127,13 @@ def _pass(
 def _verdict(trainer: Trainer, module: LightningModule, location: BlockLocation, judge: Judge) -> Verdict:
     if judge.nearby is None:
         nobody = torch.empty(0, dtype=torch.long)
-        return Verdict("undecided", nobody, None, {"squared loss": False}, reason=judge.reason)
-    verdict = judge.nearby.verdict
-    if not largest_weight_decay(trainer, module, location) or verdict.kind == "not stationary":
+        return Verdict("undecided", nobody, None, Assumptions({"squared loss": "broken"}), reason=judge.reason)
+    decayed = bool(largest_weight_decay(trainer, module, location))
+    # The judge has compared the loss with the squared error: only the optimizer can add to it.
+    assumptions = judge.nearby.verdict.assumptions | {"no regulariser": checked(not decayed)}
+    verdict = replace(judge.nearby.verdict, assumptions=assumptions)
+    if not decayed or verdict.kind == "not stationary":
         return verdict
-    assumptions = verdict.assumptions | {"no regulariser": False}
     return replace(verdict, kind="undecided", direction=None, assumptions=assumptions, theorem="", reason=_DECAYED)
 
 

@@ -17,6 +17,7 @@ from relu_diag.functional import (
     nearby_stationary_point,
     squared_loss,
 )
+from relu_diag.functional.assumptions import checked
 from relu_diag.functional.block import Reduction, residual_factor
 from relu_diag.training.look import targets_of
 
@@ -111,7 +112,7 @@ class Judge:
         if data is not None:
             nearby = nearby_stationary_point(block, data.X, data.Y, data.reduction)
             verdict = nearby.verdict
-            assumptions = verdict.assumptions | {"full data set": not sampled}
+            assumptions = verdict.assumptions | {"full data set": checked(not sampled)}
             self.nearby = replace(nearby, verdict=replace(verdict, assumptions=assumptions))
         self._ended = time.monotonic()
         self.seconds = self._ended - start

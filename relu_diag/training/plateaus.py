@@ -11,6 +11,7 @@ from torch import Tensor
 
 from relu_diag.figures import PlateauBand
 from relu_diag.functional import EscapeForecast, Verdict
+from relu_diag.functional.assumptions import Assumptions
 from relu_diag.training.examination import Examination
 from relu_diag.training.judge import VERDICT_CODES
 
@@ -159,6 +160,7 @@ class Plateau:
         """
         verdict = {name: getattr(self.verdict, name) for name in Verdict.__dataclass_fields__ if name != "direction"}
         own = {name: getattr(self, name) for name in ("start", "end", "loss", "seen", "ended_by", "no_forecast")}
+        verdict["assumptions"] = dict(self.verdict.assumptions)
         return own | {"verdict": verdict, "forecasts": [asdict(one) for one in self.forecasts]}
 
 
@@ -172,7 +174,8 @@ def plateau_from_state(state: dict[str, Any]) -> Plateau:
         The plateau; where it had a forecast, the last of its forecasts is it.
     """
     forecasts = tuple(PlateauForecast(**one) for one in state["forecasts"])
-    verdict = Verdict(direction=None, **state["verdict"])
+    assumptions = Assumptions(state["verdict"]["assumptions"])
+    verdict = Verdict(direction=None, **(state["verdict"] | {"assumptions": assumptions}))
     forecast = forecasts[-1] if forecasts and not state["no_forecast"] else None
     own = {name: state[name] for name in ("start", "end", "loss", "seen", "ended_by", "no_forecast")}
     return Plateau(**own, verdict=verdict, forecast=forecast, forecasts=forecasts)

@@ -14,9 +14,7 @@ def fall_seen(verdict: Verdict, block: ShallowBlock, X: Tensor, Y: Tensor, reduc
     """The loss change along the witness, as anyone would evaluate it."""
     along = verdict.direction
     assert along is not None
-    bias = block.output_bias if along.db is None else block.output_bias + along.step * along.db
-    moved = ShallowBlock(block.W + along.step * along.dW, block.H + along.step * along.dH, block.slopes, bias)
-    change = float(F.squared_loss(moved, X, Y, reduction) - F.squared_loss(block, X, Y, reduction))
+    change = float(F.squared_loss(along.applied_to(block), X, Y, reduction) - F.squared_loss(block, X, Y, reduction))
     assert change == pytest.approx(along.loss_change, rel=1e-2)  # of two losses the difference is the less accurate
     return change
 

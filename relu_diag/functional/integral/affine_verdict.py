@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relu_diag.functional.assumptions import Assumptions, checked
 from relu_diag.functional.integral._affine_witness import (
     Step,
     bent_steps,
@@ -80,13 +81,13 @@ def classify_affine(
     tol = _tolerance(problem, value, w.dtype) if tol is None else tol
     leaky = leakiness(slopes) > 0
     types = neuron_types(problem.w, problem.b, problem.h, interval, tol / 10)
-    assumptions = {
-        "integral loss": True,
-        "affine target": True,
-        "target not constant": slope != 0,
-        "leaky units" if leaky else "ReLU units": True,
-        "no degenerate neuron": not bool(types.degenerate.any()),
-    }
+    assumptions = Assumptions({
+        "integral loss": "holds",
+        "affine target": "holds",
+        "target not constant": checked(slope != 0),
+        "leaky units" if leaky else "ReLU units": "holds",
+        "no degenerate neuron": checked(not bool(types.degenerate.any())),
+    })
     verdict = partial(Verdict, assumptions=assumptions, loss=value)
     nobody = torch.empty(0, dtype=torch.long, device=w.device)
     if not (math.isfinite(value) and bool(torch.isfinite(gradient).all())):

@@ -3,15 +3,17 @@
 Never moves the point: the stationary point near an iterate is found in `cells`. Only here is a kind named.
 """
 
+from relu_diag.functional.verdict.direction import Direction
 from relu_diag.functional.verdict.escape import EscapeNeurons, escape_neurons, escapes_at
-from relu_diag.functional.verdict.line import PerturbationTest, TaylorExpansion, perturbation_test, taylor_expansion
+from relu_diag.functional.verdict.line import Move, TaylorExpansion, entered, expand, taylor_expansion
+from relu_diag.functional.verdict.perturbation import PerturbationTest, perturbation_test
 from relu_diag.functional.verdict.stationarity import Stationarity, assess, stationarity
 from relu_diag.functional.verdict.verdict import Verdict, classify, classify_signal, is_zero
-from relu_diag.functional.verdict.witness import Direction
 
 __all__ = [
     "Direction",
     "EscapeNeurons",
+    "Move",
     "PerturbationTest",
     "Stationarity",
     "TaylorExpansion",
@@ -19,8 +21,10 @@ __all__ = [
     "assess",
     "classify",
     "classify_signal",
+    "entered",
     "escape_neurons",
     "escapes_at",
+    "expand",
     "is_zero",
     "perturbation_test",
     "stationarity",

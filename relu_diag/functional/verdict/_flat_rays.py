@@ -7,18 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from relu_diag.functional._arrays import Array, row_space
 from relu_diag.functional.block import BlockSignal, ShallowBlock
 from relu_diag.functional.local import chunks, fan_rays, merge_collinear, one_sided
+from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 from relu_diag.functional.verdict.escape import EscapeNeurons
 from relu_diag.functional.verdict.stationarity import Stationarity
 
 Mask = NDArray[np.bool_]
-
-# More rays than these are not searched: those of escape neurons go first.
-_MOST = 16
-_SAME_SIDE = 1e-9
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +39,9 @@ class FlatRays:
 def flat_rays(
     block: ShallowBlock, signal: BlockSignal, found: Stationarity, escape: EscapeNeurons, kink_tol: float
 ) -> FlatRays:
-    """All of them, at a stationary point; of a neuron with too many kinks, or with ``w = 0``, the one it escapes along.
+    """All of them, at a stationary point, escape neurons first and up to a budget.
+
+    Of a neuron with too many kinks, and of one that is zero altogether, the one it escapes along.
 
     Args:
         block: The network.
@@ -53,36 +53,40 @@ def flat_rays(
     Returns:
         Rays.
     """
-    b, inputs = (block.slopes[1] - block.slopes[0]) / 2, block.W.shape[1]
-    smooth, direction = found.geometry.smooth.cpu().numpy(), escape.direction.cpu().numpy()
-    escapes, zero = escape.mask.cpu().numpy(), ~block.W.any(dim=1).cpu().numpy()
+    b = (block.slopes[1] - block.slopes[0]) / 2
+    smooth = found.geometry.smooth.cpu().numpy()
+    flat = (found.tol * found.scale).cpu().numpy()
+    direction, escapes = escape.direction.cpu().numpy(), escape.mask.cpu().numpy()
+    zero = ~block.W.any(dim=1).cpu().numpy()
+    kinks = _kinks(block, signal, kink_tol, silent=~block.H.any(dim=0))
     blocked: dict[int, Array] = {}
     neuron: list[int] = []
-    rays, sides = [np.empty((0, inputs))], []
-    kinks = _kinks(block, signal, kink_tol, zero)
+    rays, sides = [np.empty((0, block.W.shape[1]))], []
     for i in sorted({*kinks, *np.flatnonzero(escapes & zero).tolist()}, key=lambda i: not escapes[i]):
-        own, X = direction[i, None] * escapes[i], np.empty((0, inputs))
-        if not zero[i]:
+        own, X = direction[i, None] * escapes[i], np.empty_like(rays[0])
+        if i in kinks:
             c, samples = kinks[i]
             X = merge_collinear(np.ones(len(samples)), samples)[1]
-            blocked[i] = row_space(X)
-            fan = fan_rays(X) if len(neuron) < _MOST else np.empty((0, inputs))
+            if not zero[i]:
+                blocked[i] = row_space(X)
+            fan = fan_rays(X) if len(neuron) < BUDGETS.flat_rays else np.empty_like(rays[0])
             if fan is not None:
-                slope = one_sided(fan, smooth[i], b * c, samples)
-                own = fan[slope <= found.tol * float(found.scale[i])]
+                own = fan[one_sided(fan, smooth[i], b * c, samples) <= flat[i]]
         neuron += [i] * len(own)
         rays.append(own)
         sides += list(own @ X.T)
+    most = BUDGETS.flat_rays
     return FlatRays(
-        blocked, np.array(neuron[:_MOST], dtype=np.intp), np.concatenate(rays)[:_MOST], _together(neuron[:_MOST], sides)
+        blocked, np.array(neuron[:most], dtype=np.intp), np.concatenate(rays)[:most], _together(neuron[:most], sides)
     )
 
 
-def _kinks(block: ShallowBlock, signal: BlockSignal, kink_tol: float, zero: Mask) -> dict[int, tuple[Array, Array]]:
-    """Loss gradients and inputs of the samples on the kinks of every neuron that is not zero."""
+def _kinks(block: ShallowBlock, signal: BlockSignal, kink_tol: float, silent: Tensor) -> dict[int, tuple[Array, Array]]:
+    """Loss gradients and inputs of the samples on the kinks of every neuron that is not zero altogether."""
+    asked = block.W.any(dim=1) | ~silent
     pairs = [np.empty((0, 2 + block.W.shape[1]))]
     for chunk in chunks(block, signal, kink_tol):
-        row, neuron = chunk.kinks[~torch.as_tensor(zero, device=chunk.kinks.device)[chunk.kinks[:, 1]]].unbind(1)
+        row, neuron = chunk.kinks[asked[chunk.kinks[:, 1]]].unbind(1)
         pairs.append(torch.column_stack([neuron.double(), chunk.C[row, neuron], chunk.X[row]]).cpu().numpy())
     found = np.concatenate(pairs)
     found = found[found[:, 0].argsort(kind="stable")]
@@ -94,6 +98,6 @@ def _kinks(block: ShallowBlock, signal: BlockSignal, kink_tol: float, zero: Mask
 def _together(neuron: list[int], sides: list[Array]) -> Mask:
     """Rays of different neurons, and rays of one that see no sample from different sides."""
     return np.array([
-        [i != j or bool((a * b >= -_SAME_SIDE).all()) for j, b in zip(neuron, sides, strict=False)]
+        [i != j or bool((a * b >= -FLOAT64.same_side).all()) for j, b in zip(neuron, sides, strict=False)]
         for i, a in zip(neuron, sides, strict=False)
     ]).reshape(len(neuron), len(neuron))

@@ -23,24 +23,13 @@ from relu_diag.functional._arrays import Array
 from relu_diag.functional.block import rho
 from relu_diag.functional.local import chunks, slopes_at
 from relu_diag.functional.problem import SquaredProblem
+from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 from relu_diag.functional.verdict._flat_rays import FlatRays, Mask, flat_rays
+from relu_diag.functional.verdict._witness import see_fall
+from relu_diag.functional.verdict.direction import Direction
 from relu_diag.functional.verdict.escape import EscapeNeurons
 from relu_diag.functional.verdict.line import Move
 from relu_diag.functional.verdict.stationarity import Stationarity, derivative_scale
-from relu_diag.functional.verdict.witness import Direction, see_fall
-
-# Forms up to this size are diagonalised, larger ones searched by so many conjugate gradient steps.
-_DENSE = 600
-_STEPS = 100
-_POWERS = 5
-# An unfinished search for the best way to compensate a ray is good enough: every fall is evaluated.
-_ACCURACY = 1e-2
-# Number of least curvatures looked for, strongest first, in large and small forms; cones and descents in each.
-_SHIFTS = (3, 6)
-_CONES = 16
-_DESCENTS = 200
-_MOVES_TRIED = 8
-_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +74,7 @@ def orthant_fall(problem: SquaredProblem, found: Stationarity, escape: EscapeNeu
     least = 2 * found.tol * float(derivative_scale(problem.block, problem.loss_signal))
     # A witness that leaves the output bias alone is the simpler one.
     for biased in (False,) if problem.block.output_bias is None else (False, True):
-        for move in itertools.islice(_falling(replace(orthant, biased=biased), least), _MOVES_TRIED):
+        for move in itertools.islice(_falling(replace(orthant, biased=biased), least), BUDGETS.moves):
             fall = see_fall(problem, move)
             if fall is not None:
                 return fall
@@ -133,8 +122,8 @@ def _falling(orthant: _Orthant, least: float) -> Iterator[Move]:
     still, ray = np.zeros(rays), np.eye(rays)
     spectrum = _spectrum(lambda z: apply(z, still)[:free], free)
     columns = np.array([apply(np.zeros(free), axis) for axis in ray]).reshape(rays, free + rays).T
-    least = max(least, _ROUNDING * spectrum.largest)
-    shifts = _SHIFTS[free <= _DENSE] if least > 0 else 0
+    least = max(least, FLOAT64.curvature * spectrum.largest)
+    shifts = (BUDGETS.dense_shifts if free <= BUDGETS.dense_form else BUDGETS.shifts) if least > 0 else 0
     for shift in np.geomspace(max(spectrum.largest, least), least, shifts):
         if spectrum.smallest < -shift:
             yield moved(spectrum.vector, still)
@@ -163,7 +152,7 @@ class _Spectrum:
 
 
 def _spectrum(apply: Callable[[Array], Array], size: int) -> _Spectrum:
-    if size <= _DENSE:
+    if size <= BUDGETS.dense_form:
         values, V = np.linalg.eigh(np.stack([apply(axis) for axis in np.eye(size)]))
         largest = max(-values[0], values[-1])
         return _Spectrum(values[0], largest, V[:, 0], lambda c, shift: V @ ((V.T @ c) / (values + shift)[:, None]))
@@ -171,8 +160,8 @@ def _spectrum(apply: Callable[[Array], Array], size: int) -> _Spectrum:
     start = np.random.default_rng(0).standard_normal((size, 2))
     with warnings.catch_warnings():  # any vector with a negative value will do: accuracy is not needed
         warnings.simplefilter("ignore", UserWarning)
-        values, vectors = lobpcg(operator, start, largest=False, maxiter=_STEPS, tol=1e-6)
-    for _ in range(_POWERS):
+        values, vectors = lobpcg(operator, start, largest=False, maxiter=BUDGETS.form_steps, tol=FLOAT64.step)
+    for _ in range(BUDGETS.form_powers):
         start = apply(start[:, :1] / np.linalg.norm(start[:, 0]))[:, None]
     return _Spectrum(values[0], float(np.linalg.norm(start)), vectors[:, 0], partial(_conjugate_gradients, apply))
 
@@ -180,9 +169,10 @@ def _spectrum(apply: Callable[[Array], Array], size: int) -> _Spectrum:
 def _conjugate_gradients(apply: Callable[[Array], Array], columns: Array, shift: float) -> Array:
     size = len(columns)
     operator = LinearOperator((size, size), matvec=lambda z: apply(z) + shift * z.ravel(), dtype=np.float64)
+    # An unfinished search for the best way to compensate a ray is good enough: every fall is evaluated.
     return (
         np
-        .array([cg(operator, column, rtol=_ACCURACY, maxiter=_STEPS)[0] for column in columns.T])
+        .array([cg(operator, column, rtol=FLOAT64.power, maxiter=BUDGETS.form_steps)[0] for column in columns.T])
         .reshape(columns.shape[::-1])
         .T
     )
@@ -194,14 +184,15 @@ def _cone_descents(form: Array, together: Mask) -> Iterator[Array]:
         if form[p, p] < 0:
             yield np.eye(len(form))[p]
     random = np.random.default_rng(0)
-    for _ in range(_CONES if len(form) > 1 else 0):
+    for _ in range(BUDGETS.cones if len(form) > 1 else 0):
         cone: list[int] = []
         for p in random.permutation(len(form)):
             if together[p, cone].all():
                 cone.append(p)
-        own, t = form[np.ix_(cone, cone)], random.random(len(cone))
+        own = form[np.ix_(cone, cone)]
+        t = random.random(len(cone))
         step = 1 / np.linalg.norm(own, 2)
-        for _ in range(_DESCENTS):
+        for _ in range(BUDGETS.cone_steps):
             t = np.maximum(t - step * (own @ t), 0.0)
             t /= np.linalg.norm(t) or 1.0
         if t @ own @ t < 0:
@@ -222,9 +213,9 @@ def _hessian(orthant: _Orthant, move: Move, t: Tensor) -> tuple[Move, Tensor]:
     """The form applied to a direction, which is its gradient there."""
     problem, neuron = orthant.problem, orthant.neuron
     block, f = problem.block, problem.factor
-    by_W, by_H = torch.zeros_like(move.dW), torch.zeros_like(move.dH)
+    by_W, by_H, by_ray = torch.zeros_like(move.dW), torch.zeros_like(move.dH), torch.zeros_like(t)
     # Samples with x = 0 feel the bias alone.
-    by_bias, by_ray = f * float((~problem.signal.X.any(dim=1)).sum()) * move.db, torch.zeros_like(t)
+    by_bias = f * float((~problem.signal.X.any(dim=1)).sum()) * move.db
     for chunk in chunks(block, problem.signal, problem.kink_tol):
         slopes = slopes_at(chunk.Z, block.slopes)
         along = chunk.X @ orthant.rays.T

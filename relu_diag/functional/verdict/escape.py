@@ -20,11 +20,8 @@ from relu_diag.functional.local import (
     tangential_part,
     vanishes,
 )
+from relu_diag.functional.tolerances import BUDGETS
 from relu_diag.functional.verdict.stationarity import Stationarity, derivative_scale, stationarity, without_rounding
-
-# Neurons whose parts per output and kink samples are held at once: at most so many, and so many numbers.
-_NEURONS_AT_ONCE = 256
-_ELEMENTS = 2**23
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,7 +105,7 @@ def escapes_at(
         direction[zero], D[zero] = torch.as_tensor(pull.direction).to(D), torch.as_tensor(pull.D).to(D)
         decided[zero] = pull.decided
     numbers = (outputs + found.geometry.kink_count) * inputs
-    decided &= ~asked | (numbers <= _ELEMENTS)
+    decided &= ~asked | (numbers <= BUDGETS.neuron_numbers)
     for index in _groups((asked & decided).nonzero().squeeze(1), numbers):
         direction[index], D[index], decided[index] = _loudest(block, signal, found, index, kink_tol)
     mask = D.norm(dim=1, keepdim=True) > loud
@@ -165,7 +162,7 @@ def _groups(index: Tensor, numbers: Tensor) -> Iterator[Tensor]:
     group: list[int] = []
     total = 0
     for i, size in zip(index.tolist(), numbers[index].tolist(), strict=True):
-        if group and (total + size > _ELEMENTS or len(group) == _NEURONS_AT_ONCE):
+        if group and (total + size > BUDGETS.neuron_numbers or len(group) == BUDGETS.neurons_at_once):
             yield index.new_tensor(group)
             group, total = [], 0
         group.append(i)

@@ -1,4 +1,4 @@
-"""The exact loss along a straight line of parameters, and random perturbations (Wu et al., appendices F to H)."""
+"""The exact loss along a straight line of parameters (Wu et al., appendices F and G)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,6 @@ from relu_diag.functional.block import Reduction, ShallowBlock, rho
 from relu_diag.functional.local import chunks, slopes_at
 from relu_diag.functional.problem import SquaredProblem, squared_problem
 
-_DRAW_ELEMENTS = 2**22
-_ROWS = 2**12
-# Noise is at most this share of the largest weight, however far the kinks are.
-_NOISE = 1e-3
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Move:
@@ -27,11 +22,32 @@ class Move:
         dW: Input weights, shape ``(I, d)``.
         dH: Output weights, shape ``(J, I)``.
         db: Output bias, zero for a block without one, shape ``(J,)``.
+
+    Example:
+        >>> move = Move(dW=torch.zeros(1, 2), dH=torch.ones(1, 1), db=torch.zeros(1))
+        >>> move.length
+        1.0
     """
 
     dW: Tensor
     dH: Tensor
     db: Tensor
+
+    @property
+    def length(self) -> float:
+        """Its Euclidean length over all parameters."""
+        return float(torch.cat([part.flatten() for part in (self.dW, self.dH, self.db)]).norm())
+
+    def scaled(self, factor: float) -> Move:
+        """The same direction at another length.
+
+        Args:
+            factor: What every entry is multiplied by.
+
+        Returns:
+            The move.
+        """
+        return Move(self.dW * factor, self.dH * factor, self.db * factor)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,23 +90,6 @@ class TaylorExpansion:
     def __str__(self) -> str:
         first, second = self.coefficients[1:3].tolist()
         return f"slope {first:.3g}, curvature {2 * second:.3g}, exact up to {self.eps_max:.3g}"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PerturbationTest:
-    """Loss changes under small uniform noise on all parameters.
-
-    Attributes:
-        changes: Loss change of every draw, shape ``(draws,)``.
-        zeta: Half width of the noise: no sample off a kink can cross it.
-    """
-
-    changes: Tensor
-    zeta: float
-
-    def __str__(self) -> str:
-        falls = int((self.changes < 0).sum())
-        return f"{falls} of {len(self.changes)} perturbations up to {self.zeta:.3g} lower the loss"
 
 
 def taylor_expansion(
@@ -147,6 +146,13 @@ def expand(problem: SquaredProblem, move: Move) -> TaylorExpansion:
 
     Returns:
         Coefficients and the step up to which they are exact.
+
+    Example:
+        >>> from relu_diag.functional.problem import squared_problem
+        >>> one = torch.ones(1, 1, dtype=torch.float64)
+        >>> problem = squared_problem(ShallowBlock(one, one, output_bias=one[0]), X=one, Y=one, reduction="sum")
+        >>> expand(problem, Move(0 * one, 0 * one, db=-one[0])).coefficients.tolist()  # (1 - eps)^2
+        [1.0, -2.0, 1.0, 0.0, 0.0]
     """
     block, residual = problem.block, problem.signal.G
     # Samples with x = 0 feel the bias alone.
@@ -154,11 +160,13 @@ def expand(problem: SquaredProblem, move: Move) -> TaylorExpansion:
     coefficients = torch.zeros(5, dtype=torch.float64, device=residual.device)
     coefficients[0] = residual.square().sum() / 2
     coefficients[1] = (still @ move.db).sum()
-    coefficients[2], eps_max = len(still) * move.db.square().sum() / 2, torch.inf
+    coefficients[2] = len(still) * move.db.square().sum() / 2
+    eps_max = torch.inf
     for chunk in chunks(block, problem.signal, problem.kink_tol):
         dZ = chunk.X @ move.dW.T
-        dA = _entered(chunk.Z, dZ, block.slopes)
-        first, second = rho(chunk.Z, block.slopes) @ move.dH.T + dA @ block.H.T + move.db, dA @ move.dH.T
+        dA = entered(chunk.Z, dZ, block.slopes)
+        first = rho(chunk.Z, block.slopes) @ move.dH.T + dA @ block.H.T + move.db
+        second = dA @ move.dH.T
         coefficients[1] += (chunk.G * first).sum()
         coefficients[2] += (chunk.G * second).sum() + first.square().sum() / 2
         coefficients[3] += (first * second).sum()
@@ -168,82 +176,19 @@ def expand(problem: SquaredProblem, move: Move) -> TaylorExpansion:
     return TaylorExpansion(problem.factor * coefficients, eps_max)
 
 
-def perturbation_test(
-    block: ShallowBlock,
-    X: Tensor,
-    Y: Tensor,
-    reduction: Reduction = "mean",
-    draws: int = 5000,
-    generator: torch.Generator | None = None,
-) -> PerturbationTest:
-    """Loss changes under uniform noise on all parameters, too small for any sample off a kink to cross it.
-
-    At a local minimum none is negative. The changes are differences of outputs, not of losses, so changes far below the
-    rounding of the loss are seen.
-
-    Source: Wu et al., appendix H.
+def entered(Z: Tensor, dZ: Tensor, slopes: tuple[float, float]) -> Tensor:
+    """The change of the activations on the linear piece that a change of the pre-activations enters.
 
     Args:
-        block: The network.
-        X: Inputs, shape ``(N, d)``.
-        Y: Targets, shape ``(N, J)``.
-        reduction: "mean", "sum" or "half_sum".
-        draws: Number of perturbations.
-        generator: Source of randomness, on the CPU; None: torch's global one.
+        Z: Pre-activations, exactly zero on the kink, any shape.
+        dZ: Their change, of a shape that broadcasts with it.
+        slopes: ``(s-, s+)``.
 
     Returns:
-        The changes, and the width of the noise.
-
-    Raises:
-        ValueError: If there is not at least one draw.
+        Change of ``rho``, exact until a kink is crossed.
 
     Example:
-        >>> block = ShallowBlock(W=torch.ones(1, 1), H=torch.ones(1, 1))
-        >>> print(perturbation_test(block, torch.ones(1, 1), torch.ones(1, 1)))  # zero loss
-        0 of 5000 perturbations up to 0.001 lower the loss
+        >>> entered(torch.tensor([0.0, 0.0, 1.0]), torch.tensor([2.0, -2.0, -2.0]), slopes=(0.0, 1.0))
+        tensor([ 2.,  0., -2.])
     """
-    if draws < 1:
-        raise ValueError(f"`draws` must be at least 1; got {draws!r}.")
-    problem = squared_problem(block, X, Y, reduction)
-    zeta = _noise_width(problem)
-    at_once = max(1, _DRAW_ELEMENTS // (min(len(X), _ROWS) * len(block.W)))
-    changes = []
-    for start in range(0, draws, at_once):
-        count = min(at_once, draws - start)
-        shapes = block.W.shape, block.H.shape, block.H.shape[:1]
-        dW, dH, db = (
-            (zeta * (2 * torch.rand(count, *shape, generator=generator, dtype=torch.float64) - 1)).to(block.W.device)
-            for shape in shapes
-        )
-        changes.append(_changes(problem, dW, dH, db if block.output_bias is not None else torch.zeros_like(db)))
-    return PerturbationTest(torch.cat(changes), zeta)
-
-
-def _noise_width(problem: SquaredProblem) -> float:
-    """Below the distance, in the largest component, of any neuron from any kink it is not on."""
-    block, nearest = problem.block, torch.inf
-    for chunk in chunks(block, problem.signal, problem.kink_tol):
-        distance = chunk.Z.abs() / chunk.X.abs().sum(1, keepdim=True)
-        off = distance[chunk.Z != 0]
-        nearest = min(nearest, float(off.min())) if len(off) else nearest
-    largest = max(float(block.W.abs().max()), float(block.H.abs().max()))
-    return min(0.99 * nearest, _NOISE * (largest or 1.0))
-
-
-def _changes(problem: SquaredProblem, dW: Tensor, dH: Tensor, db: Tensor) -> Tensor:
-    """Loss changes of many moves that cross no kink, as differences of outputs; a first dimension counts the moves."""
-    block, residual = problem.block, problem.signal.G
-    still = residual[~problem.signal.X.any(dim=1)]
-    change = (db[:, None] * (2 * still + db[:, None])).sum((1, 2))
-    for chunk in chunks(block, problem.signal, problem.kink_tol):
-        for start in range(0, len(chunk.X), _ROWS):
-            Z, G, X = (part[start : start + _ROWS] for part in (chunk.Z, chunk.G, chunk.X))
-            dA = _entered(Z, X @ dW.mT, block.slopes)
-            dy = dA @ (block.H + dH).mT + rho(Z, block.slopes) @ dH.mT + db[:, None]
-            change += (dy * (2 * G + dy)).sum((1, 2))
-    return problem.factor / 2 * change
-
-
-def _entered(Z: Tensor, dZ: Tensor, slopes: tuple[float, float]) -> Tensor:
-    """Change of the activations on the linear piece that the change enters."""
     return torch.where(Z == 0, rho(dZ, slopes), slopes_at(Z, slopes) * dZ)

@@ -19,10 +19,7 @@ from relu_diag.functional.local import (
     radial_directions,
     tangential_part,
 )
-from relu_diag.functional.tolerances import derivative_tolerance
-
-# Weights of a neuron below this share of the largest neuron's are what an exact zero leaves after rounding.
-_ROUNDING = 1e-14
+from relu_diag.functional.tolerances import FLOAT64, derivative_tolerance
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -178,8 +175,8 @@ def without_rounding(block: ShallowBlock, signal: BlockSignal) -> tuple[ShallowB
     """
     W, H = block.W.detach(), block.H.detach()
     w_norm, h_norm = W.norm(dim=1, keepdim=True), H.norm(dim=0)
-    W_kept = torch.where(w_norm > _ROUNDING * w_norm.max(), W, 0.0)
-    H_kept = torch.where(h_norm > _ROUNDING * h_norm.max(), H, 0.0)
+    W_kept = torch.where(w_norm > FLOAT64.small_weight * w_norm.max(), W, 0.0)
+    H_kept = torch.where(h_norm > FLOAT64.small_weight * h_norm.max(), H, 0.0)
     if not torch.equal(W, W_kept):
         signal = replace(signal, Z=None)
     return replace(block, W=W_kept, H=H_kept), signal

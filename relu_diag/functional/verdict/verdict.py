@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,13 +11,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from relu_diag.functional.assumptions import Assumptions, checked
 from relu_diag.functional.block import BlockSignal, Reduction, ShallowBlock
+from relu_diag.functional.local import chunks, slopes_at
 from relu_diag.functional.problem import SquaredProblem, squared_problem
-from relu_diag.functional.tolerances import derivative_tolerance
+from relu_diag.functional.tolerances import FLOAT64, derivative_tolerance
 from relu_diag.functional.verdict._orthant import orthant_fall
+from relu_diag.functional.verdict._witness import first_order_fall, silent_escape_fall
+from relu_diag.functional.verdict.direction import Direction
 from relu_diag.functional.verdict.escape import EscapeNeurons, escapes_at, nothing_reachable, silent_escapes
 from relu_diag.functional.verdict.stationarity import Stationarity, assess, derivative_scale
-from relu_diag.functional.verdict.witness import Direction, first_order_fall, silent_escape_fall
 
 Kind = Literal["not stationary", "saddle", "local minimum", "global minimum", "type-2 candidate", "undecided"]
 
@@ -40,7 +44,7 @@ class Verdict:
             only); "undecided" (``reason`` says why).
         neurons: The descending or escape neurons, long, shape ``(n,)``.
         direction: Where the loss was evaluated and lower; None at minima, and where only a signal was given.
-        assumptions: What the theorem assumes, and whether it holds.
+        assumptions: What the theorem assumes, each "holds", "broken", or "assumed" where only the caller can know.
         theorem: The statement the verdict rests on.
         reason: What it rests on here, or what is missing.
         loss: The loss at the point, nan where only a signal was given.
@@ -50,7 +54,7 @@ class Verdict:
     kind: Kind
     neurons: Tensor
     direction: Direction | None
-    assumptions: dict[str, bool]
+    assumptions: Assumptions
     theorem: str = ""
     reason: str = ""
     loss: float = float("nan")
@@ -64,6 +68,7 @@ class Verdict:
             word = "neuron" if len(self.neurons) == 1 else "neurons"
             parts.append(f"{word} {named}" + (f" and {more} more" if more > 0 else ""))
         parts += [str(text) for text in (self.direction, self.reason) if text]
+        parts += [f"{name}: broken" for name in self.assumptions.broken]
         return "; ".join(parts) + (f" ({self.theorem})" if self.theorem else "")
 
     def summary(self) -> str:
@@ -76,7 +81,7 @@ class Verdict:
         rows = [("verdict", self.kind), ("loss", f"{self.loss:.6g}"), ("neurons", neurons)]
         rows += [("direction", str(self.direction or "none")), ("rests on", self.theorem), ("because", self.reason)]
         rows += [(name, f"{value:.3g}") for name, value in self.margins.items()]
-        rows += [(f"assumes {name}", "holds" if holds else "does not hold") for name, holds in self.assumptions.items()]
+        rows += [(f"assumes {name}", state) for name, state in self.assumptions.items()]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {text}".rstrip() for name, text in rows)
 
@@ -119,7 +124,7 @@ def classify(
     """
     tol = derivative_tolerance(tol, kink_tol, block.W.dtype)
     problem = squared_problem(block, X, Y, reduction, kink_tol)
-    assumptions = {"squared loss": True, **_assumptions(problem.block)}
+    assumptions = Assumptions({"squared loss": "holds"}) | _assumptions(problem.block)
     verdict = partial(Verdict, assumptions=assumptions, loss=float(problem.loss))
     nobody = torch.empty(0, dtype=torch.long, device=block.W.device)
     if not problem.in_range:
@@ -165,7 +170,12 @@ def classify_signal(
     found = assess(block, signal, kink_tol, tol)
     smooth = not bool(found.geometry.kink_count.any())
     alone = signal.C is None
-    assumptions = {"convex loss of the outputs alone": alone, "no sample on a kink": smooth, **_assumptions(block)}
+    first = {
+        "convex loss": "assumed",
+        "loss of the outputs alone": checked(alone),
+        "no sample on a kink": checked(smooth),
+    }
+    assumptions = Assumptions(first) | _assumptions(block)
     verdict = partial(Verdict, direction=None, assumptions=assumptions, margins=_margins(found))
     nobody = torch.empty(0, dtype=torch.long, device=block.W.device)
     if alone and nothing_reachable(block, signal, tol):
@@ -188,7 +198,7 @@ def classify_signal(
 
 
 def is_zero(problem: SquaredProblem, tol: float) -> bool:
-    """Whether a squared loss is zero up to rounding and a tolerance.
+    """Whether a squared loss is zero up to a tolerance, or up to the rounding of outputs whose terms cancel.
 
     Args:
         problem: The squared loss at its parameters.
@@ -196,12 +206,31 @@ def is_zero(problem: SquaredProblem, tol: float) -> bool:
 
     Returns:
         Whether it is.
+
+    Example:
+        >>> from relu_diag.functional.problem import squared_problem
+        >>> X = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> dead = ShallowBlock(W=torch.tensor([[-1e8, -1e8]]), H=torch.tensor([[1e8]]))
+        >>> is_zero(squared_problem(dead, X, torch.ones(2, 1)), tol=1e-9)
+        False
     """
     residual, outputs = problem.signal.G, problem.outputs
+    miss = float(residual.norm())
     size = max(float((outputs - residual).norm()), float(outputs.norm()))
-    # Outputs that cancel are no more accurate than their terms.
-    terms = problem.signal.X.norm() * float(problem.block.W.norm(dim=1) @ problem.block.H.norm(dim=0))
-    return float(residual.norm()) <= max(tol * size, 4 * torch.finfo(torch.float64).eps * float(terms))
+    if miss <= tol * size:
+        return True
+    # Rounding that takes more than half of the digits says nothing about the loss.
+    return miss <= math.sqrt(FLOAT64.eps) * size and miss <= 4 * FLOAT64.eps * float(_terms(problem).norm())
+
+
+def _terms(problem: SquaredProblem) -> Tensor:
+    """Sums of the absolute terms of the outputs: of what each sample sees and nothing else, shape ``(n,)``."""
+    block = problem.block
+    amplitude = block.W.norm(dim=1) * block.H.norm(dim=0)
+    terms = [amplitude.new_zeros(1)]
+    for chunk in chunks(block, problem.signal, problem.kink_tol):
+        terms.append(chunk.X.norm(dim=1) * (slopes_at(chunk.Z, block.slopes).abs() @ amplitude))
+    return torch.cat(terms)
 
 
 def _first_order(problem: SquaredProblem, found: Stationarity, verdict: Callable[..., Verdict]) -> Verdict:
@@ -238,9 +267,14 @@ def _second_order(
     return verdict("undecided", pulled, None, theorem=_THEOREM, reason=reason)
 
 
-def _assumptions(block: ShallowBlock) -> dict[str, bool]:
-    # A block's slopes differ, and the loss classified is the one given: the last two are the caller's to break.
-    return {"slopes differ": True, "d > 1": block.W.shape[1] > 1, "full data set": True, "no regulariser": True}
+def _assumptions(block: ShallowBlock) -> Assumptions:
+    """What every theorem here assumes; whether the loss given is all of the loss only the caller can know."""
+    return Assumptions({
+        "slopes differ": checked(block.slopes[0] != block.slopes[1]),
+        "d > 1": checked(block.W.shape[1] > 1),
+        "full data set": "assumed",
+        "no regulariser": "assumed",
+    })
 
 
 def _margins(found: Stationarity) -> dict[str, float]:

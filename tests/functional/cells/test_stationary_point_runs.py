@@ -8,7 +8,6 @@ import torch
 from support.iterates import cosines, iterate
 from torch.testing import assert_close
 
-from relu_diag import ShallowBlock
 from relu_diag import functional as F
 
 
@@ -82,7 +81,7 @@ def test_three_inputs_pass_three_saddles(step: int) -> None:
     assert near.distance < 0.1
     assert abs(near.loss_gap) < 1e-3 * near.loss
     direction = near.verdict.direction
-    moved = ShallowBlock(near.block.W + direction.step * direction.dW, near.block.H + direction.step * direction.dH)
+    moved = direction.applied_to(near.block)
     assert F.squared_loss(moved, X, Y, reduction) < F.squared_loss(near.block, X, Y, reduction)
 
 

@@ -16,8 +16,8 @@ from relu_diag import ShallowBlock
 from relu_diag import functional as F
 from relu_diag.functional.problem import squared_problem
 from relu_diag.functional.verdict import _orthant as orthants
+from relu_diag.functional.verdict._witness import see_fall
 from relu_diag.functional.verdict.line import Move, expand
-from relu_diag.functional.verdict.witness import see_fall
 
 
 def test_with_several_outputs_an_escape_neuron_is_a_saddle_where_the_form_has_a_negative_value() -> None:
@@ -51,7 +51,7 @@ def test_copies_of_a_neuron_split_where_one_alone_is_held() -> None:
 
 
 def test_large_forms_are_searched_without_a_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relu_diag.functional.verdict._orthant._DENSE", 0)
+    monkeypatch.setattr(orthants, "BUDGETS", replace(orthants.BUDGETS, dense_form=0))
     block, X, Y = two_outputs(2.0, copies=3)
     verdict = F.classify(block, X, Y, "half_sum")
     assert verdict.kind == "saddle"
@@ -75,7 +75,7 @@ def test_with_several_outputs_a_one_sided_ray_leads_down() -> None:
 @pytest.mark.parametrize("dense", [0, 600])
 def test_the_ray_that_leads_down_need_not_be_the_one_felt_most(monkeypatch: pytest.MonkeyPatch, dense: int) -> None:
     """Upwards the third sample is met as well: a little more pull, at a price of 0.25 * 100 t^2."""
-    monkeypatch.setattr("relu_diag.functional.verdict._orthant._DENSE", dense)
+    monkeypatch.setattr(orthants, "BUDGETS", replace(orthants.BUDGETS, dense_form=dense))
     block, X, Y = two_outputs(0.5)
     X, Y = torch.cat([X, tensor([0.0, 10.0])]), torch.cat([Y, tensor([0.0, -0.01])])
     verdict = F.classify(block, X, Y, "half_sum")

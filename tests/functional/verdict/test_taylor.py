@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from torch.testing import assert_close
 from relu_diag import ShallowBlock
 from relu_diag import functional as F
 from relu_diag.functional.problem import squared_problem
+from relu_diag.functional.tolerances import BUDGETS
+from relu_diag.functional.verdict import perturbation
 from relu_diag.functional.verdict.line import Move, expand
 
 SLOPES = [(0.0, 1.0), (-1.0, 1.0), (0.3, 2.0), (1.0, 0.0), (2.0, -0.5)]
@@ -113,12 +116,18 @@ def test_expansion_refuses_directions_of_the_wrong_shape_or_not_finite() -> None
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_changes_are_those_of_the_loss_at_the_perturbed_parameters(bias: bool) -> None:
+@pytest.mark.parametrize("zeta", [1e-3, 1.0])
+def test_changes_are_those_of_the_loss_at_the_perturbed_parameters(bias: bool, zeta: float) -> None:
+    """Also where the noise takes samples across kinks."""
     block, X, Y = problem(4, bias)
-    found = F.perturbation_test(block, X, Y, "sum", draws=3, generator=torch.Generator().manual_seed(5))
+    draws = torch.Generator().manual_seed(5)
+    found = F.perturbation_test(block, X, Y, "sum", draws=3, generator=draws, zeta=zeta)
+    assert found.zeta == zeta
+    assert not found.relative
+    assert (found.crossing > 0) == (zeta == 1.0)
     generator = torch.Generator().manual_seed(5)
     dW, dH, db = (
-        found.zeta * (2 * torch.rand(3, *shape, generator=generator, dtype=torch.float64) - 1)
+        zeta * (2 * torch.rand(3, *shape, generator=generator, dtype=torch.float64) - 1)
         for shape in ((3, 3), (2, 3), (2,))
     )
     for k in range(3):
@@ -129,18 +138,33 @@ def test_changes_are_those_of_the_loss_at_the_perturbed_parameters(bias: bool) -
         assert_close(found.changes[k], change, atol=1e-13, rtol=1e-7)
 
 
-def test_noise_is_as_wide_as_no_kink_allows_or_a_thousandth_of_the_weights() -> None:
+def test_noise_is_relative_to_each_neuron_and_stops_before_its_own_kink_only() -> None:
     block, X, Y = problem(0)
-    Z = X @ block.W.T
-    off = Z.abs() > 1e-12
-    room = (Z.abs() / X.abs().sum(1, keepdim=True))[off].min()
-    found = F.perturbation_test(block, X, Y, draws=1)
-    assert found.zeta == pytest.approx(
-        min(0.99 * float(room), 1e-3 * float(max(block.W.abs().max(), block.H.abs().max())))
-    )
     near = X.clone()
     near[2] += (1e-6 - near[2] @ block.W[1]) / (block.W[1] @ block.W[1]) * block.W[1]
-    assert F.perturbation_test(block, near, Y, draws=1).zeta == pytest.approx(0.99e-6 / float(near[2].abs().sum()))
+    shrink = torch.tensor([1.0, 1.0, 1e-9], dtype=torch.float64)
+    tiny = ShallowBlock(block.W * shrink[:, None], block.H / shrink, block.slopes)
+    width = perturbation._relative_width(tiny)
+    assert_close(width.dW[1:], 1e-3 * tiny.W.abs().amax(1, keepdim=True).expand(3, 3)[1:])
+    assert bool((width.dW[0] > 0).all())  # of a neuron at zero
+    assert_close(width.dH, 1e-3 * tiny.H.abs().amax(0).expand(2, 3))
+    room = perturbation._room(squared_problem(tiny, near, Y, "sum"))
+    assert float(room[1]) == pytest.approx(0.99e-6 / float(near[2].abs().sum()))
+    found = F.perturbation_test(tiny, near, Y, draws=1)
+    assert found.relative
+    assert found.narrowed == int((room < width.dW[:, 0]).sum()) > 0
+    assert found.crossing == 0
+
+
+def test_one_tiny_neuron_leaves_the_noise_of_the_others_as_it_is() -> None:
+    """Alone, the large neuron has a saddle that the noise sees; a tiny one beside a kink hides nothing."""
+    X = torch.tensor([[1.0, 1.0], [1.0, -1.0], [1.0, 0.5]], dtype=torch.float64)
+    Y = torch.tensor([[1.0], [-1.0], [0.0]], dtype=torch.float64)
+    W = torch.tensor([[1.0, 0.0], [1e-12, -1e-12 * (1 - 1e-7)]], dtype=torch.float64)
+    block, draws = ShallowBlock(W, torch.zeros(1, 2, dtype=torch.float64)), torch.Generator().manual_seed(0)
+    found = F.perturbation_test(block, X, Y, generator=draws)
+    assert found.narrowed == 1
+    assert found.changes.min() < -1e-7
 
 
 def test_no_perturbation_lowers_the_loss_at_a_minimum_and_some_do_at_a_saddle() -> None:
@@ -160,16 +184,21 @@ def test_perturbation_test_refuses_no_draws_and_says_what_it_saw() -> None:
     block, X, Y = problem(1)
     with pytest.raises(ValueError, match="draws"):
         F.perturbation_test(block, X, Y, draws=0)
+    for width in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="zeta"):
+            F.perturbation_test(block, X, Y, zeta=width)
     found = F.PerturbationTest(torch.tensor([-1.0, 2.0]), 0.5)
     assert str(found) == "1 of 2 perturbations up to 0.5 lower the loss"
+    assert "of each neuron's weights (2 neurons less: a kink is near)" in str(replace(found, relative=True, narrowed=2))
+    assert "(samples may cross the kinks of 3 neurons)" in str(replace(found, crossing=3))
     assert str(F.taylor_expansion(block, X, Y, draw(3, 3), draw(2, 3))).startswith("slope ")
 
 
 def test_many_draws_come_in_batches_that_do_not_change_them(monkeypatch: pytest.MonkeyPatch) -> None:
     block, X, Y = problem(2)
     one = F.perturbation_test(block, X, Y, draws=50, generator=torch.Generator().manual_seed(0)).changes
-    monkeypatch.setattr("relu_diag.functional.verdict.line._ROWS", 5)
+    monkeypatch.setattr(perturbation, "BUDGETS", replace(BUDGETS, draw_rows=5))
     in_parts = F.perturbation_test(block, X, Y, draws=50, generator=torch.Generator().manual_seed(0)).changes
     assert_close(in_parts, one)
-    monkeypatch.setattr("relu_diag.functional.verdict.line._DRAW_ELEMENTS", 60)
+    monkeypatch.setattr(perturbation, "BUDGETS", replace(BUDGETS, draw_numbers=60))
     assert len(F.perturbation_test(block, X, Y, draws=50).changes) == 50

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from relu_diag import ShallowBlock, Verdict
 from relu_diag import functional as F
+from relu_diag.functional.assumptions import Assumptions
 
 FIVE = [[-1.0, 1.0], [-0.6, 1.0], [-0.1, 1.0], [0.3, 1.0], [0.7, 1.0]]
 FIVE_TARGETS = [[0.28], [-0.1], [0.03], [0.23], [-0.22]]
@@ -207,8 +208,10 @@ def test_one_input_has_its_assumption_reported() -> None:
     assert F.classify(ShallowBlock(tensor([0.0]), tensor([0.0])), X, Y).kind == "saddle"
     verdict = F.classify(ShallowBlock(tensor([1.0]), tensor([1.0])), X, Y)
     assert verdict.kind == "local minimum"
-    assert not verdict.assumptions["d > 1"]
-    assert all(holds for name, holds in verdict.assumptions.items() if name != "d > 1")
+    assert verdict.assumptions.broken == ("d > 1",)
+    assert "d > 1: broken" in str(verdict)
+    assert verdict.assumptions.assumed == ("full data set", "no regulariser")
+    assert verdict.assumptions["slopes differ"] == "holds"
 
 
 def test_float32_blocks_are_judged_in_float64_with_their_own_tolerances() -> None:
@@ -246,7 +249,7 @@ def test_verdict_says_itself_in_one_line_and_in_a_table() -> None:
     table = verdict.summary()
     for line in ("verdict", "assumes squared loss", "rests on", "largest pull", "tolerance"):
         assert any(row.startswith(line) for row in table.splitlines()), line
-    bare = Verdict("local minimum", torch.empty(0, dtype=torch.long), None, {})
+    bare = Verdict("local minimum", torch.empty(0, dtype=torch.long), None, Assumptions({}))
     assert str(bare) == "local minimum"
     assert "none" in bare.summary()
 

@@ -1,10 +1,10 @@
-"""Directions along which the loss was evaluated and seen to fall."""
+"""Falls of the loss: moves proposed by the derivatives, evaluated, and kept where the loss is seen lower."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,38 +12,16 @@ from torch import Tensor
 from relu_diag.functional.block import ShallowBlock, rho
 from relu_diag.functional.local import radial_directions
 from relu_diag.functional.problem import SquaredProblem, chunked_outputs
+from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.verdict.direction import Direction
 from relu_diag.functional.verdict.escape import EscapeNeurons, silent_escapes
 from relu_diag.functional.verdict.line import Move, TaylorExpansion, expand
 from relu_diag.functional.verdict.stationarity import Stationarity
 
-_SHORTEST = 1e-9
-_NEURONS_TRIED = 8
 # Where the fall along a step is looked at again.
 _PARTS = (0.08, 0.2, 0.4, 0.7)
 # Rounding of a loss evaluated in float64, as a multiple of its unit roundoff times the size of what is summed.
-_RESOLUTION = 4 * torch.finfo(torch.float64).eps
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Direction:
-    """A direction in the space of weights, and the fall of the loss seen along it.
-
-    Attributes:
-        dW: Direction of the input weights, shape ``(I, d)``.
-        dH: Direction of the output weights, shape ``(J, I)``.
-        step: The loss was evaluated at ``(W + step dW, H + step dH)``, and at points on the way, where it is no higher.
-        loss_change: What it was lower by, < 0.
-        db: Direction of the output bias, shape ``(J,)``; None where the bias stays as it is.
-    """
-
-    dW: Tensor
-    dH: Tensor
-    step: float
-    loss_change: float
-    db: Tensor | None = None
-
-    def __str__(self) -> str:
-        return f"loss change {self.loss_change:.3g} at step {self.step:.3g}"
+_RESOLUTION = 4 * FLOAT64.eps
 
 
 def see_fall(problem: SquaredProblem, move: Move) -> Direction | None:
@@ -69,7 +47,7 @@ def see_fall(problem: SquaredProblem, move: Move) -> Direction | None:
     first = line.minima[0]
     steps = {tried for step in line.minima for tried in (step, min(step, line.eps_max))}
     seen = sorted((_change(problem, move, step), step) for step in steps)
-    shorter = itertools.takewhile(lambda step: step > max(line.eps_max, _SHORTEST * first) / 2, _halves(first))
+    shorter = itertools.takewhile(lambda step: step > max(line.eps_max, FLOAT64.shortest * first) / 2, _halves(first))
     halves = ((_change(problem, move, step), step) for step in shorter)
     for change, step in itertools.chain(seen, halves):
         if change < 0 and _falls_to(problem, move, line, step):
@@ -94,7 +72,7 @@ def first_order_fall(problem: SquaredProblem, found: Stationarity) -> Direction 
     db = problem.loss_signal.G.sum(0) * (-1.0 if bias else 0.0)
     broken = found.violation > found.tol
     tries = [(broken, 0 * db), (broken, db)] if bias else [(broken, db)]
-    worst = found.violation.argsort(descending=True)[: min(_NEURONS_TRIED, int(broken.sum()))]
+    worst = found.violation.argsort(descending=True)[: min(BUDGETS.neurons_tried, int(broken.sum()))]
     tries += [(torch.zeros_like(broken).index_fill(0, i, True), 0 * db) for i in worst]
     moves = (Move(dW * mask[:, None], -geometry.output_gradient * mask, bias_part) for mask, bias_part in tries)
     return next((fall for fall in (see_fall(problem, move) for move in moves) if fall is not None), None)
@@ -117,7 +95,7 @@ def silent_escape_fall(problem: SquaredProblem, escape: EscapeNeurons) -> Direct
     """
     block, X = problem.block, problem.signal.X
     pull = escape.D.norm(dim=1) * silent_escapes(block, problem.signal, escape)
-    for i in pull.argsort(descending=True)[: min(_NEURONS_TRIED, int((pull > 0).sum()))].tolist():
+    for i in pull.argsort(descending=True)[: min(BUDGETS.neurons_tried, int((pull > 0).sum()))].tolist():
         D, v = escape.D[i], escape.direction[i]
         t = float(block.W[i].norm()) or 1.0
         now, ahead = (rho(X @ w, block.slopes).square().sum() for w in (block.W[i], v))
