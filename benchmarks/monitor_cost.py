@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from relu_diag import functional as F
 from relu_diag.callbacks import LandscapeMonitor
 from relu_diag.capture import choose_block, read_block, read_signal
+from relu_diag.functional import local
 from relu_diag.metrics import BlockMetric
 
 INPUTS, WIDTH, CLASSES = 784, 1024, 10
@@ -125,8 +125,8 @@ def passes(samples: int, batch: int) -> tuple[Callable[[], None], Callable[[], N
         for X, y in batches:
             metric.update(block, read_signal(model, location, partial(loss, X, y))[0])
         sums = metric.sums()
-        F.geometry_from_sums(block, sums)
-        F.states_from_sums(block, sums, scale=1.0)
+        local.geometry_from_sums(block, sums)
+        local.states_from_sums(block, sums, scale=1.0)
 
     return gradient, look
 

@@ -13,13 +13,14 @@ import torch
 from relu_diag import ShallowBlock
 from relu_diag import functional as F
 from relu_diag.figures import cell_figure
+from relu_diag.functional.local import radial_directions
 
 
 def main() -> None:
     X, Y = torch.tensor([[0.9, 0.3]], dtype=torch.float64), torch.tensor([[3.0]], dtype=torch.float64)
     block = ShallowBlock(torch.tensor([[0.15, -0.45]], dtype=X.dtype), torch.tensor([[0.5]], dtype=X.dtype))
     signal = F.squared_error_signal(block, X, Y, reduction="half_sum")
-    radial = F.radial_directions(block.W)
+    radial = radial_directions(block.W)
     tangential = radial.flip(1) * torch.tensor([-1.0, 1.0], dtype=X.dtype)
     slopes = {side: float(F.tangential_derivatives(block, signal, side * tangential)) for side in (1.0, -1.0)}
 

@@ -11,17 +11,8 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from relu_diag.functional import (
-    BlockSignal,
-    KinkSamples,
-    NeuronGeometry,
-    NeuronStates,
-    NeuronSums,
-    ShallowBlock,
-    geometry_from_sums,
-    neuron_sums,
-    states_from_sums,
-)
+from relu_diag.functional import BlockSignal, NeuronGeometry, NeuronStates, ShallowBlock
+from relu_diag.functional.local import KinkSamples, NeuronSums, geometry_from_sums, neuron_sums, states_from_sums
 
 _KINKS = [field.name for field in fields(KinkSamples)]
 _SUMS = [field.name for field in fields(NeuronSums) if field.name != "kinks"]

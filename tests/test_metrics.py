@@ -12,8 +12,8 @@ from torch import multiprocessing
 from torch.testing import assert_close
 
 from relu_diag import BlockSignal, ShallowBlock
-from relu_diag import functional as F
-from relu_diag.functional import NeuronSums
+from relu_diag.functional import local
+from relu_diag.functional.local import NeuronSums
 from relu_diag.metrics import BlockMetric, landscape_scalars
 
 SAMPLES = 24
@@ -35,7 +35,7 @@ def part(signal: BlockSignal, rows: slice) -> BlockSignal:
 
 
 def assert_same_results(block: ShallowBlock, sums: NeuronSums, expected: NeuronSums) -> None:
-    got, want = F.geometry_from_sums(block, sums), F.geometry_from_sums(block, expected)
+    got, want = local.geometry_from_sums(block, sums), local.geometry_from_sums(block, expected)
     for name in ("radial", "steepest", "direction", "output_gradient", "kink_count", "exact"):
         assert_close(getattr(got, name), getattr(want, name))
     for name in ("z_min", "z_max", "activation", "samples"):
@@ -50,7 +50,7 @@ def test_many_batches_equal_one(cuts: list[int]) -> None:
     metric = BlockMetric(neurons=6, inputs=3, outputs=2)
     for start, stop in itertools.pairwise(edges):
         metric.update(block, part(signal, slice(start, stop)))
-    assert_same_results(block, metric.sums(), F.neuron_sums(block, signal))
+    assert_same_results(block, metric.sums(), local.neuron_sums(block, signal))
 
 
 def test_mean_losses_of_unequal_batches_are_weighted_by_their_size() -> None:
@@ -59,15 +59,15 @@ def test_mean_losses_of_unequal_batches_are_weighted_by_their_size() -> None:
     for rows in (slice(0, 20), slice(20, SAMPLES)):
         batch = part(signal, rows)
         metric.update(block, BlockSignal(batch.X, batch.G / len(batch.X)))
-    assert_same_results(block, metric.sums(), F.neuron_sums(block, BlockSignal(signal.X, signal.G / SAMPLES)))
+    assert_same_results(block, metric.sums(), local.neuron_sums(block, BlockSignal(signal.X, signal.G / SAMPLES)))
 
 
 def test_compute_is_the_scalars_and_reset_starts_over() -> None:
     block, signal = problem()
     metric = BlockMetric(neurons=6, inputs=3, outputs=2)
     metric.update(block, signal)
-    sums = F.neuron_sums(block, signal)
-    expected = landscape_scalars(F.geometry_from_sums(block, sums), F.states_from_sums(block, sums, scale=1.0))
+    sums = local.neuron_sums(block, signal)
+    expected = landscape_scalars(local.geometry_from_sums(block, sums), local.states_from_sums(block, sums, scale=1.0))
     assert_close(metric.compute(), expected)
     assert int(expected["on_kink"]) == 2
     metric.reset()
@@ -87,7 +87,7 @@ def _rank(rank: int, folder: str) -> None:
     metric = BlockMetric(neurons=6, inputs=3, outputs=2)
     metric.update(block, part(signal, slice(0, 7) if rank == 0 else slice(7, None)))
     sums = metric.sums()
-    assert_same_results(block, sums, F.neuron_sums(block, signal))
+    assert_same_results(block, sums, local.neuron_sums(block, signal))
     assert int(metric.samples) == (7 if rank == 0 else SAMPLES - 7)  # back to the rank's own share
     Path(folder, f"done{rank}").touch()
     torch.distributed.destroy_process_group()

@@ -13,15 +13,8 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from relu_diag.figures import TrainingHistory
-from relu_diag.functional import (
-    NearbyStationaryPoint,
-    NeuronGeometry,
-    NeuronStates,
-    ShallowBlock,
-    geometry_from_sums,
-    states_from_sums,
-    target_scale,
-)
+from relu_diag.functional import NearbyStationaryPoint, NeuronGeometry, NeuronStates, ShallowBlock
+from relu_diag.functional.local import geometry_from_sums, states_from_sums, target_scale
 from relu_diag.metrics import BlockMetric, landscape_scalars
 from relu_diag.training import HistoryRecorder, Judge, Look, LossFunction, Report, steps_logged, targets_of
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from relu_diag.capture.location import BlockLocation
-from relu_diag.functional import BlockSignal, rho
-from relu_diag.functional._checks import NotFiniteError
+from relu_diag.functional import BlockSignal, NotFiniteError, rho
 
 # Rows on which the activation is compared with the one traced: enough to notice dropout, few enough to cost nothing.
 _CHECKED_ROWS = 16

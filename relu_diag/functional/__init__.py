@@ -14,6 +14,7 @@ from relu_diag.functional.cells import (
     nearby_stationary_point,
 )
 from relu_diag.functional.dynamics import EscapeForecast, ExtremalDirections, extremal_directions, forecast_escape
+from relu_diag.functional.errors import NotFiniteError
 from relu_diag.functional.guarantee import (
     ConvergenceCertificate,
     convergence_certificate,
@@ -41,19 +42,12 @@ from relu_diag.functional.integral import (
     strictness,
 )
 from relu_diag.functional.local import (
-    KinkSamples,
     NeuronGeometry,
     NeuronStates,
-    NeuronSums,
     dead_sector,
-    geometry_from_sums,
     neuron_geometry,
     neuron_states,
-    neuron_sums,
-    radial_directions,
-    states_from_sums,
     tangential_derivatives,
-    target_scale,
 )
 from relu_diag.functional.verdict import (
     Direction,
@@ -94,12 +88,11 @@ __all__ = [
     "GrowthProposal",
     "Guarantee",
     "IntervalTarget",
-    "KinkSamples",
     "NearbyStationaryPoint",
     "NeuronGeometry",
     "NeuronStates",
-    "NeuronSums",
     "NeuronTypes",
+    "NotFiniteError",
     "PerturbationTest",
     "Preservation",
     "ShallowBlock",
@@ -129,7 +122,6 @@ __all__ = [
     "forecast_escape",
     "generalised_gradient",
     "generalised_jacobian",
-    "geometry_from_sums",
     "growth_proposals",
     "interval_l2_loss",
     "invariant",
@@ -139,20 +131,16 @@ __all__ = [
     "nearest_level",
     "neuron_geometry",
     "neuron_states",
-    "neuron_sums",
     "neuron_types",
     "perturbation_test",
-    "radial_directions",
     "replicate_unit",
     "replication_preserves",
     "rho",
     "smooth_convergence_certificate",
     "squared_error_signal",
     "squared_loss",
-    "states_from_sums",
     "stationarity",
     "strictness",
     "tangential_derivatives",
-    "target_scale",
     "taylor_expansion",
 ]

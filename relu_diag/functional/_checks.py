@@ -7,9 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-
-class NotFiniteError(ValueError):
-    """A value is NaN or infinite."""
+from relu_diag.functional.errors import NotFiniteError
 
 
 def check_matrix(name: str, value: Tensor) -> None:

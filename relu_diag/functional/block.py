@@ -116,6 +116,12 @@ class BlockSignal:
     Raises:
         TypeError: If a tensor is not floating point.
         ValueError: If there is no sample, shapes, dtypes or devices do not fit, or a value is not finite.
+
+    Example:
+        >>> BlockSignal(X=torch.ones(2, 3), G=torch.ones(1, 1))
+        Traceback (most recent call last):
+            ...
+        ValueError: `G` needs one row per sample: X is (2, 3), G is (1, 1).
     """
 
     X: Tensor
@@ -182,10 +188,8 @@ def squared_error_signal(block: ShallowBlock, X: Tensor, Y: Tensor, reduction: R
                 [1.]])
     """
     check_targets(block, X, Y)
-    rows = chunk_rows(block)
     with torch.no_grad():
-        outputs = torch.cat([block(X[start : start + rows]) for start in range(0, len(X), rows)])
-        return BlockSignal(X, residual_factor(Y, reduction) * (outputs - Y))
+        return BlockSignal(X, residual_factor(Y, reduction) * (chunked_outputs(block, X) - Y))
 
 
 def residual_factor(Y: Tensor, reduction: Reduction) -> float:
@@ -200,6 +204,10 @@ def residual_factor(Y: Tensor, reduction: Reduction) -> float:
 
     Raises:
         ValueError: If the reduction is unknown.
+
+    Example:
+        >>> residual_factor(torch.zeros(4, 2), "mean"), residual_factor(torch.zeros(4, 2), "half_sum")
+        (0.25, 1.0)
     """
     factors: dict[str, float] = {"mean": 2.0 / Y.numel(), "sum": 2.0, "half_sum": 1.0}
     if reduction not in factors:
@@ -237,6 +245,13 @@ def check_fit(block: ShallowBlock, signal: BlockSignal) -> None:
 
     Raises:
         ValueError: If sizes, dtypes or devices of the two differ.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.ones(2, 3), H=torch.ones(1, 2))
+        >>> check_fit(block, BlockSignal(X=torch.ones(5, 3), G=torch.ones(5, 4)))
+        Traceback (most recent call last):
+            ...
+        ValueError: `G` needs 1 columns, one per output; got (5, 4).
     """
     _check_inputs(block, signal.X)
     outputs, neurons = block.H.shape
@@ -256,6 +271,12 @@ def check_targets(block: ShallowBlock, X: Tensor, Y: Tensor) -> None:
 
     Raises:
         ValueError: If there is not one target per sample and output.
+
+    Example:
+        >>> check_targets(ShallowBlock(W=torch.ones(2, 3), H=torch.ones(1, 2)), X=torch.ones(5, 3), Y=torch.ones(5, 2))
+        Traceback (most recent call last):
+            ...
+        ValueError: `Y` needs one row per sample and one column per output, (5, 1); got (5, 2).
     """
     check_matrix("X", X)
     check_matrix("Y", Y)
@@ -274,8 +295,30 @@ def chunk_rows(block: ShallowBlock) -> int:
 
     Returns:
         Number of samples that keeps a chunk near a million numbers: few enough for the cache, enough for fast products.
+
+    Example:
+        >>> chunk_rows(ShallowBlock(W=torch.ones(1024, 3), H=torch.ones(1, 1024)))
+        1024
     """
     return max(64, BUDGETS.chunk // max(block.W.shape))
+
+
+def chunked_outputs(block: ShallowBlock, X: Tensor) -> Tensor:
+    """Outputs of the block without ever holding all its activations.
+
+    Args:
+        block: The network.
+        X: Inputs, shape ``(N, d)``.
+
+    Returns:
+        Outputs, shape ``(N, J)``.
+
+    Example:
+        >>> chunked_outputs(ShallowBlock(W=torch.eye(2), H=torch.ones(1, 2)), torch.ones(3, 2)).tolist()
+        [[2.0], [2.0], [2.0]]
+    """
+    rows = chunk_rows(block)
+    return torch.cat([block(X[start : start + rows]) for start in range(0, len(X), rows)])
 
 
 def _check_inputs(block: ShallowBlock, X: Tensor) -> None:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from relu_diag.functional.block import BlockSignal, Reduction, ShallowBlock, check_targets, chunk_rows, residual_factor
+from relu_diag.functional.block import (
+    BlockSignal,
+    Reduction,
+    ShallowBlock,
+    check_targets,
+    chunked_outputs,
+    residual_factor,
+)
 from relu_diag.functional.tolerances import FLOAT64, kink_tolerance
 
 
@@ -22,6 +28,12 @@ class SquaredProblem:
         outputs: Outputs of the block, shape ``(N, J)``.
         factor: The loss is ``factor / 2`` times the sum of the squared residuals.
         kink_tol: Relative distance that counts as on the kink.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0]]), H=torch.tensor([[1.0]]))
+        >>> problem = squared_problem(block, torch.ones(2, 1), torch.tensor([[3.0], [0.0]]))
+        >>> problem.signal.G.tolist(), float(problem.loss), problem.in_range
+        ([[-2.0], [1.0]], 2.5, True)
     """
 
     block: ShallowBlock
@@ -62,24 +74,16 @@ def squared_problem(
 
     Returns:
         The problem.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0]]), H=torch.tensor([[1.0]]))
+        >>> float(squared_problem(block, torch.ones(2, 1), torch.zeros(2, 1), reduction="half_sum").loss)
+        1.0
     """
     check_targets(block, X, Y)
     tolerance = kink_tolerance(kink_tol, block.W.dtype)
     block = block.double()
-    X, Y = X.detach().double(), Y.detach().double()
+    X = X.detach().double()
+    Y = Y.detach().double()
     outputs = chunked_outputs(block, X)
     return SquaredProblem(block, BlockSignal(X, outputs - Y), outputs, residual_factor(Y, reduction), tolerance)
-
-
-def chunked_outputs(block: ShallowBlock, X: Tensor) -> Tensor:
-    """Outputs of the block without ever holding all its activations.
-
-    Args:
-        block: The network.
-        X: Inputs, shape ``(N, d)``.
-
-    Returns:
-        Outputs, shape ``(N, J)``.
-    """
-    rows = chunk_rows(block)
-    return torch.cat([block(X[start : start + rows]) for start in range(0, len(X), rows)])

@@ -153,6 +153,10 @@ class Budgets:
         neurons_tried: Neurons whose own move is evaluated before a descent counts as not seen.
         draw_numbers: Numbers in the activations of perturbations evaluated together.
         draw_rows: Samples in them.
+
+    Example:
+        >>> replace(BUDGETS, cells=10).cells  # for a quick look
+        10
     """
 
     chunk: int = 2**20

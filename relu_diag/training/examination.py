@@ -12,13 +12,13 @@ from relu_diag.capture import BlockLocation
 from relu_diag.functional import (
     EscapeForecast,
     NearbyStationaryPoint,
+    NotFiniteError,
     ShallowBlock,
     Verdict,
     forecast_escape,
-    states_from_sums,
 )
-from relu_diag.functional._checks import NotFiniteError
 from relu_diag.functional.assumptions import Assumptions, checked
+from relu_diag.functional.local import states_from_sums
 from relu_diag.metrics import BlockMetric
 from relu_diag.training.judge import Judge, SquaredData
 from relu_diag.training.look import Look

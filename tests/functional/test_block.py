@@ -15,7 +15,7 @@ from relu_diag import BlockSignal, ShallowBlock, functional
 from relu_diag.functional import block as block_module
 from relu_diag.functional import neuron_geometry, neuron_states, rho, squared_error_signal, squared_loss
 from relu_diag.functional.block import residual_factor
-from relu_diag.functional.local import chunks
+from relu_diag.functional.local import chunks, neuron_sums
 from relu_diag.functional.tolerances import BUDGETS, kink_tolerance
 
 
@@ -208,7 +208,7 @@ def test_signals_that_make_no_sense_are_refused(change: dict[str, Any], error: t
     ],
 )
 def test_signals_of_another_block_are_refused(signal: BlockSignal, message: str) -> None:
-    for measure in (neuron_geometry, functional.neuron_sums):
+    for measure in (neuron_geometry, neuron_sums):
         with pytest.raises(ValueError, match=message):
             measure(block(), signal)
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from relu_diag import ShallowBlock
-from relu_diag import functional as F
 from relu_diag.experiments import ReferenceRegression, gradient_descent_
 from relu_diag.functional.block import residual_factor
+from relu_diag.functional.local import radial_directions
 
 Problem = tuple[ShallowBlock, Tensor, Tensor, str]
 
@@ -24,7 +24,7 @@ def iterate(name: str, lr: float, step: int) -> Problem:
 
 
 def cosines(block: ShallowBlock, X: Tensor) -> Tensor:
-    return (X / X.norm(dim=1, keepdim=True)) @ F.radial_directions(block.W).T
+    return (X / X.norm(dim=1, keepdim=True)) @ radial_directions(block.W).T
 
 
 def random_problem(seed: int, outputs: int = 1, bias: bool = False, samples: int = 12) -> Problem:

@@ -3,9 +3,10 @@
 Never a verdict: what the numbers mean for the point is said in `verdict`.
 """
 
-from relu_diag.functional.local.chunks import chunks
+from relu_diag.functional.local.chunks import Chunk, chunks
 from relu_diag.functional.local.fan import (
     OneNeuron,
+    Pull,
     fan_rays,
     loudest_direction,
     loudest_flat_direction,
@@ -22,15 +23,18 @@ from relu_diag.functional.local.geometry import (
     tangential_part,
 )
 from relu_diag.functional.local.neurons import NeuronStates, dead_sector, neuron_states, states_from_sums, target_scale
-from relu_diag.functional.local.steepest import steepest_descent
+from relu_diag.functional.local.steepest import Steepest, steepest_descent
 from relu_diag.functional.local.sums import KinkSamples, NeuronSums, neuron_sums, slopes_at
 
 __all__ = [
+    "Chunk",
     "KinkSamples",
     "NeuronGeometry",
     "NeuronStates",
     "NeuronSums",
     "OneNeuron",
+    "Pull",
+    "Steepest",
     "chunks",
     "dead_sector",
     "fan_rays",

@@ -26,6 +26,13 @@ class Chunk:
         Z: Pre-activations, set to zero on the kink, shape ``(n, I)``.
         kinks: Row and neuron of the pairs on the kink, long, shape ``(M, 2)``.
         length: Lengths ``||x_k||``, shape ``(n,)``.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0, 0.0]]), H=torch.tensor([[2.0]]))
+        >>> signal = BlockSignal(X=torch.tensor([[0.0, 3.0], [0.0, 0.0]]), G=torch.ones(2, 1))
+        >>> chunk = next(chunks(block, signal))  # x = 0 is left out, the other sample is on the kink
+        >>> chunk.C.tolist(), chunk.kinks.tolist(), chunk.length.tolist()
+        ([[2.0]], [[0, 0]], [3.0])
     """
 
     X: Tensor
@@ -46,6 +53,11 @@ def chunks(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None = No
 
     Yields:
         Consecutive samples, at least one, with ``C`` and ``Z`` filled in.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.eye(2), H=torch.ones(1, 2))
+        >>> [len(chunk.X) for chunk in chunks(block, BlockSignal(torch.ones(5, 2), torch.ones(5, 1)))]
+        [5]
     """
     check_fit(block, signal)
     wide = torch.promote_types(block.W.dtype, torch.float32)

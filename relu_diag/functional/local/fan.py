@@ -28,6 +28,10 @@ class OneNeuron:
         parts: Smooth parts per unit of each output weight, shape ``(J, d)``.
         kinks: Kink coefficients for them, shape ``(m, J)``.
         X: Kink inputs, shape ``(m, d)``.
+
+    Example:
+        >>> OneNeuron(g=np.zeros(2), q=np.ones(1), parts=np.zeros((1, 2)), kinks=np.ones((1, 1)), X=np.eye(2)[:1]).q
+        array([1.])
     """
 
     g: Array
@@ -45,6 +49,10 @@ class Pull:
         direction: Unit direction, zero where there is none, shape ``(d,)``.
         D: One-sided derivatives along it per unit of output weight, shape ``(J,)``.
         decided: Whether it is certain that there is one, or that there is none.
+
+    Example:
+        >>> Pull(direction=np.zeros(2), D=np.zeros(1), decided=True).decided  # certainly none
+        True
     """
 
     direction: Array
@@ -63,6 +71,10 @@ def one_sided(V: Array, g: Array, q: Array, X: Array) -> Array:
 
     Returns:
         Derivatives, shape ``(n,)`` or ``(n, J)``.
+
+    Example:
+        >>> one_sided(V=np.array([[1.0, 0.0], [-1.0, 0.0]]), g=np.ones(2), q=np.array([3.0]), X=np.array([[1.0, 0.0]]))
+        array([4., 2.])
     """
     return np.asarray(V @ g.T + np.abs(V @ X.T) @ q)
 
@@ -76,10 +88,15 @@ def merge_collinear(q: Array, X: Array) -> tuple[Array, Array]:
 
     Returns:
         Coefficients and unit inputs of the distinct hyperplanes with nonzero coefficient.
+
+    Example:
+        >>> merge_collinear(q=np.array([1.0, 1.0]), X=np.array([[2.0, 0.0], [-3.0, 0.0]]))
+        (array([5.]), array([[1., 0.]]))
     """
     norm = np.linalg.norm(X, axis=1)
     present = norm > 0
-    q, X = (q[present].T * norm[present]).T, X[present] / norm[present, None]
+    q = (q[present].T * norm[present]).T
+    X = X[present] / norm[present, None]
     scale = np.abs(q).max(initial=0.0)
     first, label = _collinear_classes(X)
     merged = np.zeros((len(first), *q.shape[1:]))
@@ -96,6 +113,10 @@ def fan_rays(X: Array) -> Array | None:
 
     Returns:
         Unit rays, each with its opposite, shape ``(n, d)``; None where there are too many subsets to search.
+
+    Example:
+        >>> fan_rays(np.array([[0.0, 1.0, 0.0]])).tolist()
+        [[0.0, 1.0, 0.0], [0.0, -1.0, 0.0]]
     """
     basis = row_space(X)
     Y = X @ basis.T
@@ -123,6 +144,11 @@ def vanishes(parts: Array, kinks: Array, X: Array, loud: float) -> bool:
 
     Returns:
         Whether the linear part and, on every distinct hyperplane, the kink vanish.
+
+    Example:
+        >>> X = np.array([[1.0, 0.0], [-1.0, 0.0]])  # one hyperplane, where the two kinks cancel
+        >>> vanishes(parts=np.zeros((1, 2)), kinks=np.array([[1.0], [-1.0]]), X=X, loud=1e-9)
+        True
     """
     if np.linalg.norm(parts, axis=1).max() > loud:
         return False
@@ -140,6 +166,11 @@ def loudest_direction(parts: Array, kinks: Array, X: Array, loud: float) -> Pull
 
     Returns:
         The direction.
+
+    Example:
+        >>> pull = loudest_direction(np.array([[3.0, 0.0]]), kinks=np.zeros((0, 1)), X=np.zeros((0, 2)), loud=1e-9)
+        >>> abs(pull.D)
+        array([3.])
     """
     nothing = Pull(np.zeros(parts.shape[1]), np.zeros(len(parts)), decided=vanishes(parts, kinks, X, loud))
     if nothing.decided:
@@ -149,7 +180,8 @@ def loudest_direction(parts: Array, kinks: Array, X: Array, loud: float) -> Pull
     rows = np.concatenate([parts, X])
     mixed = np.random.default_rng(0).standard_normal((BUDGETS.starts, len(rows))) @ rows
     V = unit_rows(np.concatenate([parts, X[strength.argsort()[-BUDGETS.starts :]], mixed]))
-    V, best = np.concatenate([V, -V]), nothing
+    V = np.concatenate([V, -V])
+    best = nothing
     for _ in range(BUDGETS.ascents):
         D = one_sided(V, parts, kinks, X)
         best = _louder(best, V, D, loud)
@@ -172,15 +204,25 @@ def loudest_flat_direction(neuron: OneNeuron, flat: float, loud: float) -> Pull:
 
     Returns:
         The direction; undecided where the rays are too many to enumerate.
+
+    Example:
+        >>> one = np.ones((1, 1))
+        >>> # The loss rises off the kink, and the output pulls along it.
+        >>> held = OneNeuron(g=np.zeros(2), q=one[0], parts=np.array([[0.0, 2.0]]), kinks=one, X=np.eye(2)[:1])
+        >>> pull = loudest_flat_direction(held, flat=1e-9, loud=1e-9)
+        >>> abs(pull.direction), abs(pull.D)
+        (array([0., 1.]), array([2.]))
     """
-    g, parts = neuron.g, neuron.parts
+    g = neuron.g
+    parts = neuron.parts
     if np.linalg.norm(g) <= flat and np.abs(neuron.q) @ np.linalg.norm(neuron.X, axis=1) <= flat:
         return loudest_direction(parts, neuron.kinks, neuron.X, loud)
     merged, X = merge_collinear(np.column_stack([neuron.q, neuron.kinks]), neuron.X)
     share = 0.1 / max(len(X), 1)
     felt = (np.abs(merged[:, 0]) > share * flat) | (np.linalg.norm(merged[:, 1:], axis=1) > share * loud)
     q, kinks, X = merged[felt, 0], merged[felt, 1:], X[felt]
-    basis, rays = row_space(X), fan_rays(X)
+    basis = row_space(X)
+    rays = fan_rays(X)
     free = unit_rows(parts - parts @ basis.T @ basis)
     V = free if rays is None else np.concatenate([free, rays])
     V = V[np.abs(one_sided(V, g, q, X)) <= flat]
@@ -189,6 +231,7 @@ def loudest_flat_direction(neuron: OneNeuron, flat: float, loud: float) -> Pull:
 
 
 def _louder(best: Pull, V: Array, D: Array, loud: float) -> Pull:
+    """The louder of a pull and the best of some directions ``(n, d)`` with derivatives ``(n, J)``."""
     strength = np.linalg.norm(D, axis=1)
     if not len(V) or strength.max() <= max(loud, float(np.linalg.norm(best.D))):
         return best

@@ -31,6 +31,12 @@ class NeuronGeometry:
         smooth: Smooth part of the derivative, shape ``(I, d)``.
         kinks: Kink samples with nonzero gradient.
         exact: Whether ``steepest`` is proven to be the minimum; where not, it is attained, shape ``(I,)``, bool.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0, 0.0]]), H=torch.tensor([[1.0]]))
+        >>> geometry = neuron_geometry(block, BlockSignal(X=torch.tensor([[3.0, 4.0]]), G=torch.tensor([[1.0]])))
+        >>> geometry.radial.tolist(), geometry.steepest.tolist(), geometry.direction.tolist()
+        ([3.0], [-4.0], [[-0.0, -1.0]])
     """
 
     radial: Tensor
@@ -82,6 +88,12 @@ def geometry_from_sums(block: ShallowBlock, sums: NeuronSums) -> NeuronGeometry:
 
     Returns:
         The geometry.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0, 0.0]]), H=torch.tensor([[1.0]]))
+        >>> batches = [BlockSignal(torch.tensor([[1.0, x]]), torch.ones(1, 1)) for x in (2.0, 3.0)]
+        >>> geometry_from_sums(block, neuron_sums(block, batches[0]) + neuron_sums(block, batches[1])).steepest.tolist()
+        [-5.0]
     """
     sums = replace(sums, smooth=sums.smooth.double().contiguous())
     U = radial_directions(block.W.detach().double())
@@ -176,14 +188,22 @@ def tangential_part(U: Tensor, V: Tensor) -> Tensor:
         V: Vectors, shape ``(..., d)``.
 
     Returns:
-        Tangential vectors, shape of ``V``.
+        Tangential vectors, shape of ``V``; exactly zero where ``V`` is radial up to rounding.
+
+    Example:
+        >>> tangential_part(U=torch.tensor([[1.0, 0.0]]), V=torch.tensor([[3.0, 4.0]]))
+        tensor([[0., 4.]])
     """
     left = torch.addcmul(V, torch.einsum("...d,...d->...", V, U)[..., None], U, value=-1)
-    # What is left of a nearly radial vector is rounding; a second time makes it tangential.
+    # What is left of a nearly radial vector is rounding in part; a second time makes it tangential.
     again = left.norm(dim=-1) < FLOAT64.radial * V.norm(dim=-1)
     if bool(again.any()):
-        rest, along = left[again], U.expand_as(V)[again]
-        left[again] = rest - (rest * along).sum(1, keepdim=True) * along
+        rest = left[again]
+        along = U.expand_as(V)[again]
+        tangential = rest - (rest * along).sum(1, keepdim=True) * along
+        # Where the rest was nearly radial once more, all of it was rounding, and so is what is left of it.
+        rounding = tangential.norm(dim=1) < FLOAT64.radial * rest.norm(dim=1)
+        left[again] = tangential.masked_fill(rounding[:, None], 0.0)
     return left
 
 
@@ -191,14 +211,16 @@ def _descend_kinks(
     U: Tensor, slopes: tuple[float, float], sums: NeuronSums, steepest: Tensor, direction: Tensor, exact: Tensor
 ) -> None:
     """Overwrite the neurons with kink samples: on the kink the direction decides which linear piece is entered."""
-    order, count = sums.kinks.neuron.argsort(stable=True), torch.bincount(sums.kinks.neuron)
+    order = sums.kinks.neuron.argsort(stable=True)
+    count = torch.bincount(sums.kinks.neuron)
     kinked = count.nonzero().squeeze(1)
     count = count[kinked]
     first = count.cumsum(0) - count
     left = torch.ones_like(kinked, dtype=torch.bool)
 
     def parts(some: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        pairs, at = order[first[some, None] + torch.arange(size, device=order.device)], kinked[some]
+        pairs = order[first[some, None] + torch.arange(size, device=order.device)]
+        at = kinked[some]
         q = (slopes[1] - slopes[0]) / 2 * sums.kinks.c[pairs]
         return tangential_part(U[at], sums.smooth[at]), q, tangential_part(U[at, None], sums.kinks.X[pairs])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from relu_diag.functional._arrays import Index
 from relu_diag.functional.block import BlockSignal, ShallowBlock, rho
 from relu_diag.functional.local.geometry import radial_directions
 from relu_diag.functional.local.sums import NeuronSums, neuron_sums
@@ -34,6 +35,12 @@ class NeuronStates:
         balancedness: ``||w_i||^2 - ||h_i||^2``, conserved by gradient flow, shape ``(I,)``.
         angle: Counterclockwise angle from the first axis to the first two components of ``w_i``, rad in [0, 2 pi),
             shape ``(I,)``.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), H=torch.tensor([[1.0, 1.0]]))
+        >>> states = neuron_states(block, X=torch.tensor([[0.5, 1.0]]), Y=torch.ones(1, 1))
+        >>> states.dead.tolist(), states.group.tolist(), states.dormant().tolist()
+        ([False, True], [0, -1], [False, True])
     """
 
     dead: Tensor
@@ -99,7 +106,8 @@ def neuron_states(
         >>> print(neuron_states(block, X=torch.tensor([[0.5, 1.0]]), Y=torch.ones(1, 1)))
         2 neurons: 1 dead, 0 on the brink, 1 linear, 0 small living; 1 effective neurons
     """
-    silent = replace(BlockSignal(X, X), G=X.new_zeros(len(X), len(block.H)))
+    BlockSignal(X, X)  # the checks every data set goes through
+    silent = BlockSignal(X, G=X.new_zeros(len(X), len(block.H)))
     if len(Y) != len(X):
         raise ValueError(f"`Y` needs one row per sample: X is {tuple(X.shape)}, Y is {tuple(Y.shape)}.")
     return states_from_sums(block, neuron_sums(block, silent, kink_tol), target_scale(Y), group_angle, small)
@@ -146,14 +154,22 @@ def states_from_sums(
 
     Raises:
         ValueError: If the angle is not in [0, pi], or the fraction or the scale is negative or not finite.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0]]), H=torch.tensor([[1.0]]))
+        >>> batches = [BlockSignal(torch.full((2, 1), x), torch.ones(2, 1)) for x in (3.0, -1.0)]
+        >>> sums = neuron_sums(block, batches[0]) + neuron_sums(block, batches[1])
+        >>> print(states_from_sums(block, sums, scale=1.0))
+        1 neurons: 0 dead, 0 on the brink, 0 linear, 0 small living; 1 effective neurons
     """
     if not 0 <= group_angle <= math.pi:
         raise ValueError(f"`group_angle` is an angle in [0, pi] rad; got {group_angle!r}.")
     if not (math.isfinite(small * scale) and small >= 0 and scale >= 0):
         raise ValueError(f"`small` and `scale` must be finite and not negative; got {small!r} and {scale!r}.")
-    W, H = block.W.detach().double(), block.H.detach().double()
+    W = block.W.detach().double()
+    w_norm = W.norm(dim=1)
+    h_norm = block.H.detach().double().norm(dim=0)
     dead, brink, linear = _legs(sums, block.slopes)
-    w_norm, h_norm = W.norm(dim=1), H.norm(dim=0)
     amplitude = w_norm * h_norm
     peak = torch.maximum(rho(sums.z_max, block.slopes).abs(), rho(sums.z_min, block.slopes).abs())
     peak = torch.where(sums.z_min <= sums.z_max, peak, 0.0)  # where all samples are x = 0 there is no extreme
@@ -178,16 +194,19 @@ def states_from_sums(
 
 def _legs(sums: NeuronSums, slopes: tuple[float, float]) -> tuple[Tensor, Tensor, Tensor]:
     """Which neurons are dead, on the brink, linear: the sides of the kink that hold samples, and their slopes."""
-    below, above, silent = sums.z_max < 0, sums.z_min > 0, torch.zeros_like(sums.z_max, dtype=torch.bool)
-    flat_below, flat_above = (slope == 0 for slope in slopes)
-    dead = (below if flat_below else silent) | (above if flat_above else silent)
-    linear = ((silent if flat_below else below) | (silent if flat_above else above)) & (sums.z_min <= sums.z_max)
+    below = sums.z_max < 0
+    above = sums.z_min > 0
+    flat_below = slopes[0] == 0
+    flat_above = slopes[1] == 0
+    dead = (below & flat_below) | (above & flat_above)
+    linear = (below | above) & ~dead & (sums.z_min <= sums.z_max)
     nothing_above = (sums.z_max <= 0) | flat_above
     nothing_below = (sums.z_min >= 0) | flat_below
     return dead, nothing_above & nothing_below & ~dead, linear
 
 
 def _angle(W: Tensor) -> Tensor:
+    """Angles of the first two components in [0, 2 pi), rad ``(I,)``."""
     angle = torch.atan2(W[:, 1] if W.shape[1] > 1 else torch.zeros_like(W[:, 0]), W[:, 0]) % (2 * torch.pi)
     return torch.where(angle < 2 * torch.pi, angle, 0.0)  # just below the axis the remainder rounds up
 
@@ -245,15 +264,18 @@ def _components(U: Tensor, angle: float) -> Tensor:
     rows = max(1, BUDGETS.pairs // max(count, 1))
     for start in range(0, count, rows):
         row, column = _close(U[start : start + rows], U, angle).nonzero().cpu().numpy().T
-        sources, targets = np.concatenate([row + start, np.arange(count)]), np.concatenate([column, label])
+        sources = np.concatenate([row + start, np.arange(count)])
+        targets = np.concatenate([column, label])
         graph = coo_array((np.ones(len(sources), dtype=bool), (sources, targets)), shape=(count, count))
         label = _first_member(connected_components(graph, directed=False)[1])
     return torch.as_tensor(np.unique(label, return_inverse=True)[1], device=U.device)
 
 
 def _close(U: Tensor, V: Tensor, angle: float) -> Tensor:
+    """Which pairs of unit vectors ``(n, d)`` and ``(m, d)`` are within an angle, bool ``(n, m)``."""
     if angle > FLOAT64.short:
-        least, cosine = math.cos(angle) - FLOAT64.cosine, U.float() @ V.float().T
+        least = math.cos(angle) - FLOAT64.cosine
+        cosine = U.float() @ V.float().T
         close = cosine >= least
         # Float32 settles almost every pair; the rows where it does not are done again.
         unsure = ((cosine - least).abs() <= FLOAT64.float32_cosine * U.shape[1]).any(dim=1)
@@ -264,6 +286,7 @@ def _close(U: Tensor, V: Tensor, angle: float) -> Tensor:
     return chord <= 2 * math.sin(angle / 2) + FLOAT64.cosine
 
 
-def _first_member(component: np.ndarray) -> np.ndarray:
+def _first_member(component: Index) -> Index:
+    """Each component named by the first of its members, ``(n,)``."""
     _, first, inverse = np.unique(component, return_index=True, return_inverse=True)
     return np.asarray(first[inverse])

@@ -31,6 +31,10 @@ class Steepest:
         direction: Unit direction that attains it, zero where the slope is zero, shape ``(d,)``.
         exact: False where the sign patterns were too many to enumerate, or the bounded least squares did not converge:
             the slope is then attained, but a steeper one may exist.
+
+    Example:
+        >>> Steepest(slope=0.0, direction=np.zeros(2), exact=True).exact  # certainly no descent
+        True
     """
 
     slope: float
@@ -50,13 +54,20 @@ def steepest_descent(g: Array, q: Array, X: Array) -> Steepest:
 
     Returns:
         Slope, direction, and whether the minimum is proven.
+
+    Example:
+        >>> down = steepest_descent(g=np.array([3.0, 0.0]), q=np.array([-4.0]), X=np.array([[0.0, 1.0]]))
+        >>> round(down.slope, 12), down.exact
+        (-5.0, True)
     """
     q, X = merge_collinear(q, X)
     scale = float(np.linalg.norm(g) + np.abs(q).sum())
     nothing = Steepest(0.0, np.zeros_like(g), exact=True)
     if scale == 0:
         return nothing
-    g, q = g / scale, q / scale  # the least squares below stop at absolute sizes
+    # The least squares below stop at absolute sizes.
+    g = g / scale
+    q = q / scale
     basis = row_space(X)
     orthogonal = g - basis.T @ (basis @ g)
     inner, exact = _in_span(basis @ g, q, X @ basis.T)
@@ -115,6 +126,7 @@ def _sign_patterns(X: Array) -> Array | None:
 
 
 def _filled(side: Array) -> Array:
+    """All sign vectors ``(n, m)`` that agree with one ``(m,)`` where it is not zero."""
     fillings = _signs(int((side == 0).sum()))
     patterns = np.repeat(side[None], len(fillings), axis=0)
     patterns[:, side == 0] = fillings
@@ -122,10 +134,12 @@ def _filled(side: Array) -> Array:
 
 
 def _signs(count: int) -> Array:
+    """All sign vectors of a length, ``(2^count, count)``."""
     return np.array(list(itertools.product((-1.0, 1.0), repeat=count))).reshape(2**count, count)
 
 
 def _enumerate(g: Array, q: Array, X: Array, patterns: Array) -> Array:
+    """The steepest descent ``(d,)``, where the signs of the concave kinks are one of the patterns ``(n, m)``."""
     negative = q < 0
     columns = (q[~negative, None] * X[~negative]).T
     candidates = g + patterns @ (q[negative, None] * X[negative])
@@ -187,6 +201,7 @@ def _alternate(g: Array, q: Array, X: Array) -> tuple[Array, bool]:
 
 
 def _follow_signs(start: Array, g: Array, q: Array, X: Array) -> Array:
+    """Descent ``(d,)`` reached from a start by taking the signs of the concave kinks along it, and solving again."""
     negative = q < 0
     sign = np.where(X[negative] @ start >= 0, 1.0, -1.0)
     for _ in range(5 * BUDGETS.rounds):

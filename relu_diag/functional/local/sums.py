@@ -20,6 +20,13 @@ class KinkSamples:
         neuron: Neuron of the pair, long, shape ``(M,)``.
         X: Input of the pair, float64, shape ``(M, d)``.
         c: Loss gradient at the activation, float64, shape ``(M,)``.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0, 0.0]]), H=torch.tensor([[1.0]]))
+        >>> signal = BlockSignal(X=torch.tensor([[0.0, 1.0], [1.0, 1.0]]), G=torch.tensor([[-1.0], [2.0]]))
+        >>> kinks = neuron_sums(block, signal).kinks
+        >>> kinks.neuron.tolist(), kinks.X.tolist(), kinks.c.tolist()
+        ([0], [[0.0, 1.0]], [-1.0])
     """
 
     neuron: Tensor
@@ -50,6 +57,12 @@ class NeuronSums:
         output_terms: Sum of the absolute terms of the derivative by the output weights, ``sum_k ||e_k|| |rho(z_ki)|``,
             float64, shape ``(I,)``.
         samples: Number of samples, long, shape ``()``.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0], [-1.0]]), H=torch.tensor([[1.0, 1.0]]))
+        >>> sums = neuron_sums(block, BlockSignal(X=torch.tensor([[3.0]]), G=torch.tensor([[-1.0]])))
+        >>> sums.terms.tolist(), sums.scaled(-2.0).terms.tolist()  # the second neuron does not see the sample
+        ([3.0, 0.0], [6.0, 0.0])
     """
 
     smooth: Tensor
@@ -67,21 +80,21 @@ class NeuronSums:
 
     def __add__(self, other: NeuronSums) -> NeuronSums:
         parts = [self.kinks, other.kinks]
-        neuron, lost = torch.cat([part.neuron for part in parts]), self.lost + other.lost
-        keep, lost = _room(neuron, lost, self.smooth.shape[1])
+        neuron = torch.cat([part.neuron for part in parts])
+        keep, lost = _room(neuron, self.lost + other.lost, self.smooth.shape[1])
         return NeuronSums(
-            self.smooth.double() + other.smooth,
-            self.output_gradient + other.output_gradient,
-            _joined([_chosen(part, keep) for part in parts]),
-            lost,
-            self.kink_count + other.kink_count,
-            torch.minimum(self.z_min, other.z_min),
-            torch.maximum(self.z_max, other.z_max),
-            self.activation + other.activation,
-            self.terms + other.terms,
-            self.terms_per_output + other.terms_per_output,
-            self.output_terms + other.output_terms,
-            self.samples + other.samples,
+            smooth=self.smooth.double() + other.smooth,
+            output_gradient=self.output_gradient + other.output_gradient,
+            kinks=_joined([_chosen(part, keep) for part in parts]),
+            lost=lost,
+            kink_count=self.kink_count + other.kink_count,
+            z_min=torch.minimum(self.z_min, other.z_min),
+            z_max=torch.maximum(self.z_max, other.z_max),
+            activation=self.activation + other.activation,
+            terms=self.terms + other.terms,
+            terms_per_output=self.terms_per_output + other.terms_per_output,
+            output_terms=self.output_terms + other.output_terms,
+            samples=self.samples + other.samples,
         )
 
     def scaled(self, factor: float) -> NeuronSums:
@@ -138,6 +151,10 @@ def slopes_at(Z: Tensor, slopes: tuple[float, float]) -> Tensor:
 
     Returns:
         ``s+``, ``s-`` or ``a = (s+ + s-) / 2``, shape of ``Z``.
+
+    Example:
+        >>> slopes_at(torch.tensor([-2.0, 0.0, 3.0]), slopes=(0.0, 1.0))
+        tensor([0.0000, 0.5000, 1.0000])
     """
     s_minus, s_plus = slopes
     return Z.sign().mul_((s_plus - s_minus) / 2).add_((s_plus + s_minus) / 2)
@@ -148,7 +165,8 @@ class _Totals:
 
     def __init__(self, block: ShallowBlock, signal: BlockSignal) -> None:
         neurons, inputs = block.W.shape
-        outputs, device = len(block.H), block.W.device
+        outputs = len(block.H)
+        device = block.W.device
         wide = torch.promote_types(block.W.dtype, torch.float32)
         none = torch.zeros(neurons, dtype=wide, device=device)
         self.slopes = block.slopes
@@ -228,6 +246,7 @@ def _times_slopes(value: Tensor, chunk: Chunk, slopes: tuple[float, float], on_k
 
 
 def _with_pairs(parts: list[KinkSamples], lost: Tensor, chunk: Chunk) -> tuple[list[KinkSamples], Tensor]:
+    """The kink samples kept and the numbers lost ``(I,)``, those of a chunk included."""
     row, neuron = chunk.kinks.unbind(1)
     c = chunk.C[row, neuron]
     felt = c.nonzero().squeeze(1)
@@ -236,7 +255,8 @@ def _with_pairs(parts: list[KinkSamples], lost: Tensor, chunk: Chunk) -> tuple[l
     before = lost
     keep, lost = _room(torch.cat([*(part.neuron for part in parts), neuron]), lost, chunk.X.shape[1])
     if lost is not before:
-        parts, kept = [_chosen(part, keep) for part in parts], keep[neuron]
+        parts = [_chosen(part, keep) for part in parts]
+        kept = keep[neuron]
         # Chosen before the inputs are gathered: at W = 0 every pair is on the kink.
         row, neuron, c = row[kept], neuron[kept], c[kept]
     return [*parts, KinkSamples(neuron, chunk.X[row].double(), c.double())], lost
@@ -254,11 +274,13 @@ def _room(neuron: Tensor, lost: Tensor, inputs: int) -> tuple[Tensor, Tensor]:
 
 
 def _chosen(kinks: KinkSamples, keep: Tensor) -> KinkSamples:
+    """The pairs of the neurons that keep them, a mask ``(I,)``."""
     chosen = keep[kinks.neuron]
     return KinkSamples(kinks.neuron[chosen], kinks.X[chosen], kinks.c[chosen])
 
 
 def _joined(parts: list[KinkSamples]) -> KinkSamples:
+    """All pairs in one."""
     return KinkSamples(
         torch.cat([part.neuron for part in parts]),
         torch.cat([part.X for part in parts]),
@@ -267,5 +289,6 @@ def _joined(parts: list[KinkSamples]) -> KinkSamples:
 
 
 def _no_kinks(inputs: int, device: torch.device) -> KinkSamples:
+    """No pair, of inputs of length ``d``."""
     empty = torch.empty(0, inputs, dtype=torch.float64, device=device)
     return KinkSamples(torch.empty(0, dtype=torch.long, device=device), empty, empty[:, 0])

@@ -9,9 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from relu_diag.functional.block import ShallowBlock, rho
+from relu_diag.functional.block import ShallowBlock, chunked_outputs, rho
 from relu_diag.functional.local import radial_directions
-from relu_diag.functional.problem import SquaredProblem, chunked_outputs
+from relu_diag.functional.problem import SquaredProblem
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 from relu_diag.functional.verdict.direction import Direction
 from relu_diag.functional.verdict.escape import EscapeNeurons, silent_escapes

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional._checks import check_matrix
-from relu_diag.functional.block import BlockSignal, Reduction, ShallowBlock, rho
+from relu_diag.functional.block import BlockSignal, Reduction, ShallowBlock, chunked_outputs, rho
 from relu_diag.functional.dynamics import extremal_directions
 from relu_diag.functional.local import neuron_states
-from relu_diag.functional.problem import chunked_outputs, squared_problem
+from relu_diag.functional.problem import squared_problem
 from relu_diag.functional.widening._gain import CopyGain, copy_gains
 from relu_diag.functional.widening.embedding import add_inactive_propagation, replicate_unit
 

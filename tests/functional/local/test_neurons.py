@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from relu_diag import ShallowBlock
-from relu_diag.functional import neuron_states, neuron_sums, states_from_sums, target_scale
+from relu_diag.functional import neuron_states
+from relu_diag.functional.local import neuron_sums, states_from_sums, target_scale
 from relu_diag.functional.local import neurons as neurons_module
 from relu_diag.functional.tolerances import BUDGETS
 

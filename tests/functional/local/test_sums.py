@@ -14,9 +14,9 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from relu_diag import BlockSignal, ShallowBlock
-from relu_diag.functional import NeuronSums, geometry_from_sums, neuron_geometry, neuron_sums
 from relu_diag.functional import block as block_module
-from relu_diag.functional.local import slopes_at
+from relu_diag.functional import neuron_geometry
+from relu_diag.functional.local import NeuronSums, geometry_from_sums, neuron_sums, slopes_at
 from relu_diag.functional.local import sums as sums_module
 from relu_diag.functional.tolerances import BUDGETS
 
