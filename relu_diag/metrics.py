@@ -84,15 +84,16 @@ class BlockMetric(Metric):
         self._empty = KinkSamples(none.long(), none.new_zeros(0, inputs), none)
         self.reset()
 
-    def update(self, block: ShallowBlock, signal: BlockSignal) -> None:
+    def update(self, block: ShallowBlock, signal: BlockSignal, gradients: tuple[Tensor, Tensor] | None = None) -> None:
         """Add a batch.
 
         Args:
-            block: The network; the same weights at every update.
+            block: The network; the same weights at every update, or those of a path.
             signal: Its signal on the batch.
+            gradients: The gradients by ``W`` and ``H`` where a backward pass has them already (`neuron_sums`).
         """
         self._block = block
-        sums = neuron_sums(block, signal, self.kink_tol)
+        sums = neuron_sums(block, signal, self.kink_tol, gradients)
         weight = len(signal.X) if self.reduction == "mean" else 1
         # The one large part is added in place and in its own dtype; it takes no part in the sum below.
         if self.update_count == 1:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,8 @@ class Sighting:
     """A block as a backward pass saw it.
 
     Attributes:
-        name: Qualified names of the layers, ``net.0 -> net.2``; several readers of one hidden layer by commas.
+        hidden: Qualified name of the first layer.
+        readers: Qualified names of the layers that read it.
         block: The weights that took part; the outputs of several readers below each other.
         signal: Inputs and loss gradients, one row per row that went through the block.
         gradients: Gradients by the weights of this use, as autograd has them, ``(I, d)`` and ``(J, I)``; None where it
@@ -44,7 +45,8 @@ class Sighting:
             ``G`` is one of many gradients, and slopes of the block hold only off those kinks.
     """
 
-    name: str
+    hidden: str
+    readers: tuple[str, ...]
     block: ShallowBlock
     signal: BlockSignal
     gradients: tuple[Tensor, Tensor] | None
@@ -52,6 +54,11 @@ class Sighting:
     tied: bool
     from_data: bool
     kinks_after: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The block in a few words: ``net.0 -> net.2``."""
+        return f"{self.hidden} -> {', '.join(self.readers)}"
 
 
 class Ride:
@@ -70,9 +77,16 @@ class Ride:
         self._passed: dict[Node, _Passed] = {}
         self._blocks: dict[Node, _Block] = {}
         self._handles: list[RemovableHandle] = []
+        self._board_outputs = False
 
-    def begin(self) -> None:
-        """Note what goes through the Linear layers from now on; call it before the forward pass."""
+    def begin(self, board_outputs: bool = False) -> None:
+        """Note what goes through the Linear layers from now on; call it before the forward pass.
+
+        Args:
+            board_outputs: Whether to board the output of every Linear layer that makes a block, for losses that nobody
+                hands to `board`. What is behind the blocks is then not known, raw parameters are not found.
+        """
+        self._board_outputs = board_outputs
         for layer in self._module.modules():
             if not isinstance(layer, nn.Linear):
                 continue
@@ -107,15 +121,16 @@ class Ride:
             elif passage:
                 self.reasons[_layer(reader)] = passage
         for node, readers in read.items():
-            if node in self._blocks:
-                continue
-            block = self._block(graph, products[node], readers)
+            known = self._blocks.get(node)
+            if known is not None:
+                readers = [(reader, passage) for reader, passage in readers if not known.has(reader)]
+            block = self._block(graph, products[node], readers) if readers else None
             if isinstance(block, str):
                 self.reasons[_layer(products[node])] = block
-            else:
+            elif block is not None:
                 block.factor = factor
-                self._blocks[node] = block
-                self._handles.extend(block.listen())
+                self._handles.extend(block.listen() if known is None else known.take_in(block.readers))
+                self._blocks.setdefault(node, block)
 
     def end(self) -> list[Sighting]:
         """Take the hooks off, and tell what was seen.
@@ -126,10 +141,9 @@ class Ride:
         """
         blocks = [block for block in self._blocks.values() if block.complete]
         self.leave()
-        together: dict[str, list[_Block]] = {}
-        for block in blocks:
-            together.setdefault(block.name, []).append(block)
-        return [_sighting(same) for same in together.values()]
+        seen = [block.sighting() for block in blocks]
+        names = dict.fromkeys(one.name for one in seen)
+        return [_together([one for one in seen if one.name == name]) for name in names]
 
     def leave(self) -> None:
         """Take the hooks off, and forget the step."""
@@ -145,6 +159,8 @@ class Ride:
         if node is not None and torch._C._current_graph_task_id() == -1:
             weight = None if catch is None else catch.weight
             self._passed[node] = _Passed(args[0].detach(), Z.detach(), Z._version, weight)
+            if self._board_outputs:
+                self.board(Z)
 
     def _block(self, graph: Graph, hidden: Product, read: list[tuple[Product, Passage]]) -> _Block | str:
         readers = [reader for reader, _ in read]
@@ -170,13 +186,13 @@ class Ride:
         if isinstance(slopes, Tensor):
             return "each neuron has a slope of its own"
         return _Block(
-            name=f"{_layer(hidden)} -> {', '.join(map(_layer, readers))}",
             hidden=hidden,
             passage=passage,
-            readers=readers,
-            weights=_copied(
-                (W, passage.bias), [(h, graph.bias_behind(r)) for h, r in zip(H, readers, strict=True)], slopes
-            ),
+            readers=[
+                _Reader(one, H_one.clone(), graph.bias_behind(one)) for one, H_one in zip(readers, H, strict=True)
+            ],
+            W=_with_bias(W, passage.bias),
+            slopes=slopes,
             X=X,
             Z=Z,
             kinks_after={name for reader in readers for name in graph.kinks_after(reader)},
@@ -226,65 +242,105 @@ def riding(module: nn.Module) -> Iterator[Ride]:
 
 
 @dataclass(slots=True, eq=False)
+class _Reader:
+    """A layer that reads the activations: its weight and bias as they took part, and what its hook noted."""
+
+    product: Product
+    H: Tensor
+    bias: nn.Parameter | None
+    G: Tensor | None = None
+    by_weight: Tensor | None = None
+
+    def listen(self) -> RemovableHandle:
+        return self.product.node.register_hook(self._note)
+
+    def _note(self, below: tuple[Tensor | None, ...], above: tuple[Tensor | None, ...]) -> None:
+        if above[0] is None:
+            return
+        self.G = _added(self.G, above[0])
+        by_weight = self.product.weight_gradient(below)
+        if by_weight is not None:
+            self.by_weight = _added(self.by_weight, by_weight)
+
+
+@dataclass(slots=True, eq=False)
 class _Block:
     """One application of a block in one forward pass, and what the hooks on its nodes noted."""
 
-    name: str
     hidden: Product
     passage: Passage
-    readers: list[Product]
-    weights: ShallowBlock
+    readers: list[_Reader]
+    W: Tensor
+    slopes: tuple[float, float]
     X: Tensor
     Z: Tensor | None
     kinks_after: set[str]
     factor: float = 1.0
     C: Tensor | None = None
-    G: dict[int, Tensor] = field(default_factory=dict)
-    by_input: Tensor | None = None
+    by_weight: Tensor | None = None
     by_bias: Tensor | None = None
-    by_output: dict[int, Tensor] = field(default_factory=dict)
 
     def listen(self) -> Iterator[RemovableHandle]:
         """Hooks on the nodes."""
         yield self.passage.top.register_prehook(self._note_activation)
         yield self.hidden.node.register_hook(self._note_hidden)
-        for place, reader in enumerate(self.readers):
-            yield reader.node.register_hook(lambda below, above, place=place: self._note_reader(place, below, above))
+        for reader in self.readers:
+            yield reader.listen()
+
+    def has(self, product: Product) -> bool:
+        """Whether a layer is known to read the activations."""
+        return any(reader.product.node is product.node for reader in self.readers)
+
+    def take_in(self, readers: list[_Reader]) -> Iterator[RemovableHandle]:
+        """Further readers, and their hooks."""
+        self.readers.extend(readers)
+        for reader in readers:
+            yield reader.listen()
 
     @property
     def complete(self) -> bool:
-        """Whether a gradient came to the activation and to every reader."""
-        return self.C is not None and len(self.G) == len(self.readers)
+        """Whether a gradient came to the activation, and from some reader."""
+        return self.C is not None and any(reader.G is not None for reader in self.readers)
 
     def sighting(self) -> Sighting:
         """What was noted."""
         assert self.C is not None
-        dtype, count = self.weights.W.dtype, len(self.X)
+        dtype, count = self.W.dtype, len(self.X)
         X = self.X.to(dtype)
         if self.passage.bias is not None:
             X = torch.cat([X, X.new_ones(count, 1)], dim=1)
-        G = torch.cat([self.G[place].reshape(count, -1) for place in range(len(self.readers))], dim=1)
+        heads = [reader for reader in self.readers if reader.G is not None]
+        G = torch.cat([reader.G.reshape(count, -1) for reader in heads if reader.G is not None], dim=1)
         Z = self.Z if self.Z is not None and self.Z.dtype == dtype else None
-        signal = BlockSignal(X, self.factor * G.to(dtype), self.factor * self.C.reshape(count, -1).to(dtype), Z)
         return Sighting(
-            name=self.name,
-            block=self.weights,
-            signal=signal,
-            gradients=self._gradients(dtype),
+            hidden=_layer(self.hidden),
+            readers=tuple(_layer(reader.product) for reader in heads),
+            block=self._weights(heads),
+            signal=BlockSignal(X, self.factor * G.to(dtype), self.factor * self.C.reshape(count, -1).to(dtype), Z),
+            gradients=self._gradients(heads),
             dropout=self.passage.dropout,
-            tied=len({id(product.weight.parameter) for product in (self.hidden, *self.readers)}) <= len(self.readers),
+            tied=len({id(one.weight.parameter) for one in (self.hidden, *(r.product for r in heads))}) <= len(heads),
             from_data=self.hidden.input is None,
             kinks_after=tuple(sorted(self.kinks_after)),
         )
 
-    def _gradients(self, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
-        if self.by_input is None or self.by_bias is None or len(self.by_output) < len(self.readers):
+    def _weights(self, heads: list[_Reader]) -> ShallowBlock:
+        """The weights that took part, heads below each other."""
+        H = torch.cat([reader.H.to(self.W.dtype) for reader in heads])
+        if all(reader.bias is None for reader in heads):
+            return ShallowBlock(self.W, H, self.slopes)
+        biases = [H.new_zeros(len(r.H)) if r.bias is None else r.bias.detach().to(H) for r in heads]
+        return ShallowBlock(self.W, H, self.slopes, torch.cat(biases))
+
+    def _gradients(self, heads: list[_Reader]) -> tuple[Tensor, Tensor] | None:
+        """Gradients by the weights, as autograd has them."""
+        by_heads = [reader.by_weight for reader in heads if reader.by_weight is not None]
+        if self.by_weight is None or self.by_bias is None or len(by_heads) < len(heads):
             return None
-        dW = self.by_input.to(dtype)
+        dW = self.by_weight.to(self.W.dtype)
         if self.passage.bias is not None:
-            dW = torch.cat([dW, self.by_bias.to(dtype)[:, None]], dim=1)
-        dH = torch.cat([self.by_output[place].to(dtype) for place in range(len(self.readers))])
-        return self.factor * dW, self.factor * dH
+            dW = torch.cat([dW, self.by_bias.to(dW)[:, None]], dim=1)
+        return self.factor * dW, self.factor * torch.cat(by_heads).to(dW)
 
     def _note_activation(self, grads: tuple[Tensor | None, ...]) -> None:
         if grads[0] is not None:
@@ -296,20 +352,11 @@ class _Block:
         self.by_bias = _added(self.by_bias, above[0].reshape(-1, above[0].shape[-1]).sum(0))
         by_weight = self.hidden.weight_gradient(below)
         if by_weight is not None:
-            self.by_input = _added(self.by_input, by_weight)
-
-    def _note_reader(self, place: int, below: tuple[Tensor | None, ...], above: tuple[Tensor | None, ...]) -> None:
-        if above[0] is None:
-            return
-        self.G[place] = _added(self.G.get(place), above[0])
-        by_weight = self.readers[place].weight_gradient(below)
-        if by_weight is not None:
-            self.by_output[place] = _added(self.by_output.get(place), by_weight)
+            self.by_weight = _added(self.by_weight, by_weight)
 
 
-def _sighting(same: list[_Block]) -> Sighting:
+def _together(seen: list[Sighting]) -> Sighting:
     """Applications of the same weights as one block with more rows."""
-    seen = [block.sighting() for block in same]
     if len(seen) == 1:
         return seen[0]
     signals = [one.signal for one in seen]
@@ -320,9 +367,8 @@ def _sighting(same: list[_Block]) -> Sighting:
     if len(gradients) == len(seen):
         dW, dH = zip(*gradients, strict=True)
         total = torch.stack(dW).sum(0), torch.stack(dH).sum(0)
-    return Sighting(
-        name=seen[0].name,
-        block=seen[0].block,
+    return replace(
+        seen[0],
         signal=BlockSignal(X, G, C, torch.cat(Z) if len(Z) == len(seen) else None),
         gradients=total,
         dropout=any(one.dropout for one in seen),
@@ -332,19 +378,9 @@ def _sighting(same: list[_Block]) -> Sighting:
     )
 
 
-def _copied(
-    hidden: tuple[Tensor, nn.Parameter | None],
-    readers: list[tuple[Tensor, nn.Parameter | None]],
-    slopes: tuple[float, float],
-) -> ShallowBlock:
-    """A copy of the weights and biases that took part."""
-    W, bias = hidden
-    W = W.to(copy=True) if bias is None else torch.cat([W.to(bias.dtype), bias.detach()[:, None]], dim=1)
-    H = torch.cat([weight.to(W.dtype, copy=True) for weight, _ in readers])
-    if all(bias is None for _, bias in readers):
-        return ShallowBlock(W, H, slopes)
-    parts = [W.new_zeros(len(weight)) if bias is None else bias.detach().to(W) for weight, bias in readers]
-    return ShallowBlock(W, H, slopes, torch.cat(parts))
+def _with_bias(W: Tensor, bias: nn.Parameter | None) -> Tensor:
+    """A copy of the input weights, the hidden bias as last column."""
+    return W.clone() if bias is None else torch.cat([W.to(bias.dtype), bias.detach()[:, None]], dim=1)
 
 
 def _layer(product: Product) -> str:

@@ -89,3 +89,16 @@ def device_batches(trainer: Trainer, module: LightningModule, loader: Iterable[A
     for batch in loader:
         converted = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
         yield trainer.strategy.batch_to_device(converted, dataloader_idx=0)
+
+
+def loss_scale(trainer: Trainer) -> float:
+    """What a loss is multiplied by before its backward pass, so that small gradients survive 16 bits.
+
+    Args:
+        trainer: The trainer.
+
+    Returns:
+        The scale of the trainer's GradScaler; 1 where there is none.
+    """
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())

@@ -25,6 +25,7 @@ class Chunk:
         C: Loss gradient at ``rho(Z)``, shape ``(n, I)``.
         Z: Pre-activations, set to zero on the kink, shape ``(n, I)``.
         kinks: Row and neuron of the pairs on the kink, long, shape ``(M, 2)``.
+        beside: Pre-activations of these pairs as they were, shape ``(M,)``.
         length: Lengths ``||x_k||``, shape ``(n,)``.
 
     Example:
@@ -40,6 +41,7 @@ class Chunk:
     C: Tensor
     Z: Tensor
     kinks: Tensor
+    beside: Tensor
     length: Tensor
 
 
@@ -83,8 +85,9 @@ def chunks(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None = No
         _fill(C, signal.C, here, G, H)
         _fill(Z, signal.Z, here, X, W.T)
         kinks = _find_kinks(torch.abs(Z, out=distance), reach, length)
+        beside = Z[kinks.unbind(1)]
         Z[kinks.unbind(1)] = 0.0
-        yield Chunk(X, G, C, Z, kinks, length)
+        yield Chunk(X, G, C, Z, kinks, beside, length)
 
 
 def _fill(out: Tensor, given: Tensor | None, here: slice | Tensor, left: Tensor, right: Tensor) -> None:

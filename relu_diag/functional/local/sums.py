@@ -118,13 +118,20 @@ class NeuronSums:
         )
 
 
-def neuron_sums(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None = None) -> NeuronSums:
+def neuron_sums(
+    block: ShallowBlock,
+    signal: BlockSignal,
+    kink_tol: float | None = None,
+    gradients: tuple[Tensor, Tensor] | None = None,
+) -> NeuronSums:
     """All sums over the samples of a signal, in chunks; the big products stay in the caller's dtype (float32 for less).
 
     Args:
         block: The network.
         signal: Its signal, ``N`` samples.
         kink_tol: Relative distance that counts as on the kink; None: by dtype.
+        gradients: The gradients of the loss by ``W`` and ``H`` where a backward pass has computed them, ``(I, d)`` and
+            ``(J, I)``; they save the two large products.
 
     Returns:
         The sums. Memory is ``O(I d + I J)`` plus a chunk, whatever ``N``.
@@ -136,7 +143,7 @@ def neuron_sums(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None
         >>> sums.smooth.item(), sums.z_min.item(), sums.samples.item()
         (6.0, -1.0, 4)
     """
-    totals = _Totals(block, signal)
+    totals = _Totals(block, signal, gradients)
     for chunk in chunks(block, signal, kink_tol):
         totals.add(chunk)
     return totals.sums(len(signal.X))
@@ -163,7 +170,9 @@ def slopes_at(Z: Tensor, slopes: tuple[float, float]) -> Tensor:
 class _Totals:
     """What `neuron_sums` adds up, chunk by chunk, in the dtype of the products."""
 
-    def __init__(self, block: ShallowBlock, signal: BlockSignal) -> None:
+    def __init__(
+        self, block: ShallowBlock, signal: BlockSignal, gradients: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         neurons, inputs = block.W.shape
         outputs = len(block.H)
         device = block.W.device
@@ -174,6 +183,10 @@ class _Totals:
         self.h_norm = block.H.detach().double().norm(dim=0)
         self.smooth = none.new_zeros(inputs, neurons)  # this way round the product is faster
         self.behind = none.new_zeros(outputs + 2, neurons)  # output gradient, its terms, activations
+        self.given = gradients is not None
+        if gradients is not None:
+            self.smooth += gradients[0].detach().T
+            self.behind[:outputs] += gradients[1].detach()
         self.terms_per_output = torch.zeros_like(self.h_norm)
         self.own_terms = torch.zeros_like(self.h_norm) if signal.C is not None else None
         self.z_min = none + torch.inf
@@ -188,14 +201,18 @@ class _Totals:
         memory = self.memory[: len(chunk.Z)]
         self.z_min = torch.minimum(self.z_min, chunk.Z.amin(0))
         self.z_max = torch.maximum(self.z_max, chunk.Z.amax(0))
-        self.smooth.addmm_(chunk.X.T, _times_slopes(chunk.C, chunk, self.slopes, sum(self.slopes) / 2, memory))
+        if self.given:
+            self._move_onto_kinks(chunk)
+        else:
+            self.smooth.addmm_(chunk.X.T, _times_slopes(chunk.C, chunk, self.slopes, sum(self.slopes) / 2, memory))
         size = chunk.G.norm(dim=1)
         self._add_terms(chunk, size, memory)
         A = rho(chunk.Z, self.slopes, inplace=True)
-        heads = torch.cat([chunk.G.T, size[None], torch.ones_like(size)[None]])
-        self.behind.addmm_(heads, A)
+        sizes = torch.stack([size, torch.ones_like(size)])
+        heads = sizes if self.given else torch.cat([chunk.G.T, sizes])
+        self.behind[-len(heads) :].addmm_(heads, A)
         if 0 not in self.slopes:  # otherwise all activations have one sign
-            self.behind[-2:].addmm_(heads[-2:], A.abs().sub_(A))
+            self.behind[-2:].addmm_(sizes, A.abs().sub_(A))
         if len(chunk.kinks):
             self.kink_count += torch.bincount(chunk.kinks[:, 1], minlength=len(self.lost))
             self.kinks, self.lost = _with_pairs(self.kinks, self.lost, chunk)
@@ -217,6 +234,13 @@ class _Totals:
             output_terms=self.behind[-2].double().abs(),
             samples=torch.tensor(samples, device=self.lost.device),
         )
+
+    def _move_onto_kinks(self, chunk: Chunk) -> None:
+        """Autograd took the pairs on the kink for one of its sides, at zero for the lower one: take the mean."""
+        s_minus, s_plus = self.slopes
+        row, neuron = chunk.kinks.unbind(1)
+        off = (s_plus + s_minus) / 2 - torch.where(chunk.beside > 0, s_plus, s_minus)
+        self.smooth.index_add_(1, neuron, chunk.X[row].T * (off * chunk.C[row, neuron]).to(chunk.X))
 
     def _add_terms(self, chunk: Chunk, size: Tensor, memory: Tensor) -> None:
         """Add the absolute terms of the derivatives by the input weights."""

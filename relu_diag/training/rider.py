@@ -1,0 +1,93 @@
+"""Riding along on a Trainer's steps: which losses to board, what to multiply gradients by, which blocks to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from relu_diag.capture import Ride, Sighting
+from relu_diag.functional._checks import NotFiniteError
+from relu_diag.training.lightning_internals import loss_scale
+
+
+class Rider:
+    """Watches the blocks of a module during training steps that the Trainer makes.
+
+    Args:
+        blocks: Name or pattern of the blocks to watch, by their first layer, or several of them; None: all.
+
+    Attributes:
+        loss: Mean of the losses of the last step that was ridden; None where there was none.
+        reasons: For a layer that makes no block with the one before it, what stands between.
+        finite: Whether all numbers of the last step were finite.
+    """
+
+    def __init__(self, blocks: str | Sequence[str] | None) -> None:
+        self.patterns = ["*"] if blocks is None else [blocks] if isinstance(blocks, str) else list(blocks)
+        self.loss: float | None = None
+        self.reasons: dict[str, str] = {}
+        self.finite = True
+        self._ride: Ride | None = None
+        self._losses: list[Tensor] = []
+        self._automatic = True
+
+    @property
+    def riding(self) -> bool:
+        """Whether the present step is being ridden."""
+        return self._ride is not None
+
+    def begin(self, module: LightningModule) -> None:
+        """Ride along on the step that is about to begin.
+
+        Args:
+            module: The module in training.
+        """
+        self._automatic = module.automatic_optimization
+        self._losses = []
+        self._ride = Ride(module)
+        self._ride.begin(board_outputs=not self._automatic)
+
+    def board(self, trainer: Trainer, loss: Tensor) -> None:
+        """Get on a backward pass. An optimizer that evaluates the loss again, LBFGS say, is seen at its first one.
+
+        Args:
+            trainer: The trainer.
+            loss: The loss whose backward pass is about to run.
+        """
+        if self._ride is None or (self._automatic and self._losses):
+            return
+        factor = 1.0 / loss_scale(trainer)
+        if self._automatic:
+            factor *= trainer.accumulate_grad_batches
+        self._losses.append(factor * loss.detach())
+        self._ride.board(loss, factor)
+
+    def end(self) -> list[Sighting]:
+        """What was seen of the step; from now on nothing is watched.
+
+        Returns:
+            The blocks asked for, in the order in which they ran. None where a number was not finite.
+        """
+        if self._ride is None:
+            return []
+        ride, self._ride = self._ride, None
+        self.finite = True
+        try:
+            seen = ride.end()
+        except NotFiniteError:
+            seen, self.finite = [], False
+        finally:
+            ride.leave()
+        self.reasons.update(ride.reasons)
+        self.loss = float(torch.stack(self._losses).mean()) if self._losses else None
+        return [one for one in seen if any(fnmatchcase(one.hidden, pattern) for pattern in self.patterns)]
+
+    def leave(self) -> None:
+        """Take all hooks off, whatever happened."""
+        if self._ride is not None:
+            self._ride.leave()
+            self._ride = None

@@ -1,0 +1,125 @@
+"""What the ridden steps since the last report add up to, block by block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from relu_diag.capture import Sighting
+from relu_diag.functional import NeuronGeometry, NeuronStates, ShallowBlock, geometry_from_sums, states_from_sums
+from relu_diag.metrics import BlockMetric
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockReport:
+    """A block over the samples of a window.
+
+    Attributes:
+        name: The block, ``net.0 -> net.2``.
+        step: Step of the last sample.
+        block: Its weights there.
+        geometry: One-sided derivatives, means over the samples; exact where the weights stood still.
+        states: Neuron states: dead is silent on every sample seen.
+        samples: Number of samples, of all ranks.
+        exact: Whether the window is one batch that is the whole data set.
+        caveats: What keeps the slopes from being those of the loss along the block's weights, in words.
+    """
+
+    name: str
+    step: int
+    block: ShallowBlock
+    geometry: NeuronGeometry
+    states: NeuronStates
+    samples: int
+    exact: bool
+    caveats: tuple[str, ...]
+
+    @property
+    def dead_share(self) -> float:
+        """Share of the neurons that are dead."""
+        return float(self.states.dead.double().mean())
+
+
+class Window:
+    """Adds up the sightings of one block.
+
+    Args:
+        name: The block.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.sightings = 0
+        self.whole = False
+        self._metric: BlockMetric | None = None
+        self._last: Sighting | None = None
+        self._inputs: Tensor | None = None
+        self._scale = (0.0, 0)
+        self._step = 0
+
+    def add(self, seen: Sighting, step: int, scale: float) -> None:
+        """Add a step. A batch with the inputs of the one before is the whole data set, and begins a window of its own.
+
+        Args:
+            seen: The block, as the step saw it.
+            step: The step.
+            scale: Scale of the targets of its batch.
+        """
+        X = seen.signal.X
+        self.whole = self._inputs is not None and X.shape == self._inputs.shape and torch.equal(X, self._inputs)
+        if self.whole or self._metric is None or self._grown(seen):
+            self._begin(seen.block)
+        assert self._metric is not None
+        self._inputs = X
+        self._metric.update(seen.block, seen.signal, seen.gradients)
+        self._last, self._step = seen, step
+        self.sightings += 1
+        squares, rows = self._scale
+        self._scale = squares + len(X) * scale**2, rows + len(X)
+
+    def report(self) -> BlockReport | None:
+        """What the window holds; the next sample begins another one.
+
+        Returns:
+            The report, of all ranks; None where nothing was seen.
+        """
+        if self._metric is None or self._last is None:
+            return None
+        sums = self._metric.sums()
+        block = self._last.block
+        squares, rows = self._scale
+        report = BlockReport(
+            name=self.name,
+            step=self._step,
+            block=block,
+            geometry=geometry_from_sums(block, sums),
+            states=states_from_sums(block, sums, (squares / rows) ** 0.5),
+            samples=int(sums.samples),
+            exact=self.whole,
+            caveats=_caveats(self._last),
+        )
+        self._metric = None
+        return report
+
+    def _grown(self, seen: Sighting) -> bool:
+        return self._last is None or self._last.block.W.shape != seen.block.W.shape
+
+    def _begin(self, block: ShallowBlock) -> None:
+        outputs, neurons = block.H.shape
+        self._metric = BlockMetric(neurons, block.W.shape[1], outputs, reduction="mean").to(block.W.device)
+        self.sightings = 0
+        self._scale = (0.0, 0)
+
+
+def _caveats(seen: Sighting) -> tuple[str, ...]:
+    """What keeps first-order numbers from being exact."""
+    caveats = []
+    if seen.kinks_after:
+        caveats.append(f"a later {' and '.join(seen.kinks_after)} has kinks of its own")
+    if seen.dropout:
+        caveats.append("dropout: of the network that its masks left")
+    if seen.tied:
+        caveats.append("its layers share a weight, and move together")
+    return tuple(caveats)
