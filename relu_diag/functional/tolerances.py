@@ -61,6 +61,9 @@ class Tolerances:
         one: Deviation of a sum of factors from 1 that is rounding.
         affine: Miss of a function at the probes, over its size, at which it still counts as affine.
         decades: Powers of ten whose squares, and sums of them, are far from overflow and underflow.
+        unresolved: Rounding of a derivative over its terms, from which on nothing is claimed of it.
+        touching: Value of a neuron at an end of the interval, over its largest there, that counts as zero.
+        below_levels: Part of the lowest critical level's error that no tolerance takes for zero.
         level_match: Widest miss of a critical arrangement's positions, over the interval.
     """
 
@@ -105,6 +108,9 @@ class Tolerances:
     one: float = 1e-6
     affine: float = 1e-6
     decades: int = 140
+    unresolved: float = 1e-4
+    touching: float = 1e-10
+    below_levels: float = 0.1
     level_match: float = 1e-2
 
 

@@ -1,69 +1,69 @@
-"""Directions along which the integral loss against an affine target was evaluated and seen to fall."""
+"""Directions along which the integral loss against an affine target was evaluated and seen to fall.
+
+All is computed in standard form, on ``[-1/2, 1/2]`` against ``x`` or ``-x``; what is returned belongs to the given
+problem.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from relu_diag.functional.integral._standard import Standard
 from relu_diag.functional.integral.affine import AffineProblem
+from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.verdict import Direction
 
 # Directions of w, b, h (rows) and of c.
 Step = tuple[Tensor, Tensor]
 _LONGEST, _HALVINGS = 8.0, 48
 _PLACES, _TRIED = 33, 3
-_ROUNDING = 32 * torch.finfo(torch.float64).eps
+_BETWEEN = 16
+_ROUNDING = 32 * FLOAT64.eps
 
 
-def see_affine_fall(problem: AffineProblem, steps: Iterator[Step]) -> Direction | None:
+def see_affine_fall(standard: Standard, steps: Iterator[Step]) -> Direction | None:
     """The largest fall along the first of some directions along which one is seen.
 
     Args:
-        problem: Network and target.
+        standard: Network and target.
         steps: Directions to try; their length is the scale around which steps are tried.
 
     Returns:
         The direction at unit length with step and fall, or None where none falls by more than its rounding.
     """
-    now = problem.loss(problem.neurons, problem.c)
-    # Of the loss only as much is known as of the error, whose terms cancel.
-    mean_square = float(now) / (problem.interval[1] - problem.interval[0])
-    rounding = _ROUNDING * (1 + problem.terms / max(math.sqrt(mean_square), 1e-300)) * float(now)
-    for neurons, bias in steps:
-        length = float(torch.cat([neurons.flatten(), bias.reshape(1)]).norm())
-        if length == 0:
-            continue
-        dw, db, dh = dneurons = neurons / length
-        dc = bias / length
-        # From steps that leave the surroundings to steps that stay in them; the deepest is the clearest.
-        falls = []
-        for k in range(_HALVINGS):
-            t = length * _LONGEST / 2**k
-            there = problem.loss(problem.neurons + t * dneurons, problem.c + t * dc)
-            falls.append((float(there - now), t))
-        change, step = min(falls)
-        if change < -rounding:
-            moved = bool(dc != 0)
-            return Direction(torch.stack([dw, db], dim=1), dh[None], step, change, dc.reshape(1) if moved else None)
+    for neurons, c in steps:
+        t = _longest_fall(standard, neurons, c) if bool(neurons.any()) or bool(c != 0) else None
+        direction = None if t is None else _in_given(standard, t * neurons, t * c)
+        if direction is not None:
+            return direction
     return None
 
 
 def steepest_steps(problem: AffineProblem, gradient: Tensor) -> Iterator[Step]:
-    """The steepest direction when parameters are measured by their sizes, and its opposite.
+    """The steepest direction when parameters are measured by their sizes.
 
     Args:
         problem: Network and target.
         gradient: In the order ``w, b, h, c``, shape ``(3 I + 1,)``.
 
     Yields:
-        Two directions.
+        The direction, and those of the steepest input weight, output weight and bias alone.
     """
     sizes = _sizes(problem)
     steepest = sizes * gradient
-    yield from _both_ways(sizes * steepest / steepest.norm().clamp_min(torch.finfo(steepest.dtype).tiny))
+    if bool(steepest.any()):
+        yield _as_step(-sizes * steepest / steepest.norm())
+    width = len(problem.w)
+    for part in (slice(0, 2 * width), slice(2 * width, 3 * width), slice(3 * width, None)):
+        k = part.start + int(steepest[part].abs().argmax())
+        alone = torch.zeros_like(sizes)
+        alone[k] = -sizes[k] * steepest[k].sign()
+        yield _as_step(alone)
 
 
 def bent_steps(problem: AffineProblem, hessian: Tensor) -> Iterator[Step]:
@@ -78,16 +78,17 @@ def bent_steps(problem: AffineProblem, hessian: Tensor) -> Iterator[Step]:
     """
     sizes = _sizes(problem)
     measured = sizes[:, None] * (hessian + hessian.T) / 2 * sizes
-    vectors = torch.linalg.eigh(measured / measured.abs().max().clamp_min(torch.finfo(sizes.dtype).tiny))[1]
-    yield from _both_ways(sizes * vectors[:, 0])
+    vector = sizes * torch.linalg.eigh(measured)[1][:, 0]
+    yield _as_step(vector)
+    yield _as_step(-vector)
 
 
 def relu_saddle_steps(problem: AffineProblem, idle: Tensor, drawn: Tensor) -> Iterator[Step]:
     """Ways out where the network is constant: turn a flat semi-active neuron, or move a kink into the interval.
 
     The error has slope ``-f'``. A semi-active neuron with ``h = 0`` that turns about the midpoint while ``c`` takes up
-    its value adds ``t^2 f' (x - midpoint)``: all the way to zero loss. A kink that enters gains where ``h w`` has the
-    sign of ``f'``; a flat neuron takes that on the way.
+    its value adds ``t^2 f' x``: all the way to zero loss. A kink that enters gains where ``h w`` has the sign of
+    ``f'``; a flat neuron takes that on the way.
 
     Source: Cheridito et al., Lemma 4.6.
 
@@ -99,17 +100,18 @@ def relu_saddle_steps(problem: AffineProblem, idle: Tensor, drawn: Tensor) -> It
     Yields:
         Directions, one neuron at a time, as long as a step that changes the loss by much.
     """
-    A, B = problem.interval
-    length, middle = B - A, (A + B) / 2
+    sizes = _sizes(problem)
+    width = len(problem.w)
     for j in idle.nonzero().flatten().tolist():
-        step, b = problem.w.new_zeros(3, len(problem.w)), float(problem.b[j])
-        turn, output = b / length, problem.slope * length / b
-        step[:, j] = step.new_tensor([turn, -turn * middle, output])
-        yield step, problem.c.new_tensor(-output * b)
+        b = float(problem.b[j])
+        step = problem.w.new_zeros(3, width)
+        step[0, j] = b
+        step[2, j] = problem.slope / b
+        yield step, -step[2, j] * b
     for j in drawn.nonzero().flatten().tolist():
-        step, w = problem.w.new_zeros(3, len(problem.w)), float(problem.w[j])
-        step[1, j] = abs(w) * length
-        step[2, j] = problem.slope / w if problem.h[j] == 0 else 0.0
+        step = problem.w.new_zeros(3, width)
+        step[1, j] = sizes[width + j]
+        step[2, j] = problem.slope / problem.w[j] if problem.h[j] == 0 else 0.0
         yield step, problem.c.new_zeros(())
 
 
@@ -123,35 +125,88 @@ def degenerate_steps(problem: AffineProblem, degenerate: Tensor) -> Iterator[Ste
     Yields:
         Directions, one neuron and one kink at a time, the best fit first.
     """
+    if not bool(degenerate.any()):
+        return
     A, B = problem.interval
-    places = torch.linspace(A, B, _PLACES + 2, dtype=problem.w.dtype, device=problem.w.device)[1:-1]
+    places = torch.linspace(A, B, _PLACES, dtype=torch.float64)
     toward = torch.cat([torch.stack([s * torch.ones_like(places), -s * places], dim=1) for s in (1.0, -1.0)])
     pull = _pulls(problem, toward)
-    scale = abs(problem.slope) or 1.0
     for j in degenerate.nonzero().flatten().tolist():
         h = float(problem.h[j])
         gain = pull.abs() if h == 0 else -h * pull
         for k in gain.argsort(descending=True)[:_TRIED].tolist():
             if gain[k] > 0:
                 step = problem.w.new_zeros(3, len(problem.w))
-                step[:2, j] = toward[k] * (scale / abs(h) if h else 1.0)
-                step[2, j] = -scale * pull[k].sign() if h == 0 else 0.0
+                step[:2, j] = toward[k] / (abs(h) or 1.0)
+                step[2, j] = -pull[k].sign() if h == 0 else 0.0
                 yield step, problem.c.new_zeros(())
 
 
+def _longest_fall(standard: Standard, neurons: Tensor, c: Tensor) -> float | None:
+    """The step with the lowest loss that is reached without a rise, over the length of the direction."""
+    problem = standard.problem
+    now = float(problem.loss(problem.neurons, problem.c))
+    # Of the loss only as much is known as of the error, whose terms cancel.
+    noise = _ROUNDING * (now + 2 * standard.terms * math.sqrt(now))
+
+    def change(t: float) -> float:
+        return float(problem.loss(problem.neurons + t * neurons, problem.c + t * c)) - now
+
+    lengths = [_LONGEST / 2**k for k in reversed(range(_HALVINGS))]
+    best = 0.0
+    lowest = -noise
+    for t in lengths:
+        there = change(t)
+        if there > noise or (best > 0 and there >= lowest):
+            break
+        if there < lowest:
+            best, lowest = t, there
+    if best == 0:
+        return None
+    # The loss must not rise on the way; where it does, the way ends before.
+    way = [best * k / _BETWEEN for k in range(_BETWEEN + 1)]
+    falls = [change(t) for t in way]
+    end = next((k for k, (before, after) in enumerate(pairwise(falls)) if after > before + noise), _BETWEEN)
+    return way[end] if falls[end] < -noise else None
+
+
+def _in_given(standard: Standard, neurons: Tensor, c: Tensor) -> Direction | None:
+    """The step in the given problem, evaluated there; None where its rounding hides the fall."""
+    given = standard.given
+    (dw, db, dh), dc = standard.back(neurons, c)
+    length = float(torch.cat([dw, db, dh, dc.reshape(1)]).norm())
+    if not (0 < length < math.inf):
+        return None
+    moved = torch.stack([dw, db, dh])
+    if not bool(torch.isfinite(given.neurons + moved).all()):
+        return None
+    fall = float(given.loss(given.neurons + moved, given.c + dc) - given.loss(given.neurons, given.c))
+    if not fall < 0:
+        return None
+    return Direction(
+        torch.stack([dw, db], dim=1) / length,
+        dh[None] / length,
+        length,
+        fall,
+        dc.reshape(1) / length if bool(dc != 0) else None,
+    )
+
+
 def _sizes(problem: AffineProblem) -> Tensor:
-    """The sizes of parameters where each neuron makes up the spread of the target, shared among its weights as now."""
-    (A, B), far = problem.interval, max(map(abs, problem.interval))
-    alone = math.sqrt(abs(problem.slope) * (B - A)) or 1.0
-    inputs, outputs = problem.w.abs() * far + problem.b.abs(), problem.h.abs()
-    inputs, outputs = (torch.where(size == 0, alone, size) for size in (inputs, outputs))
-    share = inputs.sqrt() / outputs.sqrt()
-    return alone * torch.cat([share / far, share, 1 / share, share.new_full((1,), alone)])
+    """The sizes of parameters: steps that move a kink across the interval, or a neuron's part of the output by 1.
+
+    A neuron that is louder than that shares it among its weights, so that neither moves by more than itself.
+    """
+    inputs = problem.w.abs() / 2 + problem.b.abs()
+    outputs = problem.h.abs()
+    inputs = torch.where(inputs == 0, 1 / torch.where(outputs == 0, 1.0, outputs), inputs)
+    step = inputs / (inputs * outputs).clamp_min(1).sqrt()
+    return torch.cat([step, step, 1 / step, step.new_ones(1)])
 
 
-def _both_ways(direction: Tensor) -> Iterator[Step]:
-    for sign in (-1.0, 1.0):
-        yield sign * direction[:-1].reshape(3, -1), sign * direction[-1]
+def _as_step(vector: Tensor) -> Step:
+    """Rows ``(3, I)`` and the rest of a vector in the order ``w, b, h, c``."""
+    return vector[:-1].reshape(3, -1), vector[-1]
 
 
 def _pulls(problem: AffineProblem, toward: Tensor) -> Tensor:

@@ -70,3 +70,25 @@ def leakiness(slopes: tuple[float, float]) -> float:
     if not 0 <= ratio < 1:
         raise ValueError(f"`slopes` must be those of ReLU or leaky units, 0 <= s- / s+ < 1; got {slopes!r}.")
     return ratio
+
+
+def slope_ratio(slopes: tuple[float, float]) -> float:
+    """The smaller slope over the larger, of ReLU or leaky units or mirrored ones: ``rho(z) = -rho'(-z)`` swaps the two.
+
+    Args:
+        slopes: ``(s-, s+)``.
+
+    Returns:
+        The ratio, in [0, 1).
+
+    Raises:
+        ValueError: If one slope is positive and one negative.
+    """
+    check_slopes(slopes)
+    smaller, larger = sorted(slopes, key=abs)
+    if smaller * larger < 0:
+        raise ValueError(
+            "`slopes` must be those of ReLU or leaky units, or mirrored ones: one of them 0, or both of the same sign; "
+            f"got {slopes!r}."
+        )
+    return abs(smaller / larger)

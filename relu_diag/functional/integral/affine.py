@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional._checks import check_slopes
-from relu_diag.functional.integral._network import check_network
+from relu_diag.functional.integral._network import check_network, check_one_number
 from relu_diag.functional.integral.function import Function1d, evaluate
 from relu_diag.functional.integral.interval import Interval, IntervalTarget, check_interval, interval_l2_loss
 from relu_diag.functional.tolerances import FLOAT64
@@ -54,6 +54,7 @@ class AffineProblem:
 
     def __post_init__(self) -> None:
         check_network(self.w, self.b, self.h)
+        check_one_number(self.c)
         check_interval(self.interval)
         check_slopes(self.slopes)
         for name, value in (("slope", self.slope), ("intercept", self.intercept)):
