@@ -2,32 +2,55 @@
 
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 import yaml
 
+from relu_diag.cli import main
+from relu_diag.experiments import ReferenceRegression, reference_problem
+
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["relu-diag"])
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls an old name
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=[path.stem for path in CONFIGS])
-def test_every_config_trains(config: Path, tmp_path: Path) -> None:
-    settings = yaml.safe_load(config.read_text())
-    settings["trainer"]["max_steps"] = 2000
-    settings["trainer"]["enable_progress_bar"] = False
-    (tmp_path / "short.yaml").write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "-m", "relu_diag", "fit", "-c", "short.yaml"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert list(tmp_path.rglob("training.png"))
+def test_every_config_trains_and_writes_logs_checkpoints_and_the_figure(config: Path, tmp_path: Path) -> None:
+    main(["fit", "-c", str(config), *QUIET, "--trainer.max_steps=1000"])
+    (run,) = tmp_path.glob("runs/*/version_0")
+    assert list(run.glob("events.*"))
+    assert list(run.rglob("training.png"))
+    assert list(run.rglob("*step=1000*.ckpt"))
 
 
-def test_the_console_script_succeeds_and_fails_with_the_right_status() -> None:
-    script = Path(sys.executable).with_name("relu-diag")
-    assert subprocess.run([script, "--help"], capture_output=True, check=False).returncode == 0
-    assert subprocess.run([script, "fit", "-c", "absent.yaml"], capture_output=True, check=False).returncode != 0
+REFERENCE = [path for path in CONFIGS if "ReferenceRegression" in path.read_text()]
 
 
-def test_a_call_without_fault_warns_of_nothing() -> None:
+@pytest.mark.parametrize("config", REFERENCE, ids=[path.stem for path in REFERENCE])
+def test_a_reference_config_plans_whole_epochs_of_its_problem(config: Path) -> None:
+    plan = yaml.safe_load(config.read_text())
+    module = ReferenceRegression(**plan["model"]["init_args"])
+    assert module.problem == reference_problem(config.stem)
+    epochs, batches = plan["trainer"]["max_epochs"], plan["data"]["init_args"]["batches_per_epoch"]
+    assert plan["trainer"]["max_steps"] == epochs * batches * module.steps_per_batch
+
+
+def test_the_console_script_is_the_same_and_fails_with_a_status() -> None:
+    (script,) = entry_points(group="console_scripts", name="relu-diag")
+    assert script.load() is main
+    with pytest.raises(SystemExit) as failed:
+        main(["fit", "-c", "absent.yaml"])
+    assert failed.value.code not in {0, None}
+
+
+def test_a_call_without_fault_succeeds_and_warns_of_nothing() -> None:
     done = subprocess.run([sys.executable, "-m", "relu_diag", "--help"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

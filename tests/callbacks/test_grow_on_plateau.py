@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from support.grown_run import LineFit, fit, loader
+from support.grown_run import LineFit, fit, growing_run, loader
 from torch import Tensor
 
 from relu_diag.callbacks import GrowOnPlateau, LandscapeMonitor, PlateauMonitor
@@ -105,24 +105,48 @@ def test_without_a_plateau_monitor_and_steps_nothing_would_ever_grow() -> None:
         fit(GrowOnPlateau(), steps=5)
 
 
+class Stopped(Exception):
+    """Raised in the middle of a run."""
+
+
+class StopAt(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == self.step:
+            raise Stopped
+
+
+def resumes_to_the_bit(folder: Path, optimizer: str) -> None:
+    """A run whose last checkpoint is in a folder ends as one that nothing interrupts."""
+    expected = growing_run(folder / "whole", optimizer)
+    found = growing_run(folder / "broken", optimizer, resume=True)
+    assert len(expected["growths"]) == 2
+    assert found.keys() == expected.keys()
+    assert found.pop("growths") == expected.pop("growths")
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_run_stopped_by_an_error_between_growths_resumes_to_the_bit(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        growing_run(tmp_path / "broken", "SGD", StopAt(30))
+    resumes_to_the_bit(tmp_path, "SGD")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
-def test_a_run_killed_between_growths_resumes_to_the_bit(optimizer: str, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_run_killed_between_growths_resumes_to_the_bit(tmp_path: Path) -> None:
     script = Path(__file__).parent.parent / "support" / "grown_run.py"
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([sys.executable, script, whole, optimizer], check=True, capture_output=True)
-    victim = subprocess.Popen([sys.executable, script, killed, optimizer, "--wait-at", "30"])
-    while not (killed / "waiting").exists():
+    (tmp_path / "broken").mkdir()
+    victim = subprocess.Popen([sys.executable, script, tmp_path / "broken", "Adam", "30"])
+    while not (tmp_path / "broken" / "waiting").exists():
         assert victim.poll() is None
         time.sleep(0.1)
     victim.send_signal(signal.SIGKILL)
     victim.wait()
-    subprocess.run([sys.executable, script, killed, optimizer, "--resume"], check=True, capture_output=True)
-    expected, found = (torch.load(folder / "end.pt", weights_only=True) for folder in (whole, killed))
-    assert found["growths"] == expected["growths"]
-    assert len(expected["growths"]) == 2
-    for name, value in expected["state"].items():
-        assert torch.equal(found["state"][name], value)
+    resumes_to_the_bit(tmp_path, "Adam")
 
 
 def test_a_grown_checkpoint_loads_into_a_fresh_module_with_the_callback(tmp_path: Path) -> None:

@@ -50,6 +50,15 @@ def fit(
     return module
 
 
+def growing_run(folder: Path, optimizer: str, *callbacks: Callback, resume: bool = False) -> dict[str, Any]:
+    """Weights and growths after sixty steps, with a checkpoint in the folder after every fifth."""
+    growth = GrowOnPlateau(at_steps=(20, 40))
+    saving = ModelCheckpoint(folder, "last", every_n_epochs=5, enable_version_counter=False)
+    path = folder / "last.ckpt" if resume else None
+    module = fit(growth, saving, *callbacks, steps=60, optimizer=optimizer, ckpt_path=path, enable_checkpointing=True)
+    return {"growths": [str(one) for one in growth.growths], **module.state_dict()}
+
+
 class WaitAt(Callback):
     """Waits to be killed, once a checkpoint is there."""
 
@@ -66,19 +75,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("optimizer")
-    parser.add_argument("--wait-at", type=int)
-    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("wait_at", type=int)
     args = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    args.folder.mkdir(exist_ok=True)
-    growth = GrowOnPlateau(at_steps=(20, 40))
-    saving = ModelCheckpoint(args.folder, "last", every_n_epochs=5, enable_version_counter=False)
-    callbacks = [growth, saving, *([WaitAt(args.wait_at, args.folder)] if args.wait_at else [])]
-    path = args.folder / "last.ckpt" if args.resume else None
-    module = fit(*callbacks, steps=60, optimizer=args.optimizer, ckpt_path=path, enable_checkpointing=True)
-    growths = [str(one) for one in growth.growths]
-    torch.save({"state": module.state_dict(), "growths": growths}, args.folder / "end.pt")
+    growing_run(args.folder, args.optimizer, WaitAt(args.wait_at, args.folder))
 
 
 if __name__ == "__main__":

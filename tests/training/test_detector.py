@@ -19,7 +19,7 @@ THREE = ["start", "escape", "start", "escape", "start", "escape", "start"]
 # Where the plateaus are
 
 
-@pytest.mark.parametrize("length", [300, 3_000, 30_000])
+@pytest.mark.parametrize("length", [300, 3_000, 20_000])
 def test_plateaus_of_any_length_are_found_without_settings(length: int) -> None:
     losses, truth = staircase(length, length, length)
     found = changes(losses)
@@ -36,10 +36,9 @@ def test_plateaus_of_very_different_lengths_follow_each_other() -> None:
     assert kinds(changes(losses)) == [*THREE, "escape", "start"]
 
 
-@pytest.mark.slow
 def test_a_plateau_of_a_million_steps_is_one() -> None:
-    losses, ((_, end), _) = staircase(1_000_000, 2_000)
-    found = changes(noisy(losses, 0.05))
+    losses, ((_, end), _) = staircase(1_000_000, 20_000)
+    found = changes(noisy(losses[::10], 0.05), every=10)
     assert kinds(found)[:2] == ["start", "escape"]
     assert end <= found[1][0] <= 1.1 * end
 
@@ -47,7 +46,7 @@ def test_a_plateau_of_a_million_steps_is_one() -> None:
 @pytest.mark.parametrize("noise", [0.01, 0.05, 0.2])
 @pytest.mark.parametrize("spikes", [0.0, 0.01])
 def test_noise_and_spikes_make_no_plateau_and_hide_none(noise: float, spikes: float) -> None:
-    length = 50_000
+    length = 10_000
     losses, truth = staircase(length, length, length)
     found = changes(noisy(losses, noise, spikes=spikes))
     assert kinds(found) == THREE
@@ -56,9 +55,9 @@ def test_noise_and_spikes_make_no_plateau_and_hide_none(noise: float, spikes: fl
         assert abs(last.step - end) < 0.08 * length
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(5))
 def test_no_end_is_seen_on_a_plateau_however_noisy(seed: int) -> None:
-    flat = np.full(200_000, 0.3)
+    flat = np.full(100_000, 0.3)
     assert kinds(changes(noisy(flat, 0.2, seed))) == ["start"]
 
 
