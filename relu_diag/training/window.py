@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from relu_diag.capture import Sighting
-from relu_diag.functional import NeuronGeometry, NeuronStates, ShallowBlock, geometry_from_sums, states_from_sums
+from relu_diag.functional import NeuronGeometry, NeuronStates, ShallowBlock
+from relu_diag.functional.local import geometry_from_sums, states_from_sums
 from relu_diag.metrics import BlockMetric
 
 
