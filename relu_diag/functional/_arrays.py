@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +23,41 @@ def row_space(X: Array) -> Array:
 
 
 def unit_rows(V: Array) -> Array:
-    """Rows ``(n, d)`` scaled to length 1, zero rows as they are."""
-    norm = np.linalg.norm(V, axis=1, keepdims=True)
+    """Rows ``(..., d)`` scaled to length 1, zero rows as they are."""
+    norm = np.linalg.norm(V, axis=-1, keepdims=True)
     return np.asarray(V / np.where(norm > 0, norm, 1.0))
+
+
+def classes(V: Array, apart: float, opposite: bool = False) -> tuple[Index, Index]:
+    """The representative of every class of rows ``(n, d)`` closer than a distance, and the class of each row.
+
+    The same classes whatever the order of the rows; with `opposite` a row and its negative are one.
+    """
+    count = len(V)
+    if count < 2:
+        return np.arange(count), np.arange(count)
+    # Close rows are close in any projection: one sort leaves only short runs to compare pair by pair.
+    along = V @ np.random.default_rng(0).standard_normal(V.shape[1])
+    key = np.abs(along) if opposite else along
+    order = key.argsort(kind="stable")
+    gaps = np.diff(key[order]) > 10 * apart * math.sqrt(V.shape[1])
+    chosen = order.copy()
+    if not gaps.all():
+        for run in np.split(np.arange(count), np.flatnonzero(gaps) + 1):
+            _name_by_first(V[order[run]], order[run], chosen[run[0] : run[-1] + 1], apart, opposite)
+    label = np.empty(count, dtype=np.intp)
+    label[order] = chosen
+    first, inverse = np.unique(label, return_inverse=True)
+    return first, inverse
+
+
+def _name_by_first(rows: Array, names: Index, chosen: Index, apart: float, opposite: bool) -> None:
+    """Overwrite the choices of some rows: each is the name of the first row that it is close to."""
+    rest = np.arange(len(rows))
+    while len(rest) > 1:
+        one = rows[rest[0]]
+        sign = np.where(rows[rest] @ one < 0, -1.0, 1.0)[:, None] if opposite else 1.0
+        same = np.linalg.norm(rows[rest] - sign * one, axis=1) <= apart
+        same[0] = True
+        chosen[rest[same]] = names[rest[0]]
+        rest = rest[~same]

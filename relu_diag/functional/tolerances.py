@@ -24,6 +24,7 @@ class Tolerances:
             where an optimizer has converged in this dtype.
         same_line: Sine of the angle between two kink samples that cut space along one hyperplane.
         rank: Singular value over the largest that counts as zero: vectors apart by `same_line` must be independent.
+        alike: Difference of two small problems, over their size, at which the answer to one serves the other.
         same_side: Sine of the angle between a ray and a hyperplane within which the ray lies in it: the rounding of
             `same_line`, amplified by solving for the ray.
         same_angle: Angles that are one direction on a circle, rad.
@@ -71,7 +72,8 @@ class Tolerances:
     kink: float
     derivative: float
     same_line: float = 1e-10
-    rank: float = 1e-10
+    rank: float = 1e-12
+    alike: float = 1e-12
     same_side: float = 1e-9
     same_angle: float = 1e-9
     cancelled: float = 1e-15
@@ -124,9 +126,13 @@ class Budgets:
         kink_numbers: Numbers in all kink samples kept.
         vertex_kinks: Kinks of a neuron whose vertices are looked at together with those of other neurons.
         subsets: Subsets of the kinks searched for rays of a fan.
+        all_subsets: The same in all fans of one point together: about 1 s on one core.
         patterns: Sign patterns of concave kinks, each a bounded least squares.
+        all_patterns: The same of all neurons together, each counted once for so many `columns`.
+        columns: Columns of a least squares that cost as much as the rest of it.
         few_patterns: Sign patterns so few that finding those of cones is not worth it.
         starts: Directions of each kind that a search without enumeration starts from.
+        quick_starts: The same where many neurons are searched.
         rounds: Steps of such a search.
         polished: How many of its best directions are followed to their end.
         ascents: Steps of the search for a loud direction, which is over where one is found.
@@ -170,9 +176,13 @@ class Budgets:
     kink_numbers: int = 2**23
     vertex_kinks: int = 6
     subsets: int = 20_000
+    all_subsets: int = 2**18
     patterns: int = 2**12
+    all_patterns: int = 2**16
+    columns: int = 16
     few_patterns: int = 2**8
     starts: int = 64
+    quick_starts: int = 4
     rounds: int = 20
     polished: int = 3
     ascents: int = 4

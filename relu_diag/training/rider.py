@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from relu_diag.capture import Ride, Sighting
-from relu_diag.functional._checks import NotFiniteError
+from relu_diag.functional import NotFiniteError
 from relu_diag.training.lightning_internals import loss_scale
 
 

@@ -4,10 +4,13 @@ Never a verdict: what the numbers mean for the point is said in `verdict`.
 """
 
 from relu_diag.functional.local.chunks import Chunk, chunks
+from relu_diag.functional.local.directions import radial_directions, tangential_part
 from relu_diag.functional.local.fan import (
+    Hyperplanes,
     OneNeuron,
     Pull,
     fan_rays,
+    hyperplanes,
     loudest_direction,
     loudest_flat_direction,
     merge_collinear,
@@ -18,16 +21,17 @@ from relu_diag.functional.local.geometry import (
     NeuronGeometry,
     geometry_from_sums,
     neuron_geometry,
-    radial_directions,
     tangential_derivatives,
-    tangential_part,
 )
+from relu_diag.functional.local.kink_groups import KinkGroup, affordable, group_rays, kink_groups
 from relu_diag.functional.local.neurons import NeuronStates, dead_sector, neuron_states, states_from_sums, target_scale
 from relu_diag.functional.local.steepest import Steepest, steepest_descent
 from relu_diag.functional.local.sums import KinkSamples, NeuronSums, neuron_sums, slopes_at
 
 __all__ = [
     "Chunk",
+    "Hyperplanes",
+    "KinkGroup",
     "KinkSamples",
     "NeuronGeometry",
     "NeuronStates",
@@ -35,10 +39,14 @@ __all__ = [
     "OneNeuron",
     "Pull",
     "Steepest",
+    "affordable",
     "chunks",
     "dead_sector",
     "fan_rays",
     "geometry_from_sums",
+    "group_rays",
+    "hyperplanes",
+    "kink_groups",
     "loudest_direction",
     "loudest_flat_direction",
     "merge_collinear",

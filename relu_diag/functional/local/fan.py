@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from relu_diag.functional._arrays import Array, Index, row_space, unit_rows
+from relu_diag.functional._arrays import Array, Index, classes, row_space, unit_rows
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
 
@@ -79,8 +79,65 @@ def one_sided(V: Array, g: Array, q: Array, X: Array) -> Array:
     return np.asarray(V @ g.T + np.abs(V @ X.T) @ q)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Hyperplanes:
+    """The hyperplanes ``x_k . v = 0``, each once: inputs ``x`` and ``t x`` have one, for either sign of ``t``.
+
+    Attributes:
+        X: Unit normals, shape ``(m, d)``.
+        plane: Hyperplane of every input, -1 for ``x = 0``, shape ``(M,)``.
+        length: Length of every input, shape ``(M,)``.
+
+    Example:
+        >>> planes = hyperplanes(np.array([[2.0, 0.0], [-3.0, 0.0], [0.0, 0.0]]))
+        >>> planes.plane, planes.merged(np.array([1.0, 1.0, 1.0]))
+        (array([ 0,  0, -1]), array([5.]))
+    """
+
+    X: Array
+    plane: Index
+    length: Array
+
+    def merged(self, q: Array) -> Array:
+        """Coefficients of ``|x . v|`` with unit ``x``, one per hyperplane: ``|t x . v| = |t| |x . v|``.
+
+        Args:
+            q: Kink coefficients of the inputs, shape ``(M,)`` or ``(M, J)``.
+
+        Returns:
+            Their sums, shape ``(m,)`` or ``(m, J)``.
+        """
+        merged = np.zeros((len(self.X), *q.shape[1:]))
+        some = self.plane >= 0
+        np.add.at(merged, self.plane[some], (q[some].T * self.length[some]).T)
+        return merged
+
+
+def hyperplanes(X: Array) -> Hyperplanes:
+    """The distinct hyperplanes of kink inputs, the same in whatever order the inputs come.
+
+    Args:
+        X: Kink inputs, shape ``(M, d)``.
+
+    Returns:
+        Hyperplanes, their normals linearly independent wherever there are two.
+
+    Example:
+        >>> hyperplanes(np.array([[0.0, 1.0], [1.0, 0.0], [0.0, -5.0]])).X
+        array([[0., 1.],
+               [1., 0.]])
+    """
+    length = np.linalg.norm(X, axis=1)
+    some = np.flatnonzero(length > 0)
+    U = X[some] / length[some, None]
+    first, label = classes(U, FLOAT64.same_line, opposite=True)
+    plane = np.full(len(X), -1, dtype=np.intp)
+    plane[some] = label
+    return Hyperplanes(U[first], plane, length)
+
+
 def merge_collinear(q: Array, X: Array) -> tuple[Array, Array]:
-    """Kinks on one hyperplane counted once: ``|t x . v| = |t| |x . v|`` for either sign of ``t``.
+    """Kinks on one hyperplane counted once, and those that cancel left out.
 
     Args:
         q: Kink coefficients, shape ``(m,)`` or ``(m, J)``.
@@ -93,16 +150,11 @@ def merge_collinear(q: Array, X: Array) -> tuple[Array, Array]:
         >>> merge_collinear(q=np.array([1.0, 1.0]), X=np.array([[2.0, 0.0], [-3.0, 0.0]]))
         (array([5.]), array([[1., 0.]]))
     """
-    norm = np.linalg.norm(X, axis=1)
-    present = norm > 0
-    q = (q[present].T * norm[present]).T
-    X = X[present] / norm[present, None]
-    scale = np.abs(q).max(initial=0.0)
-    first, label = _collinear_classes(X)
-    merged = np.zeros((len(first), *q.shape[1:]))
-    np.add.at(merged, label, q)
+    planes = hyperplanes(X)
+    merged = planes.merged(q)
+    scale = np.abs((q.T * planes.length).T).max(initial=0.0)
     keep = np.abs(merged).max(axis=tuple(range(1, q.ndim)), initial=0.0) > FLOAT64.cancelled * scale
-    return merged[keep], X[first][keep]
+    return merged[keep], planes.X[keep]
 
 
 def fan_rays(X: Array) -> Array | None:
@@ -121,9 +173,11 @@ def fan_rays(X: Array) -> Array | None:
     basis = row_space(X)
     Y = X @ basis.T
     kinks, rank = Y.shape
-    if kinks == rank:  # linearly independent: the rays are the dual basis
-        rays = np.linalg.inv(Y).T
-        rays /= np.linalg.norm(rays, axis=1, keepdims=True)
+    rays: Array
+    if rank < 2:
+        rays = np.eye(rank)
+    elif kinks == rank:  # linearly independent: the rays are the dual basis
+        rays = unit_rows(np.asarray(np.linalg.inv(Y).T))
     elif math.comb(kinks, rank - 1) > BUDGETS.subsets:
         return None
     else:
@@ -237,26 +291,3 @@ def _louder(best: Pull, V: Array, D: Array, loud: float) -> Pull:
         return best
     first = int(strength.argmax())
     return Pull(V[first], D[first], decided=True)
-
-
-def _collinear_classes(U: Array) -> tuple[Index, Index]:
-    """First member of every class of collinear unit vectors, and the class of each vector."""
-    label = np.arange(len(U))
-    if len(U) < 2:
-        return label, label
-    # Collinear vectors have the same |u . r| for any r: one sort leaves only short runs to compare pair by pair.
-    key = np.abs(U @ np.random.default_rng(0).standard_normal(U.shape[1]))
-    order = key.argsort()
-    apart = np.diff(key[order]) > 10 * FLOAT64.same_line * math.sqrt(U.shape[1])
-    if apart.all():
-        return label, label
-    breaks = np.flatnonzero(apart) + 1
-    for run in np.split(order, breaks):
-        rest = np.sort(run)
-        while len(rest) > 1:
-            along = U[rest] @ U[rest[0]]
-            same = np.linalg.norm(U[rest] - along[:, None] * U[rest[0]], axis=1) <= FLOAT64.same_line
-            label[rest[same]] = rest[0]
-            rest = rest[~same]
-    first, inverse = np.unique(label, return_inverse=True)
-    return first, inverse

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock
-from relu_diag.functional.local._vertices import descend_at_vertices
+from relu_diag.functional.local._descents import steepest_descents
 from relu_diag.functional.local.chunks import chunks
-from relu_diag.functional.local.steepest import steepest_descent
+from relu_diag.functional.local.directions import radial_directions, tangential_part
 from relu_diag.functional.local.sums import KinkSamples, NeuronSums, neuron_sums, slopes_at
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,15 +96,16 @@ def geometry_from_sums(block: ShallowBlock, sums: NeuronSums) -> NeuronGeometry:
     """
     sums = replace(sums, smooth=sums.smooth.double().contiguous())
     U = radial_directions(block.W.detach().double())
-    radial = torch.einsum("id,id->i", sums.smooth, U)
-    direction = tangential_part(U, sums.smooth)
-    slope = direction.norm(dim=1)
-    direction *= torch.where(slope > 0, -1 / slope, 0.0)[:, None]
-    steepest = torch.where(slope > 0, -slope, 0.0)
-    exact = torch.ones_like(steepest, dtype=torch.bool)
-    _descend_kinks(U, block.slopes, sums, steepest, direction, exact)
+    descents = steepest_descents(block, sums)
     return NeuronGeometry(
-        radial, steepest, direction, sums.output_gradient, sums.kink_count, sums.smooth, sums.kinks, exact
+        radial=torch.einsum("id,id->i", sums.smooth, U),
+        steepest=descents.slope,
+        direction=descents.direction,
+        output_gradient=sums.output_gradient,
+        kink_count=sums.kink_count,
+        smooth=sums.smooth,
+        kinks=sums.kinks,
+        exact=descents.exact,
     )
 
 
@@ -153,87 +153,3 @@ def tangential_derivatives(
         reach = (chunk.X[row].double() * V[neuron]).sum(1).abs()
         slope.index_add_(0, neuron, b * chunk.C[row, neuron].double() * reach)
     return slope
-
-
-def radial_directions(W: Tensor) -> Tensor:
-    """The radial directions ``w_i / ||w_i||``, zero for ``w_i = 0``.
-
-    Args:
-        W: Input weights, shape ``(I, d)``.
-
-    Returns:
-        Unit vectors or zeros, shape ``(I, d)``.
-
-    Example:
-        >>> radial_directions(torch.tensor([[0.0, 2.0], [0.0, 0.0]]))
-        tensor([[0., 1.],
-                [0., 0.]])
-    """
-    norm = torch.linalg.vector_norm(W, dim=1)
-    U: Tensor = W / norm[:, None]
-    # The squares of small weights underflow.
-    small = norm < torch.finfo(W.dtype).tiny ** 0.4
-    if bool(small.any()):
-        largest = W[small].abs().amax(dim=1, keepdim=True)
-        scaled = torch.where(largest > 0, W[small] / largest, 0.0)
-        U[small] = torch.where(largest > 0, scaled / scaled.norm(dim=1, keepdim=True), 0.0)
-    return U
-
-
-def tangential_part(U: Tensor, V: Tensor) -> Tensor:
-    """What is left of vectors without their radial part; everything where ``w_i = 0``.
-
-    Args:
-        U: Radial directions, shape ``(..., d)``, as `V` or broadcast to it.
-        V: Vectors, shape ``(..., d)``.
-
-    Returns:
-        Tangential vectors, shape of ``V``; exactly zero where ``V`` is radial up to rounding.
-
-    Example:
-        >>> tangential_part(U=torch.tensor([[1.0, 0.0]]), V=torch.tensor([[3.0, 4.0]]))
-        tensor([[0., 4.]])
-    """
-    left = torch.addcmul(V, torch.einsum("...d,...d->...", V, U)[..., None], U, value=-1)
-    # What is left of a nearly radial vector is rounding in part; a second time makes it tangential.
-    again = left.norm(dim=-1) < FLOAT64.radial * V.norm(dim=-1)
-    if bool(again.any()):
-        rest = left[again]
-        along = U.expand_as(V)[again]
-        tangential = rest - (rest * along).sum(1, keepdim=True) * along
-        # Where the rest was nearly radial once more, all of it was rounding, and so is what is left of it.
-        rounding = tangential.norm(dim=1) < FLOAT64.radial * rest.norm(dim=1)
-        left[again] = tangential.masked_fill(rounding[:, None], 0.0)
-    return left
-
-
-def _descend_kinks(
-    U: Tensor, slopes: tuple[float, float], sums: NeuronSums, steepest: Tensor, direction: Tensor, exact: Tensor
-) -> None:
-    """Overwrite the neurons with kink samples: on the kink the direction decides which linear piece is entered."""
-    order = sums.kinks.neuron.argsort(stable=True)
-    count = torch.bincount(sums.kinks.neuron)
-    kinked = count.nonzero().squeeze(1)
-    count = count[kinked]
-    first = count.cumsum(0) - count
-    left = torch.ones_like(kinked, dtype=torch.bool)
-
-    def parts(some: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        pairs = order[first[some, None] + torch.arange(size, device=order.device)]
-        at = kinked[some]
-        q = (slopes[1] - slopes[0]) / 2 * sums.kinks.c[pairs]
-        return tangential_part(U[at], sums.smooth[at]), q, tangential_part(U[at, None], sums.kinks.X[pairs])
-
-    for size in range(1, BUDGETS.vertex_kinks + 1):
-        some = (count == size).nonzero().squeeze(1)
-        slope, toward, proven = descend_at_vertices(*parts(some, size))
-        some, at = some[proven], kinked[some[proven]]
-        steepest[at], direction[at], left[some] = slope[proven], toward[proven], False
-    for one in left.nonzero():
-        found = steepest_descent(*(part[0].cpu().numpy() for part in parts(one, int(count[one]))))
-        at = kinked[one]
-        steepest[at], exact[at] = found.slope, found.exact
-        direction[at] = torch.from_numpy(found.direction).to(direction)
-    # Without all its kink samples nothing is known of a neuron but that standing still gives zero.
-    lost = sums.lost > 0
-    steepest[lost], direction[lost], exact[lost] = 0.0, 0.0, False

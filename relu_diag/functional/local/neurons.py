@@ -13,7 +13,7 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import Index
 from relu_diag.functional.block import BlockSignal, ShallowBlock, rho
-from relu_diag.functional.local.geometry import radial_directions
+from relu_diag.functional.local.directions import radial_directions
 from relu_diag.functional.local.sums import NeuronSums, neuron_sums
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 

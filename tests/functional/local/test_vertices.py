@@ -54,7 +54,7 @@ def test_geometry_is_the_same_with_and_without_vertices(monkeypatch: pytest.Monk
     block = ShallowBlock(W, torch.randn(1, 30, generator=generator, dtype=torch.float64))
     signal = BlockSignal(X, torch.randn(60, 1, generator=generator, dtype=torch.float64))
     together = F.neuron_geometry(block, signal)
-    monkeypatch.setattr("relu_diag.functional.local.geometry.BUDGETS", replace(BUDGETS, vertex_kinks=0))
+    monkeypatch.setattr("relu_diag.functional.local._descents.BUDGETS", replace(BUDGETS, vertex_kinks=0))
     alone = F.neuron_geometry(block, signal)
     assert sorted(set(together.kink_count.tolist())) == list(range(8))
     assert bool(together.exact.all())

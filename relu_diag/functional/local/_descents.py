@@ -1,0 +1,91 @@
+"""The steepest tangential descent of every neuron: all at once where that is enough, one by one where it is not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from relu_diag.functional.block import ShallowBlock
+from relu_diag.functional.local._group_descents import group_descents
+from relu_diag.functional.local._vertices import descend_at_vertices
+from relu_diag.functional.local.directions import radial_directions, tangential_part
+from relu_diag.functional.local.kink_groups import KinkGroup, kink_groups
+from relu_diag.functional.local.sums import KinkSamples, NeuronSums
+from relu_diag.functional.tolerances import BUDGETS
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Descents:
+    """Steepest tangential descents, per neuron.
+
+    Attributes:
+        slope: Smallest one-sided derivative over tangential unit vectors and zero, shape ``(n,)``.
+        direction: Unit tangential direction that attains it, zero where the slope is, shape ``(n, d)``.
+        exact: Whether the slope is proven to be the minimum, bool, shape ``(n,)``.
+    """
+
+    slope: Tensor
+    direction: Tensor
+    exact: Tensor
+
+    def overwrite(self, at: Tensor, slope: Tensor | float, direction: Tensor | float, exact: Tensor | bool) -> None:
+        """Take the results of some neurons, long or bool ``(I,)``."""
+        self.slope[at] = slope
+        self.direction[at] = direction
+        self.exact[at] = exact
+
+
+def steepest_descents(block: ShallowBlock, sums: NeuronSums) -> Descents:
+    """Those of a block, from sums over all samples with smooth parts in float64."""
+    U = radial_directions(block.W.detach().double())
+    descents = _smooth_descents(tangential_part(U, sums.smooth))
+    left = _descend_at_vertices(block, U, sums, descents)
+    kinks = sums.kinks
+    chosen = left[kinks.neuron]
+    kinks = KinkSamples(kinks.neuron[chosen], kinks.X[chosen], kinks.c[chosen])
+    _descend_in_groups(kink_groups(block, sums.smooth, kinks), U, descents)
+    # Without all its kink samples nothing is known of a neuron but that standing still gives zero.
+    descents.overwrite(sums.lost > 0, 0.0, 0.0, exact=False)
+    return descents
+
+
+def _smooth_descents(g: Tensor) -> Descents:
+    """Without kinks the steepest descent is against the tangential part ``(I, d)`` of the gradient."""
+    slope = g.norm(dim=1)
+    direction = g * torch.where(slope > 0, -1 / slope, 0.0)[:, None]
+    return Descents(torch.where(slope > 0, -slope, 0.0), direction, torch.ones_like(slope, dtype=torch.bool))
+
+
+def _descend_at_vertices(block: ShallowBlock, U: Tensor, sums: NeuronSums, descents: Descents) -> Tensor:
+    """Overwrite the neurons with few kinks that a vertex settles; which of those with kinks are left, bool ``(I,)``."""
+    order = sums.kinks.neuron.argsort(stable=True)
+    count = torch.bincount(sums.kinks.neuron, minlength=len(U))
+    first = count.cumsum(0) - count
+    left = count > 0
+    for size in range(1, BUDGETS.vertex_kinks + 1):
+        at = (count == size).nonzero().squeeze(1)
+        pairs = order[first[at, None] + torch.arange(size, device=order.device)]
+        slope, direction, proven = descend_at_vertices(
+            g=tangential_part(U[at], sums.smooth[at]),
+            q=(block.slopes[1] - block.slopes[0]) / 2 * sums.kinks.c[pairs],
+            X=tangential_part(U[at, None], sums.kinks.X[pairs]),
+        )
+        at = at[proven]
+        descents.overwrite(at, slope[proven], direction[proven], exact=True)
+        left[at] = False
+    return left
+
+
+def _descend_in_groups(groups: list[KinkGroup], U: Tensor, descents: Descents) -> None:
+    """Overwrite the neurons of some groups."""
+    for group, found in zip(groups, group_descents(groups), strict=True):
+        at = torch.as_tensor(group.neurons, device=U.device)
+        # The direction of a slope that is all rounding may be radial.
+        direction = tangential_part(U[at], torch.from_numpy(found.direction).to(U))
+        length = direction.norm(dim=1)
+        kept = length > 0.5
+        slope = torch.where(kept, torch.from_numpy(found.slope).to(U), 0.0)
+        direction = torch.where(kept[:, None], direction / length[:, None], 0.0)
+        descents.overwrite(at, slope, direction, torch.from_numpy(found.exact).to(U.device))

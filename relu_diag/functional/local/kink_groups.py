@@ -1,0 +1,156 @@
+"""Neurons that see the same kinks: the fan of the directions is theirs together, and is looked at once.
+
+Neurons with ``w = 0`` see every sample, and neurons along one direction see the same samples. What differs between them
+are the coefficients; where these are multiples of each other, as with one output, even the answer is the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from relu_diag.functional._arrays import Array, Index, Mask, row_space
+from relu_diag.functional.block import ShallowBlock
+from relu_diag.functional.local.directions import radial_directions, tangential_part
+from relu_diag.functional.local.fan import fan_rays, hyperplanes
+from relu_diag.functional.local.sums import KinkSamples
+from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KinkGroup:
+    """Neurons whose kinks lie on the same hyperplanes.
+
+    The loss of neuron ``i`` changes along a tangential ``v`` at the rate ``g_i . v + sum_k q_ik |x_k . v|``.
+
+    Attributes:
+        neurons: The neurons, rising, shape ``(n,)``.
+        g: Their smooth parts, tangential, shape ``(n, d)``.
+        q: Their coefficients on the hyperplanes, shape ``(n, m)``.
+        X: Unit normals of the hyperplanes, tangential, shape ``(m, d)``.
+        basis: Orthonormal basis of the span of the normals, shape ``(rank, d)``.
+
+    Example:
+        >>> kinks = KinkSamples(torch.tensor([0, 1]), X=torch.ones(2, 1).double(), c=torch.tensor([1.0, -4.0]).double())
+        >>> block = ShallowBlock(W=torch.zeros(2, 1), H=torch.ones(1, 2))
+        >>> group, = kink_groups(block, smooth=torch.tensor([[0.5], [0.0]]), kinks=kinks)
+        >>> group.neurons.tolist(), group.q.tolist(), group.lowest(np.array([[1.0], [-1.0]])).tolist()
+        ([0, 1], [[0.5], [-2.0]], [0.0, -2.0])
+    """
+
+    neurons: Index
+    g: Array
+    q: Array
+    X: Array
+    basis: Array
+
+    def lowest(self, rays: Array) -> Array:
+        """The smallest rate of the loss along some directions.
+
+        Args:
+            rays: Unit directions, shape ``(r, d)``.
+
+        Returns:
+            Rates, infinite where there is no direction, shape ``(n,)``.
+        """
+        reach = np.abs(self.X @ rays.T)
+        rows = max(1, BUDGETS.chunk // max(len(rays), 1))
+        parts = [slice(start, start + rows) for start in range(0, len(self.neurons), rows)]
+        along = [self.g[part] @ rays.T + self.q[part] @ reach for part in parts]
+        return np.concatenate([rates.min(axis=1, initial=np.inf) for rates in along])
+
+
+def kink_groups(block: ShallowBlock, smooth: Tensor, kinks: KinkSamples) -> list[KinkGroup]:
+    """All neurons with kink samples, those that see the same kinks together.
+
+    Args:
+        block: The network.
+        smooth: Smooth parts of the derivative, as `NeuronSums.smooth`, shape ``(I, d)``.
+        kinks: Kink samples, all of a neuron or none.
+
+    Returns:
+        Groups, by their first neuron.
+
+    Example:
+        >>> kinks = KinkSamples(torch.tensor([0, 1]), X=torch.ones(2, 2).double(), c=torch.ones(2).double())
+        >>> block = ShallowBlock(W=torch.tensor([[0.0, 0.0], [1.0, -1.0]]), H=torch.ones(1, 2))
+        >>> [group.neurons.tolist() for group in kink_groups(block, torch.zeros(2, 2), kinks)]
+        [[0], [1]]
+    """
+    U = radial_directions(block.W.detach().double())
+    order = kinks.neuron.argsort(stable=True)
+    X = kinks.X[order].cpu().numpy()
+    q = (block.slopes[1] - block.slopes[0]) / 2 * kinks.c[order].cpu().numpy()
+    neuron, first = np.unique(kinks.neuron[order].cpu().numpy(), return_index=True)
+    rows = dict(zip(neuron.tolist(), np.split(np.arange(len(X)), first[1:]), strict=False))
+    lines = _lines(U.cpu().numpy()[neuron])
+    alike = defaultdict(list)
+    for i, line in zip(rows, lines, strict=True):
+        alike[line, X[rows[i]].tobytes()].append(i)
+    groups = []
+    for members in alike.values():
+        at = np.array(members)
+        u = U[at[0], None]
+        normals = tangential_part(u, torch.from_numpy(X[rows[at[0]]]).to(u)).cpu().numpy()
+        planes = hyperplanes(normals)
+        coefficients = planes.merged(np.stack([q[rows[i]] for i in members], axis=1))
+        felt = np.abs(coefficients).max(axis=1, initial=0.0)
+        kept = felt > FLOAT64.cancelled * felt.max(initial=0.0)
+        g = tangential_part(u, smooth[at].double()).cpu().numpy()
+        groups.append(KinkGroup(at, g, coefficients[kept].T, planes.X[kept], row_space(planes.X[kept])))
+    return groups
+
+
+def group_rays(groups: list[KinkGroup]) -> list[Array | None]:
+    """The rays of the fans that groups of kinks cut the directions into, as `fan_rays`.
+
+    Args:
+        groups: The groups.
+
+    Returns:
+        Unit rays of each group inside the span of its normals, shape ``(r, d)``; None where they are too many: small
+        fans are enumerated first, while the budget for all of them lasts.
+
+    Example:
+        >>> none = np.zeros((1, 2))
+        >>> group = KinkGroup(neurons=np.array([0]), g=none, q=none, X=np.eye(2), basis=np.eye(2))
+        >>> rays, = group_rays([group])
+        >>> len(rays)
+        4
+    """
+    costs = [math.comb(len(group.X), max(len(group.basis) - 1, 0)) for group in groups]
+    made = affordable(np.array(costs, dtype=float), BUDGETS.all_subsets)
+    return [fan_rays(group.X) if makes else None for group, makes in zip(groups, made, strict=True)]
+
+
+def affordable(costs: Array, total: int) -> Mask:
+    """Which of some searches are made: the cheap ones, equal ones alike, as long as all of them fit into a budget.
+
+    Args:
+        costs: Cost of each search, shape ``(n,)``.
+        total: What all may cost.
+
+    Returns:
+        Mask, the same whatever the order of the searches, shape ``(n,)``.
+
+    Example:
+        >>> affordable(np.array([5.0, 1.0, 5.0, 2.0]), total=10)
+        array([False,  True, False,  True])
+    """
+    order = costs.argsort(kind="stable")
+    spent = costs[order].cumsum()
+    limit = costs[order][spent > total].min(initial=np.inf)
+    return np.asarray(costs < limit)
+
+
+def _lines(U: Array) -> list[bytes]:
+    """A name for the line of each unit vector or zero ``(n, d)``, the same for either sign."""
+    largest = U[np.arange(len(U)), np.abs(U).argmax(axis=1)]
+    oriented = U * np.where(largest < 0, -1.0, 1.0)[:, None]
+    # Digits are cut far above rounding; two vectors on either side of a cut are only looked at twice.
+    return [row.tobytes() for row in oriented.round(12) + 0.0]
