@@ -26,13 +26,14 @@ def skeleton(rng: Rng, neurons: int | None = None) -> Problem:
     hidden_bias = d > 1 and rng.random() < 0.4
     W, H = rng.standard_normal((count, d)), rng.standard_normal((J, count))
     _quieten(rng, W, H)
-    rows = [rng.standard_normal((int(rng.integers(1, 6)) + (count * (d + J) // J if rng.random() < 0.7 else 0), d))]
-    if not W.any(axis=1).all():  # every sample is on the kink of a zero neuron
-        rows[0] = rows[0][:8]
+    # As many samples as leave the residuals some freedom; fewer at times, and where every sample is on a kink (w = 0).
+    enough = count * (d // min(J, 2) + 1) if rng.random() < 0.9 and W.any(axis=1).all() else 0
+    rows = [rng.standard_normal((int(rng.integers(2, 8)) + enough, d))]
     if d > 1:
         for i in np.flatnonzero(W.any(axis=1)):
             chosen = W[i : i + 2] if d > 2 and rng.random() < 0.2 else W[i : i + 1]
-            rows.append(_orthogonal(rng.standard_normal((int(rng.integers(0, d + 1)), d)), chosen, hidden_bias))
+            most = d + 1 if rng.random() < 0.9 else 2 * d + 2
+            rows.append(_orthogonal(rng.standard_normal((int(rng.integers(0, most)), d)), chosen, hidden_bias))
     X = np.concatenate(rows)
     if hidden_bias:
         X = X[np.abs(X[:, -1]) > 1e-3]

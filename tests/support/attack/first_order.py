@@ -28,7 +28,8 @@ class Point:
     """A problem at its weights, samples within the kink tolerance put on the kink.
 
     ``Z`` (N, I) pre-activations, ``kink`` (N, I), ``E`` (N, J) gradient of the loss at the outputs, ``noise`` (N,)
-    what float64 may get wrong of its rows, ``tol`` the tolerance on derivatives.
+    what the weights' dtype may get wrong of its rows, ``fine`` what float64 may as a share of that, ``tol`` the
+    tolerance on derivatives.
     """
 
     problem: Problem
@@ -36,6 +37,7 @@ class Point:
     kink: Array
     E: Array
     noise: Array
+    fine: float
     tol: float
 
 
@@ -44,13 +46,15 @@ class Neuron:
     """One neuron to first order.
 
     ``least`` and ``most`` are the largest violation of its conditions, relative to the largest and to the smallest sum
-    of absolute terms it can be measured by; in ``least`` what may be rounding counts as nothing. ``pull`` is the
-    largest ``|D|`` over its terms along a direction of slope zero, ``fall`` the drop of the loss that violation or
-    pull promise, ``certain`` whether all cones were seen.
+    of absolute terms it can be measured by; what may be rounding is nothing in ``least``, what must be in ``most``,
+    and ``raw`` is ``most`` with it.
+    ``pull`` is the largest ``|D|`` over its terms along a direction of slope zero, ``fall`` the drop of the loss that
+    violation or pull promise, ``certain`` whether all cones were seen.
     """
 
     least: float
     most: float
+    raw: float
     fall: float
     pull: float
     direction: Array
@@ -70,7 +74,7 @@ def point_of(problem: Problem) -> Point:
     terms = terms + (0.0 if problem.b is None else np.linalg.norm(problem.b))
     eps = float(np.finfo(np.float32).eps) if problem.float32 else EPS
     noise = 4 * eps * problem.factor * np.asarray(terms, dtype=np.float64)
-    return Point(problem, np.where(kink, LONG(0), Z), kink, E, noise, tol)
+    return Point(problem, np.where(kink, LONG(0), Z), kink, E, noise, EPS / eps, tol)
 
 
 def first_order(point: Point, i: int) -> Neuron:
@@ -80,6 +84,7 @@ def first_order(point: Point, i: int) -> Neuron:
     return Neuron(
         least=max(by_w.least, by_h.least),
         most=max(by_w.most, by_h.most),
+        raw=max(by_w.raw, by_h.raw),
         fall=max(by_w.fall, by_h.fall, pulled),
         pull=pull,
         direction=direction,
@@ -93,6 +98,7 @@ class _Violation:
 
     least: float
     most: float
+    raw: float
     fall: float
 
 
@@ -135,7 +141,8 @@ def _by_input_weights(point: Point, i: int) -> _Violation:
     if -lowest > value:
         value, direction = -lowest, cones.rays[steepest]
     least = _beyond(value, noise, large)
-    return _Violation(least, _ratio(value, small), _fall_along(point, i, direction, value) if least else 0.0)
+    fall = _fall_along(point, i, direction, value) if least else 0.0
+    return _Violation(least, _above(value, noise * point.fine, small), _ratio(value, small), fall)
 
 
 def _fall_along(point: Point, i: int, v: Array, value: float) -> float:
@@ -165,16 +172,15 @@ def _by_output_weights(point: Point, i: int) -> _Violation:
     noise = float(a @ point.noise) + 4 * EPS * float(cones.reach @ error) * w
     least = _beyond(value, noise, float(cones.reach @ error) * w)
     fall = _ratio(value**2, 2 * problem.factor * float(a @ a)) if least else 0.0
-    return _Violation(least, _ratio(value, float(np.max(a @ np.abs(E)))), fall)
+    small = float(np.max(a @ np.abs(E)))
+    return _Violation(least, _above(value, noise * point.fine, small), _ratio(value, small), fall)
 
 
 def bias_violation(point: Point) -> float:
+    """Of the output bias, rounding included."""
     if point.problem.b is None:
         return 0.0
-    total = float(np.abs(point.E.sum(0)).max())
-    if total <= 100 * float(point.noise.sum()):
-        return 0.0
-    return _ratio(total, float(np.linalg.norm(point.E.astype(float), axis=1).sum()))
+    return _ratio(float(np.abs(point.E.sum(0)).max()), float(np.linalg.norm(point.E.astype(float), axis=1).sum()))
 
 
 def lowest_by_programs(point: Point, i: int, most: int = 8) -> float | None:
@@ -187,7 +193,9 @@ def lowest_by_programs(point: Point, i: int, most: int = 8) -> float | None:
     K = problem.X[point.kink[:, i]]
     length = np.linalg.norm(K, axis=1)
     q, K = q * length, K / length[:, None]
-    size = float(_cones(point, i).reach @ np.abs((point.E @ h).astype(float)))
+    # What is rounding of the residuals stays well below any tolerance.
+    error = np.linalg.norm(point.E.astype(float), axis=1) + 1e9 * point.noise
+    size = float(_cones(point, i).reach @ error) * _norm(h)
     concave = q < 0
     if size == 0 or concave.sum() > most:
         return 0.0 if size == 0 else None
@@ -274,6 +282,11 @@ def _pull(point: Point, i: int, cones: _Cones) -> tuple[float, Array, float]:
 
 def _beyond(value: float, noise: float, scale: float) -> float:
     return _ratio(value, scale) if value > _CLEAR * noise else 0.0
+
+
+def _above(value: float, noise: float, scale: float) -> float:
+    """Nothing where it is within a unit roundoff of float64 of its terms."""
+    return _ratio(value, scale) if value > noise / 4 else 0.0
 
 
 def _norm(value: Array) -> float:
