@@ -42,7 +42,7 @@ def keeps_to_bound(
     X, W, H, Y = data
     W, H, lr = W.clone().requires_grad_(), H.clone().requires_grad_(), 0.9 * certificate.largest_lr
     bound = certificate.loss
-    # No output is more accurate than its terms.
+    # An output is only as accurate as the terms it sums.
     terms = activation(X @ W.T).detach().abs() @ H.detach().abs().T
     rounding = float((4 * torch.finfo(X.dtype).eps * terms).square().mean())
     for _ in range(STEPS):

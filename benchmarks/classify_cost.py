@@ -35,7 +35,7 @@ def points() -> tuple[Tensor, dict[str, tuple[ShallowBlock, Tensor]]]:
     X = torch.randn(SAMPLES, INPUTS, dtype=torch.float64)
     W = torch.randn(NEURONS, INPUTS, dtype=torch.float64) / 10
     H = torch.randn(OUTPUTS, NEURONS, dtype=torch.float64) / 30
-    # A residual that none of the fitted neurons sees, in any direction.
+    # A residual to which none of the fitted neurons responds, in any direction.
     features = torch.cat([(X @ w > 0)[:, None] * X for w in W[:FITTED]], dim=1)
     basis = torch.linalg.qr(features)[0]
     residual = torch.randn(SAMPLES, OUTPUTS, dtype=torch.float64)

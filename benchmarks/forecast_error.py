@@ -1,10 +1,10 @@
 """How far off the forecasts of `forecast_escape` are: the four reference problems, ten seeds, at 10, 30 and 50 %.
 
-Run ``python benchmarks/forecast_error.py``; ``--seeds`` shortens it. The truth is read off the loss of the whole run. A
-plateau is where training is slowest: its loss is the loss there, it begins where the loss is within 1 % of that, it has
-ended where the loss is lower by 1 %. Errors are in percent of its length. A loss that slides along a straight line
-loses 1 % in the middle half of such a stretch: below 0.4 % it counts as flat, up to 0.7 % as sliding, and its end then
-says more about the slide than about an escape. Forecasts know of growing neurons only.
+Run ``python benchmarks/forecast_error.py``; ``--seeds`` shortens it. The true ends come from the loss of the whole run.
+A plateau's loss is that where training is slowest. It begins when the loss is within 1 % of that, and ends when the
+loss is lower by 1 %. Errors are in percent of its length. On a straight line the loss falls by 1 % in the middle half
+of such a stretch. A stretch counts as flat below 0.4 %, and as sliding up to 0.7 %: its end then depends more on the
+slide than on an escape, and forecasts are about growing neurons only.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SPEEDUP = 2.0
 
 @dataclass(frozen=True)
 class Plateau:
-    """Where it begins and ends, in steps; its loss; the fraction of the loss that its middle half loses."""
+    """First and last step, loss, and the fraction by which the loss falls in the middle half."""
 
     start: float
     end: float

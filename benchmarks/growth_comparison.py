@@ -1,14 +1,14 @@
-"""Which growth gets a small regression out of a certified local minimum, at the same number of gradient steps.
+"""Compare ways to widen a small regression at a certified local minimum, at the same number of gradient steps.
 
     python benchmarks/growth_comparison.py
 
 Five points, 50 neurons (Wu et al., Figure 3) from several initialisations; and regressions on 40 random samples with
 three inputs and a constant, targets of a random network with 8 neurons, learned by 4 from a small initialisation. A
-start counts where plain gradient descent ends beside a local minimum that `nearby_stationary_point` certifies. From
-it each method adds the same number of neurons, one at a time, and the same full-batch gradient descent goes on.
+start counts if plain gradient descent ends beside a local minimum that `nearby_stationary_point` certifies. From there
+each method adds the same number of neurons, one at a time, and the same full-batch gradient descent continues.
 
-* plain replication: half and half an exact copy of a neuron, drawn in proportion to its amplitude ||w|| ||h||; with
-  noise, all weights of the two halves times 1 + 0.05 or 0.5 of a standard normal number;
+* plain replication: an exact copy of a neuron, each with half of its output weight, drawn in proportion to its
+  amplitude ||w|| ||h||; with noise, all weights of the two times 1 + 0.05 or 0.5 of a standard normal number;
 * random unit: zero output weight, normal input weights as long as the median of the others;
 * GroMo 0.1.0 (optional: pip install gromo), one neuron of TINY by its container tutorial: statistics of all samples,
   `compute_optimal_updates` with its defaults (the optimal delta of the output weights applied, too), the best scaling
@@ -16,9 +16,9 @@ it each method adds the same number of neurons, one at a time, and the same full
   as what is right for the linear part of the activation may be wrong for its kink. No optimizer is carried over;
 * ours: the first of `growth_proposals` at default settings, of one kind or of all.
 
-Losses are fractions of the loss at the minimum: median (smallest to largest). "left": in how many the loss had fallen
-by more than one per cent in the end. The growth step is proposal and `relu_diag.growth.grow` of the live module (GroMo:
-all but building its model), in units of one training step by autograd, medians.
+Losses are fractions of the loss at the minimum: median (smallest to largest). "left" counts the runs in which the
+loss fell by more than one per cent in the end. The growth step is proposal and `relu_diag.growth.grow` of the live
+module (GroMo: all but building its model), in units of one training step by autograd, medians.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def regression(seed: int, samples: int = 40, inputs: int = 4, teacher: int = 8, 
 
 
 def minima(problem: Callable[[int], Minimum], count: int) -> Iterator[Minimum]:
-    """The first certified local minima that training ends at, over the seeds."""
+    """The first certified local minima at which training ends, over the seeds."""
     found = 0
     for seed in itertools.count():
         end = problem(seed)
@@ -101,7 +101,7 @@ def descend(block: ShallowBlock, X: Tensor, Y: Tensor, steps: int) -> None:
     gradient_descent_(block, X, Y, LR * 2 / len(X), steps)
 
 
-# Ways to grow: from a minimum to its network with one more neuron, None where there is nothing to propose.
+# Ways to grow: from a minimum to its network with one more neuron, None without a proposal.
 Draw = torch.Generator
 Proposal = Callable[[Minimum, Draw], ShallowBlock | None]
 

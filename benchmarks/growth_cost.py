@@ -1,4 +1,4 @@
-"""What growing a live network costs: one growth in training steps, its extra memory, and the steps after it.
+"""Cost of growing a live network: one growth in units of training steps, its extra memory, and the steps after it.
 
     python benchmarks/growth_cost.py
 

@@ -53,7 +53,7 @@ def neuron_on_a_kink(X: Tensor, residual: Tensor, generator: torch.Generator) ->
 
 
 def neuron_in_the_open(X: Tensor, residual: Tensor, generator: torch.Generator) -> Tensor:
-    """Off every kink and orthogonal to what the residual pulls at in its cell, so that the output weight rests."""
+    """Off every kink, orthogonal to the pull of the residual in its cell, so that the output weight is stationary."""
     while True:
         w = torch.randn(INPUTS, generator=generator, dtype=X.dtype)
         active = X @ w > 0

@@ -1,4 +1,4 @@
-"""What LandscapeMonitor costs a 784-1024-10 MLP: a step on which it does not look, and a look at 60,000 samples.
+"""Cost of LandscapeMonitor for a 784-1024-10 MLP: a step without a look, and a look at 60,000 samples.
 
 Prints minimum and median of ratios measured in turn. The floor of a look: the forward product (N d I), the backward
 product to the activations (N I J) and the sum of outer products (N d I), as in one gradient.

@@ -1,4 +1,4 @@
-"""How well plateaus are found and forecast, what leaving them early saves, and what watching costs a step.
+"""How well plateaus are found and forecast, what an early escape saves, and what watching costs a step.
 
 ``python benchmarks/plateau_detection.py PART``, where PART is
 
@@ -173,13 +173,13 @@ class Score:
 
 
 def score(stream: Stream, said: Said, total: Score, delays: list[float]) -> None:
-    """A plateau is found if it is held to be one at nine tenths of it; from then on its end may be noticed."""
+    """A plateau is found if the detector is on it after nine tenths of it; from then on its end may be noticed."""
     held = False
     for k, (step, what) in enumerate(said):
         on = any(start <= step < end for start, end in stream.truth)
         early = any(start <= step < end - 0.1 * (end - start) for start, end in stream.truth)
         if what == "start":
-            # A start on the way down to a plateau that it then holds is early, not false.
+            # A start on the way down to a plateau is early, not false, if it is kept on that plateau.
             following = said[k + 1][0] if k + 1 < len(said) else len(stream.losses)
             total.false += not on and not any(step <= start < following for start, _ in stream.truth)
         else:
@@ -277,7 +277,7 @@ def runs(seeds: int) -> None:
                 if match.end is not None:
                     ended.append(match.end - one.end)
                 for share in (0.1, 0.3, 0.5):
-                    # The monitor forecasts when it looks: the first time after this share of the plateau.
+                    # The first forecast of the monitor comes after this share of the plateau.
                     made = [f for f in match.forecasts if f.step >= one.start + share * length]
                     if made:
                         errors[share].append(abs(made[0].end - one.end) / length)

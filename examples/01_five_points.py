@@ -42,7 +42,7 @@ def story_of(plateaus: PlateauMonitor, growth: GrowOnPlateau) -> Table:
 
 
 def main() -> None:
-    torch.set_num_threads(1)  # five samples: a second thread only costs
+    torch.set_num_threads(1)  # With five samples a second thread only costs time.
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     landscape, plateaus = LandscapeMonitor(every_n_steps=1000), PlateauMonitor()
     growth = GrowOnPlateau(embedding="replication", max_growths=2)

@@ -1,4 +1,4 @@
-"""A digits classifier - biases, cross-entropy, minibatches, Adam - with the monitor on: which neurons does it use?"""
+"""Watch which neurons a digits classifier uses: biases, cross-entropy, minibatches, Adam."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def main() -> None:
     print(f"radial derivative {float(F.neuron_geometry(block, signal).radial):.3g}")
     print(f"tangential derivatives {slopes[1.0]:.3g} and {slopes[-1.0]:.3g}")
     print("figure: runs/aligned_axes.png")
-    # Into the active side the slope is h e ||x||, into the other it is zero; a smooth loss would have opposite slopes.
+    # The slope is h e ||x|| into the active side and zero into the other; those of a smooth loss would be opposite.
     torch.testing.assert_close(sorted(slopes.values()), [-0.5 * 3.0 * 0.9**0.5, 0.0])
 
 

@@ -1,4 +1,4 @@
-"""The four reference problems tell their stories: where each run stands still, at what, and when that ends."""
+"""Tell the runs of the four reference problems: each plateau, the stationary point it is near, and its end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from relu_diag.callbacks import PlateauMonitor
 from relu_diag.experiments import PointsDataModule, ReferenceRegression
 
-# Learning rate and gradient steps; the saddles that a run passes, and the loss it ends at.
+# Learning rate, gradient steps, losses of the saddles that the run passes, and its final loss.
 RUNS = {
     "five_points": (2e-2, 15_000, [0.03812, 0.03019], 0.02789),
     "five_points_wide_init": (1e-2, 60_000, [0.03812, 0.03018], 0.0),

@@ -1,4 +1,4 @@
-"""An MLP grows on digits: four neurons at first, more at every plateau, until the accuracy no longer improves.
+"""Grow an MLP on images of digits: four neurons at first, more at every plateau, until accuracy stops improving.
 
 Beside it, a network of the final width trained from scratch for as many gradient steps, and one that stays at four.
 """
@@ -51,7 +51,7 @@ def digits() -> tuple[TensorDataset, TensorDataset]:
 
 
 def train(width: int, *callbacks: Callback, steps: int) -> tuple[Trainer, float]:
-    """The trainer afterwards, and the accuracy on held-out images."""
+    """The trainer after the run, and the accuracy on held-out images."""
     seed_everything(0, verbose=False)
     training, held_out = digits()
     trainer = Trainer(
@@ -87,8 +87,8 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*does not have many workers")
     warnings.filterwarnings("ignore", ".*checkpoint callback")
-    # Of the cross-entropy no theorem says that a plateau is a minimum: to grow on it is our choice. Minibatches are
-    # noisy, so we ask for plateaus of hundreds of steps, on which the loss would fall by less than a tenth.
+    # Under the cross-entropy no theorem says that a plateau is a minimum: we choose to grow on it. Minibatches are
+    # noisy, so we ask for plateaus of hundreds of steps on which the loss falls by less than a tenth.
     growth = GrowOnPlateau(units=4, verdicts=("local minimum", "undecided"), max_width=32)
     enough = EarlyStopping("accuracy", mode="max", min_delta=0.002, patience=15)
     trainer, accuracy = train(4, PlateauMonitor(drop=0.1, min_steps=500), growth, enough, steps=20_000)

@@ -1,4 +1,4 @@
-"""A line learned on an interval: down the ladder of critical levels, until the end is certain (Cheridito et al., 2022).
+"""Learn a line on an interval, past its critical levels, until the end is certain (Cheridito et al., 2022).
 
 Trains through a Lightning Trainer on the exact integral loss, without data. Figures and scalars: ``tensorboard --logdir
 runs``.

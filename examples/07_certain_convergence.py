@@ -1,4 +1,4 @@
-"""When gradient descent is certain to reach zero loss (Chatterjee, 2022): a toy whose region is known, and a network.
+"""Prove that gradient descent will reach zero loss (Chatterjee, 2022): a toy problem and a network.
 
 Draws the region of the toy with paths of descent, and the bound of a certificate over the loss of a network that starts
 where Theorem 4.1 puts it.

@@ -30,7 +30,8 @@ class ReLULike(nn.Module):
         super().__init__()
         if not (math.isfinite(s_minus) and math.isfinite(s_plus)) or s_minus == s_plus:
             raise ValueError(f"The slopes must be finite and differ; got s-={s_minus!r}, s+={s_plus!r}.")
-        self.s_minus, self.s_plus = float(s_minus), float(s_plus)
+        self.s_minus = float(s_minus)
+        self.s_plus = float(s_plus)
 
     def forward(self, z: Tensor) -> Tensor:
         """Apply the activation.
@@ -53,7 +54,7 @@ class ReLULike(nn.Module):
 
 
 class SmoothLeakyReLU(nn.Module):
-    """The smooth activation ``a z + (1 - a) log(1 + e^z)``, slope ``a`` far left and 1 far right.
+    """The smooth activation ``a z + (1 - a) log(1 + e^z)``, with slope ``a`` at ``-inf`` and 1 at ``+inf``.
 
     Source: Chatterjee, section 4.
 
@@ -73,7 +74,8 @@ class SmoothLeakyReLU(nn.Module):
         super().__init__()
         if not 0.0 < slope < 1.0:
             raise ValueError(f"`slope` must lie strictly between 0 and 1; got {slope!r}.")
-        self.slope, self.centred = float(slope), centred
+        self.slope = float(slope)
+        self.centred = centred
 
     def forward(self, z: Tensor) -> Tensor:
         """Apply the activation.
@@ -124,7 +126,7 @@ class ShallowNet(nn.Module):
         init_scale: float | None = None,
     ) -> None:
         super().__init__()
-        # The small draw starts where the user's seed left the generator, not behind torch's own draw.
+        # Torch's default draw must not advance the generator: the small weights are drawn from the user's seed.
         with torch.random.fork_rng(devices=[], enabled=init_scale is not None):
             self.hidden = nn.Linear(in_features, width, bias=hidden_bias)
             self.activation = ReLULike(*slopes)
@@ -191,7 +193,8 @@ def balance_(net: ShallowNet) -> None:
     """
     with torch.no_grad():
         inputs = [net.hidden.weight] if net.hidden.bias is None else [net.hidden.weight, net.hidden.bias[:, None]]
-        w_norm, h_norm = torch.cat(inputs, dim=1).norm(dim=1), net.output.weight.norm(dim=0)
+        w_norm = torch.cat(inputs, dim=1).norm(dim=1)
+        h_norm = net.output.weight.norm(dim=0)
         factor = torch.where((w_norm > 0) & (h_norm > 0), (h_norm / w_norm).sqrt(), 1.0)
         for tensor in inputs:
             tensor.mul_(factor[:, None])

@@ -1,12 +1,15 @@
-"""Lightning callbacks."""
+"""Lightning callbacks that watch a block in training and act on its plateaus.
+
+Hooks and state only: what they are made of is in `relu_diag.training`.
+"""
 
 from relu_diag.callbacks.early_stopping import SaddleAwareEarlyStopping
-from relu_diag.callbacks.escape import Escape, EscapeOnPlateau
-from relu_diag.callbacks.growth import GrowOnPlateau, Growth
+from relu_diag.callbacks.escape import EscapeOnPlateau
+from relu_diag.callbacks.growth import GrowOnPlateau
 from relu_diag.callbacks.guarantee import GuaranteeMonitor
 from relu_diag.callbacks.monitor import LandscapeMonitor
 from relu_diag.callbacks.plateau import PlateauMonitor
-from relu_diag.training import Plateau, PlateauEvent, PlateauForecast, PlateauListener
+from relu_diag.training import Escape, Growth, Plateau, PlateauEvent, PlateauForecast, PlateauListener
 
 __all__ = [
     "Escape",

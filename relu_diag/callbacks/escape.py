@@ -1,9 +1,9 @@
-"""EscapeOnPlateau: leave a saddle at once, along the direction that proves it one."""
+"""EscapeOnPlateau: leave a saddle at once, along the direction that proves that it is one."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -13,62 +13,28 @@ from torch import Tensor, nn
 
 from relu_diag.callbacks.plateau import PlateauMonitor
 from relu_diag.capture import read_block, write_block
-from relu_diag.functional.problem import squared_problem
-from relu_diag.training import Examination, Plateau, PlateauEvent, PlateauListener, Report
-
-# Halvings of the step of the verdict that are tried.
-_HALVINGS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Escape:
-    """A move off a saddle.
-
-    Attributes:
-        step: Gradient steps done.
-        plateau: First step of the plateau.
-        before: Loss before the move.
-        after: Loss after it, lower.
-        forecast: Step at which the plateau was forecast to end by itself, or None.
-        end: Step at which it has ended, or None until then.
-    """
-
-    step: int
-    plateau: int
-    before: float
-    after: float
-    forecast: float | None
-    end: int | None = None
-
-    @property
-    def saved(self) -> float | None:
-        """Steps saved against the forecast; None without one, and until the plateau has ended."""
-        return None if self.forecast is None or self.end is None else self.forecast - self.end
-
-    def __str__(self) -> str:
-        gain = "" if self.saved is None else f", {self.saved:,.0f} steps before the forecast"
-        return f"step {self.step:,} moved off a saddle: loss {self.before:.6g} to {self.after:.6g}{gain}"
+from relu_diag.training import Escape, Examination, Plateau, PlateauEvent, PlateauListener, Report, lowest_along
 
 
 class EscapeOnPlateau(PlateauListener):
     """Moves the weights off a certified saddle, once on every plateau, along the direction of its verdict.
 
-    The loss along the direction is evaluated at the present weights, on the data of the verdict, and the lowest point
-    is taken; where no point is lower, or the loss over the samples that the monitor leaves out rises with it, nothing
-    moves: the loss never rises. The parameters stay the ones their optimizer knows, and its
-    state stays as it is. Needs a `PlateauMonitor` of the same block among the trainer's callbacks.
+    It evaluates the loss along the direction at the current weights, on the data of the verdict, and moves to the
+    lowest point. If no point is lower, or if the loss over samples that the monitor leaves out would rise, it does not
+    move: the loss never rises. The optimizer keeps its parameters and its state. It needs a `PlateauMonitor` of the
+    same block among the trainer's callbacks.
 
-    Logged: ``escape/loss_change`` at the move; ``escape/steps_saved`` at the end of the plateau, against the forecast;
-    both as text.
+    It logs ``escape/loss_change`` at a move and, if there was a forecast, ``escape/steps_saved`` at the end of the
+    plateau, both also as the text ``escape/moves``; the prefix is ``escape/<block>/`` if a block is named.
 
     Args:
-        block: Name of the block, as the monitor has it.
+        block: The ``block`` of the monitor.
 
     Attributes:
         escapes: The moves so far, `Escape`.
 
     Raises:
-        MisconfigurationException: If (at the start of training) no monitor watches the block.
+        MisconfigurationException: If, at the start of training, no monitor watches the block.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -82,10 +48,10 @@ class EscapeOnPlateau(PlateauListener):
 
     @property
     def state_key(self) -> str:
-        """Told apart by their block.
+        """Key of this callback's state in checkpoints, different for every block.
 
         Returns:
-            Key of this callback's state in checkpoints.
+            The key.
         """
         return self._generate_state_key(block=self.block)
 
@@ -94,7 +60,7 @@ class EscapeOnPlateau(PlateauListener):
         """The moves, for the figure of the loss.
 
         Returns:
-            Gradient steps, and "moved" for each.
+            Pairs of a gradient step and "moved".
         """
         return [(escape.step, "moved") for escape in self.escapes]
 
@@ -107,22 +73,22 @@ class EscapeOnPlateau(PlateauListener):
         return {"escapes": [asdict(one) for one in self.escapes]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the state of a checkpoint.
+        """Continue from the state of a checkpoint.
 
         Args:
-            state_dict: What `state_dict` returned.
+            state_dict: Result of `state_dict`.
         """
         self.escapes = [Escape(**one) for one in state_dict["escapes"]]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse to wait for events that nobody sends.
+        """Check that a monitor of the block will report its plateaus.
 
         Args:
             trainer: The trainer.
             pl_module: Unused.
 
         Raises:
-            MisconfigurationException: If there is no monitor of the block.
+            MisconfigurationException: If there is none.
         """
         monitors = [one for one in trainer.callbacks if isinstance(one, PlateauMonitor)]  # type: ignore[attr-defined]
         if not any(monitor.block == self.block for monitor in monitors):
@@ -132,12 +98,12 @@ class EscapeOnPlateau(PlateauListener):
             )
 
     def on_plateau(self, trainer: Trainer, pl_module: LightningModule, event: PlateauEvent) -> None:
-        """Move, or count what a move has saved.
+        """Move off a saddle; at the end of the plateau, count the steps saved.
 
         Args:
             trainer: The trainer.
             pl_module: Its module.
-            event: What the monitor saw.
+            event: The event.
         """
         if event.block != self.block:
             return
@@ -147,25 +113,26 @@ class EscapeOnPlateau(PlateauListener):
         elif event.examination is not None and not moved and event.plateau.end is None:
             self._move(trainer, pl_module, event, event.examination)
 
-    def _move(self, trainer: Trainer, module: LightningModule, event: PlateauEvent, found: Examination) -> None:
-        direction = found.verdict.direction
-        if found.verdict.kind != "saddle" or direction is None or found.data is None:
+    def _move(self, trainer: Trainer, module: LightningModule, event: PlateauEvent, examination: Examination) -> None:
+        """Move the weights if they are at a saddle and the move lowers the loss."""
+        direction = examination.verdict.direction
+        data = examination.data
+        if examination.verdict.kind != "saddle" or direction is None or data is None:
             return
-        start, data = found.block, found.data
-        before = float(squared_problem(start, data.X, data.Y, data.reduction).loss)
-        points = [direction.applied_to(start, direction.step / 2**k) for k in range(_HALVINGS)]
-        losses = [float(squared_problem(point, data.X, data.Y, data.reduction).loss) for point in points]
-        lowest = min(range(_HALVINGS), key=losses.__getitem__)
-        if not losses[lowest] < before:
+        start = examination.block
+        lowest = lowest_along(start, direction, data)
+        if lowest is None:
             return
-        sampled = found.look.sampled
-        whole = found.look.mean_loss(trainer, module) if sampled else math.inf
-        write_block(module, found.location, points[lowest])
+        look = examination.look
+        location = examination.location
+        whole = look.mean_loss(trainer, module) if look.sampled else math.inf
+        write_block(module, location, lowest)
         _share(trainer, list(module.parameters()))
-        # What the module makes of the numbers in its own dtype is what counts; and of the samples not looked at.
-        after = float(squared_problem(read_block(module, found.location), data.X, data.Y, data.reduction).loss)
-        if not after < before or (sampled and not found.look.mean_loss(trainer, module) < whole):
-            write_block(module, found.location, start)
+        # The loss must fall with the weights as rounded to the dtype of the module, and over samples not looked at.
+        before = data.loss_of(start)
+        after = data.loss_of(read_block(module, location))
+        if not after < before or (look.sampled and not look.mean_loss(trainer, module) < whole):
+            write_block(module, location, start)
             return
         forecast = event.plateau.forecast
         end = forecast.end if forecast is not None and math.isfinite(forecast.end) else None
@@ -174,19 +141,21 @@ class EscapeOnPlateau(PlateauListener):
         self._say(trainer)
 
     def _count(self, trainer: Trainer, plateau: Plateau) -> None:
+        """Note the end of a plateau after a move, and log the steps saved."""
         self.escapes[-1] = replace(self.escapes[-1], end=plateau.end)
         if self.escapes[-1].saved is not None:
             self._report.log_scalars(trainer, trainer.global_step, {"steps_saved": self.escapes[-1].saved})
             self._say(trainer)
 
     def _say(self, trainer: Trainer) -> None:
+        """Print the last move, and log it as text."""
         line = str(self.escapes[-1])
         rank_zero_info(line)
         self._report.log_text(trainer, trainer.global_step, "moves", line)
 
 
 def _share(trainer: Trainer, parameters: list[nn.Parameter]) -> None:
-    """The weights of the first rank, to the last bit, on every rank."""
+    """Give every rank the weights of the first one, to the last bit."""
     if trainer.world_size > 1:
         for parameter in parameters:
             shared: Tensor = trainer.strategy.broadcast(parameter.data)

@@ -1,4 +1,4 @@
-"""LandscapeMonitor: watch a block while it trains, without changing anything."""
+"""LandscapeMonitor: watch a block while it trains, without changing the training."""
 
 from __future__ import annotations
 
@@ -16,46 +16,47 @@ from relu_diag.figures import TrainingHistory
 from relu_diag.functional import NearbyStationaryPoint, NeuronGeometry, NeuronStates, ShallowBlock
 from relu_diag.functional.local import geometry_from_sums, states_from_sums, target_scale
 from relu_diag.metrics import BlockMetric, landscape_scalars
-from relu_diag.training import HistoryRecorder, Judge, Look, LossFunction, Report, steps_logged, targets_of
+from relu_diag.training import HistoryRecorder, Judge, Look, LossFunction, Moment, Report, steps_logged, targets_of
 
 
 class LandscapeMonitor(Callback):
-    """Looks at a Linear -> ReLU-like -> Linear block every so often: counts, slopes, effective neurons, a figure.
+    """Looks at a Linear -> ReLU-like -> Linear block at intervals: neuron states, slopes, effective neurons, a figure.
 
-    A look is one pass over the training data at fixed weights, in eval mode. The loss is the module's own
-    ``training_step``, or ``module.batch_loss(batch)`` where it optimizes by hand; batch losses are averaged, weighted
-    by batch size. Training goes on as if nobody had looked: weights, optimizer states, random numbers, buffers, and
-    logged metrics are the same to the bit.
+    A look is one pass over the training data in eval mode at fixed weights. It takes the loss of the module's own
+    ``training_step``, or of ``module.batch_loss(batch)`` if the module optimizes by hand, averaged over all samples.
+    Looks do not change the training: weights, optimizer states, random numbers, buffers and logged metrics are the same
+    to the bit.
 
-    Logged to every logger at each look and put into ``trainer.callback_metrics``, prefix ``landscape/`` (or
+    Each look logs to every logger, and adds to ``trainer.callback_metrics``, under the prefix ``landscape/`` (or
     ``landscape/<block>/``): ``loss``; the scalars of `relu_diag.metrics.landscape_scalars`: ``dead``, ``brink``,
     ``linear``, ``small_living``, ``dormant``, ``on_kink``, ``effective``, ``largest_amplitude``, ``total_amplitude``,
     ``steepest_slope``, ``largest_radial``, ``largest_output_gradient``; and ``balancedness_drift``, the largest change
-    of ``||w_i||^2 - ||h_i||^2`` since the first look. Histograms where the logger has them (TensorBoard, W&B):
-    ``amplitude``, ``angle``, ``slope``. Figures: ``training``, and ``function`` for two inputs.
+    of ``||w_i||^2 - ||h_i||^2`` since the first look. TensorBoard and W&B also get histograms ``amplitude``, ``angle``
+    and ``slope``, and the figures ``training`` and, with two inputs, ``function``.
 
     Args:
-        every_n_steps: Look every so many optimizer steps; None: by epochs.
-        every_n_epochs: Look at the start of every so many epochs, but no more often than ``log_every_n_steps``.
-        block: Qualified name of the block's first Linear, where the module has several blocks.
+        every_n_steps: Number of optimizer steps between looks; None: look by epochs.
+        every_n_epochs: Number of epochs between looks, which are made at their start, but at least
+            ``log_every_n_steps`` steps apart.
+        block: Qualified name of the block's first Linear, if the module has several blocks.
         dataloader: Data to look at; None: the training data set, in order.
-        max_samples: Look at no more than so many samples, evenly spaced; None: all.
+        max_samples: Largest number of samples to look at, evenly spaced; None: all.
         loss: Computes the loss of a batch, ``loss(module, batch)``; None: the module's own.
-        verdict: "nearby": say at each look what stationary point is near, if the loss is the squared error of the
-            block's output. Logged as text, as the integer ``verdict`` (`relu_diag.training.VERDICT_CODES`) and
-            with its cost, ``verdict_seconds``; looks are skipped so that it takes at most a tenth of the time.
+        verdict: "nearby": also judge the stationary point nearby, if the loss is the squared error of the block's
+            output. The verdict is logged as text, as the integer ``verdict`` (`relu_diag.training.VERDICT_CODES`) and
+            with its cost ``verdict_seconds``. It is left out of looks so that it takes at most a tenth of the time.
 
     Attributes:
-        geometry: One-sided derivatives at the last look, `NeuronGeometry`, or None before the first.
-        states: Neuron states at the last look, `NeuronStates`, or None.
-        parameters: The block at the last look, `ShallowBlock`, or None.
-        loss_value: Loss at the last look, or None.
-        step: Step of the last look, or None.
-        judged_step: Step of the last look that asked for a verdict, or None.
+        geometry: One-sided derivatives at the last look, `NeuronGeometry`; None before the first.
+        states: Neuron states at the last look, `NeuronStates`; None before the first.
+        parameters: The block at the last look, `ShallowBlock`; None before the first.
+        loss_value: Loss at the last look; None before the first.
+        step: Step of the last look; None before the first.
+        judged_step: Step of the last look with a verdict; None before the first.
 
     Raises:
-        MisconfigurationException: If an argument is not a positive number, or (at the start of training) no block or
-            several are found, or the loss cannot be read.
+        MisconfigurationException: If an argument is not a positive number; or, at the start of training, if no block or
+            several are found, or the loss cannot be computed.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -76,9 +77,11 @@ class LandscapeMonitor(Callback):
         for name, count in {"every_n_steps": every_n_steps, "every_n_epochs": every_n_epochs}.items():
             if count is not None and count < 1:
                 raise MisconfigurationException(f"`{name}` must be a positive number; got {count!r}.")
-        self.every_n_steps, self.every_n_epochs, self.block = every_n_steps, every_n_epochs, block
         if verdict not in {None, "nearby"}:
             raise MisconfigurationException(f"`verdict` must be 'nearby' or None; got {verdict!r}.")
+        self.every_n_steps = every_n_steps
+        self.every_n_epochs = every_n_epochs
+        self.block = block
         self.verdict = verdict
         self._looking = Look("LandscapeMonitor", block, dataloader, max_samples, loss)
         self.geometry: NeuronGeometry | None = None
@@ -87,7 +90,7 @@ class LandscapeMonitor(Callback):
         self.loss_value: float | None = None
         self.step: int | None = None
         self.judged_step: int | None = None
-        self._scale: float | None = None
+        # At the first look.
         self._balancedness: Tensor | None = None
         self._history = HistoryRecorder()
         self._judge = Judge()
@@ -95,15 +98,15 @@ class LandscapeMonitor(Callback):
 
     @property
     def state_key(self) -> str:
-        """Two monitors of one run are told apart by their block.
+        """Key of this callback's state in checkpoints, different for every block.
 
         Returns:
-            Key of this callback's state in checkpoints.
+            The key.
         """
         return self._generate_state_key(block=self.block)
 
     def state_dict(self) -> dict[str, Any]:
-        """State for a checkpoint: the figure and the drift go on where they were.
+        """State for a checkpoint, from which the figure and the drift continue.
 
         Returns:
             Plain numbers and tensors.
@@ -112,46 +115,47 @@ class LandscapeMonitor(Callback):
         return {
             "step": self.step,
             "balancedness": self._balancedness,
-            "moments": history.moments,
+            "moments": [tuple(moment) for moment in history.moments],
             "stride": history.stride,
             "offered": history.offered,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the state of a checkpoint.
+        """Continue from the state of a checkpoint.
 
         Args:
-            state_dict: What `state_dict` returned.
+            state_dict: Result of `state_dict`.
         """
-        self.step, self._balancedness = state_dict["step"], state_dict["balancedness"]
-        moments = [tuple(moment) for moment in state_dict["moments"]]
+        self.step = state_dict["step"]
+        self._balancedness = state_dict["balancedness"]
+        moments = [Moment(*moment) for moment in state_dict["moments"]]
         self._history = HistoryRecorder(moments, state_dict["stride"], state_dict["offered"])
 
     @property
     def nearby(self) -> NearbyStationaryPoint | None:
-        """The stationary point near the parameters at the last look that asked for a verdict, at ``judged_step``.
+        """The stationary point near the parameters at ``judged_step``.
 
         Returns:
-            The point, with its verdict; None where there is none.
+            The point with its verdict; None if there is no verdict.
         """
         return self._judge.nearby
 
     @property
     def history(self) -> TrainingHistory:
-        """The run so far, as `relu_diag.figures.training_figure` draws it.
+        """The run so far, for `relu_diag.figures.training_figure`.
 
         Returns:
-            History, grouped as at the last look.
+            History, with the groups of the last look.
 
         Raises:
-            MisconfigurationException: If nothing was looked at yet.
+            MisconfigurationException: If there was no look yet.
         """
         if self.states is None:
             raise MisconfigurationException("Nothing was looked at yet: fit with this callback first.")
         return self._history.finished(self.states, self._report.dead_sector(self.parameters))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the block on the first batch.
+        """Find the block by running the first batch.
 
         Args:
             trainer: The trainer.
@@ -160,7 +164,7 @@ class LandscapeMonitor(Callback):
         self._looking.find(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Look, where a look is due. The weights are those of the step that is about to be made.
+        """Look if a look is due, at the weights before the step.
 
         Args:
             trainer: The trainer.
@@ -168,13 +172,13 @@ class LandscapeMonitor(Callback):
             batch: Unused.
             batch_idx: Index of the batch in the epoch.
         """
-        # The step that loggers use; what the module logs in this very step lands on the same one.
+        # The module logs the loss of these weights under the same step.
         step = steps_logged(trainer)
         if self._due(trainer, step, batch_idx):
             self._look(trainer, pl_module, step, judging=self.verdict is not None and self._judge.due)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look once more, and write the figures.
+        """Look at the final weights, and write the figures.
 
         Args:
             trainer: The trainer.
@@ -187,6 +191,7 @@ class LandscapeMonitor(Callback):
         self._report.write_figures(trainer, step, self._figures)
 
     def _due(self, trainer: Trainer, step: int, batch_idx: int) -> bool:
+        """Whether to look before this step."""
         if self.step is None:
             return True
         if self.every_n_steps is not None:
@@ -195,19 +200,23 @@ class LandscapeMonitor(Callback):
         return first and step - self.step >= trainer.log_every_n_steps  # type: ignore[attr-defined]
 
     def _look(self, trainer: Trainer, module: LightningModule, step: int, judging: bool) -> None:
+        """Look at the block, and log the results; with a verdict if `judging`."""
         block = self._looking.parameters(module)
         outputs, neurons = block.H.shape
         metric = BlockMetric(neurons, block.W.shape[1], outputs, reduction="mean").to(block.W.device)
-        loss, square = MeanMetric().to(block.W.device), MeanMetric().to(block.W.device)
-        for signal, value, batch in self._looking.signals(trainer, module):
-            metric.update(block, signal)
-            loss.update(value, weight=len(signal.X))
-            square.update(_target_scale(batch) ** 2, weight=len(signal.X))
-            self._report.keep_data(block, signal.X, batch)
+        loss = MeanMetric().to(block.W.device)
+        square = MeanMetric().to(block.W.device)
+        for one in self._looking.signals(trainer, module):
+            metric.update(block, one.signal)
+            loss.update(one.loss, weight=len(one.signal.X))
+            square.update(_target_scale(one.batch) ** 2, weight=len(one.signal.X))
+            self._report.keep_data(block, one.signal.X, one.batch)
             if judging:
-                self._judge.collect(signal, value, batch)
+                self._judge.collect(one.signal, one.loss, one.batch)
         sums = metric.sums()
-        self.step, self.parameters, self.loss_value = step, block, float(loss.compute())
+        self.step = step
+        self.parameters = block
+        self.loss_value = float(loss.compute())
         self.geometry = geometry_from_sums(block, sums)
         self.states = states_from_sums(block, sums, float(square.compute()) ** 0.5)
         self._history.add(step, self.loss_value, block, self.states)
@@ -220,10 +229,12 @@ class LandscapeMonitor(Callback):
             self._report.send_figures(trainer, step, self._figures)
 
     def _figures(self) -> dict[str, Figure]:
+        """The figures of the run so far, by name."""
         assert self.parameters is not None
         return self._report.landscape_figures(self.history, self.parameters)
 
     def _scalars(self, judged: bool) -> dict[str, float]:
+        """The scalars of the last look, by name."""
         assert self.geometry is not None
         assert self.states is not None
         now = self.states.balancedness
@@ -237,6 +248,6 @@ class LandscapeMonitor(Callback):
 
 
 def _target_scale(batch: Any) -> float:
-    """Class labels have scale 1."""
+    """Scale of the targets in a batch; 1 for class labels."""
     targets = targets_of(batch)
     return 1.0 if targets is None else target_scale(targets)

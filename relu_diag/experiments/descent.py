@@ -1,4 +1,4 @@
-"""Plain gradient descent on a block with the analytic gradient: no graph, no allocation, as few calls as possible."""
+"""Plain gradient descent on a block with the analytic gradient: no graph, no allocation, few calls."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def gradient_descent_(block: ShallowBlock, X: Tensor, Y: Tensor, rate: float, st
     """Take full-batch gradient steps of the squared loss, in place.
 
     With ``e = H rho(W x) - y`` one step is ``H -= rate e^T rho(Z)``, ``W -= rate (rho'(Z) * (e H))^T X``. On the kink
-    ``rho'(0) = s-``, 0 for ReLU: the choice of torch and of Wu et al., Corollary 4.7. On a CPU the steps run in numpy,
-    whose calls cost a fraction of torch's; on a tiny network the calls are all there is to pay for.
+    ``rho'(0) = s-``, 0 for ReLU: the choice of torch and of Wu et al., Corollary 4.7. On a CPU the steps run in numpy:
+    a tiny network spends all its time on the overhead of calls, which is far smaller there than in torch.
 
     Args:
-        block: The network; its W and H are written, it has no output bias.
+        block: The network, without output bias; its W and H are overwritten.
         X: Inputs, shape ``(N, d)``.
         Y: Targets, shape ``(N, J)``.
         rate: Learning rate times the factor between residual and loss gradient (`residual_factor`).
@@ -30,7 +30,7 @@ def gradient_descent_(block: ShallowBlock, X: Tensor, Y: Tensor, rate: float, st
         Residual ``e`` before the last step, shape ``(N, J)``.
 
     Raises:
-        ValueError: If there is no step to take, or the block has an output bias.
+        ValueError: If there are no steps, or the block has an output bias.
 
     Example:
         >>> block = ShallowBlock(W=torch.tensor([[1.0]]), H=torch.tensor([[1.0]]))
@@ -47,19 +47,29 @@ def gradient_descent_(block: ShallowBlock, X: Tensor, Y: Tensor, rate: float, st
     if X.device.type != "cpu" or X.dtype not in {torch.float32, torch.float64}:
         residual: Tensor = _descend(torch, tensors, block.slopes, rate, steps)
         return residual
-    with np.errstate(all="ignore"):  # what a divergence means is for the caller to say
+    with np.errstate(all="ignore"):  # The caller decides what a divergence means.
         return torch.from_numpy(_descend(np, [value.numpy() for value in tensors], block.slopes, rate, steps))
 
 
 def _descend(xp: Any, arrays: list[Any], slopes: tuple[float, float], rate: float, steps: int) -> Any:
-    """One formula for the arrays of numpy and torch, whose functions have the same names."""
+    """The steps for arrays of numpy or torch, whose functions have the same names; the last residual ``(N, J)``."""
     X, Y, W, H = arrays
     dot = np.dot if xp is np else torch.mm
-    maximum, sign, add, subtract, multiply = xp.maximum, xp.sign, xp.add, xp.subtract, xp.multiply
-    Z, error, G, dW, dH = X @ W.T, xp.empty_like(Y), xp.empty_like(Y), xp.empty_like(W), xp.empty_like(H)
-    A, S, C = xp.empty_like(Z), xp.empty_like(Z), xp.empty_like(Z)
-    WT, HT, GT, CT, relu = W.T, H.T, G.T, C.T, slopes == (0.0, 1.0)
-    # As arrays: a Python number would be converted in every call.
+    # Attribute look-ups and views are hoisted out of the loop: on a tiny network they cost as much as the products.
+    maximum = xp.maximum
+    sign = xp.sign
+    add = xp.add
+    subtract = xp.subtract
+    multiply = xp.multiply
+    Z = X @ W.T
+    A, S, C = (xp.empty_like(Z) for _ in range(3))
+    error = xp.empty_like(Y)
+    G = xp.empty_like(Y)
+    dW = xp.empty_like(W)
+    dH = xp.empty_like(H)
+    WT, HT, GT, CT = (array.T for array in (W, H, G, C))
+    relu = slopes == (0.0, 1.0)
+    # Kept as arrays: a Python number would be converted in every call.
     numbers = (0.0, rate, slopes[0], slopes[1] - slopes[0])
     zero, scale, s_minus, jump = (xp.full_like(Y[0, 0], number) for number in numbers)
     for _ in range(steps):

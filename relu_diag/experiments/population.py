@@ -1,4 +1,4 @@
-"""Training against a function instead of a sample."""
+"""Train against a function instead of a data set."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ _DRAWS = "monte_carlo_draws"
 class PopulationRegression(LightningModule):
     """A shallow network trained on a loss that is an integral over its inputs.
 
-    A step computes the loss from the network alone, on whatever device the Trainer put it: no batch is needed, and
-    nothing goes to the device or comes back. The batches of `PopulationNodes` are there for monitors, which look at
-    fixed nodes through `batch_loss`. Logs ``train_loss``, and as often as the Trainer logs, ``train_loss_error``, the
-    estimated error of that loss.
+    A step computes the loss from the network alone, on the device of the network: it needs no batch. The batches of
+    `PopulationNodes` serve the monitors, which look at fixed nodes through `batch_loss`. It logs ``train_loss`` and, as
+    often as the Trainer logs, ``train_loss_error``, the estimated error of that loss.
 
-    A checkpoint holds the network, the numbers below and where random nodes are, not the loss:
+    A checkpoint holds the network, the numbers below and the state of random nodes, but not the loss:
     ``load_from_checkpoint(path, loss=...)``.
 
     Args:
-        loss: The loss; it tells the number of inputs.
+        loss: The loss, which determines the number of inputs.
         width: Number of hidden neurons.
         out_features: Number of outputs.
         slopes: ``(s-, s+)`` of the activation.
         output_bias: Whether the output layer has a bias.
         init_scale: Standard deviation of normal initial weights; None: torch's default.
         lr: Learning rate of plain gradient descent; a config may name another optimizer.
-        seed: Of the initial weights. The global generator is left alone.
+        seed: Seed of the initial weights. The global generator is left alone.
 
     Raises:
         ValueError: If a number is out of range.
@@ -66,7 +65,8 @@ class PopulationRegression(LightningModule):
         if not (math.isfinite(lr) and lr >= 0):
             raise ValueError(f"`lr` must be finite and >= 0; got {lr!r}.")
         self.save_hyperparameters(ignore=["loss"])
-        self.loss, self.lr = loss, lr
+        self.loss = loss
+        self.lr = lr
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.net = ShallowNet(loss.domain.dimension, width, out_features, slopes, True, output_bias)
@@ -86,7 +86,7 @@ class PopulationRegression(LightningModule):
         return out
 
     def batch_loss(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """The loss on fixed nodes, differentiable: what callbacks look at.
+        """The loss on fixed nodes, differentiable, for callbacks that look at the block.
 
         Args:
             batch: Inputs ``(N, d)``, targets ``(N, J)`` and weights ``(N,)``.
@@ -99,24 +99,24 @@ class PopulationRegression(LightningModule):
         return loss
 
     def on_train_start(self) -> None:
-        """Start with the first nodes, unless the run goes on."""
+        """Start with the first nodes, unless the run is resumed."""
         if isinstance(self.loss, MonteCarloLoss) and self.global_step == 0:
             self.loss.draws = 0
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep where the nodes are.
+        """Keep the state of random nodes.
 
         Args:
-            checkpoint: Changed in place.
+            checkpoint: The checkpoint, changed in place.
         """
         if isinstance(self.loss, MonteCarloLoss):
             checkpoint[_DRAWS] = self.loss.draws
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the nodes where the run was.
+        """Restore the state of random nodes.
 
         Args:
-            checkpoint: What `on_save_checkpoint` was given.
+            checkpoint: The checkpoint.
         """
         if isinstance(self.loss, MonteCarloLoss):
             self.loss.draws = checkpoint.get(_DRAWS, 0)
@@ -125,7 +125,7 @@ class PopulationRegression(LightningModule):
         """The loss of the network.
 
         Args:
-            batch: Not looked at.
+            batch: Unused.
 
         Returns:
             Scalar loss.
@@ -147,9 +147,9 @@ class PopulationRegression(LightningModule):
 
 
 class PopulationNodes(LightningDataModule):
-    """Fixed weighted nodes of the module's loss: what monitors look at, and the steps that make an epoch.
+    """Fixed weighted nodes of the module's loss, for monitors to look at, and the number of steps in an epoch.
 
-    The nodes are made once on the training device; every batch of an epoch is all of them, so nothing is copied.
+    The nodes are computed once on the training device. Every batch is all of them, so nothing is copied.
 
     Args:
         steps_per_epoch: Steps in an epoch.
@@ -169,7 +169,7 @@ class PopulationNodes(LightningDataModule):
         """The loader.
 
         Returns:
-            Loader whose data set is one batch, the nodes, and which yields it again and again.
+            Loader that yields the same batch, all nodes, at every step.
 
         Raises:
             MisconfigurationException: If the module that is trained has no integral loss.
@@ -182,7 +182,7 @@ class PopulationNodes(LightningDataModule):
                 "PopulationNodes takes its nodes from the module's integral loss, `module.loss`; got "
                 f"{type(module).__name__}. Fit a PopulationRegression with it."
             )
-        # Lightning deals the items and the steps out to the ranks; each is to have all nodes and every step.
+        # Lightning divides the items and the steps among the ranks, but each must get all nodes and all steps.
         ranks = trainer.world_size
         batches = _WholeBatch(loss.nodes(module), ranks)
         return DataLoader(batches, batch_size=None, sampler=[0] * (self.steps_per_epoch * ranks))
@@ -192,7 +192,8 @@ class _WholeBatch(Dataset[tuple[Tensor, ...]]):
     """A data set whose items are all the same whole batch, on the device that uses it."""
 
     def __init__(self, batch: tuple[Tensor, ...], count: int) -> None:
-        self.batch, self.count = batch, count
+        self.batch = batch
+        self.count = count
 
     def __len__(self) -> int:
         return self.count

@@ -20,9 +20,9 @@ class ReferenceProblem:
     """Data, loss and initialisation of one experiment.
 
     Attributes:
-        inputs: Samples, ``N`` rows of ``d`` numbers, a constant 1 included where the problem has one.
+        inputs: Samples, ``N`` rows of ``d`` numbers, including the constant 1 if the problem has one.
         targets: ``N`` rows of ``J`` numbers.
-        reduction: Of the squared loss: "mean", "sum" or "half_sum".
+        reduction: Reduction of the squared loss: "mean", "sum" or "half_sum".
         init_scale: Standard deviation of the initial weights.
 
     Example:
@@ -80,7 +80,7 @@ _PROBLEMS: dict[str, ReferenceProblem] = {
 
 
 def reference_problem(name: ProblemName) -> ReferenceProblem:
-    """The problem of that name.
+    """The reference problem of a name.
 
     Source: Wu et al., section 4.1.1 and appendices J, I.0.1, I.0.2.
 
@@ -103,7 +103,7 @@ class PointsDataModule(LightningDataModule):
 
     Args:
         problem: Name of the problem.
-        batches_per_epoch: How often an epoch repeats the batch. Starting an epoch costs as much as several batches.
+        batches_per_epoch: Number of batches in an epoch. Starting an epoch costs as much as several batches.
 
     Raises:
         ValueError: If an epoch has no batch.
@@ -118,7 +118,7 @@ class PointsDataModule(LightningDataModule):
         super().__init__()
         if batches_per_epoch < 1:
             raise ValueError(f"`batches_per_epoch` must be at least 1; got {batches_per_epoch!r}.")
-        self.save_hyperparameters()  # a logger then refuses a `problem` other than the module's
+        self.save_hyperparameters()  # A logger then refuses a `problem` that differs from the module's.
         self.points = TensorDataset(*reference_problem(problem).tensors())
         self.batches_per_epoch = batches_per_epoch
 
@@ -126,7 +126,7 @@ class PointsDataModule(LightningDataModule):
         """The loader.
 
         Returns:
-            Loader whose data set is the points, and whose batches are all of them, again and again.
+            Loader whose every batch is all points.
         """
         everything = list(range(len(self.points)))
         return DataLoader(self.points, batch_sampler=[everything] * self.batches_per_epoch)

@@ -1,4 +1,4 @@
-"""A reference problem in training, at the speed of numpy inside a Trainer."""
+"""Train on a reference problem in a Trainer at the speed of numpy."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from relu_diag.nn import ShallowNet, small_init_
 class ReferenceRegression(LightningModule):
     """A shallow network trained on a reference problem by plain full-batch gradient descent.
 
-    Half a million steps on a handful of points: a batch is the whole data set and stands for many gradient steps. The
-    Trainer counts gradient steps all the same: ``max_steps``, ``log_every_n_steps``, ``global_step`` and the names of
-    checkpoints. A batch ends at the next multiple of `steps_per_batch`, so choose intervals that are multiples of it,
-    or at ``max_steps``. Logs ``train_loss`` as Lightning logs the loss of a step: at ``t``, the loss after ``t`` steps.
+    Every batch is the whole data set, and training on it takes many gradient steps. ``max_steps``,
+    ``log_every_n_steps``, ``global_step`` and the names of checkpoints still count gradient steps. A batch ends at the
+    next multiple of `steps_per_batch`, or at ``max_steps``, so choose intervals that are multiples of it. It logs
+    ``train_loss`` as Lightning does: at ``t``, the loss after ``t`` steps.
 
     Args:
         problem: Name of the problem.
@@ -31,7 +31,7 @@ class ReferenceRegression(LightningModule):
         slopes: ``(s-, s+)`` of the activation.
         lr: Learning rate.
         steps_per_batch: Gradient steps in one batch.
-        seed: Of the initial weights; 12 is the draw of Wu et al., section 4.1.1. The global generator is left alone.
+        seed: Seed of the initial weights; 12 is the draw of Wu et al., section 4.1.1. The global generator is not used.
 
     Raises:
         ValueError: If a number is out of range.
@@ -59,7 +59,8 @@ class ReferenceRegression(LightningModule):
             raise ValueError(f"`lr` must be finite and >= 0; got {lr!r}.")
         self.save_hyperparameters()
         self.automatic_optimization = False
-        self.lr, self.steps_per_batch = lr, steps_per_batch
+        self.lr = lr
+        self.steps_per_batch = steps_per_batch
         self.problem = reference_problem(problem)
         X, Y = self.problem.tensors()
         scale = self.problem.init_scale if init_scale is None else init_scale
@@ -69,7 +70,7 @@ class ReferenceRegression(LightningModule):
 
     @property
     def block(self) -> ShallowBlock:
-        """The network as a block that shares its memory."""
+        """The network as a block; the two share memory."""
         slopes = (self.net.activation.s_minus, self.net.activation.s_plus)
         return ShallowBlock(self.net.hidden.weight.detach(), self.net.output.weight.detach(), slopes)
 
@@ -86,7 +87,7 @@ class ReferenceRegression(LightningModule):
         return out
 
     def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """The training loss, differentiable: what callbacks look at where `training_step` takes steps of its own.
+        """The training loss, differentiable, for callbacks: `training_step` takes steps and returns no graph.
 
         Args:
             batch: Inputs ``(N, d)`` and targets ``(N, J)``.
@@ -102,7 +103,7 @@ class ReferenceRegression(LightningModule):
         """Take the gradient steps of one batch.
 
         Args:
-            batch: Inputs ``(N, d)`` and targets ``(N, J)``, all there are.
+            batch: All inputs ``(N, d)`` and targets ``(N, J)``.
 
         Returns:
             Loss before the last step.
@@ -110,7 +111,9 @@ class ReferenceRegression(LightningModule):
         Raises:
             ValueError: If the loss is not finite.
         """
-        (X, Y), block, done = batch, self.block, self.trainer.global_step
+        X, Y = batch
+        block = self.block
+        done = self.trainer.global_step
         steps = self.steps_per_batch - done % self.steps_per_batch
         if self.trainer.max_steps >= 0:
             steps = min(steps, self.trainer.max_steps - done)
@@ -127,10 +130,10 @@ class ReferenceRegression(LightningModule):
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The learning rate, held where every tool looks for it.
+        """An optimizer that holds the learning rate, as other tools expect.
 
         Returns:
-            Plain gradient descent; `training_step` does its work.
+            Plain gradient descent; `training_step` takes the steps.
         """
         return torch.optim.SGD(self.parameters(), lr=self.lr)
 
@@ -140,7 +143,8 @@ class ReferenceRegression(LightningModule):
         Raises:
             MisconfigurationException: If there is another optimizer, a scheduler, or a second process.
         """
-        trainer, optimizer = self.trainer, self.trainer.optimizers[0]
+        trainer = self.trainer
+        optimizer = trainer.optimizers[0]
         plain = isinstance(optimizer, torch.optim.SGD) and not any(
             group[extra] for group in optimizer.param_groups for extra in ("momentum", "weight_decay", "maximize")
         )
@@ -153,8 +157,8 @@ class ReferenceRegression(LightningModule):
 
 
 def _count_steps(trainer: Trainer, steps: int) -> None:
-    """Tell the Trainer's loops how many gradient steps the batch took."""
+    """Count the gradient steps of a batch in the Trainer's loops."""
     loop = trainer.fit_loop.epoch_loop
     loop.manual_optimization.optim_step_progress.increment_by(steps)
-    # Logged values belong to the step before; the epoch loop adds one when the batch is over.
+    # Values are logged under the step before; the epoch loop adds one at the end of the batch.
     loop._batches_that_stepped = trainer.global_step - 1

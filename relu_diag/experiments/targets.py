@@ -21,7 +21,8 @@ class Affine:
     """
 
     def __init__(self, slope: float = 1.0, intercept: float = 0.0) -> None:
-        self.slope, self.intercept = slope, intercept
+        self.slope = slope
+        self.intercept = intercept
 
     def __call__(self, x: Tensor) -> Tensor:
         """The values.
@@ -62,12 +63,12 @@ class Sine:
 
 
 class Teacher:
-    """A random ReLU network: what a student of the same width can learn exactly.
+    """A random ReLU network, which a student of the same width can learn exactly.
 
     Args:
         inputs: Number of inputs.
         width: Number of hidden neurons.
-        seed: Of its weights. The global generator is left alone.
+        seed: Seed of its weights. The global generator is left alone.
 
     Example:
         >>> Teacher(inputs=3, width=2)(torch.ones(5, 3)).shape

@@ -77,7 +77,7 @@ def remember_growth(module: nn.Module, location: BlockLocation, added: int) -> N
 
 
 def _update_hparams(module: nn.Module, before: int, after: int) -> None:
-    """Replace the width among the module's hyper-parameters, if one of them can be told to be it."""
+    """Replace the width among the module's hyper-parameters, if one of them is recognised as it."""
     if isinstance(module, LightningModule) and (name := _width_name(module.hparams, before)):
         module.hparams[name] = after
 

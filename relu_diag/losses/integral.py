@@ -1,4 +1,4 @@
-"""What all losses over an input density share."""
+"""Shared by all losses that are integrals: the interface, targets at nodes, dtypes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from relu_diag.functional.integral import Domain
 
 # As relu_diag.functional.integral._pieces.Function1d, for several inputs.
 Target = Callable[[Tensor], Any]
+# Inputs ``(N, d)``, targets ``(N, J)`` and weights ``(N,)``.
 NodeSet = tuple[Tensor, Tensor, Tensor]
 
 
@@ -30,29 +31,29 @@ class IntegralLoss(nn.Module):
 
     @abstractmethod
     def forward(self, model: nn.Module) -> Tensor:
-        """The loss of a model as it is now, differentiable.
+        """The loss of a model at its current parameters, differentiable.
 
         Args:
             model: The model.
 
         Returns:
-            Scalar.
+            Loss, shape ``()``.
         """
 
     @abstractmethod
     def error(self, model: nn.Module) -> Tensor:
-        """An estimate of the error of the loss itself.
+        """An estimate of the numerical error of the loss.
 
         Args:
             model: The model.
 
         Returns:
-            Scalar.
+            Error in units of the loss, shape ``()``.
         """
 
     @abstractmethod
     def nodes(self, model: nn.Module) -> NodeSet:
-        """A fixed weighted data set that stands for the integral, on the model's device and in its dtype.
+        """A fixed weighted data set in place of the integral, on the model's device and in its dtype.
 
         Args:
             model: The model.
@@ -96,19 +97,19 @@ def weighted_squares(model: nn.Module, X: Tensor, Y: Tensor, weight: Tensor) -> 
 
 
 def as_target(target: Target) -> Target:
-    """A target that training leaves alone and module trees do not hold.
+    """A target that does not become a submodule, and that training does not change.
 
     Args:
         target: The target.
 
     Returns:
-        Of a network a copy in eval mode, asked in its own dtype; else the target itself.
+        For a network, a copy in eval mode, evaluated in its own dtype; otherwise the target itself.
     """
     return _Network(target) if isinstance(target, nn.Module) else target
 
 
 class _Network:
-    """Not a part of the model: its parameters are not the optimizer's, its block is not the one to look at."""
+    """Hides a network from the module tree, so that its parameters are not trained and its blocks not looked at."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = copy.deepcopy(network).eval()
@@ -119,7 +120,7 @@ class _Network:
 
 
 def targets_at(target: Target, domain: Domain, X: Tensor) -> Tensor:
-    """Targets at nodes, shape ``(N, J)``, in float32 at least; values are read on a CPU only.
+    """Targets at nodes, in float32 at least; on a GPU their values are not checked, which would wait for the device.
 
     Args:
         target: The target.
@@ -127,13 +128,13 @@ def targets_at(target: Target, domain: Domain, X: Tensor) -> Tensor:
         X: Nodes, shape ``(N, d)``.
 
     Returns:
-        Targets.
+        Targets, shape ``(N, J)``.
 
     Raises:
         TypeError: If the target returns no tensor.
-        ValueError: If the shape is another, or a value is not finite.
+        ValueError: If their shape does not fit, or a value is not finite.
     """
-    # Mixed precision is for the model: a target that is a network itself keeps its digits.
+    # Mixed precision is for the model. A target that is itself a network keeps its precision.
     with torch.no_grad(), torch.autocast(X.device.type, enabled=False):
         values = target(X.to(wide_dtype(X)))
     if not isinstance(values, Tensor):
@@ -150,7 +151,7 @@ def targets_at(target: Target, domain: Domain, X: Tensor) -> Tensor:
 
 
 def probe_target(target: Target, domain: Domain, X: Tensor) -> None:
-    """Evaluate a target once, so that one without values is found before training.
+    """Evaluate a target once, so that an error in it shows before training.
 
     Args:
         target: The target.
@@ -160,11 +161,11 @@ def probe_target(target: Target, domain: Domain, X: Tensor) -> None:
     try:
         targets_at(target, domain, X)
     except RuntimeError:
-        targets_at(target, domain, X.float())  # a network inside a function, most likely
+        targets_at(target, domain, X.float())  # Most likely a function that evaluates a float32 network.
 
 
 def first_parameter(model: nn.Module) -> Tensor:
-    """A parameter that tells device and dtype.
+    """A parameter that has the model's device and dtype.
 
     Args:
         model: The model.

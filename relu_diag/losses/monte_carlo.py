@@ -23,9 +23,11 @@ from relu_diag.losses.integral import (
     wide_dtype,
 )
 
+# Draws of Sobol points from which their error is estimated.
 _REPLICATES = 8
-# Nodes of error estimates are apart from those of the loss.
-_OF_LOSS, _OF_ERROR = 0, 1
+# Streams of random numbers: error estimates use other nodes than the loss.
+_OF_LOSS = 0
+_OF_ERROR = 1
 
 
 class MonteCarloLoss(IntegralLoss):
@@ -37,14 +39,14 @@ class MonteCarloLoss(IntegralLoss):
         samples: Nodes per evaluation; powers of two suit Sobol points.
         sampler: "sobol": scrambled Sobol points, or "iid": independent ones.
         fresh: Whether every evaluation draws new nodes; False: always the same.
-        seed: Of the nodes. torch's global generators are left alone.
+        seed: Seed of the nodes. torch's global generators are left alone.
 
     Attributes:
-        draws: How many sets of nodes were drawn. The nodes are a function of seed, number and (fresh ones) the rank in
-            a distributed run: set it to go back.
+        draws: Number of sets of nodes drawn so far. Seed, number and, for fresh nodes, the rank determine the nodes:
+            set it to repeat them.
 
     Raises:
-        ValueError: If there are less than two samples, the seed is negative, or the sampler unknown.
+        ValueError: If there are fewer than two samples, the seed is negative, or the sampler is unknown.
 
     Example:
         >>> loss = MonteCarloLoss(lambda x: x.norm(dim=1), domain=[(-1, 1)] * 10, samples=256)
@@ -69,8 +71,11 @@ class MonteCarloLoss(IntegralLoss):
             raise ValueError(f"`sampler` must be 'sobol' or 'iid'; got {sampler!r}.")
         if seed < 0:
             raise ValueError(f"`seed` must be at least 0; got {seed!r}.")
-        self.target, self.samples, self.sampler = as_target(target), samples, sampler
-        self.fresh, self.seed = fresh, seed
+        self.target = as_target(target)
+        self.samples = samples
+        self.sampler = sampler
+        self.fresh = fresh
+        self.seed = seed
         self.draws = 0
         probe_target(self.target, self.domain, self._points(torch.empty(0, dtype=torch.float64)))
 
@@ -90,13 +95,13 @@ class MonteCarloLoss(IntegralLoss):
         return out
 
     def error(self, model: nn.Module) -> Tensor:
-        """The standard error of one evaluation, from nodes of its own.
+        """The standard error of one evaluation, estimated from other nodes.
 
         Args:
             model: The model.
 
         Returns:
-            Scalar: for iid nodes from the spread of one draw, for Sobol points from that of eight draws.
+            Standard error, shape ``()``: from the spread within one draw of iid nodes, or over eight of Sobol points.
         """
         like = first_parameter(model)
         with torch.no_grad():
@@ -117,12 +122,14 @@ class MonteCarloLoss(IntegralLoss):
         return self._draw(first_parameter(model))
 
     def _draw(self, like: Tensor, purpose: int = _OF_LOSS, number: int = 0, rank: int = 0) -> NodeSet:
+        """The nodes of one draw, equally weighted."""
         X = self._points(like, purpose, number, rank)
         weight = torch.full((self.samples,), self.domain.volume, device=like.device, dtype=wide_dtype(like))
         return X, targets_at(self.target, self.domain, X), weight
 
     def _points(self, like: Tensor, purpose: int = _OF_LOSS, number: int = 0, rank: int = 0) -> Tensor:
-        # torch's generator on a CPU reads 32 bits of its seed: all that tells draws apart must be mixed into them.
+        """The inputs of one draw, shape ``(N, d)``."""
+        # torch's generator on a CPU uses 32 bits of its seed: whatever distinguishes draws must be mixed into them.
         mixed = np.random.SeedSequence(self.seed, spawn_key=(purpose, number, rank)).generate_state(1)
         generator = torch.Generator(like.device).manual_seed(int(mixed[0]))
         d = self.domain.dimension
@@ -130,10 +137,10 @@ class MonteCarloLoss(IntegralLoss):
             u = sobol_points(self.samples, d, random_shift(d, generator), self.seed)
         else:
             u = torch.rand(self.samples, d, generator=generator, device=like.device, dtype=torch.float64)
-            u = u.clamp_min(torch.finfo(torch.float64).tiny)  # an exact 0 has no place under a Gaussian
+            u = u.clamp_min(torch.finfo(torch.float64).tiny)  # The quantile of a Gaussian at 0 is infinite.
         return self.domain.place(u).to(like.dtype)
 
 
 def _rank() -> int:
-    """Processes that add up their gradients have nodes of their own."""
+    """The rank: processes that average their gradients draw different nodes."""
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0

@@ -39,12 +39,13 @@ class QuadratureLoss(IntegralLoss):
         self, target: Target, domain: Domain | Sequence[Sequence[float]] | Sequence[float], order: int = 16
     ) -> None:
         super().__init__(as_domain(domain))
-        self.target, self.order = as_target(target), order
-        self._kept: tuple[tuple[torch.device, torch.dtype], NodeSet] | None = None
+        self.target = as_target(target)
+        self.order = order
+        self._kept: dict[tuple[torch.device, torch.dtype], NodeSet] = {}
         probe_target(self.target, self.domain, tensor_nodes(self.domain, order)[0])
 
     def forward(self, model: nn.Module) -> Tensor:
-        """The loss of a model as it is now, differentiable.
+        """The loss of a model at its current parameters, differentiable.
 
         Args:
             model: A module that takes inputs ``(N, d)``.
@@ -56,7 +57,7 @@ class QuadratureLoss(IntegralLoss):
         return out
 
     def error(self, model: nn.Module) -> Tensor:
-        """The difference to one node fewer per input, or one more where there is only one.
+        """The difference to one node fewer per input, or from one to two.
 
         Args:
             model: The model.
@@ -69,7 +70,7 @@ class QuadratureLoss(IntegralLoss):
             return (self.forward(model) - weighted_squares(model, *other).mean()).abs()
 
     def nodes(self, model: nn.Module) -> NodeSet:
-        """The nodes of the rule, made once for each device and dtype.
+        """The nodes of the rule, computed once for the model's device and dtype.
 
         Args:
             model: The model.
@@ -78,11 +79,13 @@ class QuadratureLoss(IntegralLoss):
             Inputs, targets and weights.
         """
         like = first_parameter(model)
-        if self._kept is None or self._kept[0] != (like.device, like.dtype):
-            self._kept = (like.device, like.dtype), self._made(like, self.order)
-        return self._kept[1]
+        key = (like.device, like.dtype)
+        if key not in self._kept:
+            self._kept = {key: self._made(like, self.order)}
+        return self._kept[key]
 
     def _made(self, like: Tensor, order: int) -> NodeSet:
+        """The nodes of a rule of an order, on the device and in the dtype of a tensor."""
         X, weights = tensor_nodes(self.domain, order, like.device)
         X = X.to(like.dtype)
         return X, targets_at(self.target, self.domain, X), (weights * len(weights)).to(wide_dtype(like))

@@ -1,39 +1,60 @@
-"""What callbacks are made of: how a block in training is looked at, judged and reported. Never a decision to act.
+"""What callbacks are made of: looks at a block in training, plateaus, verdicts, forecasts, decisions, reports.
 
-The only place that reads Lightning's private names (`lightning_internals`), that says what the optimizer is (`pace`)
-and that gives verdicts in training (`judge`).
+It never changes weights, optimizers or modules. One file each reads Lightning's private names (`lightning_internals`),
+says what the optimizer is (`pace`) and gives verdicts (`judge`).
 """
 
 from relu_diag.training.detector import PlateauChange, PlateauDetector
 from relu_diag.training.examination import MINIMA, Examination, examine
-from relu_diag.training.history import HistoryRecorder, LossCurve
+from relu_diag.training.history import HistoryRecorder, LossCurve, Moment
 from relu_diag.training.judge import VERDICT_CODES, Judge, SquaredData
-from relu_diag.training.lightning_internals import epochs_completed, progress_bar_texts, steps_logged
-from relu_diag.training.look import Look, LossFunction, targets_of
-from relu_diag.training.pace import NoForecast, Pace, Schedule, Stretch, is_plain_descent, schedule_of
+from relu_diag.training.lightning_internals import (
+    batches_done_in_epoch,
+    device_batches,
+    epochs_completed,
+    logged_metric,
+    progress_bar_texts,
+    steps_logged,
+)
+from relu_diag.training.look import BatchSignal, Look, LossFunction, targets_of
+from relu_diag.training.moves import Escape, lowest_along
+from relu_diag.training.pace import (
+    NoForecast,
+    Pace,
+    Schedule,
+    Stretch,
+    check_unclipped,
+    is_plain_descent,
+    largest_weight_decay,
+    schedule_of,
+)
 from relu_diag.training.plateaus import (
     Plateau,
     PlateauEvent,
     PlateauForecast,
     PlateauListener,
     listeners,
-    looked_at_again,
-    plateau_from_state,
 )
 from relu_diag.training.report import Report
+from relu_diag.training.stopping import Decision, stop_or_wait
 from relu_diag.training.stream import LossStream
-from relu_diag.training.widening import NoWidening, choose_widening
+from relu_diag.training.widening import Growth, NoWidening, WideningChoice, choose_widening
 
 __all__ = [
     "MINIMA",
     "VERDICT_CODES",
+    "BatchSignal",
+    "Decision",
+    "Escape",
     "Examination",
+    "Growth",
     "HistoryRecorder",
     "Judge",
     "Look",
     "LossCurve",
     "LossFunction",
     "LossStream",
+    "Moment",
     "NoForecast",
     "NoWidening",
     "Pace",
@@ -47,15 +68,21 @@ __all__ = [
     "Schedule",
     "SquaredData",
     "Stretch",
+    "WideningChoice",
+    "batches_done_in_epoch",
+    "check_unclipped",
     "choose_widening",
+    "device_batches",
     "epochs_completed",
     "examine",
     "is_plain_descent",
+    "largest_weight_decay",
     "listeners",
-    "looked_at_again",
-    "plateau_from_state",
+    "logged_metric",
+    "lowest_along",
     "progress_bar_texts",
     "schedule_of",
     "steps_logged",
+    "stop_or_wait",
     "targets_of",
 ]

@@ -1,4 +1,4 @@
-"""A loader of our own over the training data, so that the one training reads is left alone."""
+"""The training data: a loader of our own, so that the one training reads is left alone, and how much is held."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
+# Numbers of a data set that are held at once.
+MAX_ELEMENTS = 2**26
+TOO_MANY = "the data are too many to hold at once; give the monitor max_samples"
+
 
 def own_loader(trainer: Trainer, given: Iterable[Any] | None, max_samples: int | None, owner: str) -> Iterable[Any]:
     """A loader over the training data set, in order and in this process; each rank gets its share.
@@ -16,7 +20,7 @@ def own_loader(trainer: Trainer, given: Iterable[Any] | None, max_samples: int |
     Args:
         trainer: The trainer.
         given: The user's own loader, returned as it is; None: make one from the train dataloader's data set.
-        max_samples: At most so many samples, evenly spaced over the data set.
+        max_samples: Largest number of samples, evenly spaced over the data set; None: all.
         owner: Name of the callback that asks, for messages.
 
     Returns:

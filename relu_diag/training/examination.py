@@ -1,4 +1,4 @@
-"""A verdict and a forecast for a block in training, from one full pass."""
+"""Examine a block in training: one pass over the data, a verdict and a forecast."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from relu_diag.functional import (
     Verdict,
     forecast_escape,
 )
-from relu_diag.functional.assumptions import Assumptions, checked
 from relu_diag.functional.local import states_from_sums
 from relu_diag.metrics import BlockMetric
 from relu_diag.training.judge import Judge, SquaredData
@@ -25,26 +24,25 @@ from relu_diag.training.look import Look
 from relu_diag.training.pace import NoForecast, check_unclipped, largest_weight_decay, schedule_of
 
 MINIMA = ("local minimum", "global minimum")
-_DECAYED = "the optimizer decays the weights: the theorem is about the loss alone"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Examination:
-    """A block in training, judged.
+    """A block in training with a verdict and a forecast.
 
     Attributes:
         step: Gradient steps done.
-        look: How it was looked at.
-        location: Where the block is in its module.
+        look: The look that read its signals.
+        location: The place of the block in its module.
         block: Its parameters.
-        loss: Mean loss over all data.
-        verdict: What stationary point is near; "undecided" with the reason where nothing can be said.
-        nearby: That point; None where the loss is not the squared error of the block's output.
-        data: All data; None likewise.
-        forecast: When the loss will have dropped by the fraction asked for, counted from ``step``; None where that is
-            not forecast.
-        no_forecast: Why there is no forecast.
-        dead: Whether every neuron is dead, so that no step changes the function but by the output bias.
+        loss: Mean loss over all data looked at.
+        verdict: Verdict on the stationary point nearby; "undecided", with the reason, if none can be given.
+        nearby: That point; None if the loss is not the squared error of the block's output.
+        data: The data looked at; None if the loss is not the squared error.
+        forecast: When the loss will have dropped by the fraction asked for, counted from ``step``; None without a
+            forecast.
+        no_forecast: Why there is no forecast; empty if there is one.
+        dead: Whether every neuron is dead, so that a step can change the function only by the output bias.
     """
 
     step: int
@@ -61,87 +59,87 @@ class Examination:
 
 
 def examine(trainer: Trainer, module: LightningModule, look: Look, drop: float) -> Examination | None:
-    """One full pass, the verdict and the forecast.
+    """Look at a block once, judge it, and forecast its escape. A collective: every rank must call it.
 
     Args:
         trainer: The trainer.
         module: Its module.
-        look: How to look at the block.
-        drop: Fraction of the loss whose loss is an escape.
+        look: The look that reads the block's signals.
+        drop: Fraction by which the loss falls in an escape.
 
     Returns:
-        What was found; None where the weights or the loss are not finite, on any rank.
+        The examination; None if the weights or the loss are not finite on any rank.
     """
-    # Validation, where early stopping is at home, runs in inference mode: nothing has a gradient there.
+    # Early stopping calls this during validation, in inference mode, in which nothing has a gradient.
     with torch.inference_mode(False):
-        return _examine(trainer, module, look, drop)
+        sums = _pass(trainer, module, look)
+        if not trainer.strategy.reduce_boolean_decision(sums is not None):
+            return None
+        assert sums is not None
+        return _judged(trainer, module, look, sums, drop)
 
 
-def _examine(trainer: Trainer, module: LightningModule, look: Look, drop: float) -> Examination | None:
-    passed = _pass(trainer, module, look)
-    if not trainer.strategy.reduce_boolean_decision(passed is not None):
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pass:
+    """The sums of one pass over the data, not yet reduced over the ranks."""
+
+    block: ShallowBlock
+    metric: BlockMetric
+    loss: MeanMetric
+    judge: Judge
+
+
+def _pass(trainer: Trainer, module: LightningModule, look: Look) -> _Pass | None:
+    """One pass over this rank's data; None if something is not finite."""
+    try:
+        block = look.parameters(module)
+        outputs, neurons = block.H.shape
+        metric = BlockMetric(neurons, block.W.shape[1], outputs, reduction="mean").to(block.W.device)
+        mean = MeanMetric().to(block.W.device)
+        judge = Judge()
+        for one in look.signals(trainer, module):
+            metric.update(block, one.signal)
+            mean.update(one.loss, weight=len(one.signal.X))
+            judge.collect(one.signal, one.loss, one.batch)
+    except NotFiniteError:
         return None
-    assert passed is not None
-    block, metric, mean, judge = passed
-    data = judge.judge(block, look.sampled)
-    dead = bool(states_from_sums(block, metric.sums(), scale=1.0).dead.all())
-    verdict = _verdict(trainer, module, look.location, judge)
-    forecast, reason = None, judge.reason
-    if data is not None:
+    return _Pass(block, metric, mean, judge)
+
+
+def _judged(trainer: Trainer, module: LightningModule, look: Look, sums: _Pass, drop: float) -> Examination:
+    """The examination that follows from the sums of a pass."""
+    data = sums.judge.judge(sums.block, look.sampled)
+    verdict = sums.judge.verdict(decayed=largest_weight_decay(trainer, module, look.location) > 0)
+    forecast = None
+    no_forecast = sums.judge.reason
+    if verdict.kind in MINIMA:
+        no_forecast = f"a {verdict.kind} has no escape"
+    elif data is not None:
         try:
-            forecast = _forecast(trainer, module, look.location, (verdict, block, data), drop)
-        except NoForecast as why:
-            reason = str(why)
+            forecast = _forecast(trainer, module, look.location, sums.block, data, drop)
+        except NoForecast as reason:
+            no_forecast = str(reason)
     return Examination(
         step=trainer.global_step,
         look=look,
         location=look.location,
-        block=block,
-        loss=float(mean.compute()),
+        block=sums.block,
+        loss=float(sums.loss.compute()),
         verdict=verdict,
-        nearby=judge.nearby,
+        nearby=sums.judge.nearby,
         data=data,
         forecast=forecast,
-        no_forecast=reason,
-        dead=dead,
+        no_forecast=no_forecast,
+        dead=bool(states_from_sums(sums.block, sums.metric.sums(), scale=1.0).dead.all()),
     )
-
-
-def _pass(
-    trainer: Trainer, module: LightningModule, look: Look
-) -> tuple[ShallowBlock, BlockMetric, MeanMetric, Judge] | None:
-    try:
-        block, judge = look.parameters(module), Judge()
-        (outputs, neurons), inputs = block.H.shape, block.W.shape[1]
-        metric = BlockMetric(neurons, inputs, outputs, reduction="mean").to(block.W.device)
-        mean = MeanMetric().to(block.W.device)
-        for signal, loss, batch in look.signals(trainer, module):
-            metric.update(block, signal)
-            mean.update(loss, weight=len(signal.X))
-            judge.collect(signal, loss, batch)
-    except NotFiniteError:
-        return None
-    return block, metric, mean, judge
-
-
-def _verdict(trainer: Trainer, module: LightningModule, location: BlockLocation, judge: Judge) -> Verdict:
-    if judge.nearby is None:
-        nobody = torch.empty(0, dtype=torch.long)
-        return Verdict("undecided", nobody, None, Assumptions({"squared loss": "broken"}), reason=judge.reason)
-    decayed = bool(largest_weight_decay(trainer, module, location))
-    # The judge has compared the loss with the squared error: only the optimizer can add to it.
-    assumptions = judge.nearby.verdict.assumptions | {"no regulariser": checked(not decayed)}
-    verdict = replace(judge.nearby.verdict, assumptions=assumptions)
-    if not decayed or verdict.kind == "not stationary":
-        return verdict
-    return replace(verdict, kind="undecided", direction=None, assumptions=assumptions, theorem="", reason=_DECAYED)
 
 
 def _forecast(
     trainer: Trainer,
     module: LightningModule,
     location: BlockLocation,
-    judged: tuple[Verdict, ShallowBlock, SquaredData],
+    block: ShallowBlock,
+    data: SquaredData,
     drop: float,
 ) -> EscapeForecast:
     """The forecast in steps of the optimizer.
@@ -149,16 +147,14 @@ def _forecast(
     Raises:
         NoForecast: If there is none.
     """
-    verdict, block, data = judged
-    if verdict.kind in MINIMA:
-        raise NoForecast(f"a {verdict.kind} has no escape")
     schedule = schedule_of(trainer, module, location)
-    found = forecast_escape(block, data.X, data.Y, 0.0, drop, data.reduction)
-    if found is None:
+    forecast = forecast_escape(block, data.X, data.Y, 0.0, drop, data.reduction)
+    if forecast is None:
         raise NoForecast("nothing grows")
-    check_unclipped(trainer, block, data, found)
-    # Weight decay takes as much off every growth rate, and turns no neuron.
-    rate, growth = found.gain - largest_weight_decay(trainer, module, location), found.gain * found.time
+    check_unclipped(trainer, block, data, forecast)
+    # Weight decay lowers every growth rate by the same amount, and turns no neuron.
+    rate = forecast.gain - largest_weight_decay(trainer, module, location)
+    growth = forecast.gain * forecast.time
     if rate <= 0:
         raise NoForecast("the weight decay is stronger than every growth")
-    return replace(found, steps=schedule.steps_until(growth, found.gain), time=growth / rate)
+    return replace(forecast, steps=schedule.steps_until(growth, forecast.gain), time=growth / rate)

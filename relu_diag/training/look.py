@@ -1,8 +1,9 @@
-"""A look at a block in training: one pass over the data at fixed weights, after which nothing is different."""
+"""Look at a block in training: one pass over the data at fixed weights, which changes nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,18 +22,33 @@ from relu_diag.training.lightning_internals import device_batches
 LossFunction = Callable[[LightningModule, Any], Tensor]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchSignal:
+    """What a look reads off one batch.
+
+    Attributes:
+        signal: Signal of the block under the mean loss of the batch.
+        loss: That loss, shape ``()``.
+        batch: The batch.
+    """
+
+    signal: BlockSignal
+    loss: Tensor
+    batch: Any
+
+
 class Look:
-    """Finds a module's block once, then reads its signals as often as asked.
+    """Finds the block of a module once, and reads its signals as often as needed.
 
     Args:
         owner: Name of the callback that looks, for messages.
         block: Qualified name of the block's first Linear, where the module has several blocks.
         dataloader: Data to look at; None: the training data set, in order.
-        max_samples: Look at no more than so many samples, evenly spaced; None: all.
+        max_samples: Largest number of samples to look at, evenly spaced; None: all.
         loss: Computes the loss of a batch, ``loss(module, batch)``; None: the module's own.
 
     Attributes:
-        sampled: Whether it is not all data that it looks at, known from the start of training.
+        sampled: Whether it may leave out samples; final once `find` was called.
 
     Raises:
         MisconfigurationException: If ``max_samples`` is not positive.
@@ -48,25 +64,23 @@ class Look:
     ) -> None:
         if max_samples is not None and max_samples < 1:
             raise MisconfigurationException(f"`max_samples` must be a positive number; got {max_samples!r}.")
-        self.owner, self.block, self.dataloader, self.max_samples, self.loss = (
-            owner,
-            block,
-            dataloader,
-            max_samples,
-            loss,
-        )
+        self.owner = owner
+        self.block = block
+        self.dataloader = dataloader
+        self.max_samples = max_samples
+        self.loss = loss
         self.sampled = max_samples is not None
         self._location: BlockLocation | None = None
         self._loader: Iterable[Any] = ()
 
     @property
     def location(self) -> BlockLocation:
-        """Where the block is; found at the start of training."""
+        """The place of the block, once `find` was called."""
         assert self._location is not None
         return self._location
 
     def find(self, trainer: Trainer, module: LightningModule) -> None:
-        """Find the block on the first batch.
+        """Find the block by running the first batch.
 
         Args:
             trainer: The trainer, about to train.
@@ -95,18 +109,18 @@ class Look:
                 raise MisconfigurationException(f"{error}{cure}") from error
 
     def parameters(self, module: LightningModule) -> ShallowBlock:
-        """The block now.
+        """The block with its current parameters.
 
         Args:
             module: The module.
 
         Returns:
-            Its parameters.
+            A copy of the parameters.
         """
         return read_block(module, self.location)
 
     def mean_loss(self, trainer: Trainer, module: LightningModule) -> float:
-        """The loss of the module, over all data where their number is known, and not only over ``max_samples``.
+        """The mean loss of the module over all data, also those beyond ``max_samples`` if their number is known.
 
         Args:
             trainer: The trainer.
@@ -119,62 +133,66 @@ class Look:
         source = trainer.train_dataloader if self.dataloader is None else self.dataloader
         counted = isinstance(getattr(source, "dataset", source), Sized)
         loader = own_loader(trainer, self.dataloader, None, self.owner) if counted else self._loader
-        for signal, loss, _ in self._pass(trainer, module, loader, None if counted else self.max_samples):
-            mean.update(loss, weight=len(signal.X))
+        for one in self._pass(trainer, module, loader, None if counted else self.max_samples):
+            mean.update(one.loss, weight=len(one.signal.X))
         return float(mean.compute())
 
-    def signals(self, trainer: Trainer, module: LightningModule) -> Iterator[tuple[BlockSignal, Tensor, Any]]:
-        """One pass in eval mode; go through to the end, until then the module is not as it was.
+    def signals(self, trainer: Trainer, module: LightningModule) -> Iterator[BatchSignal]:
+        """One pass over the data in eval mode. Exhaust the iterator: only then is the module restored.
 
         Args:
             trainer: The trainer.
             module: Its module.
 
         Returns:
-            One by one the signal of a batch under its mean loss, that loss, and the batch.
+            The signals, batch by batch.
         """
         return self._pass(trainer, module, self._loader, self.max_samples)
 
     def loss_at(self, module: LightningModule, batches: Sequence[Any], outputs: Tensor) -> Tensor:
-        """The mean loss over batches, were the block's outputs others.
+        """The mean loss over batches with the block's outputs replaced.
 
         Args:
             module: The module.
             batches: Batches as `signals` yields them, ``N`` rows through the block in all.
-            outputs: Other outputs, shape ``(N, J)``.
+            outputs: The new outputs, shape ``(N, J)``.
 
         Returns:
             The loss, once differentiable in the outputs, shape ``()``.
         """
-        total, seen = outputs.new_zeros(()), 0
+        total = outputs.new_zeros(())
+        seen = 0
         with undisturbed(module):
             module.eval()
             for index, batch in enumerate(batches):
                 loss = partial(self._loss, module, batch, index)
                 given = outputs[seen:].detach().requires_grad_(outputs.requires_grad)
                 value, rows = loss_at_outputs(module, self.location, given, loss)
-                total, seen = total + rows * value.detach(), seen + rows
+                total = total + rows * value.detach()
                 if outputs.requires_grad:
-                    # The slope in place of the graph: graphs of all batches at once would be as large as the data.
+                    # Keep the gradient instead of the graph: the graphs of all batches would be as large as the data.
                     (G,) = torch.autograd.grad(value, given)
-                    own = outputs[seen - rows : seen]
+                    own = outputs[seen : seen + rows]
                     total = total + rows * (G[:rows] * (own - own.detach())).sum()
+                seen += rows
         return total / seen
 
     def _pass(
         self, trainer: Trainer, module: LightningModule, loader: Iterable[Any], max_samples: int | None
-    ) -> Iterator[tuple[BlockSignal, Tensor, Any]]:
+    ) -> Iterator[BatchSignal]:
+        """The signals of a loader's batches in eval mode, up to `max_samples` over all ranks."""
         seen = 0
         with undisturbed(module):
             module.eval()
             for index, batch in enumerate(device_batches(trainer, module, loader)):
                 signal, value = read_signal(module, self.location, partial(self._loss, module, batch, index))
-                yield signal, value, batch
+                yield BatchSignal(signal, value, batch)
                 seen += len(signal.X) * trainer.world_size
                 if max_samples is not None and seen >= max_samples:
                     break
 
     def _loss(self, module: LightningModule, batch: Any, index: int) -> Tensor:
+        """The loss of a batch: by the user's function, by ``module.batch_loss``, or by its training_step."""
         if self.loss is not None:
             return self.loss(module, batch)
         if hasattr(module, "batch_loss"):
@@ -187,7 +205,7 @@ class Look:
 
 
 def targets_of(batch: Any) -> Tensor | None:
-    """The targets of a batch: its second part, where that is a tensor.
+    """The targets of a batch: its second part, if that is a tensor.
 
     Args:
         batch: The batch.

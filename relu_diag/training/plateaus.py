@@ -1,4 +1,4 @@
-"""What a plateau of training is, and how other callbacks are told of it."""
+"""Plateaus of training with their verdicts and forecasts, and the events that callbacks receive."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from relu_diag.functional.assumptions import Assumptions
 from relu_diag.training.examination import Examination
 from relu_diag.training.judge import VERDICT_CODES
 
+# Verdicts that do not replace an earlier one of another kind.
 _UNSETTLED = {"undecided", "not stationary"}
-# Forecasts whose disagreement is the band of the last one.
+# Number of forecasts whose disagreement makes the band of the last one.
 _COMPARED = 3
+# Words of a timeline, by how a plateau ended.
 _ENDS = {
     "escape": "ends",
     "growth": "ends by growth",
@@ -28,14 +30,15 @@ _ENDS = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlateauForecast:
-    """When a plateau will end, said at some step of it.
+    """A forecast of the end of a plateau.
 
     Attributes:
         step: Gradient steps done when it was made.
-        steps: Steps from then until the loss has dropped; inf where it never does.
-        low: Earliest end, as a step, that the last three forecasts allow; of one forecast its end.
-        high: Latest end.
-        gain: Growth rate of the neurons that end it.
+        steps: Steps from then until the loss has dropped; inf if it never does.
+        low: Earliest step at which the plateau ends, by the disagreement of the last three forecasts; with a single
+            forecast, its end.
+        high: Latest such step.
+        gain: Growth rate of the neurons that end the plateau, per unit of time.
         neurons: These neurons, long, shape ``(n,)``.
     """
 
@@ -51,6 +54,24 @@ class PlateauForecast:
         """Step at which the loss will have dropped."""
         return self.step + self.steps
 
+    @classmethod
+    def from_escape(cls, escape: EscapeForecast, step: int, before: tuple[PlateauForecast, ...]) -> PlateauForecast:
+        """A forecast with the band that the earlier ones give it.
+
+        Args:
+            escape: The escape, forecast from ``step`` on.
+            step: Gradient steps done.
+            before: The earlier forecasts of the same plateau, oldest first.
+
+        Returns:
+            The forecast. Its band is symmetric and contains the ends that the last three forecasts name.
+        """
+        end = step + escape.steps
+        band = 0.0
+        if math.isfinite(end):
+            band = max((abs(other.end - end) for other in before[1 - _COMPARED :]), default=0.0)
+        return cls(step, escape.steps, end - band, end + band, escape.gain, escape.neurons)
+
     def __str__(self) -> str:
         if not math.isfinite(self.end):
             return f"no escape at the learning rates to come, says step {self.step:,}"
@@ -64,15 +85,15 @@ class Plateau:
 
     Attributes:
         start: Its first step.
-        end: The step at which the loss was lower by the fraction asked for, or None while it lasts.
+        end: Step at which the loss was lower by the fraction asked for; None while it lasts.
         loss: Its loss.
-        verdict: What stationary point the weights are near, as last judged with an answer.
-        forecast: The last forecast of its end, or None where none is made.
-        seen: The step at which it was noticed.
-        ended_by: "escape": the loss fell; "growth": a listener has widened the block; "rise": it rose; "not finite":
-            NaN or infinity; "" while it lasts.
-        no_forecast: Why no forecast is made, empty where one is.
-        forecasts: All forecasts, the first one first.
+        verdict: The last verdict on the stationary point nearby that was settled, or else the last one.
+        forecast: The last forecast of its end; None if the last examination made none.
+        seen: Step at which it was noticed.
+        ended_by: "escape": the loss fell; "growth": a callback widened the block; "rise": the loss rose; "not finite":
+            it became NaN or infinite; "" while the plateau lasts.
+        no_forecast: Why there is no forecast; empty if there is one.
+        forecasts: All forecasts, oldest first.
     """
 
     start: int
@@ -87,7 +108,7 @@ class Plateau:
 
     @property
     def neurons(self) -> Tensor:
-        """The neurons that matter: those that will end it, else those the verdict names."""
+        """The neurons that will end it, if that is forecast, or else those that the verdict names."""
         return self.forecast.neurons if self.forecast else self.verdict.neurons
 
     def __str__(self) -> str:
@@ -96,28 +117,28 @@ class Plateau:
 
     @property
     def outlook(self) -> str:
-        """What is said of its end."""
+        """The forecast of its end, or the reason why there is none; may be empty."""
         return str(self.forecast) if self.forecast else self.no_forecast and f"no forecast: {self.no_forecast}"
 
     def short(self, step: int) -> str:
         """The plateau in the few words of a progress bar.
 
         Args:
-            step: Gradient steps done by now.
+            step: Gradient steps done.
 
         Returns:
-            For example "saddle, escape in ~41k steps".
+            Text such as "saddle, escape in ~41k steps".
         """
         if self.forecast is None:
             return self.verdict.kind
         left = self.forecast.end - step
         if not math.isfinite(left):
             return f"{self.verdict.kind}, no escape at this learning rate"
-        when = f"in ~{compact(left)} steps" if left >= 0 else f"overdue by ~{compact(-left)} steps"
+        when = f"in ~{_compact(left)} steps" if left >= 0 else f"overdue by ~{_compact(-left)} steps"
         return f"{self.verdict.kind}, escape {when}"
 
     def band(self) -> PlateauBand:
-        """As it is drawn.
+        """The plateau for `relu_diag.figures.plateau_figure`.
 
         Returns:
             Its steps, verdict and finite forecasts.
@@ -129,7 +150,7 @@ class Plateau:
         """The plateau as numbers to log.
 
         Returns:
-            The verdict as an integer; the step of the end that is forecast, with its band.
+            ``verdict``, an integer, and with a forecast ``escape_step``, ``escape_low`` and ``escape_high``, steps.
         """
         scalars: dict[str, float] = {"verdict": VERDICT_CODES[self.verdict.kind]}
         if self.forecast is not None:
@@ -141,7 +162,7 @@ class Plateau:
         """The plateau as lines of a timeline.
 
         Returns:
-            When it began, and when it ended or what is said of its end.
+            When it began, and when it ended or is forecast to end.
         """
         begins = f"step {self.start:,} plateau begins, loss {self.loss:.4g}: {self.verdict.kind}"
         if self.end is None:
@@ -163,78 +184,61 @@ class Plateau:
         verdict["assumptions"] = dict(self.verdict.assumptions)
         return own | {"verdict": verdict, "forecasts": [asdict(one) for one in self.forecasts]}
 
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Plateau:
+        """The plateau of a checkpoint.
 
-def plateau_from_state(state: dict[str, Any]) -> Plateau:
-    """The plateau that a state belongs to.
+        Args:
+            state: Result of `state_dict`.
 
-    Args:
-        state: What `Plateau.state_dict` returned.
+        Returns:
+            The plateau.
+        """
+        forecasts = tuple(PlateauForecast(**one) for one in state["forecasts"])
+        assumptions = Assumptions(state["verdict"]["assumptions"])
+        verdict = Verdict(direction=None, **(state["verdict"] | {"assumptions": assumptions}))
+        forecast = forecasts[-1] if forecasts and not state["no_forecast"] else None
+        own = {name: state[name] for name in ("start", "end", "loss", "seen", "ended_by", "no_forecast")}
+        return cls(**own, verdict=verdict, forecast=forecast, forecasts=forecasts)
 
-    Returns:
-        The plateau; where it had a forecast, the last of its forecasts is it.
-    """
-    forecasts = tuple(PlateauForecast(**one) for one in state["forecasts"])
-    assumptions = Assumptions(state["verdict"]["assumptions"])
-    verdict = Verdict(direction=None, **(state["verdict"] | {"assumptions": assumptions}))
-    forecast = forecasts[-1] if forecasts and not state["no_forecast"] else None
-    own = {name: state[name] for name in ("start", "end", "loss", "seen", "ended_by", "no_forecast")}
-    return Plateau(**own, verdict=verdict, forecast=forecast, forecasts=forecasts)
+    def judged_again(self, examination: Examination, loss: float | None, under_way: bool) -> Plateau:
+        """The plateau after another examination. An undecided verdict does not replace a decided one.
 
+        Args:
+            examination: The examination.
+            loss: Loss of the plateau where it is flattest; None if unknown.
+            under_way: Whether the escape has begun: then a forecast of a later end is that of the next escape.
 
-def next_forecast(found: EscapeForecast, step: int, before: tuple[PlateauForecast, ...]) -> PlateauForecast:
-    """A forecast with the band that its disagreement with the last ones gives it.
-
-    Args:
-        found: The forecast, from ``step`` on.
-        step: Gradient steps done.
-        before: The forecasts made before.
-
-    Returns:
-        The forecast; its band holds the ends that the last three forecasts name.
-    """
-    end = step + found.steps
-    reach = max((abs(other.end - end) for other in before[1 - _COMPARED :]), default=0.0) if math.isfinite(end) else 0.0
-    return PlateauForecast(step, found.steps, end - reach, end + reach, found.gain, found.neurons)
-
-
-def looked_at_again(plateau: Plateau, found: Examination, loss: float | None, under_way: bool) -> Plateau:
-    """A plateau with the verdict and the forecast of another look; an answer is not given up for none.
-
-    Args:
-        plateau: The plateau so far.
-        found: What the look found.
-        loss: Its loss where it is flattest, None if unknown.
-        under_way: Whether its end has begun: a forecast of a later end is then that of the escape after it.
-
-    Returns:
-        The plateau.
-    """
-    lost = found.verdict.kind in _UNSETTLED and plateau.verdict.kind not in _UNSETTLED
-    forecasts = plateau.forecasts
-    if found.forecast is not None:
-        new = next_forecast(found.forecast, found.step, forecasts)
-        forecasts = forecasts if forecasts and under_way and new.end > forecasts[-1].end else (*forecasts, new)
-    return replace(
-        plateau,
-        loss=plateau.loss if loss is None else loss,
-        verdict=plateau.verdict if lost else found.verdict,
-        forecast=forecasts[-1] if found.forecast is not None else None,
-        no_forecast=found.no_forecast,
-        forecasts=forecasts,
-    )
+        Returns:
+            The plateau with the new verdict and forecast.
+        """
+        kept = examination.verdict.kind in _UNSETTLED and self.verdict.kind not in _UNSETTLED
+        forecasts = self.forecasts
+        if examination.forecast is not None:
+            new = PlateauForecast.from_escape(examination.forecast, examination.step, forecasts)
+            if not (forecasts and under_way and new.end > forecasts[-1].end):
+                forecasts = (*forecasts, new)
+        return replace(
+            self,
+            loss=self.loss if loss is None else loss,
+            verdict=self.verdict if kept else examination.verdict,
+            forecast=forecasts[-1] if examination.forecast is not None else None,
+            no_forecast=examination.no_forecast,
+            forecasts=forecasts,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlateauEvent:
-    """Something a monitor saw, told to every `PlateauListener` of the trainer.
+    """An event of a `PlateauMonitor`, sent to every `PlateauListener` of the trainer.
 
     Attributes:
-        kind: "start": the plateau was noticed and judged. "update": it was judged again. "end": it has ended. "slide":
-            it was none, the loss slides steadily; it is no longer in the monitor's list.
+        kind: "start": a plateau was noticed and judged. "update": it was judged again. "end": it has ended. "slide": it
+            was no plateau but a steady slide of the loss, and is no longer in the monitor's list.
         step: Gradient steps done.
         plateau: The plateau.
-        block: The monitor's ``block``: which block it watches, None where the module has only one.
-        examination: The block, its data, the verdict with its direction, the forecast; None at the end.
+        block: The ``block`` of the monitor that watches it; None if the module has only one.
+        examination: The block, its data, the verdict with its direction, the forecast; None for "end" and "slide".
     """
 
     kind: Literal["start", "update", "end", "slide"]
@@ -245,14 +249,14 @@ class PlateauEvent:
 
 
 class PlateauListener(Callback):
-    """A callback that acts on plateaus: it is told of them by every `PlateauMonitor` of the same trainer."""
+    """A callback that acts on plateaus: it receives the events of every `PlateauMonitor` of its trainer."""
 
     @property
     def marks(self) -> list[tuple[int, str]]:
-        """What it did, for the figure of the loss.
+        """Its actions, for the figure of the loss.
 
         Returns:
-            Gradient steps, and a few letters for each.
+            Pairs of a gradient step and a word for the action.
         """
         return []
 
@@ -262,28 +266,8 @@ class PlateauListener(Callback):
         Args:
             trainer: The trainer.
             pl_module: Its module, which may be changed here.
-            event: What was seen.
+            event: The event.
         """
-
-
-def compact(count: float) -> str:
-    """A number of steps in two digits.
-
-    Args:
-        count: The number.
-
-    Returns:
-        Text.
-
-    Example:
-        >>> [compact(count) for count in (7, 41_234, 998, 2_345_678)]
-        ['7', '41k', '1k', '2.3M']
-    """
-    rounded = float(f"{count:.2g}")
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if rounded >= unit:
-            return f"{rounded / unit:g}{name}"
-    return f"{rounded:g}"
 
 
 def listeners(trainer: Trainer) -> list[PlateauListener]:
@@ -296,3 +280,12 @@ def listeners(trainer: Trainer) -> list[PlateauListener]:
         Its listeners, in their order.
     """
     return [callback for callback in trainer.callbacks if isinstance(callback, PlateauListener)]  # type: ignore[attr-defined]
+
+
+def _compact(count: float) -> str:
+    """A number of steps in two digits: 7, 41k, 2.3M."""
+    rounded = float(f"{count:.2g}")
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if rounded >= unit:
+            return f"{rounded / unit:g}{name}"
+    return f"{rounded:g}"

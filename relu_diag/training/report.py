@@ -1,4 +1,4 @@
-"""Where a monitor's results go: loggers, callback metrics, figures."""
+"""Send results of a monitor to the loggers, to the callback metrics, and to figures on disk."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ from relu_diag.functional import NeuronGeometry, NeuronStates, ShallowBlock, dea
 from relu_diag.training.judge import VERDICT_CODES
 from relu_diag.training.look import targets_of
 
+# Figures in the loggers are drawn again after this time, s.
 _FIGURE_SECONDS = 30.0
 _BINS = 30
+# Samples beyond which the learned function is not drawn over the data.
 _MAX_POINTS = 10_000
 
 
 class Report:
-    """Sends scalars, histograms and figures to whatever loggers a trainer has.
+    """Sends scalars, texts, histograms and figures to the loggers of a trainer.
 
     Args:
-        prefix: Put before every name.
+        prefix: Prefix of every name.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -37,12 +39,12 @@ class Report:
         self._explained = False
 
     def keep_data(self, block: ShallowBlock, X: Tensor, batch: Any) -> None:
-        """Keep the last batch of a problem with two inputs, to draw the learned function over it.
+        """Keep the last batch, if the block has two inputs, to draw the learned function over it.
 
         Args:
             block: The network.
-            X: Block inputs of the batch.
-            batch: The batch; its second part the targets.
+            X: Block inputs of the batch, shape ``(N, 2)`` to be kept.
+            batch: The batch, with the targets as its second part.
         """
         targets = targets_of(batch)
         if block.W.shape[1] != 2 or targets is None or len(X) > _MAX_POINTS:
@@ -70,7 +72,7 @@ class Report:
                 _log_histogram(logger, self.prefix + name, values, step)
 
     def log_scalars(self, trainer: Trainer, step: int, scalars: dict[str, float]) -> None:
-        """Log scalars, and put them where other callbacks can watch them.
+        """Log scalars, and add them to ``trainer.callback_metrics``, where other callbacks can watch them.
 
         Args:
             trainer: The trainer.
@@ -83,7 +85,7 @@ class Report:
             logger.log_metrics(named, step=step)
 
     def log_text(self, trainer: Trainer, step: int, name: str, text: str) -> None:
-        """Log a text, the first time with the legend of the verdicts' integers.
+        """Log a text; the first time with the legend of `VERDICT_CODES`.
 
         Args:
             trainer: The trainer.
@@ -100,13 +102,13 @@ class Report:
         self._explained = True
 
     def dead_sector(self, block: ShallowBlock | None) -> tuple[float, float] | None:
-        """The arc of dead orientations on the kept data.
+        """The arc of dead orientations on the data kept.
 
         Args:
             block: The network.
 
         Returns:
-            Arc, rad; None without data of two inputs, or where there is none.
+            Start and end of the arc, rad; None if no data are kept, or if no orientation is dead.
         """
         return dead_sector(self._data[0], block.slopes) if self._data and block else None
 
@@ -114,7 +116,7 @@ class Report:
         """Whether the figures in the loggers are older than half a minute.
 
         Returns:
-            True where they should be drawn again.
+            True if they should be drawn again.
         """
         return time.monotonic() - self._last_figure > _FIGURE_SECONDS
 
@@ -126,7 +128,7 @@ class Report:
             block: The network.
 
         Returns:
-            Figures by name.
+            Figures "training" and, if data are kept, "function".
         """
         figures = {"training": training_figure(history)}
         if self._data:
@@ -139,10 +141,10 @@ class Report:
         Args:
             trainer: The trainer.
             step: Their step.
-            draw: Draws them, by name; called only where there is a logger.
+            draw: Draws the figures by name; called only if there is a logger.
 
         Returns:
-            Figures by name.
+            The figures; none without a logger, and on other ranks than the first.
         """
         if not trainer.loggers or not trainer.is_global_zero:
             return {}
@@ -157,14 +159,14 @@ class Report:
         return figures
 
     def write_figures(self, trainer: Trainer, step: int, draw: Callable[[], dict[str, Figure]]) -> None:
-        """Send figures to the loggers, and write each as PNG beside the logs.
+        """Send figures to the loggers, and write each as PNG into the folder of the logs.
 
         Args:
             trainer: The trainer.
             step: Their step.
-            draw: Draws them, by name.
+            draw: Draws the figures by name.
         """
-        folder = trainer.log_dir  # asked on every rank: Lightning broadcasts it
+        folder = trainer.log_dir  # Lightning broadcasts it: every rank must ask.
         for name, figure in self.send_figures(trainer, step, draw).items():
             path = Path(folder or ".", f"{self.prefix}{name}.png")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,6 +174,7 @@ class Report:
 
 
 def _log_histogram(logger: Logger, name: str, values: Tensor, step: int) -> None:
+    """Log a histogram of values, if the logger is one that has histograms."""
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_histogram(name, values.cpu(), step, bins=_BINS)
     elif isinstance(logger, WandbLogger):

@@ -1,4 +1,4 @@
-"""The losses of a run as they come: of the training steps, or a logged metric; taken off the device a few at a time."""
+"""Collect the losses of a run, from its training steps or from a logged metric, a few at a time."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor
 
 from relu_diag.training.lightning_internals import logged_metric
 
-# Taken off the device one by one, losses would make every step wait for it.
+# Reading every loss from the device at once would make each step wait for the device.
 _TOGETHER = 16
 
 
 class LossStream:
-    """Collects losses and hands them out as numbers.
+    """Collects losses on the device, and hands them out as numbers.
 
     Args:
-        monitor: Name of the logged metric to follow; None: the loss of the training steps.
+        monitor: Name of a logged metric to follow; None: the loss of the training steps.
     """
 
     def __init__(self, monitor: str | None) -> None:
         self.monitor = monitor
         self._waiting: list[tuple[int, Tensor]] = []
-        # Mean loss and number of the batches since the last step.
+        # Mean loss over the batches since the last step, and their number.
         self._open: Tensor | float = 0.0
         self._batches = 0
         self._steps = 0
@@ -53,14 +53,16 @@ class LossStream:
         """Take up the state of a checkpoint.
 
         Args:
-            state: What `state_dict` returned.
+            state: Result of `state_dict`.
         """
         self._waiting = [(step, torch.tensor(loss, dtype=torch.float64)) for step, loss in state["waiting"]]
         self._open, self._batches, self._steps = state["open"]
-        self._handed_out, self._by_step, self._seen = state["handed_out"], state["by_step"], state["seen"]
+        self._handed_out = state["handed_out"]
+        self._by_step = state["by_step"]
+        self._seen = state["seen"]
 
     def after_step(self, trainer: Trainer, module: LightningModule, outputs: Any) -> bool:
-        """Collect the loss of a batch; batches that share a step make one loss, their mean.
+        """Collect the loss of a batch; batches that share an optimizer step count as one loss, their mean.
 
         Args:
             trainer: The trainer.
@@ -68,9 +70,9 @@ class LossStream:
             outputs: What the training step returned.
 
         Returns:
-            Whether it is time to hand out.
+            Whether it is time to call `hand_out`.
         """
-        step = max(0, trainer.global_step - 1)  # the loss is that of the weights before the step
+        step = max(0, trainer.global_step - 1)  # The loss was computed at the weights before the step.
         loss = self._returned(trainer, module, outputs) if self.monitor is None else self._logged(trainer, True)
         if loss is not None:
             self._by_step = True
@@ -79,12 +81,13 @@ class LossStream:
             self._open = loss if self._batches == 1 else self._open + (loss - self._open) / self._batches
         if trainer.global_step != self._steps and isinstance(self._open, Tensor):
             self._waiting.append((step, self._open))
-            self._open, self._batches = 0.0, 0
+            self._open = 0.0
+            self._batches = 0
         self._steps = trainer.global_step
         return len(self._waiting) >= _TOGETHER or step - self._handed_out >= _TOGETHER
 
     def after_loop(self, trainer: Trainer) -> None:
-        """Collect the metric of an epoch or of a validation, unless it is one of single steps.
+        """Collect the metric of an epoch or a validation, unless the metric is logged at every step.
 
         Args:
             trainer: The trainer.
@@ -94,13 +97,13 @@ class LossStream:
             self._waiting.append((max(0, trainer.global_step - 1), value.detach()))
 
     def check_seen(self, trainer: Trainer) -> None:
-        """Refuse a metric that was never logged.
+        """Refuse to follow a metric that was never logged.
 
         Args:
-            trainer: The trainer, after an epoch, and a validation if there is any.
+            trainer: The trainer, after an epoch and, if there is one, a validation.
 
         Raises:
-            MisconfigurationException: If there was none.
+            MisconfigurationException: If it was not.
         """
         if self.monitor is None or self._seen or self._waiting:
             return
@@ -117,7 +120,7 @@ class LossStream:
             trainer: The trainer.
 
         Returns:
-            Steps and losses.
+            Pairs of a step and its loss.
         """
         if not self._waiting:
             return []
@@ -125,20 +128,28 @@ class LossStream:
         together = torch.stack([loss.reshape(()).double() for loss in losses])
         if trainer.world_size > 1:
             together = trainer.strategy.reduce(together, reduce_op="mean")
-        self._waiting, self._handed_out, self._seen = [], steps[-1], True
+        self._waiting = []
+        self._handed_out = steps[-1]
+        self._seen = True
         return list(zip(steps, together.tolist(), strict=True))
 
     def _returned(self, trainer: Trainer, module: LightningModule, outputs: Any) -> Tensor | None:
+        """The loss in what a training step returned; None if Lightning skips the step.
+
+        Raises:
+            MisconfigurationException: If a module that optimizes by hand returns none.
+        """
         loss: Any = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
-            # Lightning divides by the number of batches that share a step.
+            # Lightning has divided it by the number of batches that share a step.
             return loss * trainer.accumulate_grad_batches if module.automatic_optimization else loss
         if not module.automatic_optimization:
             raise MisconfigurationException(
                 f"The training_step of {type(module).__name__} returns no loss. Return it, or name a metric it logs: "
                 "PlateauMonitor(monitor=...)."
             )
-        return None  # Lightning skips such a step
+        return None
 
     def _logged(self, trainer: Trainer, on_step: bool) -> Tensor | None:
+        """The metric to follow, as logged for the last step or for the epoch."""
         return logged_metric(trainer, self.monitor or "", on_step)

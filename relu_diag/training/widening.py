@@ -1,4 +1,4 @@
-"""Which neurons to add to a block in training: under the squared error, or under any loss by passes over the data."""
+"""Choose neurons to add to a block in training: under the squared error, or under any loss by passes over the data."""
 
 from __future__ import annotations
 
@@ -11,25 +11,63 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from relu_diag.functional import GrowthProposal, ShallowBlock, classify, growth_proposals
+from relu_diag.training._data import MAX_ELEMENTS, TOO_MANY
 from relu_diag.training.examination import Examination
-from relu_diag.training.judge import MAX_ELEMENTS, TOO_MANY
+from relu_diag.training.judge import SquaredData
 
-# Copies that are tried where every trial is a dozen passes over the data.
+# Copies that are tried under any other loss, where a trial takes a dozen passes over the data.
 _CANDIDATES = 4
+# Relative difference up to which the gradient at the activations comes from the output alone.
 _SAME = 1e-3
 
 
 class NoWidening(Exception):
-    """There is none, and why."""
+    """The reason why no neuron is added."""
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """A block made wider in the middle of training.
+
+    Attributes:
+        step: Gradient steps done.
+        block: Qualified name of the block's first Linear.
+        before: Width before.
+        after: Width after.
+        embedding: What was done, one line for each new neuron.
+        verdict_before: Verdict on the weights before.
+        verdict_after: Verdict on the weights after.
+        function_change: Largest change of an output on the data.
+        predicted_drop: First-order prediction of the immediate drop of the loss.
+        measured_drop: Immediate drop of the loss, evaluated.
+    """
+
+    step: int
+    block: str
+    before: int
+    after: int
+    embedding: tuple[str, ...]
+    verdict_before: str
+    verdict_after: str
+    function_change: float
+    predicted_drop: float
+    measured_drop: float
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step:,} {self.block or 'block'} grows from {self.before} to {self.after} neurons: "
+            f"{'; '.join(self.embedding)}; {self.verdict_before} before, {self.verdict_after} after; drop predicted "
+            f"{self.predicted_drop:.2g}, measured {self.measured_drop:.2g}"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WideningChoice:
-    """Neurons to add, each on top of the ones before.
+    """Neurons to add, one after the other.
 
     Attributes:
-        proposals: One for each neuron.
-        verdict: What the grown weights are; "undecided" where the loss is not the squared error.
+        proposals: One proposal for each neuron, made for the block with the neurons before it.
+        verdict: Kind of the widened weights; "undecided" if the loss is not the squared error.
         function_change: Largest change of an output on the data.
     """
 
@@ -38,14 +76,14 @@ class WideningChoice:
     function_change: float
 
     def embed(self, block: ShallowBlock, live: ShallowBlock) -> ShallowBlock:
-        """The grown block in the place of the live one, and the same growth of an averaged copy.
+        """Add the neurons to the live block, or in the same way to an averaged copy of it.
 
         Args:
-            block: The one to grow.
-            live: The one the choice was made for.
+            block: The block to widen.
+            live: The block for which the choice was made.
 
         Returns:
-            It with the neurons.
+            The wider block.
         """
         if block.W.shape == live.W.shape and torch.equal(block.W, live.W) and torch.equal(block.H, live.H):
             return self.proposals[-1].new_block
@@ -55,29 +93,31 @@ class WideningChoice:
 
 
 def choose_widening(
-    trainer: Trainer, module: LightningModule, found: Examination, count: int, embedding: str, nudge: bool
+    trainer: Trainer, module: LightningModule, examination: Examination, count: int, embedding: str, nudge: bool
 ) -> WideningChoice:
-    """The best growth, again and again, each on top of the one before; the same on every rank.
+    """The neurons that gain most, one after the other; the same on every rank.
 
     Args:
         trainer: The trainer, fitting.
         module: Its module.
-        found: What is known of the block.
-        count: Neurons to add at most.
+        examination: The block, examined.
+        count: Largest number of neurons.
         embedding: "replication", "inactive propagation", or "best".
-        nudge: Whether to move the new neurons.
+        nudge: Whether to move the new neurons so that the loss falls at once.
 
     Returns:
         The choice, of one neuron at least.
 
     Raises:
-        NoWidening: If nothing can be chosen.
+        NoWidening: If no neuron gains anything, or the loss cannot be evaluated.
     """
-    X, propose = _squared(found, nudge) if found.data else _any_loss(trainer, module, found, nudge)
+    search = (
+        _search_squared(examination.data, nudge) if examination.data else _search(trainer, module, examination, nudge)
+    )
     chosen: list[GrowthProposal] = []
-    block = found.block
+    block = examination.block
     for _ in range(count):
-        best = next((one for one in propose(block) if embedding in {"best", one.kind}), None)
+        best = next((one for one in search.propose(block) if embedding in {"best", one.kind}), None)
         if best is None:
             break
         chosen.append(best)
@@ -85,40 +125,52 @@ def choose_widening(
     chosen = trainer.strategy.broadcast(chosen)
     if not chosen:
         raise NoWidening("no neuron and no direction gains anything")
-    block, data = chosen[-1].new_block, found.data
+    block = chosen[-1].new_block
+    data = examination.data
+    kind = classify(block, data.X, data.Y, data.reduction).kind if data else "undecided"
     with torch.no_grad():
-        change = float((block(X) - found.block(X)).abs().max())
-    return WideningChoice(chosen, classify(block, X, data.Y, data.reduction).kind if data else "undecided", change)
+        change = float((block(search.X) - examination.block(search.X)).abs().max())
+    return WideningChoice(chosen, kind, change)
 
 
-_Propose = Callable[[ShallowBlock], list[GrowthProposal]]
+@dataclass(frozen=True, slots=True, eq=False)
+class _Search:
+    """A search for neurons: the inputs of the data, shape ``(N, d)``, and the proposals for a block, best first."""
+
+    X: Tensor
+    propose: Callable[[ShallowBlock], list[GrowthProposal]]
 
 
-def _squared(found: Examination, nudge: bool) -> tuple[Tensor, _Propose]:
-    assert found.data is not None
-    data = found.data
-    return data.X, lambda block: growth_proposals(block, data.X, data.Y, data.reduction, nudge=nudge)
+def _search_squared(data: SquaredData, nudge: bool) -> _Search:
+    """The search under the squared error."""
+    propose = partial(growth_proposals, X=data.X, Y=data.Y, reduction=data.reduction, nudge=nudge)
+    return _Search(data.X, propose)
 
 
-def _any_loss(trainer: Trainer, module: LightningModule, found: Examination, nudge: bool) -> tuple[Tensor, _Propose]:
-    """By the loss of the module itself, at other outputs of the block.
+def _search(trainer: Trainer, module: LightningModule, examination: Examination, nudge: bool) -> _Search:
+    """The search under the module's own loss, evaluated by passes over the data.
 
     Raises:
-        NoWidening: If that loss cannot be evaluated so.
+        NoWidening: If that loss is no function of the block's outputs, or the data are too many.
     """
     if trainer.world_size > 1:
-        raise NoWidening(f"{found.no_forecast}, and then only a run of one process can choose")
-    inputs, batches, alone, elements = [], [], True, 0
-    for signal, _, batch in found.look.signals(trainer, module):
-        through = signal.G @ found.block.H
-        alone &= signal.C is None or bool((signal.C - through).norm() <= _SAME * through.norm())
+        raise NoWidening(f"{examination.no_forecast}, and then only a run of one process can choose")
+    inputs = []
+    batches = []
+    elements = 0
+    through_output = True
+    for one in examination.look.signals(trainer, module):
+        signal = one.signal
+        expected = signal.G @ examination.block.H
+        through_output &= signal.C is None or bool((signal.C - expected).norm() <= _SAME * expected.norm())
         elements += signal.X.numel() + signal.G.numel()
         if elements <= MAX_ELEMENTS:
             inputs.append(signal.X)
-            batches.append(batch)
+            batches.append(one.batch)
     if elements > MAX_ELEMENTS:
         raise NoWidening(TOO_MANY)
-    if not alone:
+    if not through_output:
         raise NoWidening("the loss reads the hidden activations besides the output of the block")
-    X, loss = torch.cat(inputs), partial(found.look.loss_at, module, batches)
-    return X, lambda block: growth_proposals(block, X, loss, nudge=nudge, candidates=_CANDIDATES)
+    X = torch.cat(inputs)
+    loss = partial(examination.look.loss_at, module, batches)
+    return _Search(X, partial(growth_proposals, X=X, Y=loss, nudge=nudge, candidates=_CANDIDATES))

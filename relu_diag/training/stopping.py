@@ -1,0 +1,59 @@
+"""Decide whether training is over, by the verdict on its weights and the forecast of an escape."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from relu_diag.training.examination import MINIMA, Examination
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether to stop training.
+
+    Attributes:
+        stop: True: stop; False: wait.
+        reason: Why, in words.
+        wait_until: Step until which to wait for an escape that is forecast, or None.
+
+    Example:
+        >>> Decision(stop=True, reason="near a local minimum").wait_until
+    """
+
+    stop: bool
+    reason: str
+    wait_until: float | None = None
+
+
+def stop_or_wait(examination: Examination | None, wait_until: float | None, margin: float) -> Decision:
+    """Stop at a minimum, or if no neuron is alive; wait at a saddle until its escape is due.
+
+    Args:
+        examination: The weights, examined; None if they or their loss are not finite.
+        wait_until: Step until which an earlier decision waited for an escape, or None.
+        margin: Fraction by which to wait longer than forecast.
+
+    Returns:
+        The decision.
+    """
+    if examination is None:
+        return Decision(True, "the loss is not finite", wait_until)
+    if examination.dead:
+        return Decision(True, "every neuron is dead", wait_until)
+    verdict = examination.verdict
+    if verdict.kind in MINIMA:
+        return Decision(True, f"near a {verdict.kind}", wait_until)
+    if verdict.kind != "saddle":
+        return Decision(False, f"nothing is certain ({verdict.kind}: {verdict.reason})")
+    if wait_until is not None:
+        reason = f"still near a saddle, whose escape was forecast and awaited until {wait_until:,.0f}"
+        return Decision(True, reason, wait_until)
+    if examination.forecast is None:
+        return Decision(False, f"near a saddle; no forecast: {examination.no_forecast}")
+    steps = examination.forecast.steps
+    if not math.isfinite(steps):
+        return Decision(True, "near a saddle that no step leaves at the learning rates to come")
+    until = examination.step + (1 + margin) * steps
+    end = examination.step + steps
+    return Decision(False, f"near a saddle; escape forecast at step {end:,.0f}, awaited until {until:,.0f}", until)
