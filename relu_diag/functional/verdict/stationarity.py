@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from relu_diag.functional._arrays import row_space
 from relu_diag.functional.block import BlockSignal, ShallowBlock
 from relu_diag.functional.local import (
     NeuronGeometry,
-    fan_rays,
-    merge_collinear,
+    group_rays,
+    kink_groups,
     neuron_geometry,
-    one_sided,
     radial_directions,
     tangential_part,
 )
@@ -195,16 +193,12 @@ def _bias_violation(block: ShallowBlock, signal: BlockSignal) -> float:
 
 def _margins(block: ShallowBlock, geometry: NeuronGeometry) -> tuple[Tensor, Tensor]:
     """What no kink could hold, and the smallest slope along the rays of the kinks."""
-    U, b = radial_directions(block.W.double()), (block.slopes[1] - block.slopes[0]) / 2
-    residual = tangential_part(U, geometry.smooth).norm(dim=1)
-    # Kinks that were too many to keep are not in the list: nothing is known then.
+    residual = tangential_part(radial_directions(block.W.double()), geometry.smooth).norm(dim=1)
+    # Kinks that were too many to keep are in no group: nothing is known then.
     margin = torch.full_like(residual, torch.inf).masked_fill(~geometry.exact, torch.nan)
-    for neuron in sorted(set(geometry.kinks.neuron.tolist())):
-        own, u = geometry.kinks.neuron == neuron, U[neuron, None]
-        X = tangential_part(u.expand(int(own.sum()), -1), geometry.kinks.X[own]).cpu().numpy()
-        q, X = merge_collinear(b * geometry.kinks.c[own].cpu().numpy(), X)
-        g, basis = tangential_part(u, geometry.smooth[neuron, None])[0].cpu().numpy(), row_space(X)
-        residual[neuron] = float(torch.as_tensor(g - basis.T @ (basis @ g)).norm())
-        rays = fan_rays(X)
-        margin[neuron] = torch.nan if rays is None else one_sided(rays, g, q, X).min(initial=torch.inf)
+    groups = kink_groups(block, geometry.smooth, geometry.kinks)
+    for group, rays in zip(groups, group_rays(groups), strict=True):
+        outside = torch.from_numpy(group.g - group.g @ group.basis.T @ group.basis)
+        residual[group.neurons] = outside.norm(dim=1).to(residual)
+        margin[group.neurons] = torch.nan if rays is None else torch.from_numpy(group.lowest(rays)).to(margin)
     return residual, margin
