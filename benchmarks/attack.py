@@ -3,13 +3,15 @@
     python benchmarks/attack.py --problems 2000 --seed 0 [--family NAME] [--out FOLDER] [--full] [--deep]
     python benchmarks/attack.py --replay FILE.npz
 
-Prints a table, one row a family: problems, wrong ones, exceptions, undecided, worst seconds of one call. Every problem
-with a complaint goes into the folder as an .npz file, with the line that replays it.
+Prints a table, one row a family: problems, wrong ones, exceptions, undecided ones, those of them whose answer is clear
+to the oracle, type-2 candidates, worst seconds of one call. Every problem with a complaint goes into the folder as an
+.npz file, with the line that replays it.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections import Counter
@@ -26,6 +28,7 @@ from support.attack.families import FAMILIES, problem_of
 from support.attack.problem import Problem
 
 FULL = 100_000
+NUMBER = r"\d+(\.\d+)?(e[+-]?\d+)?"
 
 
 @dataclass
@@ -36,6 +39,7 @@ class Tally:
     wrong: int = 0
     exceptions: int = 0
     undecided: int = 0
+    clear: int = 0
     candidates: int = 0
     seconds: float = 0.0
     worst: tuple[float, str] = (0.0, "")
@@ -47,11 +51,14 @@ class Tally:
         self.wrong += bool(record.complaints)
         self.exceptions += bool(record.exceptions)
         self.undecided += record.kind == "undecided"
+        self.clear += record.clear
         self.candidates += record.kind == "type-2 candidate"
         self.seconds += seconds
         self.kinds.update({kind for kind, _ in record.complaints})
         self.kinds.update({f"exception in {name}" for name, _ in record.exceptions})
-        self.verdicts[record.kind] += 1
+        self.verdicts[
+            record.kind if record.kind != "undecided" else f"undecided: {re.sub(NUMBER, '*', record.reason)}"
+        ] += 1
         if record.seconds:
             name, longest = max(record.seconds.items(), key=lambda item: item[1])
             self.worst = max(self.worst, (longest, name))
@@ -84,7 +91,7 @@ def run(families: list[str], problems: int, options: argparse.Namespace) -> dict
         start = time.process_time()
         record = attack(problem, np.random.default_rng([options.seed, number]), options.deep)
         tallies[family].add(record, time.process_time() - start)
-        if options.out and (record.complaints or record.exceptions):
+        if options.out and (record.complaints or record.exceptions or record.clear):
             save(options.out, f"{family.replace(' ', '_')}_{options.seed}_{number}", problem, record)
     return tallies
 
@@ -93,8 +100,13 @@ def save(folder: Path, name: str, problem: Problem, record: Record) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.npz"
     problem.save(file)
+    undecided = [("undecided where the answer is clear", record.reason)] * record.clear
     with (folder / "found.txt").open("a") as lines:
-        for kind, text in [*record.complaints, *((f"exception in {name}", text) for name, text in record.exceptions)]:
+        for kind, text in [
+            *record.complaints,
+            *undecided,
+            *((f"exception in {name}", text) for name, text in record.exceptions),
+        ]:
             lines.write(f"{kind} | python benchmarks/attack.py --replay {file} | {text}\n")
 
 
@@ -114,6 +126,7 @@ def table(tallies: dict[str, Tally]) -> str:
         "wrong",
         "exceptions",
         "undecided",
+        "clear",
         "type-2",
         "ms a problem",
         "worst s",
@@ -122,11 +135,11 @@ def table(tallies: dict[str, Tally]) -> str:
     rows = [heads]
     total = Counter[str]()
     for family, tally in tallies.items():
-        counts = (tally.problems, tally.wrong, tally.exceptions, tally.undecided, tally.candidates)
+        counts = (tally.problems, tally.wrong, tally.exceptions, tally.undecided, tally.clear, tally.candidates)
         pace = f"{1000 * tally.seconds / max(tally.problems, 1):.1f}"
         rows.append((family, *map(str, counts), pace, f"{tally.worst[0]:.2f}", tally.worst[1]))
-        total.update(dict(zip(heads[1:6], counts, strict=True)))
-    rows.append(("all", *(str(total[head]) for head in heads[1:6]), "", "", ""))
+        total.update(dict(zip(heads[1:7], counts, strict=True)))
+    rows.append(("all", *(str(total[head]) for head in heads[1:7]), "", "", ""))
     widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     kinds, verdicts = Counter[str](), Counter[str]()

@@ -26,12 +26,16 @@ _SAME = 1e-6
 
 @dataclass
 class Record:
-    """What happened on one problem: complaints as (kind, text), the verdict, and seconds by call."""
+    """What happened on one problem: complaints as (kind, text), exceptions, the verdict, and seconds by call.
+
+    ``clear``: the oracle knows the answer where the package does not.
+    """
 
     complaints: list[tuple[str, str]] = field(default_factory=list)
     exceptions: list[tuple[str, str]] = field(default_factory=list)
     kind: str = ""
     reason: str = ""
+    clear: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
     def wrong(self, kind: str, text: str) -> None:
@@ -75,6 +79,11 @@ class Truth:
         return True if certain and max([one.most for one in self.neurons] + [self.bias]) < tol / 100 else None
 
     @property
+    def clear(self) -> bool:
+        """Whether the answer is known: a descent that can be seen, or stationary with or without a saddle's pull."""
+        return self.stationary is False or (self.stationary is True and self.escapes is not None)
+
+    @property
     def escapes(self) -> bool | None:
         """Whether some neuron pulls that makes it a saddle for sure; None where several outputs leave it open."""
         silent = ~self.point.problem.H.any(axis=0)
@@ -82,7 +91,11 @@ class Truth:
         limit = 1000 * self.point.tol
         if any(pull > limit and quiet for pull, quiet in zip(pulls, silent, strict=True)):
             return True
-        return None if max(pulls) > 1e-13 or not all(one.certain for one in self.neurons) else False
+        return (
+            None
+            if max(one.pull for one in self.neurons) > 1e-13 or not all(one.certain for one in self.neurons)
+            else False
+        )
 
 
 def truth_of(problem: Problem) -> Truth:
@@ -101,6 +114,7 @@ def attack(problem: Problem, rng: Rng, deep: bool = False) -> Record:
     if verdict is None:
         return record
     record.kind, record.reason = verdict.kind, verdict.reason
+    record.clear = verdict.kind == "undecided" and truth.clear
     check_verdict(record, truth, verdict, rng, deep)
     names = list(CHANGES) if deep else list(rng.choice(list(CHANGES), 2, replace=False))
     check_changes(record, truth, verdict, rng, names)

@@ -164,7 +164,7 @@ def _judged(box: _Box, moves: tuple[Array, Array, Array]) -> tuple[Array, Array]
     price = box.noise * (price + np.linalg.norm(db, axis=1) * box.b_price)
     # Gradients may be wrong in proportion to the move as well.
     rounding = 100 * EPS * np.abs(delta * box.E.T).sum((1, 2))
-    return change, np.where(begins, -change / np.maximum(price + rounding, 1e-300), 0.0)
+    return change, np.where(begins, -change / np.maximum(price + rounding, 1e-200), 0.0)
 
 
 def _followed(box: _Box, moves: tuple[Array, Array, Array], reach: float, rounds: int) -> tuple[Array, Array, Array]:
