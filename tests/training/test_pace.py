@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from support.five_points import SCHEDULES, SETTINGS, Scheduled, fit, points
+from support.five_points import SCHEDULES, SETTINGS, Five, Scheduled, fit, points
 from torch import nn
 from torch.optim import lr_scheduler
 
 from relu_diag.callbacks import PlateauMonitor
 from relu_diag.capture import find_blocks
-from relu_diag.training import Pace, Schedule, Stretch, schedule_of
+from relu_diag.training import Pace, Schedule, Stretch, is_plain_descent, schedule_of
 
 
 def test_steps_are_counted_along_the_stretches_of_a_schedule() -> None:
@@ -87,3 +87,24 @@ def test_rate_in_a_tensor_is_left_alone() -> None:
 
     fit(module, PlateauMonitor(dataloader=points()), Rates(), max_steps=200)
     assert rates[-1] == pytest.approx(0.05 * (1 + math.cos(math.pi * 200 / 1500)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "plain"),
+    [
+        ({}, True),
+        ({"momentum": 0.9}, False),
+        ({"weight_decay": 1e-4}, False),
+        ({"maximize": True}, False),
+    ],
+)
+def test_plain_descent_is_sgd_without_extras(settings: dict[str, Any], plain: bool) -> None:
+    seen = []
+
+    class Ask(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            seen.append(is_plain_descent(trainer))
+
+    fit(Five(**settings), Ask(), max_steps=1)
+    fit(Five(**settings), Ask(), max_steps=1, gradient_clip_val=1.0)
+    assert seen == [plain, False]
