@@ -13,6 +13,7 @@ from relu_diag.training.lightning_internals import (
     device_batches,
     epochs_completed,
     logged_metric,
+    loss_scale,
     progress_bar_texts,
     steps_logged,
 )
@@ -36,14 +37,17 @@ from relu_diag.training.plateaus import (
     listeners,
 )
 from relu_diag.training.report import Report
+from relu_diag.training.rider import Rider
 from relu_diag.training.stopping import Decision, stop_or_wait
 from relu_diag.training.stream import LossStream
 from relu_diag.training.widening import Growth, NoWidening, WideningChoice, choose_widening
+from relu_diag.training.window import BlockReport, Window
 
 __all__ = [
     "MINIMA",
     "VERDICT_CODES",
     "BatchSignal",
+    "BlockReport",
     "Decision",
     "Escape",
     "Examination",
@@ -65,10 +69,12 @@ __all__ = [
     "PlateauForecast",
     "PlateauListener",
     "Report",
+    "Rider",
     "Schedule",
     "SquaredData",
     "Stretch",
     "WideningChoice",
+    "Window",
     "batches_done_in_epoch",
     "check_unclipped",
     "choose_widening",
@@ -79,6 +85,7 @@ __all__ = [
     "largest_weight_decay",
     "listeners",
     "logged_metric",
+    "loss_scale",
     "lowest_along",
     "progress_bar_texts",
     "schedule_of",
