@@ -65,7 +65,7 @@ class Tolerances:
         unresolved: Rounding of a derivative over its terms, from which on nothing is claimed of it.
         touching: Value of a neuron at an end of the interval, over its largest there, that counts as zero.
         below_levels: Part of the lowest critical level's error that no tolerance takes for zero.
-        level_match: Widest miss of a critical arrangement's positions, over the interval.
+        gain: Gain of a widening, or drop of the loss by one, over its terms that counts as none.
     """
 
     eps: float
@@ -113,7 +113,7 @@ class Tolerances:
     unresolved: float = 1e-4
     touching: float = 1e-10
     below_levels: float = 0.1
-    level_match: float = 1e-2
+    gain: float = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +169,14 @@ class Budgets:
     Example:
         >>> replace(BUDGETS, cells=10).cells  # for a quick look
         10
+        faces: Faces of the arrangement of kinks, some of them listed twice, among which all maxima are looked for.
+        few_samples: Samples beyond which kinks are dense: maxima are approached only.
+        climbs: Climbs of an exact ascent from kink to kink.
+        damped_steps: Damped steps of an ascent among dense kinks.
+        program_samples: Samples a linear program starts with, and samples added where its answer fails.
+        kinks_in_reach: Samples within reach of a neuron beyond which the reach is more than its cell.
+        halvings: Halvings of a step on the way to the one that lowers the loss most.
+        exact_kinks: Kinks within reach beyond which the steepest direction is looked for among the simple ones.
     """
 
     chunk: int = 2**20
@@ -215,6 +223,14 @@ class Budgets:
     neurons_tried: int = 8
     draw_numbers: int = 2**22
     draw_rows: int = 2**12
+    faces: int = 100_000
+    few_samples: int = 32
+    climbs: int = 300
+    damped_steps: int = 60
+    program_samples: int = 1000
+    kinks_in_reach: int = 256
+    halvings: int = 15
+    exact_kinks: int = 12
 
 
 FLOAT64 = Tolerances(eps=torch.finfo(torch.float64).eps, kink=1e-10, derivative=1e-9)

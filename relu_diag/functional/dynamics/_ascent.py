@@ -15,20 +15,7 @@ from torch import Tensor
 from relu_diag.functional._arrays import row_space
 from relu_diag.functional.block import BlockSignal, ShallowBlock, chunk_rows, rho
 from relu_diag.functional.local import neuron_geometry, radial_directions, slopes_at, tangential_part
-from relu_diag.functional.tolerances import kink_tolerance
-
-# With more samples than this maxima are approached only, and those within an angle, as a chord, count as one.
-_FEW_SAMPLES = 32
-_ONE_TO_THE_EYE = 0.05
-# Climbs of the exact ascent; rounds of the damped one, and the damping at which it ends.
-_CLIMBS = 300
-_ROUNDS = 60
-_SHORTEST = 1e-3
-# Slopes relative to the height that count as none, and excess of a curvature over the height.
-_LEVEL = 1e-9
-_CURVED = 1e-7
-# Maxima this close are one, as a chord.
-_SAME = 1e-6
+from relu_diag.functional.tolerances import BUDGETS, FLOAT64, kink_tolerance
 
 Pieces = list[tuple[Tensor, Tensor]]
 
@@ -65,43 +52,49 @@ def pull(V: Tensor, signal: BlockSignal, slopes: tuple[float, float]) -> Tensor:
     return total
 
 
-def ascend(starts: Tensor, signal: BlockSignal, slopes: tuple[float, float], loud: float) -> Tensor:
-    """The local maxima of ``||D(v)||`` that ascents reach; ``||D||`` only grows on the way.
+def ascend(starts: Tensor, others: Tensor, signal: BlockSignal, slopes: tuple[float, float], loud: float) -> Tensor:
+    """The local maxima of ``||D(v)||`` that ascents reach.
+
+    With at most 32 samples exact ascents, from ``others`` after damped ones have brought them together, which is much
+    cheaper and may leave the sector that a start is in. With more samples damped ones only: then the maxima are right
+    to about 1e-3 rad, and one stands for all those within 0.05 rad.
 
     Args:
         starts: Directions, any length, shape ``(n, d)``.
+        others: More of them, shape ``(m, d)``.
         signal: Inputs and loss gradients, float64.
         slopes: ``(s-, s+)``.
         loud: Largest ``||D||`` that counts as zero.
 
     Returns:
-        Distinct maxima, unit vectors, shape ``(M, d)``. With more than 32 samples to about 1e-3 rad, and one for all
-        those within 0.05 rad.
+        Distinct maxima, unit vectors, shape ``(M, d)``.
     """
-    V = _distinct(radial_directions(starts))
-    V = V[pull(V, signal, slopes).norm(dim=1) > loud]
-    if len(signal.X) <= _FEW_SAMPLES:
-        return _onto_maxima(V, signal, slopes)
-    V = _near_maxima(V, signal, slopes)
-    return _distinct(V[pull(V, signal, slopes).norm(dim=1).argsort(descending=True)], _ONE_TO_THE_EYE)
+    starts, others = (_felt(_distinct(radial_directions(some)), signal, slopes, loud) for some in (starts, others))
+    dense = len(signal.X) > BUDGETS.few_samples
+    V = _near_maxima(torch.cat([starts, others]) if dense else others, signal, slopes)
+    V = _distinct(V[pull(V, signal, slopes).norm(dim=1).argsort(descending=True)], FLOAT64.seen_as_one)
+    return V if dense else climb_to_maxima(torch.cat([starts, V]), signal, slopes)
+
+
+def _felt(V: Tensor, signal: BlockSignal, slopes: tuple[float, float], loud: float) -> Tensor:
+    """The directions with a pull, shape ``(n, d)``."""
+    return V[pull(V, signal, slopes).norm(dim=1) > loud]
 
 
 def _near_maxima(V: Tensor, signal: BlockSignal, slopes: tuple[float, float]) -> Tensor:
     """Where damped steps end: twice as long after one that goes up, half as long after one that does not."""
     arrived, damping = [V[:0]], V.new_ones(len(V))
     height, ahead = _uphill(V, signal, slopes)
-    for _ in range(_ROUNDS):
-        on = (damping > _SHORTEST) & ((ahead - V).norm(dim=1) > _SAME)
+    for _ in range(BUDGETS.damped_steps):
+        on = (damping > FLOAT64.smallest_damping) & ((ahead - V).norm(dim=1) > FLOAT64.same_maximum)
         arrived.append(V[~on])
         V, ahead, height, damping = V[on], ahead[on], height[on], damping[on]
         trial = radial_directions(V + damping[:, None] * (ahead - V))
         trial_height, trial_ahead = _uphill(trial, signal, slopes)
-        up = trial_height > height * (1 + _LEVEL)
+        up = trial_height > height * (1 + FLOAT64.level)
         V, ahead = torch.where(up[:, None], trial, V), torch.where(up[:, None], trial_ahead, ahead)
-        height, damping = (
-            torch.where(up, trial_height, height),
-            torch.where(up, (2 * damping).clamp(max=1), damping / 2),
-        )
+        height = torch.where(up, trial_height, height)
+        damping = torch.where(up, (2 * damping).clamp(max=1), damping / 2)
     return torch.cat([*arrived, V])
 
 
@@ -113,10 +106,19 @@ def _uphill(V: Tensor, signal: BlockSignal, slopes: tuple[float, float]) -> tupl
     return D.norm(dim=1), radial_directions(ahead)
 
 
-def _onto_maxima(V: Tensor, signal: BlockSignal, slopes: tuple[float, float]) -> Tensor:
-    """Steepest ascent, each climb to the highest point of its arc, or to the first kink if that is nearer."""
+def climb_to_maxima(V: Tensor, signal: BlockSignal, slopes: tuple[float, float]) -> Tensor:
+    """The maxima that steepest ascent reaches, each climb to the highest point of its arc or to the first kink before.
+
+    Args:
+        V: Unit vectors with ``D != 0``, shape ``(n, d)``.
+        signal: Inputs and loss gradients, float64.
+        slopes: ``(s-, s+)``.
+
+    Returns:
+        Distinct maxima, unit vectors, shape ``(M, d)``.
+    """
     found = [V[:0]]
-    for _ in range(_CLIMBS):
+    for _ in range(BUDGETS.climbs):
         if not len(V):
             break
         D = pull(V, signal, slopes)
@@ -131,7 +133,7 @@ def _steepest(V: Tensor, D: Tensor, signal: BlockSignal, slopes: tuple[float, fl
     """Unit tangential directions of steepest ascent, zero at maxima."""
     gain = D.norm(dim=1)
     geometry = neuron_geometry(ShallowBlock(V, -(D / gain[:, None]).T, slopes), signal)
-    rising = geometry.steepest < -_LEVEL * gain
+    rising = geometry.steepest < -FLOAT64.level * gain
     along = torch.where(rising[:, None], geometry.direction, 0.0)
     if D.shape[1] > 1:
         for i in (~rising).nonzero().squeeze(1).tolist():
@@ -154,7 +156,7 @@ def _second_order(v: Tensor, D: Tensor, signal: BlockSignal, slopes: tuple[float
     B = directions @ signal.X.T
     ahead = (slopes_at(torch.where(on_kink, B, z), slopes) * B) @ signal.G
     gain, length = D.norm(), ahead.norm(dim=1)
-    longer = (length > (1 + _CURVED) * gain) & (ahead @ D > -_LEVEL * gain * length)
+    longer = (length > (1 + FLOAT64.curved) * gain) & (ahead @ D > -FLOAT64.level * gain * length)
     best = int(torch.where(longer, length, 0.0).argmax())
     return directions[best] if bool(longer[best]) else torch.zeros_like(v)
 
@@ -188,7 +190,7 @@ def _climb(V: Tensor, D: Tensor, along: Tensor, signal: BlockSignal, slopes: tup
     return radial_directions(V * turn.cos() + along * turn.sin())
 
 
-def _distinct(V: Tensor, apart: float = _SAME) -> Tensor:
+def _distinct(V: Tensor, apart: float = FLOAT64.same_maximum) -> Tensor:
     """Unit vectors without those close to one kept before."""
     kept = V.any(dim=1)
     close = (torch.cdist(V, V, compute_mode="donot_use_mm_for_euclid_dist") <= apart).tril(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -79,7 +79,7 @@ def small_growth(block: ShallowBlock, signal: BlockSignal, small: Tensor, target
     heard = extremal.gain > loud
     if not bool(heard.any()):
         return None
-    extremal = ExtremalDirections(extremal.v[heard], extremal.gain[heard], extremal.o[heard])
+    extremal = replace(extremal, v=extremal.v[heard], gain=extremal.gain[heard], o=extremal.o[heard])
     toward, log_drop = _arrivals(pieces(signal, len(neurons)), block.slopes, (W, H), extremal, target)
     if not bool(log_drop.isfinite().any()):
         return None

@@ -10,10 +10,7 @@ from relu_diag.functional.block import BlockSignal, ShallowBlock
 from relu_diag.functional.dynamics._ascent import without_span
 from relu_diag.functional.dynamics._frozen import Growth, growth_time
 from relu_diag.functional.local import slopes_at
-from relu_diag.functional.tolerances import training_kink_tolerance
-
-# Differences between neurons relative to their weights that count as none.
-_ROUNDING = 1e-15
+from relu_diag.functional.tolerances import FLOAT64, training_kink_tolerance
 
 
 def splitting_growth(
@@ -41,14 +38,15 @@ def splitting_growth(
         return None
     W, H = block.W[members], block.H[:, members]
     # Weighted like this, sum_i ||h_i|| w_i . v = 0 for v orthogonal to u: no part of the differences turns the group.
-    u, o = normalize(H.norm(dim=0) @ W, dim=0), normalize(H @ W.norm(dim=1), dim=0)
+    u = normalize(H.norm(dim=0) @ W, dim=0)
+    o = normalize(H @ W.norm(dim=1), dim=0)
     z = signal.X @ u
     on_kink = z.abs() <= training_kink_tolerance(*signal.X.shape) * signal.X.norm(dim=1)
     M = (signal.G * slopes_at(torch.where(on_kink, 0.0, z), block.slopes)[:, None]).T @ signal.X
     across = without_span(M, torch.cat([u[None], signal.X[on_kink]]))
     outputs, rates, inputs = torch.linalg.svd(across - torch.outer(o, o @ across), full_matrices=False)
     gain, amplitude = float(rates[0]), float(((W @ inputs[0] - outputs[:, 0] @ H) / 2).square().sum())
-    rounding = _ROUNDING**2 * float(W.square().sum() + H.square().sum())
+    rounding = FLOAT64.cancelled**2 * float(W.square().sum() + H.square().sum())
     # What pulls along u is a group that still settles; across, no more than that proves nothing.
     if gain <= max(loud, float((M @ u).norm())) or amplitude <= rounding:
         return None

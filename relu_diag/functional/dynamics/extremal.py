@@ -13,17 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relu_diag.functional._arrays import Array
+from relu_diag.functional._arrays import Array, row_space
 from relu_diag.functional.block import BlockSignal, ShallowBlock
-from relu_diag.functional.dynamics._ascent import ascend, pull
-
-# Angles this close are one, rad; curvatures this small beside their mean are none.
-_SAME_ANGLE = 1e-9
-_FLAT = 1e-12
-# Samples whose directions the ascent starts from: those the loss feels most.
-_SAMPLES = 64
-# Rounding of a sum over samples, in units of the dtype's and of the sum of the terms.
-_ROUNDING = 100
+from relu_diag.functional.dynamics._ascent import ascend, climb_to_maxima, pull
+from relu_diag.functional.dynamics._faces import face_maxima
+from relu_diag.functional.dynamics._starts import main_starts, other_starts
+from relu_diag.functional.tolerances import BUDGETS, FLOAT64, tolerances
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,15 +29,17 @@ class ExtremalDirections:
         v: Unit input weights, shape ``(M, d)``.
         gain: ``||D(v)||``: growth rate of both weights of a neuron there, loss per unit of output, shape ``(M,)``.
         o: Unit output weights ``-D(v) / ||D(v)||`` with which a neuron there grows, shape ``(M, J)``.
+        exhaustive: Whether all of them are listed; else there may be more, and higher ones.
     """
 
     v: Tensor
     gain: Tensor
     o: Tensor
+    exhaustive: bool
 
     def __str__(self) -> str:
         best = f", largest gain {self.gain[0]:.3g}" if len(self.gain) else ""
-        return f"{len(self.gain)} extremal directions{best}"
+        return f"{len(self.gain)} extremal directions{best}{'' if self.exhaustive else '; there may be others'}"
 
 
 def extremal_directions(
@@ -52,9 +49,10 @@ def extremal_directions(
 
     ``D_j(v) = sum_k e_kj rho(v . x_k)`` is what output ``j`` feels of a neuron with input weights ``v``.
 
-    With one or two inputs all of them. With more, those that ascents reach from ``+-x_k`` of the 64 samples that weigh
-    most and from ``starts``: up to 32 samples exactly, one-sided on kinks; beyond, where kinks are dense, to about
-    1e-3 rad, and those within 0.05 rad as one.
+    All of them where the samples span one or two dimensions, or are few: up to 32, whose kinks cut the sphere into at
+    most 100,000 faces (`ExtremalDirections.exhaustive`). Else those that ascents reach, from ``starts`` and from each of
+    the 64 samples that weigh most, alone, against it, and against the others: up to 32 samples exactly, one-sided on
+    kinks; beyond, where kinks are dense, to about 1e-3 rad, and those within 0.05 rad as one.
 
     Source: Maennel et al. 2018; Wu et al., section 4.2.
 
@@ -62,7 +60,7 @@ def extremal_directions(
         X: Inputs, shape ``(N, d)``.
         G: Loss gradient at the outputs, shape ``(N, J)``.
         slopes: ``(s-, s+)`` of the activation.
-        starts: Input weights to start from besides, any length, shape ``(n, d)``; with one or two inputs not needed.
+        starts: Input weights to start from besides, any length, shape ``(n, d)``; not needed where all are listed.
 
     Returns:
         The directions; none where no direction is felt.
@@ -82,30 +80,58 @@ def extremal_directions(
     if starts.ndim != 2 or starts.shape[1] != X.shape[1]:
         raise ValueError(f"`starts` needs the columns of X {tuple(X.shape)}; got {tuple(starts.shape)}.")
     signal = BlockSignal(X.detach().double(), G.detach().double())
-    weight = signal.X.norm(dim=1) * signal.G.norm(dim=1)
-    eps = torch.finfo(torch.promote_types(X.dtype, torch.float32)).eps
-    loud = _ROUNDING * eps * max(map(abs, slopes)) * float(weight.sum())
-    V = _candidates(signal, slopes, weight, starts.detach().to(signal.X), loud)
-    D = pull(V, signal, slopes)
+    terms = max(map(abs, slopes)) * float(signal.X.norm(dim=1) @ signal.G.norm(dim=1))
+    # The rounding of a sum over the samples is a few of its terms'; where it all cancels, a hundred are none.
+    loud = 100 * tolerances(torch.promote_types(X.dtype, torch.float32)).eps * terms
+    found = _maxima(signal, slopes, starts.detach().to(signal.X), loud)
+    D = pull(found.v, signal, slopes)
     order = D.norm(dim=1).argsort(descending=True, stable=True)
     order = order[D[order].norm(dim=1) > loud]
     gain = D[order].norm(dim=1)
-    return ExtremalDirections(V[order], gain, -D[order] / gain[:, None])
+    return ExtremalDirections(found.v[order], gain, -D[order] / gain[:, None], found.exhaustive)
 
 
-def _candidates(
-    signal: BlockSignal, slopes: tuple[float, float], weight: Tensor, starts: Tensor, loud: float
-) -> Tensor:
-    """All maxima in one or two dimensions, and those found in more."""
-    X, felt = signal.X, weight.argsort(descending=True)[: int((weight > 0).sum())]
+@dataclass(frozen=True, slots=True, eq=False)
+class _Maxima:
+    """Unit vectors, shape ``(M, d)``, and whether all local maxima are among them."""
+
+    v: Tensor
+    exhaustive: bool
+
+
+def _maxima(signal: BlockSignal, slopes: tuple[float, float], starts: Tensor, loud: float) -> _Maxima:
+    """The maxima in the span of the samples that the loss feels; a direction across it is felt less."""
+    weight = signal.X.norm(dim=1) * signal.G.norm(dim=1)
+    felt = weight.argsort(descending=True)[: int((weight > 0).sum())]
     if not len(felt):
-        return X[:0]
+        return _Maxima(signal.X[:0], exhaustive=True)
+    basis = _span(signal.X[felt])
+    within = BlockSignal(signal.X[felt] @ basis.T, signal.G[felt])
+    found = _spanned_maxima(within, slopes, starts @ basis.T, loud)
+    return _Maxima(found.v @ basis, found.exhaustive)
+
+
+def _spanned_maxima(signal: BlockSignal, slopes: tuple[float, float], starts: Tensor, loud: float) -> _Maxima:
+    """All maxima in one or two dimensions, or on few faces, else those found, for samples that span the space."""
+    X, G = signal.X, signal.G
     if X.shape[1] == 1:
-        return X.new_tensor([[1.0], [-1.0]])
+        return _Maxima(X.new_tensor([[1.0], [-1.0]]), exhaustive=True)
     if X.shape[1] == 2:
-        return torch.as_tensor(_sweep(X[felt].cpu().numpy(), signal.G[felt].cpu().numpy(), slopes)).to(X)
-    strongest = X[felt[:_SAMPLES]]
-    return ascend(torch.cat([strongest, -strongest, starts]), signal, slopes, loud)
+        return _Maxima(torch.as_tensor(_sweep(X.cpu().numpy(), G.cpu().numpy(), slopes)).to(X), exhaustive=True)
+    listed = face_maxima(X.cpu().numpy(), G.cpu().numpy(), slopes) if len(X) <= BUDGETS.few_samples else None
+    if listed is None:
+        main = torch.cat([main_starts(signal), starts])
+        return _Maxima(ascend(main, other_starts(signal), signal, slopes, loud), exhaustive=False)
+    V = torch.as_tensor(listed).to(X)
+    V = V[pull(V, signal, slopes).norm(dim=1) > loud]
+    return _Maxima(climb_to_maxima(V, signal, slopes), exhaustive=True)
+
+
+def _span(X: Tensor) -> Tensor:
+    """An orthonormal basis of the span of the rows, shape ``(rank, d)``; the axes where that is the whole space."""
+    # The triangle has the singular values and right singular vectors of X, whatever the number of samples.
+    basis = torch.as_tensor(row_space(torch.linalg.qr(X, mode="r").R.cpu().numpy())).to(X)
+    return basis if len(basis) < X.shape[1] else torch.eye(len(basis)).to(X)
 
 
 def _sweep(X: Array, G: Array, slopes: tuple[float, float]) -> Array:
@@ -113,14 +139,14 @@ def _sweep(X: Array, G: Array, slopes: tuple[float, float]) -> Array:
     edge, M = _sectors(X, G, slopes)
     width = np.append(edge[1:], edge[0] + 2 * np.pi) - edge
     a, b, c = (M[:, :, 0] ** 2).sum(1), (M[:, :, 0] * M[:, :, 1]).sum(1), (M[:, :, 1] ** 2).sum(1)
-    flat = np.hypot((a - c) / 2, b) <= _FLAT * (a + c) / 2
+    flat = np.hypot((a - c) / 2, b) <= FLOAT64.flat * (a + c) / 2
     top = np.arctan2(2 * b, a - c) / 2
     ahead = (top - edge) % np.pi
-    inside = (ahead > _SAME_ANGLE) & (ahead < width - _SAME_ANGLE) & ~flat
+    inside = (ahead > FLOAT64.same_angle) & (ahead < width - FLOAT64.same_angle) & ~flat
     # On a kink: rising up to it on its left, not rising beyond it. At a quarter turn the sinusoid is lowest.
     left, right = _half_turn(np.roll(top, 1) - edge), _half_turn(top - edge)
-    rises = (left >= -_SAME_ANGLE) & (left < np.pi / 2 - _SAME_ANGLE) | np.roll(flat, 1)
-    falls = (right <= _SAME_ANGLE) & (right > _SAME_ANGLE - np.pi / 2) | flat
+    rises = (left >= -FLOAT64.same_angle) & (left < np.pi / 2 - FLOAT64.same_angle) | np.roll(flat, 1)
+    falls = (right <= FLOAT64.same_angle) & (right > FLOAT64.same_angle - np.pi / 2) | flat
     angle = np.concatenate([(edge + ahead)[inside], edge[rises & falls]])
     return np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
@@ -140,7 +166,7 @@ def _sectors(X: Array, G: Array, slopes: tuple[float, float]) -> tuple[Array, Ar
     start = np.where(X @ np.array([np.cos(origin), np.sin(origin)]) > 0, slopes[1], slopes[0])
     M = (G * start[:, None]).T @ X + jump.cumsum(axis=0)
     angle = origin + (angle - origin) % (2 * np.pi)
-    last = np.append(np.diff(angle) > _SAME_ANGLE, True)
+    last = np.append(np.diff(angle) > FLOAT64.same_angle, True)
     return angle[last], M[last]
 
 

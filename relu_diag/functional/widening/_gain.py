@@ -14,14 +14,15 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import Array, unit_rows
 from relu_diag.functional.block import BlockSignal, ShallowBlock
-from relu_diag.functional.local import neuron_sums, one_sided, radial_directions, steepest_descent, tangential_part
-
-# Kinks of a neuron beyond which the steepest direction is looked for among the simple ones; and beyond which the reach
-# is more than the cell of a neuron.
-_MAX_KINKS, _DENSE = 12, 256
-# Samples within this angle of a kink, rad, are on it, however many they are.
-_ON_KINK = 1e-9
-_ROUNDING = 1e-12
+from relu_diag.functional.local import (
+    NeuronSums,
+    neuron_sums,
+    one_sided,
+    radial_directions,
+    steepest_descent,
+    tangential_part,
+)
+from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,11 +61,13 @@ def copy_gains(
         Gains above rounding, largest first; none for a neuron with more samples on its kink than are kept.
     """
     sums = neuron_sums(block, signal, kink_tol=math.sin(reach))
-    while reach > _ON_KINK and bool((sums.kink_count[units] > _DENSE).any() or sums.lost[units].any()):
+    while reach > FLOAT64.same_angle and bool(
+        (sums.kink_count[units] > BUDGETS.kinks_in_reach).any() or sums.lost[units].any()
+    ):
         reach /= 4
         sums = neuron_sums(block, signal, kink_tol=math.sin(reach))
     U, b = radial_directions(block.W), (block.slopes[1] - block.slopes[0]) / 2
-    felt = _ROUNDING * float(signal.G.norm() * signal.X.norm())
+    felt = FLOAT64.gain * float(signal.G.norm() * signal.X.norm())
     found = []
     for unit in units:
         if bool(sums.lost[unit]):
@@ -79,9 +82,14 @@ def copy_gains(
     return sorted(found, key=lambda one: -one.gain)
 
 
+def _dense(sums: NeuronSums) -> Tensor:
+    """Whether a neuron has hundreds of samples within reach, bool, shape ``(I,)``."""
+    return (sums.kink_count > BUDGETS.kinks_in_reach) | sums.lost
+
+
 def _steepest(g: Array, q: Array, X: Array) -> tuple[float, Array]:
     """Where there are too many kinks to be exact, the best of the simple directions: a slope that is attained."""
-    if len(q) <= _MAX_KINKS:
+    if len(q) <= BUDGETS.exact_kinks:
         found = steepest_descent(g, q, X)
         return found.slope, found.direction
     V = unit_rows(np.concatenate([-g[None], -(g + q @ X)[None], -(g - q @ X)[None], X, -X]))

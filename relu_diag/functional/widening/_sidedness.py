@@ -8,12 +8,9 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from relu_diag.functional._arrays import Array, unit_rows
+from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
-# A margin, as the sine of an angle, that is more than the tolerances of the linear program.
-_MARGIN = 1e-9
-_TOLERANCES = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
-# Samples the linear program starts with, and samples added where its answer fails.
-_SAMPLES = 1000
+_TOLERANCES = {"primal_feasibility_tolerance": FLOAT64.program, "dual_feasibility_tolerance": FLOAT64.program}
 
 
 def most_negative_direction(X: Tensor) -> tuple[Tensor, float] | None:
@@ -41,12 +38,12 @@ def most_negative_direction(X: Tensor) -> tuple[Tensor, float] | None:
     if not len(points):
         return torch.eye(X.shape[1], dtype=X.dtype, device=X.device)[0], 1.0
     w = _simple_candidate(points)
-    if -(points @ w).max() < max(np.linalg.norm(points.mean(axis=0)) / 2, _MARGIN):
+    if -(points @ w).max() < max(np.linalg.norm(points.mean(axis=0)) / 2, FLOAT64.inside):
         margin, given = np.inf, np.zeros(len(points), dtype=bool)
         while (points[~given] @ w).max(initial=-np.inf) > -margin / 2:
-            given[np.argsort(points @ w)[-_SAMPLES:]] = True
+            given[np.argsort(points @ w)[-BUDGETS.program_samples :]] = True
             w, margin = _largest_margin(points[given])
-            if margin <= _MARGIN:
+            if margin <= FLOAT64.inside:
                 return None
         w /= np.linalg.norm(w)
     return torch.as_tensor(w).to(X), -float((points @ w).max())
@@ -68,7 +65,7 @@ def orthogonal_directions(X: Tensor) -> Tensor:
     # The triangle has the singular values and right singular vectors of X, whatever the number of samples.
     triangle = torch.linalg.qr(X, mode="r").R
     _, singular, rows = torch.linalg.svd(triangle, full_matrices=True)
-    rounding = max(X.shape) * torch.finfo(X.dtype).eps * singular.max()
+    rounding = max(X.shape) * FLOAT64.eps * singular.max()
     basis: Tensor = rows[int((singular > rounding).sum()) :]
     return basis
 

@@ -1,8 +1,10 @@
-"""A network inside a wider one that computes the same: unit replication, inactive units, inactive propagation."""
+"""A network inside a wider one that computes the same: unit replication, inactive units, inactive propagation.
+
+What is returned is cut from the graph of the weights that were given: a wider network starts a graph of its own.
+"""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, SupportsIndex, get_args
@@ -10,14 +12,14 @@ from typing import Literal, SupportsIndex, get_args
 import torch
 from torch import Tensor
 
-from relu_diag.functional._checks import check_matrix, check_together, check_values
+from relu_diag.functional._checks import check_matrix, check_together
 from relu_diag.functional.block import BlockSignal, ShallowBlock, check_fit
+from relu_diag.functional.tolerances import FLOAT64, tolerances
+from relu_diag.functional.widening._factors import check_factors, check_unit
 from relu_diag.functional.widening._sidedness import most_negative_direction, orthogonal_directions
 
-InactiveKind = Literal["negative", "positive", "orthogonal"]
+_InactiveKind = Literal["negative", "positive", "orthogonal"]
 
-# A sum of products this close to 1, relative to their absolute values, is 1 up to the rounding of who computed it.
-_ROUNDED_ONE = 1e-6
 _ONE_SIDED = (
     "every direction has a sample on the other side or within rounding of its kink, by a linear program. With a hidden "
     "bias, a constant column of X, there always is one"
@@ -73,20 +75,20 @@ def replicate_unit(
             "Signs go into `gamma`."
         )
     total = float(beta @ gamma)
-    if abs(total - 1) > _ROUNDED_ONE * float((beta * gamma).abs().sum()):
+    if abs(total - 1) > FLOAT64.one * float((beta * gamma).abs().sum()):
         raise ValueError(
             f"`sum(beta * gamma)` must be 1 for the function to stay; got {total:.8g}. Divide gamma by that number."
         )
-    W, H = block.W.detach(), block.H.detach()
+    block = block.cast(block.W.dtype)
+    W, H = block.W.clone(), block.H.clone()
     W_copies = (beta.to(W.device)[:, None] * W[unit].double()).to(W.dtype)
     H_copies = ((gamma / total).to(W.device) * H[:, unit, None].double()).to(H.dtype)
-    W, H = W.clone(), H.clone()
     W[unit], H[:, unit] = W_copies[0], H_copies[:, 0]
     return replace(block, W=torch.cat([W, W_copies[1:]]), H=torch.cat([H, H_copies[:, 1:]], dim=1))
 
 
 def add_inactive_units(
-    block: ShallowBlock, X: Tensor, count: int, kind: InactiveKind = "negative", H_new: Tensor | None = None
+    block: ShallowBlock, X: Tensor, count: int, kind: _InactiveKind = "negative", H_new: Tensor | None = None
 ) -> ShallowBlock:
     """The network with units that no sample activates: the function is the same on the data, whatever their ``H``.
 
@@ -125,8 +127,8 @@ def add_inactive_units(
     check_fit(block, BlockSignal(X, X.new_zeros(len(X), len(block.H))))
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"`count` must be a whole number of units, at least 1; got {count!r}.")
-    if kind not in get_args(InactiveKind):
-        raise ValueError(f"`kind` must be one of {list(get_args(InactiveKind))}; got {kind!r}.")
+    if kind not in get_args(_InactiveKind):
+        raise ValueError(f"`kind` must be one of {list(get_args(_InactiveKind))}; got {kind!r}.")
     if (kind == "negative" and block.slopes[0] != 0) or (kind == "positive" and block.slopes[1] != 0):
         raise ValueError(
             f"`kind` {kind!r} needs a slope of 0 on that side, or the units are not inactive; the slopes (s-, s+) are "
@@ -136,7 +138,7 @@ def add_inactive_units(
     directions = _orthogonal(points, count) if kind == "orthogonal" else _one_sided(block, points, count, kind)
     if not len(directions):
         raise ValueError(f"No {kind} unit exists: {_WHY_NONE[kind]}.")
-    norm = block.W.detach().double().norm(dim=1)
+    norm = block.double().W.norm(dim=1)
     norm = norm[norm > 0]
     length = float(norm.median()) if len(norm) else 1.0
     H_new = block.H.new_zeros(len(block.H), count) if H_new is None else H_new
@@ -167,50 +169,12 @@ def add_inactive_propagation(block: ShallowBlock, W_new: Tensor) -> ShallowBlock
     return _widened(block, W_new, W_new.new_zeros(len(block.H), len(W_new)))
 
 
-def check_unit(block: ShallowBlock, unit: SupportsIndex) -> int:
-    """Refuse what is not the index of a hidden neuron.
-
-    Args:
-        block: The network.
-        unit: The index.
-
-    Returns:
-        The index as a number of Python.
-
-    Raises:
-        TypeError: If it is no whole number.
-        ValueError: If there is no such neuron.
-    """
-    try:
-        index = operator.index(unit)
-    except TypeError:
-        raise TypeError(f"`unit` must be the index of one hidden neuron; got {unit!r}.") from None
-    if not 0 <= index < len(block.W):
-        raise ValueError(f"`unit` must be a hidden neuron of the block, 0 to {len(block.W) - 1}; got {index}.")
-    return index
-
-
-def check_factors(name: str, value: Sequence[float] | Tensor) -> Tensor:
-    """Refuse what is not a list of factors, one per copy.
-
-    Args:
-        name: Name of the argument, for the message.
-        value: The argument.
-
-    Returns:
-        The factors, float64 on the CPU, shape ``(L,)``.
-
-    Raises:
-        ValueError: If it is not a vector with at least one finite entry.
-    """
-    factors = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
-    check_values(name, factors)
-    if factors.ndim != 1 or not len(factors):
-        raise ValueError(f"`{name}` needs one number per copy, shape (L,); got {tuple(factors.shape)}.")
-    return factors
-
-
 def _widened(block: ShallowBlock, W_new: Tensor, H_new: Tensor) -> ShallowBlock:
+    """The block with units of input weights ``(n, d)`` and output weights ``(J, n)`` behind the last.
+
+    Raises:
+        ValueError: If shapes, dtypes or devices do not fit.
+    """
     check_matrix("H_new", H_new)
     for name, value, expected in (
         ("W_new", W_new, (len(W_new), block.W.shape[1])),
@@ -219,14 +183,14 @@ def _widened(block: ShallowBlock, W_new: Tensor, H_new: Tensor) -> ShallowBlock:
         check_together(name, value, "W", block.W)
         if value.shape != expected:
             raise ValueError(f"`{name}` needs the shape {expected}, one unit each; got {tuple(value.shape)}.")
-    W, H, W_new, H_new = (value.detach() for value in (block.W, block.H, W_new, H_new))
-    return replace(block, W=torch.cat([W, W_new]), H=torch.cat([H, H_new], dim=1))
+    block = block.cast(block.W.dtype)
+    return replace(block, W=torch.cat([block.W, W_new.detach()]), H=torch.cat([block.H, H_new.detach()], dim=1))
 
 
-def _one_sided(block: ShallowBlock, X: Tensor, count: int, kind: InactiveKind) -> Tensor:
+def _one_sided(block: ShallowBlock, X: Tensor, count: int, kind: _InactiveKind) -> Tensor:
     """Unit vectors that see every sample from the flat side, two roundings off the kink at least; or none."""
     direction, margin = most_negative_direction(X if kind == "negative" else -X) or (X[0], 0.0)
-    if margin <= 4 * torch.finfo(block.W.dtype).eps:
+    if margin <= 4 * tolerances(block.W.dtype).eps:
         return X[:0]
     axes = torch.eye(X.shape[1], dtype=X.dtype, device=X.device)
     axis = torch.arange(count - 1, device=X.device)

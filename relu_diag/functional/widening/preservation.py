@@ -12,7 +12,7 @@ from relu_diag.functional.block import BlockSignal, ShallowBlock, check_fit
 from relu_diag.functional.local import geometry_from_sums, neuron_sums
 from relu_diag.functional.tolerances import derivative_tolerance
 from relu_diag.functional.verdict import Stationarity, assess, escapes_at
-from relu_diag.functional.widening.embedding import check_factors, check_unit
+from relu_diag.functional.widening._factors import check_factors, check_unit
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""How to grow where training is stuck: which neuron gives the loss a way down, how steep, and where to put it."""
+"""How to widen a network where training is stuck: which neuron gives the loss a way down, how steep, and where."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from relu_diag.functional.block import BlockSignal, Reduction, ShallowBlock, chu
 from relu_diag.functional.dynamics import extremal_directions
 from relu_diag.functional.local import neuron_states
 from relu_diag.functional.problem import squared_problem
+from relu_diag.functional.tolerances import BUDGETS, FLOAT64, tolerances
 from relu_diag.functional.widening._gain import CopyGain, copy_gains
 from relu_diag.functional.widening.embedding import add_inactive_propagation, replicate_unit
 
-GrowthKind = Literal["replication", "inactive propagation"]
-OutputLoss = Callable[[Tensor], Tensor]
+_Kind = Literal["replication", "inactive propagation"]
+_Loss = Callable[[Tensor], Tensor]
 
-# Copies turn by at most this angle, rad. Lengths of steps are halved so many times on the way to the best one.
-_TURN, _HALVINGS = math.pi / 4, 15
-_ROUNDING = 1e-12
+# Copies turn by at most this angle, rad.
+_TURN = math.pi / 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +44,7 @@ class GrowthProposal:
         displacement: Move of the copy's input weights, relative to their length, shape ``(d,)``.
     """
 
-    kind: GrowthKind
+    kind: _Kind
     unit: int | None
     beta: tuple[float, ...]
     gamma: tuple[float, ...]
@@ -56,7 +56,7 @@ class GrowthProposal:
     displacement: Tensor
 
     def embed(self, block: ShallowBlock) -> ShallowBlock:
-        """The same growth of another network of the same shape, an averaged copy for example.
+        """The same widening of another network of the same shape, an averaged copy for example.
 
         Args:
             block: The other network.
@@ -65,8 +65,7 @@ class GrowthProposal:
             It with the neuron.
         """
         if self.unit is None:
-            wider = add_inactive_propagation(block, self.new_block.W[-1:])
-            return replace(wider, H=torch.cat([block.H, self.new_block.H[:, -1:]], dim=1))
+            return _with_neuron(block, self.new_block.W[-1], self.new_block.H[:, -1])
         return _displaced(replicate_unit(block, self.unit, self.beta, self.gamma), self.displacement)
 
     def __str__(self) -> str:
@@ -78,7 +77,7 @@ class GrowthProposal:
 def growth_proposals(
     block: ShallowBlock,
     X: Tensor,
-    Y: Tensor | OutputLoss,
+    Y: Tensor | _Loss,
     reduction: Reduction = "mean",
     reach: float = 0.05,
     nudge: bool = True,
@@ -126,7 +125,7 @@ def growth_proposals(
     """
     if not 0 < reach < math.pi / 4:
         raise ValueError(f"`reach` is an angle in (0, pi / 4) rad; got {reach!r}.")
-    if len(gamma) != 2 or abs(sum(gamma) - 1) > _ROUNDING:
+    if len(gamma) != 2 or abs(sum(gamma) - 1) > FLOAT64.gain:
         raise ValueError(f"`gamma` must be two factors that add up to 1; got {gamma!r}.")
     if candidates < 1:
         raise ValueError(f"`candidates` must be a positive number; got {candidates!r}.")
@@ -162,10 +161,10 @@ def _squared_slope(block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reducti
     def drop(change: Tensor) -> float:  # a difference of losses would cancel
         return float(-(signal.G * change).sum() - factor / 2 * change.square().sum())
 
-    return _Slope(problem.block, signal, problem.outputs, loss, drop, _ROUNDING * loss)
+    return _Slope(problem.block, signal, problem.outputs, loss, drop, FLOAT64.gain * loss)
 
 
-def _loss_slope(block: ShallowBlock, X: Tensor, loss: OutputLoss) -> _Slope:
+def _loss_slope(block: ShallowBlock, X: Tensor, loss: _Loss) -> _Slope:
     check_matrix("X", X)
     wide = block.double()
     X = X.detach().double()
@@ -182,8 +181,8 @@ def _loss_slope(block: ShallowBlock, X: Tensor, loss: OutputLoss) -> _Slope:
             return start - float(loss(at + change))
 
     # A network computes with the digits of its weights, in whatever its loss is added up.
-    eps = max(torch.finfo(dtype).eps for dtype in (value.dtype, block.W.dtype))
-    return _Slope(wide, BlockSignal(X, G), at, start, drop, max(_ROUNDING, 8 * eps) * abs(start))
+    eps = max(tolerances(dtype).eps for dtype in (value.dtype, block.W.dtype))
+    return _Slope(wide, BlockSignal(X, G), at, start, drop, max(FLOAT64.gain, 8 * eps) * abs(start))
 
 
 def _living(slope: _Slope) -> list[int]:
@@ -237,9 +236,9 @@ def _new_neurons(slope: _Slope) -> Iterator[_Move]:
 
 def _best_step(drop: Callable[[float], float], largest: float) -> float:
     """The step with the largest drop: halved ever again, then at the top of the parabola through the best three."""
-    steps: list[float] = [largest / 2**k for k in range(_HALVINGS)]
+    steps: list[float] = [largest / 2**k for k in range(BUDGETS.halvings)]
     drops = [drop(step) for step in steps]
-    best = max(range(_HALVINGS), key=drops.__getitem__)
+    best = max(range(BUDGETS.halvings), key=drops.__getitem__)
     lowest = max(best - 1, 0)
     a, b, c = (*steps[lowest : best + 2], 0.0)[:3]
     fa, fb, fc = (*drops[lowest : best + 2], 0.0)[:3]
@@ -253,14 +252,15 @@ def _best_step(drop: Callable[[float], float], largest: float) -> float:
 def _proposal(slope: _Slope, block: ShallowBlock, move: _Move, nudge: bool) -> GrowthProposal:
     displacement = torch.zeros_like(move.w)
     if move.unit is None:
-        kind: GrowthKind = "inactive propagation"
+        kind: _Kind = "inactive propagation"
         length = float(slope.block.W.norm(dim=1).median()) / float(move.w.norm())
-        W_new, h = (move.w if nudge else length * move.w)[None], move.h if nudge else 0 * move.h
+        w = move.w if nudge else length * move.w
+        h = move.h if nudge else torch.zeros_like(move.h)
         beta: tuple[float, ...] = ()
-        new = add_inactive_propagation(block, W_new.to(block.W))
-        new = replace(new, H=torch.cat([block.H, h[:, None].to(block.H)], dim=1))
+        new = _with_neuron(block, w, h)
     else:
-        kind, beta, w = "replication", (1.0, 1.0), slope.block.W[move.unit]
+        kind, beta = "replication", (1.0, 1.0)
+        w = slope.block.W[move.unit]
         displacement = (move.w - w) / w.norm() if nudge else displacement
         new = _displaced(replicate_unit(block, move.unit, beta, move.gamma), displacement)
     change = chunked_outputs(new, slope.signal.X.to(block.W)).double() - slope.outputs
@@ -276,6 +276,13 @@ def _proposal(slope: _Slope, block: ShallowBlock, move: _Move, nudge: bool) -> G
         float(change.abs().max()),
         displacement,
     )
+
+
+def _with_neuron(block: ShallowBlock, w: Tensor, h: Tensor) -> ShallowBlock:
+    """The block with a neuron of weights ``(d,)`` and ``(J,)`` behind the last."""
+    wider = add_inactive_propagation(block, w[None].to(block.W))
+    wider.H[:, -1] = h.to(wider.H)
+    return wider
 
 
 def _displaced(block: ShallowBlock, displacement: Tensor) -> ShallowBlock:
