@@ -65,6 +65,7 @@ class Tolerances:
         unresolved: Rounding of a derivative over its terms, from which on nothing is claimed of it.
         touching: Value of a neuron at an end of the interval, over its largest there, that counts as zero.
         below_levels: Part of the lowest critical level's error that no tolerance takes for zero.
+        level_match: Widest miss of a critical arrangement's positions, over the interval.
         gain: Gain of a widening, or drop of the loss by one, over its terms that counts as none.
     """
 
@@ -113,6 +114,7 @@ class Tolerances:
     unresolved: float = 1e-4
     touching: float = 1e-10
     below_levels: float = 0.1
+    level_match: float = 1e-2
     gain: float = 1e-12
 
 
@@ -165,10 +167,6 @@ class Budgets:
         neurons_tried: Neurons whose own move is evaluated before a descent counts as not seen.
         draw_numbers: Numbers in the activations of perturbations evaluated together.
         draw_rows: Samples in them.
-
-    Example:
-        >>> replace(BUDGETS, cells=10).cells  # for a quick look
-        10
         faces: Faces of the arrangement of kinks, some of them listed twice, among which all maxima are looked for.
         few_samples: Samples beyond which kinks are dense: maxima are approached only.
         climbs: Climbs of an exact ascent from kink to kink.
@@ -177,6 +175,10 @@ class Budgets:
         kinks_in_reach: Samples within reach of a neuron beyond which the reach is more than its cell.
         halvings: Halvings of a step on the way to the one that lowers the loss most.
         exact_kinks: Kinks within reach beyond which the steepest direction is looked for among the simple ones.
+
+    Example:
+        >>> replace(BUDGETS, cells=10).cells  # for a quick look
+        10
     """
 
     chunk: int = 2**20

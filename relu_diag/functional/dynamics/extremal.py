@@ -50,8 +50,8 @@ def extremal_directions(
     ``D_j(v) = sum_k e_kj rho(v . x_k)`` is what output ``j`` feels of a neuron with input weights ``v``.
 
     All of them where the samples span one or two dimensions, or are few: up to 32, whose kinks cut the sphere into at
-    most 100,000 faces (`ExtremalDirections.exhaustive`). Else those that ascents reach, from ``starts`` and from each of
-    the 64 samples that weigh most, alone, against it, and against the others: up to 32 samples exactly, one-sided on
+    most 100,000 faces (`ExtremalDirections.exhaustive`). Else those that ascents reach, from ``starts`` and from each
+    of the 64 samples that weigh most, alone, against it, and against the others: up to 32 samples exactly, one-sided on
     kinks; beyond, where kinks are dense, to about 1e-3 rad, and those within 0.05 rad as one.
 
     Source: Maennel et al. 2018; Wu et al., section 4.2.

@@ -79,7 +79,7 @@ def replicate_unit(
         raise ValueError(
             f"`sum(beta * gamma)` must be 1 for the function to stay; got {total:.8g}. Divide gamma by that number."
         )
-    block = block.cast(block.W.dtype)
+    block = _cut(block)
     W, H = block.W.clone(), block.H.clone()
     W_copies = (beta.to(W.device)[:, None] * W[unit].double()).to(W.dtype)
     H_copies = ((gamma / total).to(W.device) * H[:, unit, None].double()).to(H.dtype)
@@ -183,8 +183,16 @@ def _widened(block: ShallowBlock, W_new: Tensor, H_new: Tensor) -> ShallowBlock:
         check_together(name, value, "W", block.W)
         if value.shape != expected:
             raise ValueError(f"`{name}` needs the shape {expected}, one unit each; got {tuple(value.shape)}.")
-    block = block.cast(block.W.dtype)
+    block = _cut(block)
     return replace(block, W=torch.cat([block.W, W_new.detach()]), H=torch.cat([block.H, H_new.detach()], dim=1))
+
+
+def _cut(block: ShallowBlock) -> ShallowBlock:
+    """The block without the graph of its weights."""
+    bias = block.output_bias
+    if bias is not None and bias.requires_grad:
+        bias = bias.detach()
+    return replace(block, W=block.W.detach(), H=block.H.detach(), output_bias=bias)
 
 
 def _one_sided(block: ShallowBlock, X: Tensor, count: int, kind: _InactiveKind) -> Tensor:

@@ -45,7 +45,8 @@ def relative_change(block: ShallowBlock, wider: ShallowBlock, X: Tensor) -> floa
     )
     X = X.double()
     terms = max(float((b.H.abs() @ (X @ b.W.T).abs().T).max()) for b in (narrow, wide))
-    return float((wide(X) - narrow(X)).abs().max()) / (terms * max(map(abs, block.slopes)))
+    bias = 0.0 if narrow.output_bias is None else float(narrow.output_bias.abs().max())
+    return float((wide(X) - narrow(X)).abs().max()) / (terms * max(map(abs, block.slopes)) + bias)
 
 
 @given(seed=st.integers(0, 10_000), slopes=st.sampled_from(SLOPES), bias=st.booleans(), dtype=st.sampled_from(DTYPES))
@@ -69,7 +70,7 @@ def test_every_embedding_leaves_the_function_as_it_is(
     flat = torch.cat([X, X[:, :1]], dim=1)
     block_there = ShallowBlock(torch.cat([block.W, block.W[:, :1]], dim=1), block.H, slopes, block.output_bias)
     wide_there = F.add_inactive_units(block_there, flat, 3, "orthogonal", torch.ones(len(block.H), 3, dtype=dtype))
-    assert relative_change(block_there, wide_there, flat) <= max(1e-15, 4 * rounding)  # of three units
+    assert relative_change(block_there, wide_there, flat) <= max(1e-14, 4 * rounding)  # of three units and a basis
     for result in wider:
         assert result.slopes == block.slopes
         assert result.output_bias is block.output_bias
@@ -263,3 +264,20 @@ def test_new_units_have_the_inputs_and_the_dtype_of_the_others() -> None:
         F.add_inactive_propagation(block, torch.ones(1, 3))
     with pytest.raises(ValueError, match=r"`W_new` is torch.float64"):
         F.add_inactive_propagation(block, torch.ones(1, 2).double())
+
+
+def test_nothing_carries_the_graph_of_the_callers_weights() -> None:
+    W, H, bias = (torch.nn.Parameter(torch.ones(*shape).double()) for shape in ((1, 2), (1, 1), (1,)))
+    block, X = ShallowBlock(W, H, output_bias=bias), torch.tensor([[1.0, 0.0], [0.0, 1.0]]).double()
+    Y = torch.tensor([[2.0], [-1.0]]).double()
+    proposals = [one for nudge in (True, False) for one in F.growth_proposals(block, X, Y, nudge=nudge)]
+    wider = [
+        F.replicate_unit(block, 0, (1.0, 1.0), (0.5, 0.5)),
+        F.add_inactive_units(block, X, 1),
+        F.add_inactive_propagation(block, W),
+        *(one.new_block for one in proposals),
+        *(one.embed(block) for one in proposals),
+    ]
+    assert proposals
+    for one in wider:
+        assert not any(value.requires_grad for value in (one.W, one.H, one.output_bias))
