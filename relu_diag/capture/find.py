@@ -55,7 +55,7 @@ def find_blocks(module: nn.Module, example: Any = None) -> list[BlockLocation]:
         else:  # The nearest layer of the right width is the one the user had in mind.
             reasons.setdefault(hidden.name, f"{hidden.name!r} and {output.name!r}: {location}")
     if not found:
-        detail = "; ".join(reasons.values()) or f"none of its {len(traces[0].calls)} Linear layers has the width for it"
+        detail = "; ".join(reasons.values()) or f"none of its {len(traces[0].calls)} Linear layers can follow another"
         raise ValueError(
             f"No Linear -> ReLU-like -> Linear block in {type(module).__name__}: {detail}. "
             "The activation must be s+ z for z >= 0 and s- z below, with nothing else between the two Linear layers."

@@ -34,18 +34,31 @@ class LinearCall:
     began: int
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that ran in a forward pass, outside of other leaf modules.
+
+    Attributes:
+        text: What it was: class name and place of a module, or name of a torch function.
+        module: Qualified name of the module; None for a function.
+    """
+
+    text: str
+    module: str | None = None
+
+
 @dataclass(slots=True)
 class Trace:
     """A forward pass.
 
     Attributes:
         calls: Linear layers by name, in the order of their first call.
-        events: What ran, in order: a qualified module name, or None and the name of a torch function.
+        events: What ran, in order.
         tied: For a Linear that shares a parameter, by its name, another name of that parameter.
     """
 
     calls: dict[str, LinearCall] = field(default_factory=dict)
-    events: list[tuple[str | None, str]] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     tied: dict[str, str] = field(default_factory=dict)
 
     def pairs(self) -> Iterator[tuple[LinearCall, LinearCall]]:
@@ -68,9 +81,9 @@ class Trace:
             output: The second.
 
         Returns:
-            Class names of modules with their place, names of functions.
+            Texts of the events.
         """
-        return [text for _, text in self.events[hidden.began : output.began]]
+        return [event.text for event in self.events[hidden.began : output.began]]
 
     def names_between(self, hidden: LinearCall, output: LinearCall) -> list[str]:
         """Qualified names of the modules that ran between two Linear layers.
@@ -82,7 +95,7 @@ class Trace:
         Returns:
             Names.
         """
-        return [name for name, _ in self.events[hidden.began : output.began] if name is not None]
+        return [event.module for event in self.events[hidden.began : output.began] if event.module is not None]
 
 
 def trace_linears(module: nn.Module, run: Callable[[], object], seed: int) -> Trace:
@@ -128,7 +141,7 @@ class _FunctionNames(TorchFunctionMode):
     ) -> Any:
         name = getattr(func, "__name__", str(func))
         if not self.inside[0] and name not in _SHAPE_ONLY and name not in {"__get__", "__set__"}:
-            self.trace.events.append((None, name))
+            self.trace.events.append(Event(name))
         # A functional activation calls others; only the outermost is what the user wrote.
         self.inside[0] += 1
         try:
@@ -160,7 +173,7 @@ def _note(trace: Trace, name: str, inside: list[int]) -> Callable[..., None]:
 
     def hook(submodule: nn.Module, _: object) -> None:
         if not inside[0]:
-            trace.events.append((name, f"{type(submodule).__name__} {name!r}"))
+            trace.events.append(Event(f"{type(submodule).__name__} {name!r}", name))
         inside[0] += 1
 
     return hook
