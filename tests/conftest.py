@@ -17,13 +17,19 @@ from hypothesis import settings
 torch.set_num_threads(1)
 settings.register_profile("relu_diag", deadline=None, derandomize=True)
 settings.load_profile("relu_diag")
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 collect_ignore = ["support"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first: no worker ends with one of them while the others are idle."""
+    items.sort(key=lambda item: "slow" not in item.keywords)
 
 
 @pytest.fixture(autouse=True)
 def _same_state_before_and_after() -> Iterator[None]:
     """Seeds every generator, and fails a test that leaves threads, dtype or determinism of torch changed."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its import sets another one
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)

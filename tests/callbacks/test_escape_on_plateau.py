@@ -12,15 +12,17 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 from relu_diag import functional as F
-from relu_diag.callbacks import Escape, EscapeOnPlateau, PlateauMonitor
+from relu_diag.callbacks import Escape, EscapeOnPlateau, PlateauEvent, PlateauMonitor
 from relu_diag.capture import choose_block, read_block, write_block
 from relu_diag.nn import ShallowNet
 
 
-def test_both_saddles_of_five_points_are_left_at_once() -> None:
-    waiting, monitor, escape = PlateauMonitor(), PlateauMonitor(), EscapeOnPlateau()
-    reference_run("five_points", 2e-2, 11_000, waiting)
-    reference_run("five_points", 2e-2, 11_000, monitor, escape)
+@pytest.mark.xdist_group("five points")
+def test_both_saddles_of_five_points_are_left_at_once(
+    five_points_run: tuple[PlateauMonitor, list[PlateauEvent]],
+) -> None:
+    waiting, monitor, escape = five_points_run[0], PlateauMonitor(), EscapeOnPlateau()
+    reference_run("five_points", 2e-2, 5_000, monitor, escape)
     first, second, *_ = escape.escapes
     for move, plateau in zip((first, second), monitor.plateaus, strict=False):
         assert plateau.verdict.kind == "saddle"

@@ -36,6 +36,7 @@ def five_points() -> tuple[Trainer, ReferenceRegression, GrowOnPlateau]:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("grown five points")
 def test_five_points_grow_twice_and_reach_zero_loss(five_points: Any) -> None:
     trainer, module, growth = five_points
     X, Y = module.problem.tensors()
@@ -48,6 +49,7 @@ def test_five_points_grow_twice_and_reach_zero_loss(five_points: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("grown five points")
 def test_every_growth_lowers_the_loss_as_predicted(five_points: Any) -> None:
     for one in five_points[2].growths:
         assert 0 < one.measured_drop < one.predicted_drop

@@ -58,10 +58,10 @@ def is_flat(problem: Problem, i: int) -> bool:
 
 
 @pytest.mark.slow
-def test_proposition_4_9_holds_at_500_stationary_points() -> None:
+def test_proposition_4_9_holds_at_200_stationary_points() -> None:
     """Predicted before, and by exact stationarity and `classify` after the replication: the same every time."""
     rng, counts = np.random.default_rng(1), Counter[str]()
-    for problem in stationary_points(500, seed=0):
+    for problem in stationary_points(200, seed=0):
         block, X, Y = tensors(problem)
         signal = F.squared_error_signal(block, X, Y, "half_sum")
         unit, minimum = random_unit(rng, problem), F.classify(block, X, Y, "half_sum").kind in MINIMA
@@ -80,11 +80,11 @@ def test_proposition_4_9_holds_at_500_stationary_points() -> None:
                 kind = F.classify(wider, X, Y, "half_sum").kind
                 assert said.local_minimality == (kind in MINIMA), (kind, str(said))
                 counts[f"{case}: {kind}"] += 1
-    assert min(counts[f"{case} {lowest}"] for case in ("flat", "steep") for lowest in (1.0, 0.0, -1.0)) >= 100
+    assert min(counts[f"{case} {lowest}"] for case in ("flat", "steep") for lowest in (1.0, 0.0, -1.0)) >= 40
     # What becomes of a minimum.
-    assert min(counts[f"flat {lowest}: local minimum"] for lowest in (1.0, 0.0, -1.0)) >= 100
+    assert min(counts[f"flat {lowest}: local minimum"] for lowest in (1.0, 0.0, -1.0)) >= 40
     steep = [counts["steep 1.0: local minimum"], counts["steep 0.0: saddle"], counts["steep -1.0: not stationary"]]
-    assert steep[0] == steep[1] == steep[2] >= 50
+    assert steep[0] == steep[1] == steep[2] >= 20
 
 
 @pytest.mark.slow
