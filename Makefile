@@ -1,8 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
+PYTEST_OPTIONS := -n $(WORKERS) --dist loadgroup --durations=10
 
-.PHONY: demo test clean
+.PHONY: demo test test-lowest test-newest bench clean
 
 demo: .venv/ready
 	$(BIN)/python examples/01_five_points.py
@@ -12,7 +13,14 @@ test: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup --durations=10
+	$(BIN)/pytest $(PYTEST_OPTIONS)
+
+# The oldest dependencies that pyproject.toml allows, and the newest.
+test-lowest test-newest: test-%: .venv-%/ready
+	.venv-$*/bin/pytest $(PYTEST_OPTIONS)
+
+bench: .venv/ready
+	$(BIN)/pytest --benchmark-enable --benchmark-disable-gc benchmarks/test_ratios.py
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "relu_diag needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)")'
@@ -20,5 +28,16 @@ test: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+.venv-lowest/ready: pyproject.toml .ci/lowest.py
+	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) .ci/lowest.py > .venv-lowest/constraints.txt
+	.venv-lowest/bin/pip install --quiet --constraint .venv-lowest/constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv-newest/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --upgrade --editable '.[dev]'
+	touch $@
+
 clean:
-	rm -rf .venv runs dist
+	rm -rf .venv .venv-lowest .venv-newest runs dist
