@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from matplotlib.axes import Axes
@@ -103,37 +104,25 @@ def neuron_figure(block: ShallowBlock, X: Tensor, Y: Tensor, neuron: int, reduct
         raise ValueError(
             f"`neuron` must be one of {count} neurons of two inputs or more; got {neuron}, {inputs} inputs."
         )
-    bias = None if block.output_bias is None else block.output_bias.detach().double()
-    block = ShallowBlock(block.W.detach().double(), block.H.detach().double(), block.slopes, bias)
+    block = block.double()
     X, Y = X.detach().double(), Y.detach().double()
     signal = squared_error_signal(block, X, Y, reduction)
-    plane, now = _plane(block, signal, neuron)
+    plane = _plane(block, signal, neuron)
     angle = torch.linspace(0, 2 * math.pi, _ANGLES, dtype=X.dtype, device=X.device)
-    toward = _circle(angle, plane)
-    ahead = _circle(angle + math.pi / 2, plane)
     figure = Figure(figsize=(5.5, 5.0), layout="constrained")
-    if not bool(block.H[:, neuron].any()):
-        axes = [figure.subplots()]
-        pull = rho(toward @ X.T, block.slopes) @ signal.G
-        for j in range(pull.shape[1]):
-            axes[0].plot(
-                to_numpy(angle), to_numpy(pull[:, j]), color=PALETTE[j % len(PALETTE)], label=f"output {j + 1}"
-            )
-        axes[0].set(ylabel="pull on the output weight")
-    else:
+    if bool(block.H[:, neuron].any()):
         axes = list(figure.subplots(2, sharex=True))
-        losses, slopes = _turned(block, X, Y, neuron, toward, ahead, reduction)
+        losses, slopes = _turned(block, X, Y, neuron, plane, angle, reduction)
         axes[0].plot(to_numpy(angle), to_numpy(losses), color=BLACK)
-        axes[1].plot(to_numpy(angle), to_numpy(slopes), ".", color=BLACK, markersize=1.5)
-        for sign, name in ((1.0, "turning left"), (-1.0, "turning right")):
-            V = torch.zeros_like(block.W)
-            V[neuron] = sign * _circle(torch.as_tensor([now + math.pi / 2], dtype=X.dtype), plane)[0]
-            own = sign * float(tangential_derivatives(block, signal, V)[neuron])
-            axes[1].plot([now], [own], ">" if sign > 0 else "<", color=PALETTE[0], label=f"its slope {name}")
         axes[0].set(ylabel="loss")
+        axes[1].plot(to_numpy(angle), to_numpy(slopes), ".", color=BLACK, markersize=1.5)
         axes[1].set(ylabel="slope")
+        _mark_own_slopes(axes[1], block, signal, neuron, plane)
+    else:
+        axes = [figure.subplots()]
+        _draw_pull(axes[0], block, signal, plane, angle)
     axes[0].set(title=f"neuron {neuron} turning in a plane")
-    _finish(figure, axes, X @ plane.T, now)
+    _finish(figure, axes, X @ plane.axes.T, plane.angle)
     return figure
 
 
@@ -156,40 +145,66 @@ def perturbation_figure(test: PerturbationTest) -> Figure:
     return figure
 
 
-def _plane(block: ShallowBlock, signal: BlockSignal, neuron: int) -> tuple[Tensor, float]:
-    """Two orthonormal rows that span the plane, shape ``(2, d)``, and the neuron's angle in it, rad."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plane:
+    """A plane in which a neuron turns: two orthonormal rows, shape ``(2, d)``, and the neuron's angle in it, rad."""
+
+    axes: Tensor
+    angle: float
+
+    def directions(self, angle: Tensor) -> Tensor:
+        """Unit vectors at ``n`` angles, shape ``(n, d)``."""
+        return angle.cos()[:, None] * self.axes[0] + angle.sin()[:, None] * self.axes[1]
+
+
+def _plane(block: ShallowBlock, signal: BlockSignal, neuron: int) -> _Plane:
+    """The plane of a neuron: all there is with two inputs, else that of its steepest tangential direction."""
     w = block.W[neuron]
+    unit = torch.eye(len(w), dtype=w.dtype, device=w.device)
     if len(w) == 2:
-        return torch.eye(2, dtype=w.dtype, device=w.device), float(torch.atan2(w[1], w[0])) % (2 * math.pi)
+        return _Plane(unit, float(torch.atan2(w[1], w[0])) % (2 * math.pi))
     steepest = neuron_geometry(block, signal).direction[neuron]
     # Axes take the place of a zero neuron or a zero direction.
-    spanning = torch.cat([w[None], steepest[None], torch.eye(len(w), dtype=w.dtype, device=w.device)])
     basis: list[Tensor] = []
-    for vector in spanning:
+    for vector in torch.cat([w[None], steepest[None], unit]):
         rest = vector - sum(((vector @ known) * known for known in basis), torch.zeros_like(vector))
         if len(basis) < 2 and float(rest.norm()) > 1e-6 * max(float(vector.norm()), 1e-300):
             basis.append(rest / rest.norm())
-    return torch.stack(basis), 0.0
-
-
-def _circle(angle: Tensor, plane: Tensor) -> Tensor:
-    """Unit vectors in the plane ``(2, d)`` at ``n`` angles, shape ``(n, d)``."""
-    return angle.cos()[:, None] * plane[0] + angle.sin()[:, None] * plane[1]
+    return _Plane(torch.stack(basis), 0.0)
 
 
 def _turned(
-    block: ShallowBlock, X: Tensor, Y: Tensor, neuron: int, toward: Tensor, ahead: Tensor, reduction: Reduction
+    block: ShallowBlock, X: Tensor, Y: Tensor, neuron: int, plane: _Plane, angle: Tensor, reduction: Reduction
 ) -> tuple[Tensor, Tensor]:
-    """Loss, and its slope per unit length along `ahead`, with the neuron turned `toward` each of ``n`` directions."""
+    """Loss, and its slope per unit length, with the neuron turned to each of ``n`` angles; both of shape ``(n,)``."""
     h = block.H[:, neuron]
     others = block(X) - rho(X @ block.W[neuron], block.slopes)[:, None] * h
-    length = block.W[neuron].norm()
-    Z = length * toward @ X.T
+    Z = block.W[neuron].norm() * plane.directions(angle) @ X.T
     residual = others + rho(Z, block.slopes)[..., None] * h - Y
     factor = residual_factor(Y, reduction)
     losses = factor / 2 * residual.square().sum((1, 2))
-    slopes = (factor * (residual @ h) * slopes_at(Z, block.slopes) * (ahead @ X.T)).sum(1)
+    ahead = plane.directions(angle + math.pi / 2) @ X.T
+    slopes = (factor * (residual @ h) * slopes_at(Z, block.slopes) * ahead).sum(1)
     return losses, slopes
+
+
+def _mark_own_slopes(ax: Axes, block: ShallowBlock, signal: BlockSignal, neuron: int, plane: _Plane) -> None:
+    """Mark both one-sided slopes at the neuron's own orientation."""
+    left = plane.directions(torch.as_tensor([plane.angle + math.pi / 2], dtype=block.W.dtype))[0]
+    for sign, marker, name in ((1.0, ">", "turning left"), (-1.0, "<", "turning right")):
+        V = torch.zeros_like(block.W)
+        V[neuron] = sign * left
+        slope = sign * float(tangential_derivatives(block, signal, V)[neuron])
+        ax.plot([plane.angle], [slope], marker, color=PALETTE[0], label=f"its slope {name}")
+
+
+def _draw_pull(ax: Axes, block: ShallowBlock, signal: BlockSignal, plane: _Plane, angle: Tensor) -> None:
+    """Draw the pull on the output weights of a neuron that is turned to each of ``n`` angles."""
+    pull = rho(plane.directions(angle) @ signal.X.T, block.slopes) @ signal.G
+    for j in range(pull.shape[1]):
+        color = PALETTE[j % len(PALETTE)]
+        ax.plot(to_numpy(angle), to_numpy(pull[:, j]), color=color, label=f"output {j + 1}")
+    ax.set(ylabel="pull on the output weight")
 
 
 def _finish(figure: Figure, axes: list[Axes], seen: Tensor, now: float) -> None:

@@ -249,7 +249,15 @@ class PlateauEvent:
 
 
 class PlateauListener(Callback):
-    """A callback that acts on plateaus: it receives the events of every `PlateauMonitor` of its trainer."""
+    """A callback that acts on plateaus: it receives the events of every `PlateauMonitor` of its trainer.
+
+    Example:
+        >>> class Tell(PlateauListener):
+        ...     def on_plateau(self, trainer, pl_module, event):
+        ...         print(event.kind, event.plateau)
+        >>> Tell().marks
+        []
+    """
 
     @property
     def marks(self) -> list[tuple[int, str]]:
