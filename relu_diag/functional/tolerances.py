@@ -64,6 +64,7 @@ class Tolerances:
         decades: Powers of ten whose squares, and sums of them, are far from overflow and underflow.
         unresolved: Rounding of a derivative over its terms, from which on nothing is claimed of it.
         touching: Value of a neuron at an end of the interval, over its largest there, that counts as zero.
+        clear_fall: Fall over the loss at which no other direction is tried for a larger one.
         below_levels: Part of the lowest critical level's error that no tolerance takes for zero.
         level_match: Widest miss of a critical arrangement's positions, over the interval.
         gain: Gain of a widening, or drop of the loss by one, over its terms that counts as none.
@@ -113,6 +114,7 @@ class Tolerances:
     decades: int = 140
     unresolved: float = 1e-4
     touching: float = 1e-10
+    clear_fall: float = 1e-6
     below_levels: float = 0.1
     level_match: float = 1e-2
     gain: float = 1e-12

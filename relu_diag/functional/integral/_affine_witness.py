@@ -20,14 +20,14 @@ from relu_diag.functional.verdict import Direction
 
 # Directions of w, b, h (rows) and of c.
 Step = tuple[Tensor, Tensor]
-_LONGEST, _HALVINGS = 8.0, 48
+_LONGEST, _SHORTER, _LENGTHS = 8.0, 4.0, 24
 _PLACES, _TRIED = 33, 3
 _BETWEEN = 16
 _ROUNDING = 32 * FLOAT64.eps
 
 
 def see_affine_fall(standard: Standard, steps: Iterator[Step]) -> Direction | None:
-    """The largest fall along the first of some directions along which one is seen.
+    """The first of some directions along which a clear fall is seen, or the one with the largest.
 
     Args:
         standard: Network and target.
@@ -36,12 +36,17 @@ def see_affine_fall(standard: Standard, steps: Iterator[Step]) -> Direction | No
     Returns:
         The direction at unit length with step and fall, or None where none falls by more than its rounding.
     """
+    now = standard.loss(float(standard.problem.loss(standard.problem.neurons, standard.problem.c)))
+    best = None
     for neurons, c in steps:
-        t = _longest_fall(standard, neurons, c) if bool(neurons.any()) or bool(c != 0) else None
+        t = _longest_fall(standard, neurons, c)
         direction = None if t is None else _in_given(standard, t * neurons, t * c)
-        if direction is not None:
-            return direction
-    return None
+        if direction is None or (best is not None and direction.loss_change >= best.loss_change):
+            continue
+        best = direction
+        if best.loss_change < -FLOAT64.clear_fall * now:
+            break
+    return best
 
 
 def steepest_steps(problem: AffineProblem, gradient: Tensor) -> Iterator[Step]:
@@ -78,6 +83,8 @@ def bent_steps(problem: AffineProblem, hessian: Tensor) -> Iterator[Step]:
     """
     sizes = _sizes(problem)
     measured = sizes[:, None] * (hessian + hessian.T) / 2 * sizes
+    if not bool(torch.isfinite(measured).all()):
+        return
     vector = sizes * torch.linalg.eigh(measured)[1][:, 0]
     yield _as_step(vector)
     yield _as_step(-vector)
@@ -152,7 +159,7 @@ def _longest_fall(standard: Standard, neurons: Tensor, c: Tensor) -> float | Non
     def change(t: float) -> float:
         return float(problem.loss(problem.neurons + t * neurons, problem.c + t * c)) - now
 
-    lengths = [_LONGEST / 2**k for k in reversed(range(_HALVINGS))]
+    lengths = [_LONGEST / _SHORTER**k for k in reversed(range(_LENGTHS))]
     best = 0.0
     lowest = -noise
     for t in lengths:
@@ -163,10 +170,12 @@ def _longest_fall(standard: Standard, neurons: Tensor, c: Tensor) -> float | Non
             best, lowest = t, there
     if best == 0:
         return None
-    # The loss must not rise on the way; where it does, the way ends before.
+    # The loss must not rise on the way: the way ends before the lowest point, which may lie between two of these.
     way = [best * k / _BETWEEN for k in range(_BETWEEN + 1)]
     falls = [change(t) for t in way]
-    end = next((k for k, (before, after) in enumerate(pairwise(falls)) if after > before + noise), _BETWEEN)
+    turns = (after > before + noise or before < min(after, -noise) for before, after in pairwise(falls))
+    lowest_at = next((k for k, turned in enumerate(turns) if turned), _BETWEEN)
+    end = max(lowest_at - 1, 0)
     return way[end] if falls[end] < -noise else None
 
 

@@ -81,53 +81,80 @@ def standard_form(given: AffineProblem, zeta: float, touching: float, eps: float
         eps: Rounding of the given numbers.
 
     Returns:
-        The standard form, or None where a number of it leaves the range of float64.
+        The standard form, or None where float64 does not hold it.
     """
-    A, B = given.interval
-    length, middle = B - A, _middle(given)
     mirrored = abs(given.slopes[0]) > abs(given.slopes[1])
     slope = -given.slopes[0] if mirrored else given.slopes[1]
-    unit = abs(given.slope) * length
+    A, B = given.interval
+    unit = abs(given.slope) * (B - A)
     if given.slope == 0:
         unit = abs(given.intercept) or given.terms or 1.0
+    if not 0 < unit < math.inf:
+        return None
+    near_one = _near_one(given, slope / unit)
+    c = (given.c.cpu() - (given.slope * _middle(given) + given.intercept)) / unit
+    if near_one is None or not math.isfinite(c):
+        return None
+    near = (4 * eps * near_one.size).clamp(touching, FLOAT64.unresolved)
+    w = near_one.w * (-1 if mirrored else 1)
+    value = _put_on_ends(w, near_one.value * (-1 if mirrored else 1), near_one.h, near)
+    w = torch.where((w.abs() <= near) & ((near_one.h * w).abs() <= near), 0.0, w)
+    sign = float(np.sign(given.slope))
+    problem = AffineProblem(w, value, near_one.h, c, sign, 0.0, (-0.5, 0.5), (zeta, 1.0))
+    heard = (value + w.abs() / 2 > 0) | (zeta > 0)
+    far = max(abs(A), abs(B))
+    outside = abs(float(given.c)) + abs(given.intercept) + abs(given.slope) * far
+    terms = float((near_one.h.abs() * near_one.size)[heard].sum()) + outside / unit
+    one = torch.ones_like(w)
+    inputs = _scaled(one, -near_one.exponents) * (-1 if mirrored else 1)
+    return Standard(given, problem, unit, inputs, _scaled(one * slope / unit, near_one.exponents), terms)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _NearOne:
+    """Neurons whose values on the interval are near 1, all of shape ``(I,)``.
+
+    Attributes:
+        w: Input weights times the length of the interval.
+        value: Values at the midpoint.
+        size: The size of what the values are made of: the rounding of these is its rounding.
+        h: Output weights, of all that is taken out of the rest.
+        exponents: Pre-activations were divided by two to this power.
+    """
+
+    w: Tensor
+    value: Tensor
+    size: Tensor
+    h: Tensor
+    exponents: Tensor
+
+
+def _near_one(given: AffineProblem, factor: float) -> _NearOne | None:
+    """The neurons scaled, their output weights times a factor; None where float64 does not hold them."""
+    A, B = given.interval
     w, b, h = (value.cpu() for value in (given.w, given.b, given.h))
     first = _exponents(torch.maximum(w.abs(), b.abs()))
-    w, b, h = _scaled(w, -first), _scaled(b, -first), _scaled(h, first)
-    # The size of what the values on the interval are made of: its rounding is theirs.
+    w, b = _scaled(w, -first), _scaled(b, -first)
     size = w.abs() * max(abs(A), abs(B)) + b.abs()
-    value = w * middle + b
-    w = w * length
+    value = w * _middle(given) + b
+    w = w * (B - A)
     reach = w.abs() / 2 + value.abs()
-    h = h * (slope / unit) if unit > 0 else torch.full_like(h, math.inf)
-    second = torch.where(reach == 0, -_exponents(h.abs()), _exponents(reach) - 1)
-    w, value, size, h = (_scaled(part, sign * second) for part, sign in ((w, -1), (value, -1), (size, -1), (h, 1)))
-    c = (given.c.cpu() - (given.slope * middle + given.intercept)) / unit
-    lost = (h == 0) & (given.h.cpu() != 0)
-    if bool(lost.any()) or not bool(torch.isfinite(torch.cat([w, value, h, size, c.reshape(1)])).all()):
+    out = _scaled(h, first) * factor
+    second = torch.where(reach == 0, -_exponents(out.abs()), _exponents(reach) - 1)
+    out = _scaled(out, second)
+    w, value, size = (_scaled(part, -second) for part in (w, value, size))
+    lost = (out == 0) & (h != 0)
+    hidden = 4 * FLOAT64.eps * size > FLOAT64.unresolved
+    finite = torch.isfinite(torch.cat([w, value, out, size])).all()
+    if bool((lost | hidden).any()) or not bool(finite):
         return None
-    inputs = _scaled(torch.ones_like(w), -first - second)
-    if mirrored:
-        w, value, inputs = -w, -value, -inputs
-    near = (4 * eps * size).clamp(touching, FLOAT64.unresolved)
-    value = _put_on_ends(w, value, h, near)
-    w = torch.where((w.abs() <= near) & ((h * w).abs() <= near), 0.0, w)
-    problem = AffineProblem(w, value, h, c, float(np.sign(given.slope)), 0.0, (-0.5, 0.5), (zeta, 1.0))
-    heard = (value + w.abs() / 2 > 0) | (zeta > 0)
-    terms = float((h.abs() * size)[heard].sum()) + _target_terms(given) / unit
-    outputs = _scaled(torch.full_like(h, slope / unit), first + second)
-    return Standard(given, problem, unit, inputs, outputs, terms)
+    return _NearOne(w, value, size, out, first + second)
 
 
 def _middle(given: AffineProblem) -> float:
     """Midpoint of the interval, whatever its size."""
     A, B = given.interval
     return A / 2 + B / 2
-
-
-def _target_terms(given: AffineProblem) -> float:
-    """What the output bias and the target are made of."""
-    far = max(map(abs, given.interval))
-    return abs(float(given.c)) + abs(given.intercept) + abs(given.slope) * far
 
 
 def _exponents(sizes: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ _Kind = Literal["not stationary", "saddle", "local minimum", "global minimum", "
 _PROPOSITION = "Cheridito et al., Proposition 4.5"
 _LEAKY = "Cheridito et al., section 5"
 _DESCENT = "a first-order descent exists"
-_OUT_OF_RANGE = "weights, interval or target so large or small that their products leave the range of float64"
+_OUT_OF_RANGE = "weights, interval or target so large, small or far away that float64 does not hold their products"
 _HIDDEN = "the error, or its derivatives, are below the rounding of the terms they are made of"
 _UNSEEN = "no fall above the rounding of the loss was seen"
 _NEARLY = "derivatives are below tol, but no critical point looks like this; the loss falls"
@@ -322,7 +322,7 @@ def _bent_anywhere(point: _Point) -> Iterator[Step]:
 
 def _hessian(problem: AffineProblem, who: Tensor) -> Tensor:
     """The Hessian among the parameters of some neurons and ``c``, 0 elsewhere, shape ``(3 I + 1, 3 I + 1)``."""
-    among = torch.cat([who.repeat(3), who.new_ones(1)]).double()
+    among = torch.cat([who.repeat(3), who.new_ones(1)])
     if problem.slopes == (0.0, 1.0):
         hessian = generalised_jacobian(problem)
     else:
@@ -331,7 +331,7 @@ def _hessian(problem: AffineProblem, who: Tensor) -> Tensor:
             lambda t: problem.loss(t[:-1].reshape(3, -1), t[-1]), theta
         )
         hessian = whole
-    return among[:, None] * hessian * among
+    return torch.where(among[:, None] & among, hessian, 0.0)
 
 
 def _level(point: _Point) -> int | None:
