@@ -260,7 +260,7 @@ def _check_positive(**counts: int | None) -> None:
 
 
 def _check_choices(at_steps: Sequence[int], embedding: str, verdicts: Sequence[str]) -> None:
-    """Refuse steps that are no steps, and names of embeddings and verdicts that are unknown.
+    """Refuse what is no list of steps, no embedding, or no kind of verdict.
 
     Raises:
         MisconfigurationException: If there is one.

@@ -74,7 +74,7 @@ class PlateauForecast:
 
     def __str__(self) -> str:
         if not math.isfinite(self.end):
-            return f"no escape at the learning rates to come, says step {self.step:,}"
+            return f"no escape at the learning rates to come (made at step {self.step:,})"
         band = f", {self.low:,.0f} to {self.high:,.0f}" if self.low < self.high else ""
         return f"escape at step {self.end:,.0f} (made at step {self.step:,}{band})"
 

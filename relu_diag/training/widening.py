@@ -154,7 +154,7 @@ def _search(trainer: Trainer, module: LightningModule, examination: Examination,
         NoWidening: If that loss is no function of the block's outputs, or the data are too many.
     """
     if trainer.world_size > 1:
-        raise NoWidening(f"{examination.no_forecast}, and then only a run of one process can choose")
+        raise NoWidening(f"{examination.no_forecast}; under such a loss only a run of one process can choose")
     inputs = []
     batches = []
     elements = 0
