@@ -7,15 +7,11 @@ from relu_diag.functional.local.chunks import Chunk, chunks
 from relu_diag.functional.local.directions import radial_directions, tangential_part
 from relu_diag.functional.local.fan import (
     Hyperplanes,
-    OneNeuron,
-    Pull,
+    all_fan_rays,
     fan_rays,
     hyperplanes,
-    loudest_direction,
-    loudest_flat_direction,
     merge_collinear,
     one_sided,
-    vanishes,
 )
 from relu_diag.functional.local.geometry import (
     NeuronGeometry,
@@ -23,8 +19,15 @@ from relu_diag.functional.local.geometry import (
     neuron_geometry,
     tangential_derivatives,
 )
-from relu_diag.functional.local.kink_groups import KinkGroup, affordable, group_rays, kink_groups
+from relu_diag.functional.local.kink_groups import KinkGroup, kink_groups
 from relu_diag.functional.local.neurons import NeuronStates, dead_sector, neuron_states, states_from_sums, target_scale
+from relu_diag.functional.local.pulls import (
+    OneNeuron,
+    Pull,
+    loudest_direction,
+    loudest_flat_directions,
+    vanishes,
+)
 from relu_diag.functional.local.steepest import Steepest, steepest_descent
 from relu_diag.functional.local.sums import KinkSamples, NeuronSums, neuron_sums, slopes_at
 
@@ -39,16 +42,15 @@ __all__ = [
     "OneNeuron",
     "Pull",
     "Steepest",
-    "affordable",
+    "all_fan_rays",
     "chunks",
     "dead_sector",
     "fan_rays",
     "geometry_from_sums",
-    "group_rays",
     "hyperplanes",
     "kink_groups",
     "loudest_direction",
-    "loudest_flat_direction",
+    "loudest_flat_directions",
     "merge_collinear",
     "neuron_geometry",
     "neuron_states",

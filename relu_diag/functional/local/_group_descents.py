@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from relu_diag.functional._arrays import Array, Index, Mask, classes, unit_rows
-from relu_diag.functional.local.fan import one_sided
-from relu_diag.functional.local.kink_groups import KinkGroup, affordable, group_rays
+from relu_diag.functional.local._affordable import affordable
+from relu_diag.functional.local.fan import all_fan_rays, one_sided
+from relu_diag.functional.local.kink_groups import KinkGroup
 from relu_diag.functional.local.steepest import steepest_descent
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
@@ -116,7 +117,7 @@ def _along_rays(problems: list[KinkGroup], found: list[Found]) -> None:
     """Put what the rays of the fans prove of the problems for which no descent was seen: none, or one."""
     seen = [~one.exact & (one.slope >= -FLOAT64.no_descent) for one in found]
     open_ones = [place for place, mask in enumerate(seen) if mask.any()]
-    for place, rays in zip(open_ones, group_rays([problems[place] for place in open_ones]), strict=True):
+    for place, rays in zip(open_ones, all_fan_rays([problems[place].X for place in open_ones]), strict=True):
         if rays is None:
             continue
         at = np.flatnonzero(seen[place])

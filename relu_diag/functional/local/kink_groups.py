@@ -6,7 +6,6 @@ are the coefficients; where these are multiples of each other, as with one outpu
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -14,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relu_diag.functional._arrays import Array, Index, Mask, row_space
+from relu_diag.functional._arrays import Array, Index, name, row_space
 from relu_diag.functional.block import ShallowBlock
 from relu_diag.functional.local.directions import radial_directions, tangential_part
-from relu_diag.functional.local.fan import fan_rays, hyperplanes
+from relu_diag.functional.local.fan import hyperplanes
 from relu_diag.functional.local.sums import KinkSamples
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
@@ -106,51 +105,8 @@ def kink_groups(block: ShallowBlock, smooth: Tensor, kinks: KinkSamples) -> list
     return groups
 
 
-def group_rays(groups: list[KinkGroup]) -> list[Array | None]:
-    """The rays of the fans that groups of kinks cut the directions into, as `fan_rays`.
-
-    Args:
-        groups: The groups.
-
-    Returns:
-        Unit rays of each group inside the span of its normals, shape ``(r, d)``; None where they are too many: small
-        fans are enumerated first, while the budget for all of them lasts.
-
-    Example:
-        >>> none = np.zeros((1, 2))
-        >>> group = KinkGroup(neurons=np.array([0]), g=none, q=none, X=np.eye(2), basis=np.eye(2))
-        >>> rays, = group_rays([group])
-        >>> len(rays)
-        4
-    """
-    costs = [math.comb(len(group.X), max(len(group.basis) - 1, 0)) for group in groups]
-    made = affordable(np.array(costs, dtype=float), BUDGETS.all_subsets)
-    return [fan_rays(group.X) if makes else None for group, makes in zip(groups, made, strict=True)]
-
-
-def affordable(costs: Array, total: int) -> Mask:
-    """Which of some searches are made: the cheap ones, equal ones alike, as long as all of them fit into a budget.
-
-    Args:
-        costs: Cost of each search, shape ``(n,)``.
-        total: What all may cost.
-
-    Returns:
-        Mask, the same whatever the order of the searches, shape ``(n,)``.
-
-    Example:
-        >>> affordable(np.array([5.0, 1.0, 5.0, 2.0]), total=10)
-        array([False,  True, False,  True])
-    """
-    order = costs.argsort(kind="stable")
-    spent = costs[order].cumsum()
-    limit = costs[order][spent > total].min(initial=np.inf)
-    return np.asarray(costs < limit)
-
-
 def _lines(U: Array) -> list[bytes]:
     """A name for the line of each unit vector or zero ``(n, d)``, the same for either sign."""
     largest = U[np.arange(len(U)), np.abs(U).argmax(axis=1)]
     oriented = U * np.where(largest < 0, -1.0, 1.0)[:, None]
-    # Digits are cut far above rounding; two vectors on either side of a cut are only looked at twice.
-    return [row.tobytes() for row in oriented.round(12) + 0.0]
+    return [name(row) for row in oriented]

@@ -14,7 +14,7 @@ from relu_diag.functional.local import (
     OneNeuron,
     chunks,
     loudest_direction,
-    loudest_flat_direction,
+    loudest_flat_directions,
     radial_directions,
     slopes_at,
     tangential_part,
@@ -183,13 +183,17 @@ def _loudest(
     decided = torch.ones_like(index, dtype=torch.bool)
     b = (block.slopes[1] - block.slopes[0]) / 2
     g = tangential_part(U, found.geometry.smooth[index])
-    for i in sorted(set(neuron.tolist())):
+    kinked = sorted(set(neuron.tolist()))
+    problems = []
+    for i in kinked:
         own = neuron == i
         x = tangential_part(U[i].expand(int(own.sum()), -1), X[own])
-        one = OneNeuron(*(part.cpu().numpy() for part in (g[i], b * c[own], parts[i], b * kinks[own], x)))
-        pull = loudest_flat_direction(one, found.tol * float(found.scale[index[i]]), loud)
+        problems.append(OneNeuron(*(part.cpu().numpy() for part in (g[i], b * c[own], parts[i], b * kinks[own], x))))
+    flat = (found.tol * found.scale[index[kinked]]).tolist()
+    for i, pull in zip(kinked, loudest_flat_directions(problems, flat, [loud] * len(kinked)), strict=True):
         decided[i] = pull.decided
-        direction[i], D[i] = torch.as_tensor(pull.direction).to(D), torch.as_tensor(pull.D).to(D)
+        direction[i] = torch.as_tensor(pull.direction).to(D)
+        D[i] = torch.as_tensor(pull.D).to(D)
     return direction, D, decided
 
 

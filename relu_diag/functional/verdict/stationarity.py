@@ -11,7 +11,7 @@ from torch.linalg import vector_norm
 from relu_diag.functional.block import BlockSignal, ShallowBlock
 from relu_diag.functional.local import (
     NeuronGeometry,
-    group_rays,
+    all_fan_rays,
     kink_groups,
     neuron_geometry,
     radial_directions,
@@ -197,7 +197,7 @@ def _margins(block: ShallowBlock, geometry: NeuronGeometry) -> tuple[Tensor, Ten
     # Kinks that were too many to keep are in no group: nothing is known then.
     margin = torch.full_like(residual, torch.inf).masked_fill(~geometry.exact, torch.nan)
     groups = kink_groups(block, geometry.smooth, geometry.kinks)
-    for group, rays in zip(groups, group_rays(groups), strict=True):
+    for group, rays in zip(groups, all_fan_rays([group.X for group in groups]), strict=True):
         outside = torch.from_numpy(group.g - group.g @ group.basis.T @ group.basis)
         residual[group.neurons] = outside.norm(dim=1).to(residual)
         margin[group.neurons] = torch.nan if rays is None else torch.from_numpy(group.lowest(rays)).to(margin)
