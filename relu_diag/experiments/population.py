@@ -133,7 +133,8 @@ class PopulationRegression(LightningModule):
         loss: Tensor = self.loss(self.net)
         if self._trainer is not None:
             self.log("train_loss", loss.detach(), prog_bar=True)
-            if self.trainer._logger_connector.should_update_logs:
+            every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+            if every and (self.trainer.global_step + 1) % every == 0:
                 self.log("train_loss_error", self.loss.error(self.net))
         return loss
 
