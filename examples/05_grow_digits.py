@@ -89,7 +89,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", ".*checkpoint callback")
     # Under the cross-entropy no theorem says that a plateau is a minimum: we choose to grow on it. Minibatches are
     # noisy, so we ask for plateaus of hundreds of steps on which the loss falls by less than a tenth.
-    growth = GrowOnPlateau(units=4, verdicts=("local minimum", "undecided"), max_width=32)
+    growth = GrowOnPlateau(units=7, verdicts=("local minimum", "undecided"), max_width=32)
     enough = EarlyStopping("accuracy", mode="max", min_delta=0.002, patience=15)
     trainer, accuracy = train(4, PlateauMonitor(drop=0.1, min_steps=500), growth, enough, steps=20_000)
     steps, width = trainer.global_step, growth.growths[-1].after

@@ -22,13 +22,14 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls an old name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=[path.stem for path in CONFIGS])
 def test_every_config_trains_and_writes_logs_checkpoints_and_the_figure(config: Path, tmp_path: Path) -> None:
-    main(["fit", "-c", str(config), *QUIET, "--trainer.max_steps=1000"])
+    main(["fit", "-c", str(config), *QUIET, "--trainer.max_steps=600"])
     (run,) = tmp_path.glob("runs/*/version_0")
     assert list(run.glob("events.*"))
     assert list(run.rglob("training.png"))
-    assert list(run.rglob("*step=1000*.ckpt"))
+    assert list(run.rglob("*step=600*.ckpt"))
 
 
 REFERENCE = [path for path in CONFIGS if "ReferenceRegression" in path.read_text()]
