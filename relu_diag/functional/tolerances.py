@@ -67,6 +67,7 @@ class Tolerances:
         clear_fall: Fall over the loss at which no other direction is tried for a larger one.
         below_levels: Part of the lowest critical level's error that no tolerance takes for zero.
         level_match: Widest miss of a critical arrangement's positions, over the interval.
+        still_worth: Rise of a drop by doubling the step over the drop, from which on the step is long enough.
         gain: Gain of a widening, or drop of the loss by one, over its terms that counts as none.
     """
 
@@ -117,6 +118,7 @@ class Tolerances:
     clear_fall: float = 1e-6
     below_levels: float = 0.1
     level_match: float = 1e-2
+    still_worth: float = 1e-2
     gain: float = 1e-12
 
 
@@ -175,6 +177,11 @@ class Budgets:
         damped_steps: Damped steps of an ascent among dense kinks.
         program_samples: Samples a linear program starts with, and samples added where its answer fails.
         kinks_in_reach: Samples within reach of a neuron beyond which the reach is more than its cell.
+        fits: Least squares fits in the search for the input weights with which a new neuron lowers the loss most.
+        fit_halvings: Halvings of the step to a fit.
+        fit_products: Products with the data in each.
+        search_numbers: Activations of all directions together in that search.
+        amplitudes: Amplitudes of a new neuron at which the loss is evaluated.
         halvings: Halvings of a step on the way to the one that lowers the loss most.
         exact_kinks: Kinks within reach beyond which the steepest direction is looked for among the simple ones.
 
@@ -233,6 +240,11 @@ class Budgets:
     damped_steps: int = 60
     program_samples: int = 1000
     kinks_in_reach: int = 256
+    fits: int = 20
+    fit_halvings: int = 5
+    fit_products: int = 16
+    search_numbers: int = 2**17
+    amplitudes: int = 50
     halvings: int = 15
     exact_kinks: int = 12
 

@@ -1,4 +1,4 @@
-"""Checks of what names a unit and its copies."""
+"""Checks of what names a unit and its copies, and how long a new one is."""
 
 from __future__ import annotations
 
@@ -54,3 +54,10 @@ def check_factors(name: str, value: Sequence[float] | Tensor) -> Tensor:
     if factors.ndim != 1 or not len(factors):
         raise ValueError(f"`{name}` needs one number per copy, shape (L,); got {tuple(factors.shape)}.")
     return factors
+
+
+def usual_length(block: ShallowBlock) -> float:
+    """The median length of the input weights that are not zero, 1 where all are."""
+    norm = block.double().W.norm(dim=1)
+    norm = norm[norm > 0]
+    return float(norm.median()) if len(norm) else 1.0

@@ -15,7 +15,7 @@ from torch import Tensor
 from relu_diag.functional._checks import check_matrix, check_together
 from relu_diag.functional.block import BlockSignal, ShallowBlock, check_fit
 from relu_diag.functional.tolerances import FLOAT64, tolerances
-from relu_diag.functional.widening._factors import check_factors, check_unit
+from relu_diag.functional.widening._factors import check_factors, check_unit, usual_length
 from relu_diag.functional.widening._sidedness import most_negative_direction, orthogonal_directions
 
 _InactiveKind = Literal["negative", "positive", "orthogonal"]
@@ -138,11 +138,8 @@ def add_inactive_units(
     directions = _orthogonal(points, count) if kind == "orthogonal" else _one_sided(block, points, count, kind)
     if not len(directions):
         raise ValueError(f"No {kind} unit exists: {_WHY_NONE[kind]}.")
-    norm = block.double().W.norm(dim=1)
-    norm = norm[norm > 0]
-    length = float(norm.median()) if len(norm) else 1.0
     H_new = block.H.new_zeros(len(block.H), count) if H_new is None else H_new
-    return _widened(block, (length * directions).to(block.W), H_new)
+    return _widened(block, (usual_length(block) * directions).to(block.W), H_new)
 
 
 def add_inactive_propagation(block: ShallowBlock, W_new: Tensor) -> ShallowBlock:

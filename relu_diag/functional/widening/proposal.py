@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -16,7 +17,9 @@ from relu_diag.functional.dynamics import extremal_directions
 from relu_diag.functional.local import neuron_states
 from relu_diag.functional.problem import squared_problem
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64, tolerances
+from relu_diag.functional.widening._factors import usual_length
 from relu_diag.functional.widening._gain import CopyGain, copy_gains
+from relu_diag.functional.widening._new_neuron import promising_directions
 from relu_diag.functional.widening.embedding import add_inactive_propagation, replicate_unit
 
 _Kind = Literal["replication", "inactive propagation"]
@@ -88,9 +91,10 @@ def growth_proposals(
 
     A copy with ``gamma_l`` feels ``gamma_l L'(v)``: what is uphill for a neuron at a minimum is downhill for a copy
     with ``gamma_l < 0``. The gain of replicating a neuron is the largest ``-gamma_l L'(v)`` over the tangential unit
-    directions, each sample within ``reach`` of the neuron's kink counted as on it. A new neuron gains
-    ``||D(v)||`` in an extremal direction (`extremal_directions`). With ``nudge`` the neuron is moved, the copy across
-    the kink, the new one to an amplitude, as far as lowers the loss most; without, the function stays as it is.
+    directions, each sample within ``reach`` of the neuron's kink counted as on it. A new neuron gains ``||D(v)||``,
+    most in the extremal directions (`extremal_directions`). With ``nudge`` the neuron is moved as far as lowers the
+    loss most: the copy across the kink, the new one to an amplitude, in every extremal direction and in those that it
+    turns to from there by least squares fits; without, the function stays as it is.
 
     Source: Wu et al., sections 4.2 and 4.3, appendix N.
 
@@ -103,7 +107,8 @@ def growth_proposals(
         reach: Angle within which a kink is looked at, rad.
         nudge: Whether to move the new neuron.
         gamma: Factors of the output weights of the two copies; they add up to 1.
-        candidates: No more neurons than so many, those of the largest gain, are copied and evaluated.
+        candidates: No more than so many of a kind are evaluated: copies, of the largest gain; new neurons in extremal
+            directions, and turned from them, of what promises the largest drop at the same curvature for all outputs.
 
     Returns:
         Proposals with a gain. With ``nudge`` only those that lower the loss, largest drop first; without, largest gain
@@ -131,7 +136,8 @@ def growth_proposals(
         raise ValueError(f"`candidates` must be a positive number; got {candidates!r}.")
     slope = _loss_slope(block, X, Y) if callable(Y) else _squared_slope(block, X, Y, reduction)
     copies = copy_gains(slope.block, slope.signal, _living(slope), reach, gamma)[:candidates]
-    moves = [*(_copy_move(slope, one, gamma) for one in copies), *_new_neurons(slope)]
+    new = _new_neurons(slope, candidates) if nudge else _still_neurons(slope, candidates)
+    moves = [*(_copy_move(slope, one, gamma) for one in copies), *new]
     proposals = [_proposal(slope, block, move, nudge) for move in moves]
     if nudge:
         helpful = [one for one in proposals if one.measured_drop > slope.rounding]
@@ -221,24 +227,64 @@ def _copy_move(slope: _Slope, copy: CopyGain, gamma: tuple[float, float]) -> _Mo
     return _Move(copy.gain, copy.unit, gamma if copy.factor == gamma[1] else gamma[::-1], there, h, outputs)
 
 
-def _new_neurons(slope: _Slope) -> Iterator[_Move]:
-    """A new neuron in the best extremal direction, of the amplitude that lowers the loss most."""
-    block, signal = slope.block, slope.signal
-    found = extremal_directions(signal.X, signal.G, block.slopes, block.W)
-    if not len(found.gain) or float(found.gain[0]) <= 0:
-        return
-    outputs, gain = torch.outer(rho(signal.X @ found.v[0], block.slopes), found.o[0]), float(found.gain[0])
-    # The best amplitude for the squared error is at most twice the one that would take all of the loss to first order.
-    amplitude = _best_step(lambda amplitude: slope.drop(amplitude * outputs), 4 * abs(slope.loss) / gain)
-    root = math.sqrt(amplitude)
-    yield _Move(gain, None, (), root * found.v[0], root * found.o[0], amplitude * outputs)
+def _new_neurons(slope: _Slope, candidates: int) -> list[_Move]:
+    """New neurons in extremal directions, and turned to where they lower the loss most, each of its best amplitude."""
+    signal, slopes = slope.signal, slope.block.slopes
+    found = extremal_directions(signal.X, signal.G, slopes, slope.block.W)
+    moves = []
+    for v in promising_directions(found.v, signal, slopes, candidates):
+        felt = rho(signal.X @ v, slopes)
+        D = felt @ signal.G
+        gain, o = float(D.norm()), -D / D.norm()
+        outputs = torch.outer(felt, o)
+        # To first order the whole loss is gone at a quarter of this amplitude, or outputs change by 1 where it is 0.
+        first = 4 * abs(slope.loss) / gain if slope.loss else 1 / float(felt.abs().max())
+        amplitude = _best_amplitude(partial(_drop_at, slope, outputs), first)
+        root = math.sqrt(amplitude)
+        moves.append(_Move(gain, None, (), root * v, root * o, amplitude * outputs))
+    return moves
+
+
+def _still_neurons(slope: _Slope, candidates: int) -> list[_Move]:
+    """New neurons in the extremal directions of largest gain, with output weights of 0."""
+    signal, slopes = slope.signal, slope.block.slopes
+    found = extremal_directions(signal.X, signal.G, slopes, slope.block.W)
+    silent = torch.zeros_like(slope.outputs)
+    return [
+        _Move(float(gain), None, (), usual_length(slope.block) * v, torch.zeros_like(o), silent)
+        for v, gain, o in zip(found.v[:candidates], found.gain, found.o, strict=False)
+    ]
+
+
+def _drop_at(slope: _Slope, outputs: Tensor, amplitude: float) -> float:
+    return slope.drop(amplitude * outputs)
+
+
+def _best_amplitude(drop: Callable[[float], float], first: float) -> float:
+    """The amplitude of the largest drop, the drop being concave as under a convex loss."""
+    drops = {first: drop(first)}
+    step = first
+    while len(drops) < BUDGETS.amplitudes and (drops[step] <= 0 or step == max(drops, key=drops.__getitem__)):
+        step /= 2
+        drops[step] = drop(step)
+    step = first
+    # Towards infinity a convex loss may fall for ever, by less and less.
+    while len(drops) < BUDGETS.amplitudes and drops[step] > (1 + FLOAT64.still_worth) * drops[step / 2]:
+        step *= 2
+        drops[step] = drop(step)
+    steps = sorted(drops, reverse=True)
+    return _top(drop, steps, [drops[step] for step in steps])
 
 
 def _best_step(drop: Callable[[float], float], largest: float) -> float:
-    """The step with the largest drop: halved ever again, then at the top of the parabola through the best three."""
+    """The step with the largest drop among those halved again and again."""
     steps: list[float] = [largest / 2**k for k in range(BUDGETS.halvings)]
-    drops = [drop(step) for step in steps]
-    best = max(range(BUDGETS.halvings), key=drops.__getitem__)
+    return _top(drop, steps, [drop(step) for step in steps])
+
+
+def _top(drop: Callable[[float], float], steps: list[float], drops: list[float]) -> float:
+    """The top of the parabola through the best of some falling steps and its neighbours, if that is higher."""
+    best = max(range(len(steps)), key=drops.__getitem__)
     lowest = max(best - 1, 0)
     a, b, c = (*steps[lowest : best + 2], 0.0)[:3]
     fa, fb, fc = (*drops[lowest : best + 2], 0.0)[:3]
@@ -246,18 +292,15 @@ def _best_step(drop: Callable[[float], float], largest: float) -> float:
     if left == right:
         return steps[best]
     top = b - ((b - a) * left - (b - c) * right) / (2 * (left - right))
-    return top if 0 < top <= largest and drop(top) > drops[best] else steps[best]
+    return top if 0 < top <= steps[0] and drop(top) > drops[best] else steps[best]
 
 
 def _proposal(slope: _Slope, block: ShallowBlock, move: _Move, nudge: bool) -> GrowthProposal:
     displacement = torch.zeros_like(move.w)
     if move.unit is None:
         kind: _Kind = "inactive propagation"
-        length = float(slope.block.W.norm(dim=1).median()) / float(move.w.norm())
-        w = move.w if nudge else length * move.w
-        h = move.h if nudge else torch.zeros_like(move.h)
         beta: tuple[float, ...] = ()
-        new = _with_neuron(block, w, h)
+        new = _with_neuron(block, move.w, move.h)
     else:
         kind, beta = "replication", (1.0, 1.0)
         w = slope.block.W[move.unit]

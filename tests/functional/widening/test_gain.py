@@ -61,8 +61,8 @@ def test_the_copy_that_moves_goes_the_way_its_gain_says(slopes: tuple[float, flo
 @pytest.mark.parametrize("slopes", SLOPES)
 def test_gain_of_a_new_neuron_is_the_derivative_in_its_amplitude(slopes: tuple[float, float]) -> None:
     block, X, loss = classifier(3, slopes)
-    (new,) = (one.new_block for one in F.growth_proposals(block, X, loss) if one.unit is None)
-    (gain,) = (one.gain for one in F.growth_proposals(block, X, loss) if one.unit is None)
+    best = next(one for one in F.growth_proposals(block, X, loss) if one.unit is None)
+    new, gain = best.new_block, best.gain
     still = replace(new, H=new.H.clone(), W=new.W.clone())
     still.W[-1] /= still.W[-1].norm()
     still.H[:, -1] = 0
