@@ -55,6 +55,7 @@ class Tally:
         self.candidates += record.kind == "type-2 candidate"
         self.seconds += seconds
         self.kinds.update({kind for kind, _ in record.complaints})
+        self.kinds.update(f"(missed) {what}" for what in record.missed)
         self.kinds.update({f"exception in {name}" for name, _ in record.exceptions})
         self.verdicts[
             record.kind if record.kind != "undecided" else f"undecided: {re.sub(NUMBER, '*', record.reason)}"
@@ -91,7 +92,7 @@ def run(families: list[str], problems: int, options: argparse.Namespace) -> dict
         start = time.process_time()
         record = attack(problem, np.random.default_rng([options.seed, number]), options.deep)
         tallies[family].add(record, time.process_time() - start)
-        if options.out and (record.complaints or record.exceptions or record.clear):
+        if options.out and (record.complaints or record.exceptions or record.clear or record.missed):
             save(options.out, f"{family.replace(' ', '_')}_{options.seed}_{number}", problem, record)
     return tallies
 
@@ -101,6 +102,7 @@ def save(folder: Path, name: str, problem: Problem, record: Record) -> None:
     file = folder / f"{name}.npz"
     problem.save(file)
     undecided = [("undecided where the answer is clear", record.reason)] * record.clear
+    undecided += [("missed", what) for what in record.missed]
     with (folder / "found.txt").open("a") as lines:
         for kind, text in [
             *record.complaints,

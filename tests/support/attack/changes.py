@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from .families import dead_giant
 from .problem import Problem
 
 Rng = np.random.Generator
@@ -60,6 +61,37 @@ def with_scaled_idle_output(rng: Rng, problem: Problem) -> Problem:
     return replace(problem, H=problem.H * np.where(idle, c, 1.0))
 
 
+def quartered(rng: Rng, problem: Problem) -> Problem:
+    """A sample as four halves of itself: the same sum to the last bit, without an output bias."""
+    if problem.b is not None or problem.reduction == "mean":
+        return problem
+    k = rng.integers(len(problem.X))
+    X, Y = (np.concatenate([value, *[value[k, None] / 2] * 3]) for value in (problem.X, problem.Y))
+    X[k], Y[k] = X[k] / 2, Y[k] / 2
+    return replace(problem, X=X, Y=Y)
+
+
+def halved_neuron(rng: Rng, problem: Problem) -> Problem:
+    """A neuron as two with half its output weights: stationarity, minima and saddles stay what they are."""
+    i = int(rng.integers(len(problem.W)))
+    H = np.concatenate([problem.H, problem.H[:, i, None] / 2], axis=1)
+    H[:, i] /= 2
+    return replace(problem, W=np.concatenate([problem.W, problem.W[i, None]]), H=H)
+
+
+def with_zero_sample(rng: Rng, problem: Problem) -> Problem:
+    """A sample that no weight reaches, with a target of the size of the others."""
+    if problem.b is not None or problem.reduction == "mean":
+        return problem
+    Y = np.concatenate([problem.Y, problem.Y[rng.integers(len(problem.Y)), None]])
+    return replace(problem, X=np.concatenate([problem.X, 0 * problem.X[:1]]), Y=Y)
+
+
+def with_dead_neuron(rng: Rng, problem: Problem) -> Problem:
+    """One more neuron that every sample turns off, and that is as loud as you like."""
+    return dead_giant(rng, problem)
+
+
 CHANGES: dict[str, Change] = {
     "permuted": permuted,
     "rescaled": rescaled,
@@ -69,4 +101,8 @@ CHANGES: dict[str, Change] = {
     "scaled inputs": scaled_inputs,
     "scaled targets": scaled_targets,
     "idle outputs": with_scaled_idle_output,
+    "a sample is quartered": quartered,
+    "a neuron is halved": halved_neuron,
+    "a zero sample joins": with_zero_sample,
+    "a dead neuron joins": with_dead_neuron,
 }
