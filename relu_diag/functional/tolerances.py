@@ -40,6 +40,10 @@ class Tolerances:
         flat: Curvature, or slope along a cell's boundary, over its terms that counts as none.
         level: Rise over the height it starts from that an ascent counts as none.
         curved: Second-order rise over the height that an ascent counts as one.
+        held: Neurons of one direction beside one kink from which they are there for a reason, not by accident.
+        wider: Distance to a kink, over the one that training leaves, at which a sample is tried on the kink by itself.
+        near: Score of a stationary point that is near: square of its relative distance plus relative change of the loss.
+        as_near: Score over the lowest up to which a point without the small neurons is preferred: they move little.
         same_maximum: Chord between two maxima on the unit sphere that are one.
         seen_as_one: The same where kinks are dense and maxima are approached only.
         smallest_damping: Damping at which an ascent among dense kinks ends.
@@ -91,6 +95,10 @@ class Tolerances:
     flat: float = 1e-10
     level: float = 1e-9
     curved: float = 1e-7
+    held: int = 3
+    wider: float = 10.0
+    near: float = 0.1
+    as_near: float = 1.1
     same_maximum: float = 1e-6
     seen_as_one: float = 0.05
     smallest_damping: float = 1e-3
@@ -155,6 +163,9 @@ class Budgets:
         smallest_program: Entries that a program counts as at least, for the cost of setting it up.
         signs: Pairs (sample, neuron) whose signs are kept.
         fit_entries: Entries of a matrix decomposed for the stationary point of a stratum.
+        strata: Strata looked at for the stationary point nearby, at most.
+        few_strata: The same at least, however large the problem is.
+        stratum_numbers: Numbers ``N I d J^2`` in all of them together.
         products: Products with a Hessian in one search.
         multiplications: Multiplications in these products.
         neurons_at_once: Neurons whose parts per output are held together.
@@ -218,6 +229,9 @@ class Budgets:
     smallest_program: int = 1000
     signs: int = 2**27
     fit_entries: int = 2**21
+    strata: int = 64
+    few_strata: int = 4
+    stratum_numbers: int = 2**16
     products: int = 4000
     multiplications: int = 2**33
     neurons_at_once: int = 256

@@ -153,9 +153,8 @@ class CellFit:
                 R[pattern.members[:2]] = _opposed(total, self.problem.rows(self.neurons[pattern.members[0]]), inside)
                 sign[pattern.members[:2]] = (1, -1)
         R[np.linalg.norm(R, axis=1) <= FLOAT64.inside * self.space.scale] = 0.0
-        # In one dimension the only face is w = 0, whatever h is.
-        balance = np.where(self.place.stratum.on_kink.any(axis=0) & ~R.any(axis=1), -1.0, 0.0)
-        there = split(R, sign, balance, mine, self.place.bias(point))
+        on_face = replace(mine, W=self.place.stratum.project(mine.W))
+        there = split(R, sign, on_face, self.place.bias(point))
         return at.replaced(self.neurons, there)
 
 

@@ -100,15 +100,27 @@ def coordinates(stratum: Stratum, weight: Array) -> Coordinates:
     return Coordinates(stratum, weight, scale, columns, matrix)
 
 
-def split(R: Array, sign: Array, balance: Array, at: Weights, b: Array) -> Weights:
-    """Neurons of one output with ``h_i w_i = R_i``, a given sign of ``h_i``, and ``||w_i||^2 - h_i^2 = balance_i``.
+def split(R: Array, sign: Array, at: Weights, b: Array) -> Weights:
+    """Balanced neurons of one output with ``h_i w_i = R_i`` and a given sign of ``h_i``.
 
-    Gradient flow conserves the balance; after a vanishing initialisation it is zero. Where that makes ``h_i`` zero,
-    ``w_i`` is the one of ``at``.
+    Where ``R_i = 0``, ``w_i`` is the one of ``at`` and ``h_i = 0``, or, if that ``w_i`` is zero, ``h_i`` the sign.
     """
-    size = np.linalg.norm(R, axis=1)
-    larger = np.sqrt((np.hypot(balance, 2 * size) + np.abs(balance)) / 2)
-    smaller = np.divide(size, larger, out=np.zeros_like(size), where=larger > 0)
-    h = sign * np.where(balance > 0, smaller, larger)
-    W = np.divide(R, h[:, None], out=at.W.copy(), where=h[:, None] != 0)
-    return Weights(W, h[None], b)
+    there = rebalanced(Weights(sign[:, None] * R, sign[None], b), np.zeros(len(R)))
+    gone = ~R.any(axis=1, keepdims=True)
+    silent = gone & at.W.any(axis=1, keepdims=True)
+    return Weights(np.where(gone, at.W, there.W), np.where(silent.T, 0.0, there.H), b)
+
+
+def rebalanced(at: Weights, balance: Array) -> Weights:
+    """The same network with ``||w_i||^2 - ||h_i||^2 = balance_i``, which gradient flow conserves.
+
+    Neurons with ``w_i = 0`` or ``h_i = 0`` are left as they are.
+    """
+    w = np.linalg.norm(at.W, axis=1)
+    h = np.linalg.norm(at.H, axis=0)
+    larger = np.asarray(np.sqrt((np.hypot(balance, 2 * w * h) + np.abs(balance)) / 2))
+    smaller = np.divide(w * h, larger, out=np.zeros_like(h), where=larger > 0)
+    loud = (w > 0) & (h > 0) & (smaller > 0)
+    factor = np.ones_like(h)
+    factor[loud] = np.where(balance > 0, smaller, larger)[loud] / h[loud]
+    return Weights(at.W / factor[:, None], at.H * factor, at.b)

@@ -61,9 +61,10 @@ def _nearest_least_squares(stratum: Stratum, term: HalfSquares, start: Weights) 
     R = h[:, None] * start.W
     place = coordinates(stratum, np.linalg.norm(R, axis=1))
     change = place.shortest(-term.gradient(stratum.outputs(start))[:, 0])
-    balance = np.linalg.norm(start.W, axis=1) ** 2 - h**2
     R = stratum.project(R + place.R(change))
-    return split(R, np.copysign(1.0, h), balance, start, start.b + place.bias(change))
+    there = split(R, np.copysign(1.0, h), start, start.b + place.bias(change))
+    # A neuron without input weights computes nothing: its output weight stays.
+    return replace(there, H=np.where(start.W.any(axis=1), there.H, start.H))
 
 
 def _levenberg_marquardt(stratum: Stratum, term: HalfSquares, start: Weights) -> Weights:

@@ -9,24 +9,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relu_diag.functional._arrays import Array, Index, Mask
+from relu_diag.functional._arrays import Index
 from relu_diag.functional.block import Reduction, ShallowBlock
 from relu_diag.functional.cells._fit import HalfSquares
-from relu_diag.functional.cells._solver import relative_gradient, settle
-from relu_diag.functional.cells._stratum import Stratum, Weights, signs, stratum_of, weights_of
-from relu_diag.functional.local import neuron_states
-from relu_diag.functional.problem import squared_problem
+from relu_diag.functional.cells._reach import Reach
+from relu_diag.functional.cells._search import NOWHERE, Found, Search
+from relu_diag.functional.cells._stratum import weights_of
+from relu_diag.functional.cells._units import Units, own_units
+from relu_diag.functional.local import NeuronStates, neuron_states
+from relu_diag.functional.problem import SquaredProblem, squared_problem
 from relu_diag.functional.tolerances import (
     BUDGETS,
     FLOAT64,
-    derivative_tolerance,
     kink_tolerance,
     training_kink_tolerance,
 )
-from relu_diag.functional.verdict import Verdict, classify, is_zero
+from relu_diag.functional.verdict import Verdict, classify
 
-_NOWHERE = "no stationary point with these signs"
-_LETS_GO = f"{_NOWHERE}: the loss falls where samples leave their kinks"
+_STATIONARY = {"saddle", "type-2 candidate", "local minimum", "global minimum"}
+_LETS_GO = f"{NOWHERE}: the loss falls where samples leave their kinks"
+_ROUNDED = "stationary up to rounding only: of the residual nothing else is left"
+_FAR = "no stationary point is near: this one is the nearest found"
 _ROUNDED = "stationary up to rounding only: of the residual nothing else is left"
 
 
@@ -115,140 +118,130 @@ def nearby_stationary_point(
         saddle at distance 0.0809, loss 0.5 (gap 0.005); 1 neurons put to zero, 0 kinks within 0.01
     """
     problem = squared_problem(block, X, Y, reduction)
-    if is_zero(problem, derivative_tolerance(None, None, block.W.dtype)):
-        nobody = torch.empty(0, dtype=torch.long, device=block.W.device)
-        here = classify(block, X, Y, reduction)
-        return NearbyStationaryPoint(block, here.loss, 0.0, 0.0, True, here, "", nobody, 0, 0.0)
-    X, Y = problem.signal.X, Y.detach().double()
+    states = neuron_states(problem.block, problem.signal.X, Y.detach().double(), small=small)
     tol = training_kink_tolerance(*X.shape) if kink_tol is None else kink_tolerance(kink_tol, block.W.dtype)
-    search = _Search(problem.block, _array(X), HalfSquares(_array(Y)), tol)
-    states = neuron_states(problem.block, X, Y, small=small)
-    small_living = np.flatnonzero(_array(states.small_living))
-    found = search.with_idle(search.among(np.flatnonzero(_array(~states.dead & ~states.small_living))), small_living)
-    zeroed = torch.as_tensor(np.setdiff1d(small_living, found.neurons), device=X.device)
-    point = _moved(problem.block, found, zeroed)
-    there = squared_problem(point, X, Y, reduction)
-    verdict = _verdict(classify(point, X, Y, reduction), found)
-    gap = (problem.outputs - there.outputs) * (problem.signal.G + there.signal.G)
-    return NearbyStationaryPoint(
-        block=point.cast(block.W.dtype),
-        loss=float(there.loss),
-        distance=float(np.linalg.norm(weights_of(point).flat - weights_of(problem.block).flat)),
-        loss_gap=problem.factor / 2 * float(gap.sum()),
-        genuine=not found.reason,
-        verdict=verdict,
-        reason=found.reason
-        or ((_LETS_GO if found.kink_count else _ROUNDED) if verdict.kind == "not stationary" else ""),
-        zeroed=zeroed,
-        kink_count=found.kink_count,
-        kink_tol=tol,
-    )
+    here = classify(block, X, Y, reduction)
+    if here.kind == "global minimum":
+        return _unmoved(block, here, "", 0, 0.0)
+    neurons = _looked_at(states, len(X))
+    if len(X) * len(neurons) > BUDGETS.signs:
+        reason = f"the signs of {len(neurons)} neurons on {len(X)} samples are too many to keep"
+        return _unmoved(block, _blamed(here, neurons, reason), reason, 0, tol)
+    start = _start(block, problem, Y.detach().double(), reduction, neurons)
+    exact = kink_tolerance(None, block.W.dtype)
+    tols = (exact, tol, FLOAT64.wider * tol) if kink_tol is None else (tol, tol, tol)
+    reach = start.reach(states, *tols)
+    if here.kind in _STATIONARY and np.array_equal(reach.own, start.search.signs(exact)):
+        there = _unmoved(block, here, "", start.search.kink_count(reach.own), exact)
+        return start.on_held_kinks(there, [start.search.solve(choice) for choice in reach.on_held_kinks], reach)
+    found = start.search.everywhere(reach, follow=kink_tol is None)
+    near = sorted((f for f in found if not f.reason and f.score <= FLOAT64.near), key=lambda f: f.rank)
+    points = (start.point(f, tol) for f in near)
+    nearest = next((point for point in points if point.verdict.kind in _STATIONARY), None)
+    if nearest is not None:
+        return start.on_held_kinks(nearest, near, reach)
+    usual = start.point(start.search.solve(reach.usual), tol)
+    far = usual.verdict.kind in _STATIONARY
+    return replace(usual, reason=_FAR) if far else usual
+
+
+def _looked_at(states: NeuronStates, samples: int) -> Index:
+    """The neurons that may move: the living, without the small ones where the signs of all are too many."""
+    living = np.flatnonzero(_array(~states.dead))
+    if samples * len(living) <= BUDGETS.signs:
+        return living
+    return np.flatnonzero(_array(~states.dead & ~states.small_living))
+
+
+def _unmoved(block: ShallowBlock, verdict: Verdict, reason: str, kink_count: int, tol: float) -> NearbyStationaryPoint:
+    """The answer that changes no weight."""
+    nobody = torch.empty(0, dtype=torch.long, device=block.W.device)
+    return NearbyStationaryPoint(block, verdict.loss, 0.0, 0.0, not reason, verdict, reason, nobody, kink_count, tol)
+
+
+def _blamed(verdict: Verdict, neurons: Index, reason: str) -> Verdict:
+    """Nothing is claimed where the search failed."""
+    broken = torch.as_tensor(neurons, device=verdict.neurons.device)
+    return replace(verdict, kind="undecided", neurons=broken, direction=None, theorem="", reason=reason)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Found:
-    """Where the search in one stratum ended.
+class _Start:
+    """Where a search starts, in the caller's terms and in units of its own.
 
     Attributes:
-        neurons: The neurons that may move; the others are dead or put to zero.
-        at: Their weights.
-        kink_count: Number of pairs (sample, neuron) put on the kink.
-        reason: Why this is no stationary point of the stratum, or empty.
-        broken: The neurons to blame.
-    """
-
-    neurons: Index
-    at: Weights
-    kink_count: int
-    reason: str
-    broken: Index
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Search:
-    """Where a search starts, in float64 on the CPU.
-
-    Attributes:
-        block: The network.
-        X: Inputs, shape ``(N, d)``.
-        term: Half the squared error of the outputs.
-        tol: Distance within which a sample is put on the kink.
+        block: The caller's network.
+        problem: Its squared loss in float64.
+        Y: Targets, float64, shape ``(N, J)``.
+        reduction: "mean", "sum" or "half_sum".
+        neurons: The neurons that may move.
+        units: Units of the search.
+        search: The search.
     """
 
     block: ShallowBlock
-    X: Array
-    term: HalfSquares
-    tol: float
+    problem: SquaredProblem
+    Y: Tensor
+    reduction: Reduction
+    neurons: Index
+    units: Units
+    search: Search
 
-    def among(self, neurons: Index) -> _Found:
-        """The stationary point of the stratum of some neurons, the others being silent."""
-        start = self._some(neurons)
-        if len(self.X) * len(neurons) > BUDGETS.signs:
-            reason = f"the signs of {len(neurons)} neurons on {len(self.X)} samples are too many to keep"
-            return _Found(neurons, start, 0, reason, neurons)
-        stratum = self._stratum(start)
-        at = settle(stratum, self.term, start)
-        reason, broken = _missing(stratum, self.term, start, at)
-        return _Found(neurons, at, int(stratum.on_kink.sum()), reason, neurons[broken])
+    def reach(self, states: NeuronStates, own: float, near: float, wide: float) -> Reach:
+        """What is within reach, for three tolerances on the distance to a kink."""
+        small = _array(states.small_living)[self.neurons]
+        group = _array(states.group)[self.neurons]
+        see = self.search.signs
+        return Reach(see(own), see(near), see(wide), small, group)
 
-    def with_idle(self, found: _Found, small_living: Index) -> _Found:
-        """The same with the small living neurons that nothing pulls there, which then need not be zero."""
-        candidates = small_living[_array(self.block.W).any(axis=1)[small_living]]
-        if found.reason or not len(candidates) or len(self.X) * len(candidates) > BUDGETS.signs:
-            return found
-        residual = self.term.gradient(self._stratum(self._some(found.neurons)).outputs(found.at))
-        idle = candidates[self._at_rest(self._some(candidates), residual)]
-        kept = self.among(np.sort(np.concatenate([found.neurons, idle]))) if len(idle) else found
-        return found if kept.reason else kept
+    def point(self, found: Found, tol: float) -> NearbyStationaryPoint:
+        """What was found, with its verdict."""
+        before = weights_of(self.problem.block)
+        after = before.replaced(self.neurons, self.units.back(found.at))
+        block = after.as_block(self.problem.block)
+        there = squared_problem(block, self.problem.signal.X, self.Y, self.reduction)
+        verdict = classify(block, self.problem.signal.X, self.Y, self.reduction)
+        reason = found.reason
+        if reason:
+            verdict = _blamed(verdict, self.neurons[found.broken], reason)
+        elif verdict.kind == "not stationary":
+            reason = _LETS_GO if found.on_kink.any() else _ROUNDED
+        gap = (self.problem.outputs - there.outputs) * (self.problem.signal.G + there.signal.G)
+        return NearbyStationaryPoint(
+            block=block.cast(self.block.W.dtype),
+            loss=float(there.loss),
+            distance=float(np.linalg.norm(after.flat - before.flat)),
+            loss_gap=self.problem.factor / 2 * float(gap.sum()),
+            genuine=not found.reason,
+            verdict=verdict,
+            reason=reason,
+            zeroed=torch.as_tensor(self.neurons[~found.choice.kept], device=self.block.W.device),
+            kink_count=int(found.on_kink.sum()),
+            kink_tol=tol,
+        )
 
-    def _at_rest(self, some: Weights, residual: Array) -> Mask:
-        """Which of some neurons feel nothing off their kinks, and on their kinks no descent to either side."""
-        s_minus, s_plus = self.block.slopes
-        error, target, length = (np.linalg.norm(value, axis=1) for value in (residual, self.term.Y, self.X))
-        silence = max(abs(s_minus), abs(s_plus)) * float((FLOAT64.settled * error + FLOAT64.residual * target) @ length)
-        stratum, c = self._stratum(some), residual @ some.H
-        rise = np.minimum(s_plus * c, -s_minus * c) * length[:, None]
-        kinks_hold = (rise >= -silence * np.linalg.norm(some.H, axis=0)) | (stratum.sign != 0)
-        pull = np.max([np.linalg.norm(stratum.gradient(column[:, None]), axis=1) for column in residual.T], axis=0)
-        return np.asarray((pull <= silence) & kinks_hold.all(axis=0))
-
-    def _some(self, neurons: Index) -> Weights:
-        return weights_of(self.block).only(neurons)
-
-    def _stratum(self, start: Weights) -> Stratum:
-        sign = signs(self.X, start.W, self.tol)
-        return stratum_of(self.X, sign, self.block.slopes, self.block.output_bias is not None)
-
-
-def _missing(stratum: Stratum, term: HalfSquares, start: Weights, at: Weights) -> tuple[str, Index]:
-    """What keeps weights from being a stationary point of their stratum, and which neurons are to blame."""
-    vanishing = (start.amplitude > 0) & (at.amplitude <= FLOAT64.settled * start.amplitude)
-    if vanishing.any():
-        return f"{_NOWHERE} nearby: {int(vanishing.sum())} neurons would vanish", np.flatnonzero(vanishing)
-    slope = relative_gradient(stratum, term, at, start)
-    if slope > FLOAT64.settled:
-        return f"{_NOWHERE} found: relative gradient {slope:.2g} where the search ended", np.arange(len(vanishing))
-    crossing = ~stratum.holds(at.W).all(axis=0)
-    if crossing.any():
-        turning = f"{int(crossing.sum())} neurons would turn across the kink of a sample"
-        return f"{_NOWHERE} nearby: {turning}", np.flatnonzero(crossing)
-    return "", np.empty(0, dtype=np.intp)
+    def on_held_kinks(self, nearest: NearbyStationaryPoint, found: list[Found], reach: Reach) -> NearbyStationaryPoint:
+        """The point of the same kind on the kinks that several neurons are beside, if its loss is no higher."""
+        held = reach.held
+        for other in found:
+            elsewhere = other.on_kink & (reach.own != 0) & ~held
+            if other.reason or elsewhere.any() or not other.on_kink[held].any():
+                continue
+            point = self.point(other, nearest.kink_tol)
+            same = point.verdict.kind == nearest.verdict.kind
+            if same and point.loss <= nearest.loss * (1 + FLOAT64.settled):
+                return point
+        return nearest
 
 
-def _verdict(verdict: Verdict, found: _Found) -> Verdict:
-    """Nothing is claimed of a point that is not in its stratum."""
-    if not found.reason:
-        return verdict
-    broken = torch.as_tensor(found.broken, device=verdict.neurons.device)
-    return replace(verdict, kind="undecided", neurons=broken, direction=None, theorem="", reason=found.reason)
-
-
-def _moved(block: ShallowBlock, found: _Found, zeroed: Tensor) -> ShallowBlock:
-    """The whole network, with the neurons of the stratum where the search ended."""
-    start = weights_of(block)
-    away = zeroed.cpu().numpy()
-    start.W[away], start.H[:, away] = 0.0, 0.0
-    return start.replaced(found.neurons, found.at).as_block(block)
+def _start(block: ShallowBlock, problem: SquaredProblem, Y: Tensor, reduction: Reduction, neurons: Index) -> _Start:
+    """The search for a block."""
+    at = weights_of(block).only(neurons)
+    X = _array(problem.signal.X)
+    units = own_units(X, _array(Y), at)
+    term = HalfSquares(_array(Y) / units.y)
+    search = Search(X / units.x, term, units.into(at), block.slopes, block.output_bias is not None)
+    return _Start(block, problem, Y, reduction, neurons, units, search)
 
 
 def _array(value: Tensor) -> Any:
