@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -83,14 +85,17 @@ class Search:
         limit = min(max(BUDGETS.stratum_numbers // size, BUDGETS.few_strata), BUDGETS.strata)
         seen: set[bytes] = set()
         found: list[Found] = []
-        queue = list(reach.choices(limit))
+        # What nearer points lead to comes first; the second number keeps the order of the others.
+        order = itertools.count()
+        queue = [(0.0, next(order), choice) for choice in reach.choices(limit)]
         while queue and len(found) < limit:
-            choice = queue.pop(0)
+            _, _, choice = heapq.heappop(queue)
             if choice.key in seen:
                 continue
             seen.add(choice.key)
             found.append(self.solve(choice))
-            queue.extend(found[-1].next if follow else ())
+            for other in found[-1].next if follow else ():
+                heapq.heappush(queue, (found[-1].score, next(order), other))
         return found
 
     def solve(self, choice: Choice) -> Found:
