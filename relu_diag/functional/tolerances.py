@@ -42,7 +42,7 @@ class Tolerances:
         curved: Second-order rise over the height that an ascent counts as one.
         held: Neurons of one direction beside one kink from which they are there for a reason, not by accident.
         wider: Distance to a kink, over the one that training leaves, at which a sample is tried on the kink by itself.
-        near: Score of a stationary point that is near: square of its relative distance plus relative change of the loss.
+        near: Square of its relative distance plus relative change of the loss, of a stationary point that is near.
         as_near: Score over the lowest up to which a point without the small neurons is preferred: they move little.
         same_maximum: Chord between two maxima on the unit sphere that are one.
         seen_as_one: The same where kinks are dense and maxima are approached only.
