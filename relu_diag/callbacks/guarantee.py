@@ -1,4 +1,4 @@
-"""GuaranteeMonitor: from which step on training against an affine function can only end in a global minimum."""
+"""GuaranteeMonitor: the step from which training against an affine function can only end in a global minimum."""
 
 from __future__ import annotations
 
@@ -29,43 +29,44 @@ from relu_diag.losses import IntervalL2Loss
 from relu_diag.training import Report, is_plain_descent, steps_logged
 
 _PREFIX = "guarantee/"
+# Looks kept for the figure; beyond them every other one is dropped.
 _MOST_MOMENTS = 4096
 _ALL_TRAINED = "all weights and biases are trained"
 _FROM_DENSITY = "the start is drawn from a density"
-# A rise by so much of the threshold is no rounding.
+# A rise by more than this fraction of the threshold is not rounding.
 _RISE = 1e-6
 
 
 class GuaranteeMonitor(Callback):
-    """Follows the loss of a module with an `IntervalL2Loss` and an affine target down the ladder of critical levels.
+    """Follows the loss of a module with an `IntervalL2Loss` and an affine target past the critical levels.
 
     Gradient descent that converges below a threshold of the loss has reached a global minimum, for almost every start
-    and learning rate. The monitor says from which step the loss has been below it, and what that stands on: what can be
-    checked is checked, and where the loss rises again or the network grows the certainty starts anew.
+    and learning rate. The monitor says from which step the loss has been below the threshold, and under which
+    assumptions, which it checks as far as possible. If the loss rises again or the network grows, it starts anew.
 
-    Logged to every logger at each look and put into ``trainer.callback_metrics``, prefix ``guarantee/``: ``loss``;
-    ``threshold_ratio``, the loss over the threshold, certain below 1; ``certain``, 1 or 0; for ReLU units ``level``,
-    the number ``n`` of the critical level next to the loss, and ``level_ratio``, the loss over that level's;
+    Each look logs to every logger, and adds to ``trainer.callback_metrics``, under the prefix ``guarantee/``: ``loss``;
+    ``threshold_ratio``, the loss over the threshold; ``certain``, 1 or 0; for ReLU units ``level``, the number ``n`` of
+    the critical level next to the loss, and ``level_ratio``, the loss over the loss of that level;
     ``invariant_drift``, the largest change of ``w^2 + b^2 - h^2`` since the first look; ``smallest_invariant``, above 0
-    where no neuron can degenerate under gradient flow; ``lojasiewicz``, the rate at which gradient flow would lower the
-    loss now. At the end the figures ``ladder`` and ``function``.
+    if no neuron can degenerate under gradient flow; ``lojasiewicz``, the rate at which gradient flow would lower the
+    loss now. At the end it draws the figures ``ladder`` and ``function``.
 
     Source: Cheridito et al., Theorem 1.2, Propositions 4.5 and 4.8.
 
     Args:
-        every_n_steps: Look every so many steps; None: as often as the Trainer logs.
+        every_n_steps: Number of steps between looks; None: as often as the Trainer logs.
 
     Attributes:
-        guarantee: Threshold, statement and theorem, `Guarantee`, or None before the first look.
-        assumptions: What it stands on: "holds" and "broken" were checked, "assumed" cannot be.
+        guarantee: Threshold, statement and theorem, `Guarantee`; None before the start of training.
+        assumptions: Assumptions of the guarantee: "holds" or "broken" if checked, "assumed" if that is not possible.
         certain_from: Step from which the end is certain, or None.
         level: The critical level next to the loss, `CriticalLevel`; None before the first look, and for leaky units.
         steps: Steps of the looks, thinned out in long runs.
-        losses: Losses there.
+        losses: Losses at these steps.
 
     Raises:
-        MisconfigurationException: If an argument is no positive number, or (at the start of training) the module has no
-            `IntervalL2Loss` in ``module.loss`` with an affine target that is not constant.
+        MisconfigurationException: If `every_n_steps` is not positive; or, at the start of training, if ``module.loss``
+            is no `IntervalL2Loss` with an affine target that is not constant.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -99,7 +100,7 @@ class GuaranteeMonitor(Callback):
         return f"from step {self.certain_from} {self.guarantee.statement}, assuming that {assumed}"
 
     def state_dict(self) -> dict[str, Any]:
-        """The state a checkpoint keeps.
+        """State for a checkpoint.
 
         Returns:
             Steps, losses, the certain step, the first invariant and width.
@@ -108,16 +109,16 @@ class GuaranteeMonitor(Callback):
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the state of a checkpoint.
+        """Continue from the state of a checkpoint.
 
         Args:
-            state_dict: What `state_dict` returned.
+            state_dict: Result of `state_dict`.
         """
         for name, value in state_dict.items():
             setattr(self, name, value)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the block, the target and the threshold.
+        """Find the block and the coefficients of the target, and compute the threshold.
 
         Args:
             trainer: The trainer.
@@ -130,17 +131,20 @@ class GuaranteeMonitor(Callback):
         try:
             self._affine = affine_coefficients(loss.target.function, loss.interval)
             self._location = choose_block(pl_module, example=loss.nodes(pl_module)[0])
-            self._stand_on(trainer, pl_module)
+            self._check_assumptions(trainer, pl_module)
         except ValueError as error:
             raise MisconfigurationException(f"GuaranteeMonitor: {error}") from error
         if self._affine[0] == 0:
             raise MisconfigurationException("The target is constant: every critical point is a global minimum already.")
         if self.steps and steps_logged(trainer) < self.steps[-1]:
-            self.steps, self.losses, self.certain_from = [], [], None  # another run, from its start
+            # Another run has started.
+            self.steps = []
+            self.losses = []
+            self.certain_from = None
             self._first_invariant = self._first_width = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Look, where a look is due. The weights are those of the step that is about to be made.
+        """Look if a look is due, at the weights before the step.
 
         Args:
             trainer: The trainer.
@@ -154,7 +158,7 @@ class GuaranteeMonitor(Callback):
             self._look(trainer, pl_module, step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look once more, and write the figures.
+        """Look at the final weights, and write the figures.
 
         Args:
             trainer: The trainer.
@@ -168,8 +172,8 @@ class GuaranteeMonitor(Callback):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text(_PREFIX + "statement", str(self), step)
 
-    def _stand_on(self, trainer: Trainer, module: LightningModule) -> None:
-        """The guarantee for the network as it is, and the state of what it stands on."""
+    def _check_assumptions(self, trainer: Trainer, module: LightningModule) -> None:
+        """Compute the guarantee for the current width, and check its assumptions."""
         problem = self._problem(module)
         width = len(problem.w)
         self.guarantee = convergence_threshold(problem.slope, problem.interval, width, problem.slopes)
@@ -179,31 +183,38 @@ class GuaranteeMonitor(Callback):
             _ALL_TRAINED: checked(_all_trained(self._location, module)),
             "the loss goes on falling": "assumed",
         }
-        # A grown network starts among those of its kind: no density has them.
+        # A network that has grown starts in a set of measure zero: it is drawn from no density.
         if _FROM_DENSITY in self.guarantee.assumptions and self._first_width not in {None, width}:
             known[_FROM_DENSITY] = "broken"
         self.assumptions = self.guarantee.assumptions | known
 
     def _figures(self, module: LightningModule) -> dict[str, Figure]:
+        """The figures of the run, by name."""
         assert self.guarantee is not None
-        problem, loss = self._problem(module), _loss_of(module)
+        problem = self._problem(module)
+        loss = _loss_of(module)
         return {
             "function": interval_figure(problem.neurons, problem.c, loss.target, loss.interval, problem.slopes),
             "ladder": ladder_figure(self.steps, self.losses, problem, self.guarantee, self.certain_from),
         }
 
     def _problem(self, module: LightningModule) -> AffineProblem:
+        """The current network with its target and interval."""
         assert self._location is not None
-        block, loss = read_block(module, self._location), _loss_of(module)
+        block = read_block(module, self._location)
+        loss = _loss_of(module)
         hidden = self._location.linears(module)[0]
-        w, b = block.W[:, 0], torch.zeros_like(block.W[:, 0]) if hidden.bias is None else block.W[:, 1]
+        w = block.W[:, 0]
+        b = torch.zeros_like(w) if hidden.bias is None else block.W[:, 1]
         c = torch.zeros((), device=w.device) if block.output_bias is None else block.output_bias[0]
         return AffineProblem(w, b, block.H[0], c, *self._affine, loss.interval, block.slopes)
 
     def _look(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """Compute the loss and the other numbers at the current weights, and log them."""
         assert self.guarantee is not None
         problem = self._problem(module)
-        neurons, c = problem.neurons.requires_grad_(), problem.c.requires_grad_()
+        neurons = problem.neurons.requires_grad_()
+        c = problem.c.requires_grad_()
         with torch.enable_grad():
             value = problem.loss(neurons, c)
             loss = float(value.detach())
@@ -214,8 +225,9 @@ class GuaranteeMonitor(Callback):
         if self._first_invariant is None:
             self._first_invariant = now
         elif self._first_invariant.shape != now.shape:
-            self._first_invariant, self.certain_from = now, None
-            self._stand_on(trainer, module)
+            self._first_invariant = now
+            self.certain_from = None
+            self._check_assumptions(trainer, module)
         self._decide(step, loss)
         scalars = {}
         if problem.slopes[0] == 0:
@@ -236,11 +248,12 @@ class GuaranteeMonitor(Callback):
         )
 
     def _decide(self, step: int, loss: float) -> None:
+        """Note a loss, and from which step on the end is certain."""
         assert self.guarantee is not None
         threshold = self.guarantee.threshold
         scale = threshold if math.isfinite(threshold) else loss
         if self.losses and loss > self.losses[-1] + _RISE * scale:
-            self.certain_from = None  # what was below the threshold may not stay there
+            self.certain_from = None  # A loss that rises may not stay below the threshold.
         if not loss < threshold or self.assumptions.broken:
             self.certain_from = None
         elif self.certain_from is None:
@@ -248,10 +261,16 @@ class GuaranteeMonitor(Callback):
         self.steps.append(step)
         self.losses.append(loss)
         if len(self.steps) > _MOST_MOMENTS:
-            self.steps, self.losses = self.steps[::2], self.losses[::2]
+            self.steps = self.steps[::2]
+            self.losses = self.losses[::2]
 
 
 def _loss_of(module: LightningModule) -> IntervalL2Loss:
+    """The exact loss of a module.
+
+    Raises:
+        MisconfigurationException: If it has none.
+    """
     loss = getattr(module, "loss", None)
     if not isinstance(loss, IntervalL2Loss) or loss.target.density is not None:
         raise MisconfigurationException(
@@ -262,7 +281,7 @@ def _loss_of(module: LightningModule) -> IntervalL2Loss:
 
 
 def _all_trained(location: BlockLocation, module: LightningModule) -> bool:
-    """The theorems are about networks with both biases: without one there are other critical points."""
+    """Whether all weights and both biases exist and are trained: without one there are other critical points."""
     return all(
         parameter is not None and parameter.requires_grad
         for layer in location.linears(module)
