@@ -20,6 +20,7 @@ from relu_diag.functional.local.geometry import (
     tangential_derivatives,
 )
 from relu_diag.functional.local.kink_groups import KinkGroup, kink_groups
+from relu_diag.functional.local.kink_samples import KinkSamples
 from relu_diag.functional.local.neurons import NeuronStates, dead_sector, neuron_states, states_from_sums, target_scale
 from relu_diag.functional.local.pulls import (
     OneNeuron,
@@ -29,7 +30,7 @@ from relu_diag.functional.local.pulls import (
     vanishes,
 )
 from relu_diag.functional.local.steepest import Steepest, steepest_descent
-from relu_diag.functional.local.sums import KinkSamples, NeuronSums, neuron_sums, slopes_at
+from relu_diag.functional.local.sums import NeuronSums, neuron_sums, slopes_at
 
 __all__ = [
     "Chunk",

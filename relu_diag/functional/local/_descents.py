@@ -12,7 +12,7 @@ from relu_diag.functional.local._group_descents import group_descents
 from relu_diag.functional.local._vertices import descend_at_vertices
 from relu_diag.functional.local.directions import radial_directions, tangential_part
 from relu_diag.functional.local.kink_groups import KinkGroup, kink_groups
-from relu_diag.functional.local.sums import KinkSamples, NeuronSums
+from relu_diag.functional.local.sums import NeuronSums
 from relu_diag.functional.tolerances import BUDGETS
 
 
@@ -42,10 +42,7 @@ def steepest_descents(block: ShallowBlock, sums: NeuronSums) -> Descents:
     U = radial_directions(block.W.detach().double())
     descents = _smooth_descents(tangential_part(U, sums.smooth))
     left = _descend_at_vertices(block, U, sums, descents)
-    kinks = sums.kinks
-    chosen = left[kinks.neuron]
-    kinks = KinkSamples(kinks.neuron[chosen], kinks.X[chosen], kinks.c[chosen])
-    _descend_in_groups(kink_groups(block, sums.smooth, kinks), U, descents)
+    _descend_in_groups(kink_groups(block, sums.smooth, sums.kinks.chosen(left)), U, descents)
     # Without all its kink samples nothing is known of a neuron but that standing still gives zero.
     descents.overwrite(sums.lost > 0, 0.0, 0.0, exact=False)
     return descents

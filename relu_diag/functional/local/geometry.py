@@ -11,7 +11,8 @@ from relu_diag.functional.block import BlockSignal, ShallowBlock
 from relu_diag.functional.local._descents import steepest_descents
 from relu_diag.functional.local.chunks import chunks
 from relu_diag.functional.local.directions import radial_directions, tangential_part
-from relu_diag.functional.local.sums import KinkSamples, NeuronSums, neuron_sums, slopes_at
+from relu_diag.functional.local.kink_samples import KinkSamples
+from relu_diag.functional.local.sums import NeuronSums, neuron_sums, slopes_at
 
 
 @dataclass(frozen=True, slots=True, eq=False)

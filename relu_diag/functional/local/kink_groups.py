@@ -17,7 +17,7 @@ from relu_diag.functional._arrays import Array, Index, name, row_space
 from relu_diag.functional.block import ShallowBlock
 from relu_diag.functional.local.directions import radial_directions, tangential_part
 from relu_diag.functional.local.fan import hyperplanes
-from relu_diag.functional.local.sums import KinkSamples
+from relu_diag.functional.local.kink_samples import KinkSamples
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
 

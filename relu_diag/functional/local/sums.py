@@ -8,30 +8,9 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock, chunk_rows, rho
+from relu_diag.functional.local._pairs import CollectedPairs, joined, keep_pairs
 from relu_diag.functional.local.chunks import Chunk, chunks
-from relu_diag.functional.tolerances import BUDGETS
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class KinkSamples:
-    """The pairs (neuron, sample) on the kink at which the loss has a nonzero gradient behind the activation.
-
-    Attributes:
-        neuron: Neuron of the pair, long, shape ``(M,)``.
-        X: Input of the pair, float64, shape ``(M, d)``.
-        c: Loss gradient at the activation, float64, shape ``(M,)``.
-
-    Example:
-        >>> block = ShallowBlock(W=torch.tensor([[1.0, 0.0]]), H=torch.tensor([[1.0]]))
-        >>> signal = BlockSignal(X=torch.tensor([[0.0, 1.0], [1.0, 1.0]]), G=torch.tensor([[-1.0], [2.0]]))
-        >>> kinks = neuron_sums(block, signal).kinks
-        >>> kinks.neuron.tolist(), kinks.X.tolist(), kinks.c.tolist()
-        ([0], [[0.0, 1.0]], [-1.0])
-    """
-
-    neuron: Tensor
-    X: Tensor
-    c: Tensor
+from relu_diag.functional.local.kink_samples import KinkSamples
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,13 +58,11 @@ class NeuronSums:
     samples: Tensor
 
     def __add__(self, other: NeuronSums) -> NeuronSums:
-        parts = [self.kinks, other.kinks]
-        neuron = torch.cat([part.neuron for part in parts])
-        keep, lost = _room(neuron, self.lost + other.lost, self.smooth.shape[1])
+        kinks, lost = keep_pairs([self.kinks, other.kinks], self.lost + other.lost)
         return NeuronSums(
             smooth=self.smooth.double() + other.smooth,
             output_gradient=self.output_gradient + other.output_gradient,
-            kinks=_joined([_chosen(part, keep) for part in parts]),
+            kinks=kinks,
             lost=lost,
             kink_count=self.kink_count + other.kink_count,
             z_min=torch.minimum(self.z_min, other.z_min),
@@ -192,8 +169,7 @@ class _Totals:
         self.z_min = none + torch.inf
         self.z_max = none - torch.inf
         self.kink_count = none.long()
-        self.kinks = [_no_kinks(inputs, device)]
-        self.lost = none.long()
+        self.pairs = CollectedPairs(neurons, inputs, device)
         self.memory = none.new_empty(min(chunk_rows(block), len(signal.X)), neurons)
 
     def add(self, chunk: Chunk) -> None:
@@ -214,8 +190,8 @@ class _Totals:
         if 0 not in self.slopes:  # otherwise all activations have one sign
             self.behind[-2:].addmm_(sizes, A.abs().sub_(A))
         if len(chunk.kinks):
-            self.kink_count += torch.bincount(chunk.kinks[:, 1], minlength=len(self.lost))
-            self.kinks, self.lost = _with_pairs(self.kinks, self.lost, chunk)
+            self.kink_count += torch.bincount(chunk.kinks[:, 1], minlength=len(self.kink_count))
+            self.pairs.add(chunk)
 
     def sums(self, samples: int) -> NeuronSums:
         """The sums over so many samples."""
@@ -223,8 +199,8 @@ class _Totals:
         return NeuronSums(
             smooth=self.smooth.T,
             output_gradient=self.behind[:-2].double(),
-            kinks=_joined(self.kinks),
-            lost=self.lost,
+            kinks=joined(self.pairs.parts),
+            lost=self.pairs.lost,
             kink_count=self.kink_count,
             z_min=self.z_min.double(),
             z_max=self.z_max.double(),
@@ -232,7 +208,7 @@ class _Totals:
             terms=self.h_norm * self.terms_per_output if own is None else own,
             terms_per_output=self.terms_per_output,
             output_terms=self.behind[-2].double().abs(),
-            samples=torch.tensor(samples, device=self.lost.device),
+            samples=torch.tensor(samples, device=self.kink_count.device),
         )
 
     def _move_onto_kinks(self, chunk: Chunk) -> None:
@@ -267,52 +243,3 @@ def _times_slopes(value: Tensor, chunk: Chunk, slopes: tuple[float, float], on_k
     at = chunk.kinks.unbind(1)
     out[at] = on_kink * value[at]
     return out
-
-
-def _with_pairs(parts: list[KinkSamples], lost: Tensor, chunk: Chunk) -> tuple[list[KinkSamples], Tensor]:
-    """The kink samples kept and the numbers lost ``(I,)``, those of a chunk included."""
-    row, neuron = chunk.kinks.unbind(1)
-    c = chunk.C[row, neuron]
-    felt = c.nonzero().squeeze(1)
-    if len(felt) < len(row):
-        row, neuron, c = row[felt], neuron[felt], c[felt]
-    before = lost
-    keep, lost = _room(torch.cat([*(part.neuron for part in parts), neuron]), lost, chunk.X.shape[1])
-    if lost is not before:
-        parts = [_chosen(part, keep) for part in parts]
-        kept = keep[neuron]
-        # Chosen before the inputs are gathered: at W = 0 every pair is on the kink.
-        row, neuron, c = row[kept], neuron[kept], c[kept]
-    return [*parts, KinkSamples(neuron, chunk.X[row].double(), c.double())], lost
-
-
-def _room(neuron: Tensor, lost: Tensor, inputs: int) -> tuple[Tensor, Tensor]:
-    """Which neurons keep their pairs, and how many pairs are lost: the most crowded neurons go first."""
-    if len(neuron) <= BUDGETS.kinks and len(neuron) * inputs <= BUDGETS.kink_numbers and not bool(lost.any()):
-        return lost == 0, lost
-    count = torch.bincount(neuron, minlength=len(lost))
-    order = count.argsort(stable=True)
-    fits = (count[order].cumsum(0) * inputs <= BUDGETS.kink_numbers)[order.argsort()]
-    keep = fits & (count <= BUDGETS.kinks) & (lost == 0)
-    return keep, lost + torch.where(keep, 0, count)
-
-
-def _chosen(kinks: KinkSamples, keep: Tensor) -> KinkSamples:
-    """The pairs of the neurons that keep them, a mask ``(I,)``."""
-    chosen = keep[kinks.neuron]
-    return KinkSamples(kinks.neuron[chosen], kinks.X[chosen], kinks.c[chosen])
-
-
-def _joined(parts: list[KinkSamples]) -> KinkSamples:
-    """All pairs in one."""
-    return KinkSamples(
-        torch.cat([part.neuron for part in parts]),
-        torch.cat([part.X for part in parts]),
-        torch.cat([part.c for part in parts]),
-    )
-
-
-def _no_kinks(inputs: int, device: torch.device) -> KinkSamples:
-    """No pair, of inputs of length ``d``."""
-    empty = torch.empty(0, inputs, dtype=torch.float64, device=device)
-    return KinkSamples(torch.empty(0, dtype=torch.long, device=device), empty, empty[:, 0])

@@ -17,7 +17,7 @@ from relu_diag import BlockSignal, ShallowBlock
 from relu_diag.functional import block as block_module
 from relu_diag.functional import neuron_geometry
 from relu_diag.functional.local import NeuronSums, geometry_from_sums, neuron_sums, slopes_at
-from relu_diag.functional.local import sums as sums_module
+from relu_diag.functional.local import _pairs as pairs_module
 from relu_diag.functional.tolerances import BUDGETS
 
 
@@ -148,7 +148,7 @@ def test_no_tensor_grows_with_samples_times_neurons(zero: bool, monkeypatch: pyt
     """Neither N x I, nor N x I x d, nor J x I x d, not even where every sample is on the kink of every neuron."""
     samples, inputs, neurons, outputs = 2000, 30, 50, 40
     monkeypatch.setattr(block_module, "BUDGETS", replace(BUDGETS, chunk=64 * neurons))
-    monkeypatch.setattr(sums_module, "BUDGETS", replace(BUDGETS, kink_numbers=10_000))
+    monkeypatch.setattr(pairs_module, "BUDGETS", replace(BUDGETS, kink_numbers=10_000))
     generator = torch.Generator().manual_seed(0)
     shapes = (samples, inputs), (samples, outputs), (neurons, inputs), (outputs, neurons)
     X, G, W, H = (torch.randn(*shape, generator=generator) for shape in shapes)
@@ -166,7 +166,7 @@ def test_neurons_that_lose_kink_samples_are_undecided_and_the_others_exact(monke
     crowded[1] = 0.0
     problem = replace(problem, block=replace(problem.block, W=crowded))
     exact = neuron_geometry(problem.block, problem.signal)
-    monkeypatch.setattr(sums_module, "BUDGETS", replace(BUDGETS, kinks=5))
+    monkeypatch.setattr(pairs_module, "BUDGETS", replace(BUDGETS, kinks=5))
     sums = neuron_sums(problem.block, problem.signal)
     halves = [neuron_sums(problem.block, part(problem.signal, rows)) for rows in (slice(4), slice(4, None))]
     for found in (sums, halves[0] + halves[1]):
@@ -182,9 +182,10 @@ def test_neurons_that_lose_kink_samples_are_undecided_and_the_others_exact(monke
 
 def test_the_most_crowded_neurons_lose_their_kink_samples_first(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = kinked_problem(4, d=3, neurons=4, kinks=2)
-    extra = problem.X[-2:] * 2  # two more on the kink of the last neuron
+    one, two = problem.X[-2:]
+    extra = torch.stack([one + two, one - two])  # two more on the kink of the last neuron
     problem = replace(problem, X=torch.cat([problem.X, extra]), Y=torch.cat([problem.Y, extra[:, :1]]))
-    monkeypatch.setattr(sums_module, "BUDGETS", replace(BUDGETS, kink_numbers=3 * 6))  # room for six pairs
+    monkeypatch.setattr(pairs_module, "BUDGETS", replace(BUDGETS, kink_numbers=3 * 6))  # room for six pairs
     assert neuron_sums(problem.block, problem.signal).lost.tolist() == [0, 0, 0, 4]
 
 
