@@ -152,6 +152,7 @@ class Budgets:
         ascents: Steps of the search for a loud direction, which is over where one is found.
         pairs: Pairs of neurons compared at once.
         cells: Activation cells of one neuron that are listed.
+        bent_neurons: Neurons among whose parameters a Hessian is diagonalised.
         nodes: Nodes of an integral in a piece: a CPU wants them in its cache.
         nodes_on_gpu: The same on a GPU, which wants few launches.
         grid_numbers: Numbers in a tensor grid of nodes.
@@ -218,6 +219,7 @@ class Budgets:
     ascents: int = 4
     pairs: int = 2**22
     cells: int = 10_000
+    bent_neurons: int = 256
     nodes: int = 2**16
     nodes_on_gpu: int = 2**23
     grid_numbers: int = 2**27

@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from relu_diag.functional.integral._bend import Bend
 from relu_diag.functional.integral._standard import Standard
 from relu_diag.functional.integral.affine import AffineProblem
 from relu_diag.functional.tolerances import FLOAT64
@@ -71,23 +72,25 @@ def steepest_steps(problem: AffineProblem, gradient: Tensor) -> Iterator[Step]:
         yield _as_step(alone)
 
 
-def bent_steps(problem: AffineProblem, hessian: Tensor) -> Iterator[Step]:
+def bent_steps(problem: AffineProblem, bend: Bend) -> Iterator[Step]:
     """The direction bent down most when parameters are measured by their sizes, and its opposite.
 
     Args:
         problem: Network and target.
-        hessian: In the order ``w, b, h, c``, shape ``(3 I + 1, 3 I + 1)``.
+        bend: The Hessian among some of the neurons.
 
     Yields:
         Two directions.
     """
-    sizes = _sizes(problem)
-    measured = sizes[:, None] * (hessian + hessian.T) / 2 * sizes
+    rows, one = _as_step(_sizes(problem))
+    sizes = torch.cat([rows[:, bend.neurons].flatten(), one.reshape(1)])
+    measured = sizes[:, None] * (bend.hessian + bend.hessian.T) / 2 * sizes
     if not bool(torch.isfinite(measured).all()):
         return
-    vector = sizes * torch.linalg.eigh(measured)[1][:, 0]
-    yield _as_step(vector)
-    yield _as_step(-vector)
+    neurons, c = _as_step(sizes * torch.linalg.eigh(measured)[1][:, 0])
+    wide = torch.zeros_like(rows).index_copy(1, bend.neurons, neurons)
+    yield wide, c
+    yield -wide, -c
 
 
 def relu_saddle_steps(problem: AffineProblem, idle: Tensor, drawn: Tensor) -> Iterator[Step]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from relu_diag.functional.integral._bend import Bend
 from relu_diag.functional.integral.affine import AffineProblem
 from relu_diag.functional.tolerances import FLOAT64
 
@@ -55,13 +56,13 @@ class Standard:
         moved = torch.stack([w, b / self.inputs - w * self.middle, h / self.outputs])
         return moved.to(self.given.w.device), (c * self.unit).to(self.given.w.device)
 
-    def given_hessian(self, hessian: Tensor) -> Tensor:
-        """A Hessian of the standard form, ``(3 I + 1, 3 I + 1)``, as one of the given problem."""
-        width = len(self.inputs)
-        one = hessian.new_ones(1)
-        factors = torch.cat([self.inputs * self.length, self.inputs, self.outputs, one / self.unit])
-        out = self.loss(1.0) * factors[:, None] * hessian * factors
+    def given_hessian(self, bend: Bend) -> Tensor:
+        """A Hessian of the standard form as one of the given problem, shape ``(3 n + 1, 3 n + 1)``."""
+        inputs, outputs = self.inputs[bend.neurons], self.outputs[bend.neurons]
+        factors = torch.cat([inputs * self.length, inputs, outputs, inputs.new_tensor([1 / self.unit])])
+        out = self.loss(1.0) * factors[:, None] * bend.hessian * factors
         # The value at the midpoint is b + w middle.
+        width = len(inputs)
         w, b = slice(0, width), slice(width, 2 * width)
         out[w] += self.middle * out[b]
         out[:, w] += self.middle * out[:, b]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,10 +20,10 @@ from relu_diag.functional.integral._affine_witness import (
     see_affine_fall,
     steepest_steps,
 )
+from relu_diag.functional.integral._bend import bend_among
 from relu_diag.functional.integral._network import slope_ratio
 from relu_diag.functional.integral._standard import Standard, standard_form
 from relu_diag.functional.integral.affine import AffineProblem
-from relu_diag.functional.integral.generalised_gradient import generalised_jacobian
 from relu_diag.functional.integral.interval import Interval, network_pieces
 from relu_diag.functional.integral.levels import critical_levels
 from relu_diag.functional.integral.neuron_types import NeuronTypes, neuron_types
@@ -301,11 +301,11 @@ def _leaky_verdict(point: _Point) -> Verdict:
 
 def _bent(point: _Point, who: Tensor, theorem: str, reason: str, margins: dict[str, float]) -> Verdict:
     """A saddle with a negative eigenvalue among the parameters of some neurons, a mask of shape ``(I,)``."""
-    hessian = _hessian(point.problem, who)
-    own = point.standard.given_hessian(hessian)
+    bend = bend_among(point.problem, who)
+    own = point.standard.given_hessian(bend)
     if bool(torch.isfinite(own).all()):
         margins = margins | {"smallest eigenvalue": float(torch.linalg.eigvalsh((own + own.T) / 2)[0])}
-    return point.falls("saddle", who, bent_steps(point.problem, hessian), theorem, reason, margins)
+    return point.falls("saddle", who, bent_steps(point.problem, bend), theorem, reason, margins)
 
 
 def _nearly(point: _Point) -> Verdict:
@@ -317,21 +317,7 @@ def _nearly(point: _Point) -> Verdict:
 
 def _bent_anywhere(point: _Point) -> Iterator[Step]:
     """The directions bent down most among the neurons that are not zero on the interval."""
-    yield from bent_steps(point.problem, _hessian(point.problem, ~point.passive))
-
-
-def _hessian(problem: AffineProblem, who: Tensor) -> Tensor:
-    """The Hessian among the parameters of some neurons and ``c``, 0 elsewhere, shape ``(3 I + 1, 3 I + 1)``."""
-    among = torch.cat([who.repeat(3), who.new_ones(1)])
-    if problem.slopes == (0.0, 1.0):
-        hessian = generalised_jacobian(problem)
-    else:
-        theta = torch.cat([problem.neurons.flatten(), problem.c.reshape(1)])
-        whole: Any = torch.autograd.functional.hessian(  # type: ignore[no-untyped-call]
-            lambda t: problem.loss(t[:-1].reshape(3, -1), t[-1]), theta
-        )
-        hessian = whole
-    return torch.where(among[:, None] & among, hessian, 0.0)
+    yield from bent_steps(point.problem, bend_among(point.problem, ~point.passive))
 
 
 def _level(point: _Point) -> int | None:

@@ -255,3 +255,16 @@ def test_slopes_of_two_signs_are_refused(slopes: tuple[float, float]) -> None:
 def test_an_output_bias_of_several_numbers_is_refused() -> None:
     with pytest.raises(ValueError, match="`c` must be one number"):
         verdict_of(replace(standard([DEAD]), c=torch.ones(2)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("zeta", [0.0, 0.3])
+def test_hundreds_of_neurons_on_the_same_kinks_are_judged_by_the_loudest(zeta: float) -> None:
+    """More neurons than a Hessian has room for, among thousands that are silent."""
+    split = tuple(k / (150 * 151 / 2) for k in range(1, 151))
+    neurons, c = (zigzag(2, split), 0.0) if zeta == 0 else leaky_zigzag(2, zeta, split)
+    dead = [DEAD] * 2000 if zeta == 0 else []
+    verdict = verdict_of(standard([*neurons, *dead], c, (zeta, 1.0)))
+    assert verdict.kind == "saddle", verdict
+    assert verdict.margins["smallest eigenvalue"] < 0
+    assert verdict.direction is not None
+    assert verdict.direction.loss_change < -1e-6 * verdict.loss
