@@ -15,9 +15,8 @@ from relu_diag.nn import ShallowNet
 QUIET = {"accelerator": "cpu", "enable_checkpointing": False, "enable_model_summary": False, "log_every_n_steps": 1}
 
 
-def reference_run(
-    problem: Any, lr: float, steps: int, *callbacks: Callback, every: int = 10, **settings: Any
-) -> Trainer:
+def reference_run(problem: Any, lr: float, steps: int, *callbacks: Callback, **settings: Any) -> Trainer:
+    """The trainer of a reference problem after so many steps, ten a batch."""
     quiet = {**QUIET, "logger": False, "enable_progress_bar": False}
     trainer = Trainer(max_steps=steps, max_epochs=-1, callbacks=list(callbacks), **(quiet | settings))
     module = ReferenceRegression(problem, lr=lr, steps_per_batch=10)
