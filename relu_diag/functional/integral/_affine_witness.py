@@ -21,9 +21,14 @@ from relu_diag.functional.verdict import Direction
 
 # Directions of w, b, h (rows) and of c.
 Step = tuple[Tensor, Tensor]
-_LONGEST, _SHORTER, _LENGTHS = 8.0, 4.0, 24
-_PLACES, _TRIED = 33, 3
+# Steps that are tried: the longest, the factor between two of them, how many, and points on the way to the best.
+_LONGEST = 8.0
+_SHORTER = 4.0
+_LENGTHS = 24
 _BETWEEN = 16
+# Kinks that are offered to a neuron at zero, in each direction, and how many of them are tried.
+_PLACES = 33
+_TRIED = 3
 _ROUNDING = 32 * FLOAT64.eps
 
 

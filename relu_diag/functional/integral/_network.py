@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from relu_diag.functional._checks import check_slopes, check_together, check_values
+from relu_diag.functional._checks import check_together, check_values
 
 
 def check_network(w: Tensor, b: Tensor, h: Tensor) -> None:
@@ -51,44 +51,3 @@ def check_one_number(c: Tensor | float) -> None:
 def _is_elsewhere(value: object) -> bool:
     """Whether a tensor's values would have to be fetched from another device."""
     return isinstance(value, Tensor) and value.device.type != "cpu"
-
-
-def leakiness(slopes: tuple[float, float]) -> float:
-    """The slope ratio ``s- / s+`` of ReLU (0) or leaky units (in (0, 1)).
-
-    Args:
-        slopes: ``(s-, s+)``.
-
-    Returns:
-        The ratio.
-
-    Raises:
-        ValueError: If it is not in [0, 1).
-    """
-    check_slopes(slopes)
-    ratio = slopes[0] / slopes[1] if slopes[1] else math.inf
-    if not 0 <= ratio < 1:
-        raise ValueError(f"`slopes` must be those of ReLU or leaky units, 0 <= s- / s+ < 1; got {slopes!r}.")
-    return ratio
-
-
-def slope_ratio(slopes: tuple[float, float]) -> float:
-    """The smaller slope over the larger, of ReLU or leaky units or mirrored ones: ``rho(z) = -rho'(-z)`` swaps the two.
-
-    Args:
-        slopes: ``(s-, s+)``.
-
-    Returns:
-        The ratio, in [0, 1).
-
-    Raises:
-        ValueError: If one slope is positive and one negative.
-    """
-    check_slopes(slopes)
-    smaller, larger = sorted(slopes, key=abs)
-    if smaller * larger < 0:
-        raise ValueError(
-            "`slopes` must be those of ReLU or leaky units, or mirrored ones: one of them 0, or both of the same sign; "
-            f"got {slopes!r}."
-        )
-    return abs(smaller / larger)

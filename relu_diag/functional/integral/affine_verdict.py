@@ -21,7 +21,6 @@ from relu_diag.functional.integral._affine_witness import (
     steepest_steps,
 )
 from relu_diag.functional.integral._bend import bend_among
-from relu_diag.functional.integral._network import slope_ratio
 from relu_diag.functional.integral._standard import Standard, standard_form
 from relu_diag.functional.integral.affine import AffineProblem
 from relu_diag.functional.integral.interval import Interval, network_pieces
@@ -87,7 +86,7 @@ def classify_affine(
     """
     c = torch.as_tensor(c, dtype=torch.float64, device=w.device)
     given = AffineProblem(w, b, h, c, slope, intercept, interval, slopes)
-    zeta = slope_ratio(slopes)
+    zeta = _slope_ratio(slopes)
     assumptions = Assumptions({
         "integral loss": "holds",
         "affine target": "holds",
@@ -102,6 +101,21 @@ def classify_affine(
         nobody = torch.empty(0, dtype=torch.long, device=w.device)
         return Verdict("undecided", nobody, None, assumptions, theorem=_PROPOSITION, reason=_OUT_OF_RANGE)
     return _verdict(_point(standard, assumptions, tol, eps / FLOAT64.eps))
+
+
+def _slope_ratio(slopes: tuple[float, float]) -> float:
+    """The smaller slope over the larger; in mirrored units, ``rho(z) = -rho'(-z)``, the two are swapped.
+
+    Raises:
+        ValueError: If one slope is positive and one negative.
+    """
+    smaller, larger = sorted(slopes, key=abs)
+    if smaller * larger < 0:
+        raise ValueError(
+            "`slopes` must be those of ReLU or leaky units, or mirrored ones: one of them 0, or both of the same sign; "
+            f"got {slopes!r}."
+        )
+    return abs(smaller / larger)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -322,7 +336,8 @@ def _bent_anywhere(point: _Point) -> Iterator[Step]:
 
 def _level(point: _Point) -> int | None:
     """``n`` where the kinks inside form the zigzag of level ``n``, within the tolerance."""
-    problem, inside = point.problem, point.types.type_2_active
+    problem = point.problem
+    inside = point.types.type_2_active
     if not bool((inside | point.passive | point.idle).all()):
         return None
     # Derivatives below tol leave positions and levels further off.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from relu_diag.functional._checks import check_slopes
 from relu_diag.functional.assumptions import Assumptions, checked
-from relu_diag.functional.integral._network import leakiness
 from relu_diag.functional.integral.interval import Interval, check_interval
 
 
@@ -154,7 +154,7 @@ def convergence_threshold(
     })
     almost = common | {"the start is drawn from a density": "assumed", "almost every learning rate": "assumed"}
     ends = "almost every start ends in a global minimum"
-    if leakiness(slopes) > 0:
+    if _leakiness(slopes) > 0:
         leaky = almost | {
             "no neuron degenerates in the limit": "assumed",
             "the negative slope is small enough": "assumed",
@@ -164,3 +164,16 @@ def convergence_threshold(
         statement = "the limit is a global minimum (the width is odd, so Theorem 1.2 does not apply)"
         return Guarantee(float(levels[-1]), statement, common, "Cheridito et al., Proposition 4.5")
     return Guarantee(float(levels[-2]), ends, almost, "Cheridito et al., Theorem 1.2")
+
+
+def _leakiness(slopes: tuple[float, float]) -> float:
+    """The ratio ``s- / s+`` of ReLU (0) or leaky units, in [0, 1).
+
+    Raises:
+        ValueError: If it is not.
+    """
+    check_slopes(slopes)
+    ratio = slopes[0] / slopes[1] if slopes[1] else math.inf
+    if not 0 <= ratio < 1:
+        raise ValueError(f"`slopes` must be those of ReLU or leaky units, 0 <= s- / s+ < 1; got {slopes!r}.")
+    return ratio
