@@ -1,253 +1,428 @@
-"""LandscapeMonitor: watch a block while it trains, without changing the training."""
+"""LandscapeMonitor: watch the blocks of a module while it trains, without changing anything."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from matplotlib.figure import Figure
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from relu_diag.figures import TrainingHistory
 from relu_diag.functional import NearbyStationaryPoint, NeuronGeometry, NeuronStates, ShallowBlock
-from relu_diag.functional.local import geometry_from_sums, states_from_sums, target_scale
-from relu_diag.metrics import BlockMetric, landscape_scalars
-from relu_diag.training import HistoryRecorder, Judge, Look, LossFunction, Moment, Report, steps_logged, targets_of
+from relu_diag.training import (
+    BlockReport,
+    BlockWatch,
+    Careful,
+    Look,
+    LossFunction,
+    Rider,
+    check_callable,
+    check_count,
+    check_iterable,
+    say,
+    steps_logged,
+)
+
+# Sampled steps that make a report where an epoch is longer.
+_SAMPLES_A_REPORT = 20
 
 
 class LandscapeMonitor(Callback):
-    """Looks at a Linear -> ReLU-like -> Linear block at intervals: neuron states, slopes, effective neurons, a figure.
+    """Watches every Linear -> ReLU-like -> Linear block of a module: counts, slopes, effective neurons, a figure.
 
-    A look is one pass over the training data in eval mode at fixed weights. It takes the loss of the module's own
-    ``training_step``, or of ``module.batch_loss(batch)`` if the module optimizes by hand, averaged over all samples.
-    Looks do not change the training: weights, optimizer states, random numbers, buffers and logged metrics are the same
-    to the bit.
+    It rides along on sampled training steps: hooks on the graph of the user's own loss note what passes by. Nothing of
+    the user's runs twice, and training goes on as if nobody had looked: weights, optimizer states, random numbers,
+    buffers, logged metrics, the samples drawn and the number of calls are the same to the bit.
 
-    Each look logs to every logger, and adds to ``trainer.callback_metrics``, under the prefix ``landscape/`` (or
-    ``landscape/<block>/``): ``loss``; the scalars of `relu_diag.metrics.landscape_scalars`: ``dead``, ``brink``,
-    ``linear``, ``small_living``, ``dormant``, ``on_kink``, ``effective``, ``largest_amplitude``, ``total_amplitude``,
-    ``steepest_slope``, ``largest_radial``, ``largest_output_gradient``; and ``balancedness_drift``, the largest change
-    of ``||w_i||^2 - ||h_i||^2`` since the first look. TensorBoard and W&B also get histograms ``amplitude``, ``angle``
-    and ``slope``, and the figures ``training`` and, with two inputs, ``function``.
+    The sampled steps since the last report add up to one, at the end of an epoch and after every 20 samples: "dead" is
+    silent on each of the samples seen, slopes are means over them. A batch that is the whole data set is reported at
+    each sampled step, and exactly.
+
+    Logged to every logger at each report and put into ``trainer.callback_metrics``, prefix ``landscape/`` (for several
+    blocks ``landscape/<first layer>/``): ``loss``, ``samples``; the scalars of `relu_diag.metrics.landscape_scalars`:
+    ``dead``, ``brink``, ``linear``, ``small_living``, ``dormant``, ``on_kink``, ``effective``, ``largest_amplitude``,
+    ``total_amplitude``, ``steepest_slope``, ``largest_radial``, ``largest_output_gradient``; and
+    ``balancedness_drift``, the largest change of ``||w_i||^2 - ||h_i||^2`` since the first report. For several blocks
+    also ``landscape/dead_share`` of the worst one. Histograms where the logger has them (TensorBoard, W&B):
+    ``amplitude``, ``angle``, ``slope``. Figures: ``training``, and ``function`` for two inputs. Texts: ``watching``, at
+    the end ``found``.
 
     Args:
-        every_n_steps: Number of optimizer steps between looks; None: look by epochs.
-        every_n_epochs: Number of epochs between looks, which are made at their start, but at least
-            ``log_every_n_steps`` steps apart.
-        block: Qualified name of the block's first Linear, if the module has several blocks.
-        dataloader: Data to look at; None: the training data set, in order.
-        max_samples: Largest number of samples to look at, evenly spaced; None: all.
-        loss: Computes the loss of a batch, ``loss(module, batch)``; None: the module's own.
-        verdict: "nearby": also judge the stationary point nearby, if the loss is the squared error of the block's
-            output. The verdict is logged as text, as the integer ``verdict`` (`relu_diag.training.VERDICT_CODES`) and
-            with its cost ``verdict_seconds``. It is left out of looks so that it takes at most a tenth of the time.
+        every_n_steps: Ride along on one of so many optimizer steps.
+        block: Name of the first layer of a block, a pattern (``encoder.*``), or several of them; None: all blocks.
+        verdict: "nearby": say at each report what stationary point is near, if the loss is the squared error of the
+            block's output, from the rows of one epoch. Logged as text, as the integer ``verdict``
+            (`relu_diag.training.VERDICT_CODES`).
+        exact: Make a pass over the data at fixed weights at every sampled step, in eval mode, in place of riding along.
+            The loss of a batch is ``loss(module, batch)``, or ``module.batch_loss(batch)``. A module with a method
+            ``batch_loss`` asks for it.
+        dataloader: Data of that pass; None: the training data set, in order.
+        loss: Loss of that pass.
+        max_samples: Judge, or make the pass, on no more than so many samples; None: all.
 
     Attributes:
-        geometry: One-sided derivatives at the last look, `NeuronGeometry`; None before the first.
-        states: Neuron states at the last look, `NeuronStates`; None before the first.
-        parameters: The block at the last look, `ShallowBlock`; None before the first.
-        loss_value: Loss at the last look; None before the first.
-        step: Step of the last look; None before the first.
-        judged_step: Step of the last look with a verdict; None before the first.
+        reports: The last report of every block, `BlockReport`, by name of its first layer.
+        geometry: One-sided derivatives of the worst block, `NeuronGeometry`; None before the first report.
+        states: Its neuron states, `NeuronStates`.
+        parameters: Its weights, `ShallowBlock`.
+        step: Step of its last sample.
+        loss_value: Mean loss over the sampled steps of the last report.
+        off: Why the monitor has switched itself off; empty while it is on.
 
     Raises:
-        MisconfigurationException: If an argument is not a positive number; or, at the start of training, if no block or
-            several are found, or the loss cannot be computed.
+        MisconfigurationException: If an argument is not what it should be.
 
     Example:
         >>> from lightning.pytorch import Trainer
-        >>> trainer = Trainer(callbacks=[LandscapeMonitor(every_n_steps=100)], logger=False)
+        >>> trainer = Trainer(callbacks=[LandscapeMonitor()], logger=False)
     """
 
     def __init__(
         self,
-        every_n_steps: int | None = None,
-        every_n_epochs: int = 1,
-        block: str | None = None,
-        dataloader: Iterable[Any] | None = None,
-        max_samples: int | None = None,
-        loss: LossFunction | None = None,
+        every_n_steps: int = 50,
+        block: str | Sequence[str] | None = None,
         verdict: Literal["nearby"] | None = None,
+        exact: bool = False,
+        dataloader: Iterable[Any] | None = None,
+        loss: LossFunction | None = None,
+        max_samples: int | None = None,
     ) -> None:
         super().__init__()
-        for name, count in {"every_n_steps": every_n_steps, "every_n_epochs": every_n_epochs}.items():
-            if count is not None and count < 1:
-                raise MisconfigurationException(f"`{name}` must be a positive number; got {count!r}.")
+        self.every_n_steps = check_count("every_n_steps", every_n_steps)
+        self.max_samples = None if max_samples is None else check_count("max_samples", max_samples)
         if verdict not in {None, "nearby"}:
             raise MisconfigurationException(f"`verdict` must be 'nearby' or None; got {verdict!r}.")
-        self.every_n_steps = every_n_steps
-        self.every_n_epochs = every_n_epochs
         self.block = block
         self.verdict = verdict
-        self._looking = Look("LandscapeMonitor", block, dataloader, max_samples, loss)
-        self.geometry: NeuronGeometry | None = None
-        self.states: NeuronStates | None = None
-        self.parameters: ShallowBlock | None = None
+        self.exact = exact or dataloader is not None or loss is not None
+        self.dataloader = check_iterable("dataloader", dataloader)
+        self.loss = check_callable("loss", loss)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget every run before."""
         self.loss_value: float | None = None
         self.step: int | None = None
-        self.judged_step: int | None = None
-        # At the first look.
-        self._balancedness: Tensor | None = None
-        self._history = HistoryRecorder()
-        self._judge = Judge()
-        self._report = Report(f"landscape/{block}/" if block else "landscape/")
+        self.watched: dict[str, BlockWatch] = {}
+        self._rider = Rider(self.block)
+        self._careful = Careful(type(self).__name__)
+        self._losses: list[tuple[float, int]] = []
+        self._sampled: int | None = None
+        self._samples = 0
+        self._said = False
+        self._state: dict[str, Any] = {}
+        self._look: Look | None = None
+
+    @property
+    def off(self) -> str:
+        """Why the monitor has switched itself off.
+
+        Returns:
+            The error, or nothing.
+        """
+        return self._careful.off
+
+    @property
+    def reports(self) -> dict[str, BlockReport]:
+        """The last report of every block.
+
+        Returns:
+            Reports by name of the first layer.
+        """
+        return {hidden: watch.last for hidden, watch in self.watched.items() if watch.last is not None}
+
+    @property
+    def worst(self) -> BlockReport | None:
+        """The report of the block with the largest share of dead neurons; of several such, the first.
+
+        Returns:
+            The report; None before the first.
+        """
+        return max(self.reports.values(), key=lambda report: report.dead_share, default=None)
+
+    @property
+    def geometry(self) -> NeuronGeometry | None:
+        """One-sided derivatives of the worst block.
+
+        Returns:
+            Geometry; None before the first report.
+        """
+        return None if self.worst is None else self.worst.geometry
+
+    @property
+    def states(self) -> NeuronStates | None:
+        """Neuron states of the worst block.
+
+        Returns:
+            States; None before the first report.
+        """
+        return None if self.worst is None else self.worst.states
+
+    @property
+    def parameters(self) -> ShallowBlock | None:
+        """Weights of the worst block, as its last sample had them.
+
+        Returns:
+            The block; None before the first report.
+        """
+        return None if self.worst is None else self.worst.block
+
+    @property
+    def nearby(self) -> NearbyStationaryPoint | None:
+        """The stationary point near the weights of the first block that has one.
+
+        Returns:
+            The point, with its verdict; None where there is none.
+        """
+        return next((watch.nearby for watch in self.watched.values() if watch.nearby is not None), None)
+
+    @property
+    def judged_step(self) -> int | None:
+        """Step of the last verdict that was asked for.
+
+        Returns:
+            The step; None before the first.
+        """
+        steps = [watch.judged_step for watch in self.watched.values() if watch.judged_step is not None]
+        return max(steps, default=None)
+
+    @property
+    def history(self) -> TrainingHistory:
+        """The run of the first block so far, as `relu_diag.figures.training_figure` draws it.
+
+        Returns:
+            History, grouped as at the last report.
+
+        Raises:
+            MisconfigurationException: If nothing was seen yet.
+        """
+        seen = [watch for watch in self.watched.values() if watch.last is not None]
+        if not seen:
+            raise MisconfigurationException("Nothing was seen yet: fit with this callback first.")
+        return seen[0].history
 
     @property
     def state_key(self) -> str:
-        """Key of this callback's state in checkpoints, different for every block.
+        """Two monitors of one run are told apart by what they watch.
 
         Returns:
-            The key.
+            Key of this callback's state in checkpoints.
         """
         return self._generate_state_key(block=self.block)
 
     def state_dict(self) -> dict[str, Any]:
-        """State for a checkpoint, from which the figure and the drift continue.
+        """State for a checkpoint: the figures and the drift go on where they were.
 
         Returns:
             Plain numbers and tensors.
         """
-        history = self._history
-        return {
-            "step": self.step,
-            "balancedness": self._balancedness,
-            "moments": [tuple(moment) for moment in history.moments],
-            "stride": history.stride,
-            "offered": history.offered,
-        }
+        return {"step": self.step, "blocks": {name: watch.state_dict() for name, watch in self.watched.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from the state of a checkpoint.
+        """Take up the state of a checkpoint.
 
         Args:
-            state_dict: Result of `state_dict`.
+            state_dict: What `state_dict` returned.
         """
         self.step = state_dict["step"]
-        self._balancedness = state_dict["balancedness"]
-        moments = [Moment(*moment) for moment in state_dict["moments"]]
-        self._history = HistoryRecorder(moments, state_dict["stride"], state_dict["offered"])
+        self._state = dict(state_dict["blocks"])
 
-    @property
-    def nearby(self) -> NearbyStationaryPoint | None:
-        """The stationary point near the parameters at ``judged_step``.
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget the run before.
 
-        Returns:
-            The point with its verdict; None if there is no verdict.
+        Args:
+            trainer: Unused.
+            pl_module: Unused.
+            stage: What the trainer is about to do.
         """
-        return self._judge.nearby
-
-    @property
-    def history(self) -> TrainingHistory:
-        """The run so far, for `relu_diag.figures.training_figure`.
-
-        Returns:
-            History, with the groups of the last look.
-
-        Raises:
-            MisconfigurationException: If there was no look yet.
-        """
-        if self.states is None:
-            raise MisconfigurationException("Nothing was looked at yet: fit with this callback first.")
-        return self._history.finished(self.states, self._report.dead_sector(self.parameters))
+        if stage == "fit":
+            self._begin()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the block by running the first batch.
+        """Find the block, where passes at fixed weights are asked for.
 
         Args:
             trainer: The trainer.
             pl_module: Its module.
+
+        Raises:
+            MisconfigurationException: If the pass has no loss, no data, or not the one block.
         """
-        self._looking.find(trainer, pl_module)
+        if not self.exact and not hasattr(pl_module, "batch_loss"):
+            return
+        if self.loss is None and not hasattr(pl_module, "batch_loss"):
+            raise MisconfigurationException(
+                "A pass at fixed weights needs the loss of a batch, and training_step is never run for it: give "
+                f"{type(pl_module).__name__} a method batch_loss(batch), or the callback loss=lambda module, batch: ..."
+            )
+        if self.block is not None and not isinstance(self.block, str):
+            raise MisconfigurationException(f"A pass at fixed weights looks at one block; got block={self.block!r}.")
+        self._look = Look(type(self).__name__, self.block, self.dataloader, self.max_samples, self.loss)
+        self._look.find(trainer, pl_module)
+        self._watch(self._look.location.hidden, named=self.block is not None)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Look if a look is due, at the weights before the step.
+        """Ride along, where a sample is due.
 
         Args:
             trainer: The trainer.
             pl_module: Its module.
             batch: Unused.
-            batch_idx: Index of the batch in the epoch.
+            batch_idx: Unused.
         """
-        # The module logs the loss of these weights under the same step.
+        # The step that loggers use; what the module logs in this very step lands on the same one.
         step = steps_logged(trainer)
-        if self._due(trainer, step, batch_idx):
-            self._look(trainer, pl_module, step, judging=self.verdict is not None and self._judge.due)
+        if self.off or not self._due(step):
+            return
+        with self._careful:
+            self._sampled = step
+            if self._look is not None:
+                self._pass_over(trainer, pl_module, self._look, step)
+            else:
+                self._rider.begin(pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the final weights, and write the figures.
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Note the gradients of a step that is ridden.
 
         Args:
             trainer: The trainer.
-            pl_module: Its module.
+            pl_module: Unused.
+            loss: The loss.
         """
-        step = steps_logged(trainer)
-        unjudged = self.verdict is not None and step != self.judged_step
-        if self.parameters is None or step != self.step or unjudged:
-            self._look(trainer, pl_module, step, judging=self.verdict is not None)
-        self._report.write_figures(trainer, step, self._figures)
+        if self._rider.riding and not self.off:
+            with self._careful:
+                self._rider.board(trainer, loss)
 
-    def _due(self, trainer: Trainer, step: int, batch_idx: int) -> bool:
-        """Whether to look before this step."""
-        if self.step is None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add up what was seen of a step that was ridden.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Unused.
+            outputs: Unused.
+            batch: The batch.
+            batch_idx: Unused.
+        """
+        if self._rider.riding:
+            with self._careful:
+                self._took(trainer, batch)
+            self._rider.leave()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report, no more often than the trainer logs.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Unused.
+        """
+        if self.off:
+            return
+        with self._careful:
+            for watch in self.watched.values():
+                watch.rows.end_epoch()
+            if self._look is not None:
+                return
+            far = self.step is None or steps_logged(trainer) - self.step >= trainer.log_every_n_steps  # type: ignore[attr-defined]
+            if far:
+                self._report(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report what is left, say what was found, write the figures.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Unused.
+        """
+        if self.off:
+            return
+        with self._careful:
+            step = steps_logged(trainer)
+            if self._look is not None and step != self.step:
+                self._pass_over(trainer, pl_module, self._look, step)
+            self._report(trainer)
+            for watch in self.watched.values():
+                watch.judge_now(trainer, step)
+                watch.write_figures(trainer)
+            found = [watch for watch in self.watched.values() if watch.last is not None]
+            found.sort(key=lambda watch: -watch.last.dead_share if watch.last else 0.0)
+            say(trainer, "landscape/found", "; ".join(watch.advice() for watch in found) or self._nothing())
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave no hook behind.
+
+        Args:
+            trainer: Unused.
+            pl_module: Unused.
+            exception: Unused.
+        """
+        self._rider.leave()
+
+    def __repr__(self) -> str:
+        words = f"off: {self.off}" if self.off else ", ".join(self.watched) or "nothing seen yet"
+        return f"{type(self).__name__}({words})"
+
+    def _due(self, step: int) -> bool:
+        """Whether a step is ridden: the first, one of so many, and all while rows are kept."""
+        if self._sampled is None or any(watch.wants_rows for watch in self.watched.values()):
             return True
-        if self.every_n_steps is not None:
-            return step // self.every_n_steps > self.step // self.every_n_steps
-        first = batch_idx == 0 and trainer.current_epoch % self.every_n_epochs == 0
-        return first and step - self.step >= trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return step // self.every_n_steps > self._sampled // self.every_n_steps
 
-    def _look(self, trainer: Trainer, module: LightningModule, step: int, judging: bool) -> None:
-        """Look at the block, and log the results; with a verdict if `judging`."""
-        block = self._looking.parameters(module)
-        outputs, neurons = block.H.shape
-        metric = BlockMetric(neurons, block.W.shape[1], outputs, reduction="mean").to(block.W.device)
-        loss = MeanMetric().to(block.W.device)
-        square = MeanMetric().to(block.W.device)
-        for one in self._looking.signals(trainer, module):
-            metric.update(block, one.signal)
-            loss.update(one.loss, weight=len(one.signal.X))
-            square.update(_target_scale(one.batch) ** 2, weight=len(one.signal.X))
-            self._report.keep_data(block, one.signal.X, one.batch)
-            if judging:
-                self._judge.collect(one.signal, one.loss, one.batch)
-        sums = metric.sums()
-        self.step = step
-        self.parameters = block
-        self.loss_value = float(loss.compute())
-        self.geometry = geometry_from_sums(block, sums)
-        self.states = states_from_sums(block, sums, float(square.compute()) ** 0.5)
-        self._history.add(step, self.loss_value, block, self.states)
-        if judging:
-            self._judge.judge(block, self._looking.sampled)
-            self.judged_step = step
-            self._report.log_text(trainer, step, "verdict", str(self._judge))
-        self._report.log(trainer, step, self._scalars(judging), self.geometry, self.states)
-        if self._report.due():
-            self._report.send_figures(trainer, step, self._figures)
+    def _pass_over(self, trainer: Trainer, module: LightningModule, look: Look, step: int) -> None:
+        """A pass at fixed weights, and its report."""
+        watch = self.watched[look.location.hidden]
+        self._losses = [(watch.look(look.sightings(trainer, module), step, everything=not look.sampled), 1)]
+        self._report(trainer)
 
-    def _figures(self) -> dict[str, Figure]:
-        """The figures of the run so far, by name."""
-        assert self.parameters is not None
-        return self._report.landscape_figures(self.history, self.parameters)
+    def _took(self, trainer: Trainer, batch: Any) -> None:
+        """Take in a step."""
+        seen = self._rider.end()
+        if self._rider.loss is not None and seen:
+            self._losses.append((self._rider.loss, len(seen[0].signal.X)))
+        named = self.block is not None or len(seen) > 1 or len(self.watched) > 1
+        for one in seen:
+            if one.hidden not in self.watched:
+                self._watch(one.hidden, named)
+            self.watched[one.hidden].add(one, self._sampled or 0, self._rider.loss, batch)
+        self._announce(trainer, [f"{one.name}, {len(one.block.W)} neurons" for one in seen])
+        watches = self.watched.values()
+        if any(watch.whole or watch.sightings >= _SAMPLES_A_REPORT for watch in watches):
+            self._report(trainer)
 
-    def _scalars(self, judged: bool) -> dict[str, float]:
-        """The scalars of the last look, by name."""
-        assert self.geometry is not None
-        assert self.states is not None
-        now = self.states.balancedness
-        if self._balancedness is None or self._balancedness.shape != now.shape:
-            self._balancedness = now
-        drift = (now - self._balancedness.to(now.device)).abs().max()
-        scalars = {**landscape_scalars(self.geometry, self.states), "balancedness_drift": drift}
-        numbers = torch.stack([value.double().to(now.device) for value in scalars.values()]).tolist()
-        named = {"loss": float(self.loss_value or 0.0), **dict(zip(scalars, numbers, strict=True))}
-        return {**named, "verdict": self._judge.code, "verdict_seconds": self._judge.seconds} if judged else named
+    def _watch(self, hidden: str, named: bool) -> None:
+        prefix = f"landscape/{hidden}/" if named else "landscape/"
+        self.watched[hidden] = BlockWatch(hidden, prefix, self.verdict is not None, self.max_samples)
+        if hidden in self._state:
+            self.watched[hidden].load_state_dict(self._state.pop(hidden))
 
+    def _announce(self, trainer: Trainer, seen: list[str]) -> None:
+        """Say once what is watched, and what is not and why."""
+        if self._said or not self._rider.finite:
+            return
+        self._said = True
+        reasons = "; ".join(f"{layer}: {reason}" for layer, reason in self._rider.reasons.items())
+        line = f"watching {', '.join(seen)}" + (f"; not {reasons}" if reasons else "") if seen else self._nothing()
+        say(trainer, "landscape/watching", line)
 
-def _target_scale(batch: Any) -> float:
-    """Scale of the targets in a batch; 1 for class labels."""
-    targets = targets_of(batch)
-    return 1.0 if targets is None else target_scale(targets)
+    def _nothing(self) -> str:
+        reasons = "; ".join(f"{layer}: {reason}" for layer, reason in self._rider.reasons.items())
+        return f"found no Linear -> ReLU-like -> Linear block to watch{': ' if reasons else ''}{reasons}"
+
+    def _report(self, trainer: Trainer) -> None:
+        """Report every block that was seen since its last report."""
+        rows = sum(count for _, count in self._losses)
+        loss = sum(count * loss for loss, count in self._losses) / rows if rows else None
+        reports = [found for watch in self.watched.values() if (found := watch.report(trainer, loss)) is not None]
+        if not reports:
+            return
+        self._losses.clear()
+        self.loss_value = self.loss_value if loss is None else loss
+        self.step = max(found.step for found in reports)
+        if len(self.watched) > 1 and self.worst is not None:
+            trainer.callback_metrics["landscape/dead_share"] = torch.tensor(self.worst.dead_share)
+            for logger in trainer.loggers:
+                logger.log_metrics({"landscape/dead_share": self.worst.dead_share}, step=self.step)

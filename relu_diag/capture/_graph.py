@@ -91,6 +91,15 @@ class Weight:
     turned: bool
     derived: bool
 
+    def value(self) -> Tensor:
+        """The parameter as ``(outputs, inputs)``, sharing its memory.
+
+        Returns:
+            Weight, shape ``(I, d)``.
+        """
+        parameter = self.parameter.detach()
+        return parameter if self.turned else parameter.mT
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Product:
@@ -128,8 +137,7 @@ class Product:
             Weight, shape ``(I, d)``; None where it was computed and the graph did not keep it.
         """
         if not self.weight.derived:
-            parameter = self.weight.parameter.detach()
-            return parameter if self.weight.turned else parameter.mT
+            return self.weight.value()
         saved = _saved(self.node, "mat2")
         return None if saved is None else saved.reshape(saved.shape[-2:]).mT
 
@@ -237,7 +245,7 @@ class Graph:
                 nodes.add(node)
                 waiting.extend(one for one, _ in node.next_functions if one is not None and not _is_slope(node, one))
             else:
-                return f"{_operation(node)} between"
+                return f"{_operation(node)} between" if any(one in products for one in _below(node)) else ""
         if len(ends) != 1:
             return "several layers meet there"
         ((node, bias),) = ends.items()
@@ -418,6 +426,25 @@ def slopes_of(passage: Passage) -> tuple[float, float] | Tensor | None:
     if node.name() == "PreluKernelBackward0":
         weight = node._saved_weight.detach().flatten()  # type: ignore[attr-defined]
         return (float(weight[0]), 1.0) if len(weight) == 1 else torch.stack([weight, torch.ones_like(weight)], dim=1)
+    return None
+
+
+def trained_slope(passage: Passage) -> nn.Parameter | None:
+    """The parameter of a PReLU with one slope.
+
+    Args:
+        passage: The activation.
+
+    Returns:
+        The parameter; None for other activations.
+    """
+    for node in passage.nodes:
+        below = node.next_functions[1][0] if node.name() == "PreluKernelBackward0" else None
+        while below is not None and _is_layout(below):
+            below = below.next_functions[0][0]
+        leaf = getattr(below, "variable", None)
+        if isinstance(leaf, nn.Parameter):
+            return leaf
     return None
 
 

@@ -7,7 +7,7 @@ pre-activations, which saves computing them again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +19,7 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from relu_diag.capture._graph import Graph, Passage, Product, product_of, slopes_of
+from relu_diag.capture._graph import Graph, Passage, Product, Weight, product_of, slopes_of, trained_slope
 from relu_diag.capture.find import _fit_slopes
 from relu_diag.functional import BlockSignal, ShallowBlock
 
@@ -43,6 +43,7 @@ class Sighting:
         from_data: Whether the inputs are data, with nothing trained below.
         kinks_after: Operations with a kink that the loss is computed through behind the block. Where there is one,
             ``G`` is one of many gradients, and slopes of the block hold only off those kinks.
+        live: The block at the parameters of now; None for weights that are computed from others.
     """
 
     hidden: str
@@ -54,6 +55,7 @@ class Sighting:
     tied: bool
     from_data: bool
     kinks_after: tuple[str, ...]
+    live: Callable[[], ShallowBlock] | None
 
     @property
     def name(self) -> str:
@@ -188,9 +190,7 @@ class Ride:
         return _Block(
             hidden=hidden,
             passage=passage,
-            readers=[
-                _Reader(one, H_one.clone(), graph.bias_behind(one)) for one, H_one in zip(readers, H, strict=True)
-            ],
+            readers=[_reader(one, weight, graph.bias_behind(one)) for one, weight in zip(readers, H, strict=True)],
             W=_with_bias(W, passage.bias),
             slopes=slopes,
             X=X,
@@ -247,7 +247,8 @@ class _Reader:
 
     product: Product
     H: Tensor
-    bias: nn.Parameter | None
+    bias: Tensor | None
+    bias_parameter: nn.Parameter | None
     G: Tensor | None = None
     by_weight: Tensor | None = None
 
@@ -322,15 +323,24 @@ class _Block:
             tied=len({id(one.weight.parameter) for one in (self.hidden, *(r.product for r in heads))}) <= len(heads),
             from_data=self.hidden.input is None,
             kinks_after=tuple(sorted(self.kinks_after)),
+            live=self._live(heads),
         )
+
+    def _live(self, heads: list[_Reader]) -> Callable[[], ShallowBlock] | None:
+        """A way back to the parameters, which stay the same objects while they are trained."""
+        factors = [self.hidden.weight, *(reader.product.weight for reader in heads)]
+        if any(factor.derived for factor in factors):
+            return None
+        biases = [self.passage.bias, *(reader.bias_parameter for reader in heads)]
+        return partial(_read, factors, biases, self._slopes_now())
+
+    def _slopes_now(self) -> Callable[[], tuple[float, float]]:
+        trained = trained_slope(self.passage)
+        return lambda: self.slopes if trained is None else (float(trained.detach()), 1.0)
 
     def _weights(self, heads: list[_Reader]) -> ShallowBlock:
         """The weights that took part, heads below each other."""
-        H = torch.cat([reader.H.to(self.W.dtype) for reader in heads])
-        if all(reader.bias is None for reader in heads):
-            return ShallowBlock(self.W, H, self.slopes)
-        biases = [H.new_zeros(len(r.H)) if r.bias is None else r.bias.detach().to(H) for r in heads]
-        return ShallowBlock(self.W, H, self.slopes, torch.cat(biases))
+        return _stacked(self.W, [reader.H for reader in heads], [reader.bias for reader in heads], self.slopes)
 
     def _gradients(self, heads: list[_Reader]) -> tuple[Tensor, Tensor] | None:
         """Gradients by the weights, as autograd has them."""
@@ -376,6 +386,32 @@ def _together(seen: list[Sighting]) -> Sighting:
         from_data=all(one.from_data for one in seen),
         kinks_after=tuple(sorted({name for one in seen for name in one.kinks_after})),
     )
+
+
+def _reader(product: Product, H: Tensor, bias: nn.Parameter | None) -> _Reader:
+    """A reader with copies of its weights: the optimizer will have moved them when they are asked for."""
+    return _Reader(product, H.clone(), _copy(bias), bias)
+
+
+def _read(
+    factors: list[Weight], biases: list[nn.Parameter | None], slopes: Callable[[], tuple[float, float]]
+) -> ShallowBlock:
+    """The block at the parameters of now, as copies."""
+    W, *H = (factor.value().clone() for factor in factors)
+    return _stacked(_with_bias(W, biases[0]), H, [_copy(bias) for bias in biases[1:]], slopes())
+
+
+def _stacked(W: Tensor, heads: list[Tensor], biases: list[Tensor | None], slopes: tuple[float, float]) -> ShallowBlock:
+    """A block whose outputs are those of several heads, below each other."""
+    H = torch.cat([head.to(W.dtype) for head in heads])
+    if all(bias is None for bias in biases):
+        return ShallowBlock(W, H, slopes)
+    parts = [H.new_zeros(len(head)) if bias is None else bias.to(H) for head, bias in zip(heads, biases, strict=True)]
+    return ShallowBlock(W, H, slopes, torch.cat(parts))
+
+
+def _copy(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.detach().clone()
 
 
 def _with_bias(W: Tensor, bias: nn.Parameter | None) -> Tensor:

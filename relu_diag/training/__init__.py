@@ -4,10 +4,12 @@ It never changes weights, optimizers or modules. One file each reads Lightning's
 says what the optimizer is (`pace`) and gives verdicts (`judge`).
 """
 
+from relu_diag.training.careful import Careful
+from relu_diag.training.checks import check_callable, check_count, check_iterable
 from relu_diag.training.detector import PlateauChange, PlateauDetector
 from relu_diag.training.examination import MINIMA, Examination, examine
 from relu_diag.training.history import HistoryRecorder, LossCurve, Moment
-from relu_diag.training.judge import VERDICT_CODES, Judge, SquaredData
+from relu_diag.training.judge import VERDICT_CODES, judge, verdict_in_training
 from relu_diag.training.lightning_internals import (
     batches_done_in_epoch,
     device_batches,
@@ -36,10 +38,12 @@ from relu_diag.training.plateaus import (
     PlateauListener,
     listeners,
 )
-from relu_diag.training.report import Report
+from relu_diag.training.report import Report, say
 from relu_diag.training.rider import Rider
+from relu_diag.training.rows import KeptRows, SquaredData
 from relu_diag.training.stopping import Decision, stop_or_wait
 from relu_diag.training.stream import LossStream
+from relu_diag.training.watch import BlockWatch
 from relu_diag.training.widening import Growth, NoWidening, WideningChoice, choose_widening
 from relu_diag.training.window import BlockReport, Window
 
@@ -48,12 +52,14 @@ __all__ = [
     "VERDICT_CODES",
     "BatchSignal",
     "BlockReport",
+    "BlockWatch",
+    "Careful",
     "Decision",
     "Escape",
     "Examination",
     "Growth",
     "HistoryRecorder",
-    "Judge",
+    "KeptRows",
     "Look",
     "LossCurve",
     "LossFunction",
@@ -76,20 +82,26 @@ __all__ = [
     "WideningChoice",
     "Window",
     "batches_done_in_epoch",
+    "check_callable",
+    "check_count",
+    "check_iterable",
     "check_unclipped",
     "choose_widening",
     "device_batches",
     "epochs_completed",
     "examine",
     "is_plain_descent",
+    "judge",
     "largest_weight_decay",
     "listeners",
     "logged_metric",
     "loss_scale",
     "lowest_along",
     "progress_bar_texts",
+    "say",
     "schedule_of",
     "steps_logged",
     "stop_or_wait",
     "targets_of",
+    "verdict_in_training",
 ]

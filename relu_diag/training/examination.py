@@ -19,9 +19,10 @@ from relu_diag.functional import (
 )
 from relu_diag.functional.local import states_from_sums
 from relu_diag.metrics import BlockMetric
-from relu_diag.training.judge import Judge, SquaredData
+from relu_diag.training.judge import judge, verdict_in_training
 from relu_diag.training.look import Look
 from relu_diag.training.pace import NoForecast, check_unclipped, largest_weight_decay, schedule_of
+from relu_diag.training.rows import KeptRows, SquaredData
 
 MINIMA = ("local minimum", "global minimum")
 
@@ -86,7 +87,7 @@ class _Pass:
     block: ShallowBlock
     metric: BlockMetric
     loss: MeanMetric
-    judge: Judge
+    rows: KeptRows
 
 
 def _pass(trainer: Trainer, module: LightningModule, look: Look) -> _Pass | None:
@@ -96,22 +97,26 @@ def _pass(trainer: Trainer, module: LightningModule, look: Look) -> _Pass | None
         outputs, neurons = block.H.shape
         metric = BlockMetric(neurons, block.W.shape[1], outputs, reduction="mean").to(block.W.device)
         mean = MeanMetric().to(block.W.device)
-        judge = Judge()
+        rows = KeptRows()
         for one in look.signals(trainer, module):
             metric.update(block, one.signal)
             mean.update(one.loss, weight=len(one.signal.X))
-            judge.collect(one.signal, one.loss, one.batch)
+            rows.keep(look.sighting(module, block, one), float(one.loss), one.batch)
+        if not look.sampled:
+            rows.end_epoch()
     except NotFiniteError:
         return None
-    return _Pass(block, metric, mean, judge)
+    return _Pass(block, metric, mean, rows)
 
 
 def _judged(trainer: Trainer, module: LightningModule, look: Look, sums: _Pass, drop: float) -> Examination:
     """The examination that follows from the sums of a pass."""
-    data = sums.judge.judge(sums.block, look.sampled)
-    verdict = sums.judge.verdict(decayed=largest_weight_decay(trainer, module, look.location) > 0)
+    data = sums.rows.data()
+    nearby = None if data is None else judge(sums.block, data)
+    decayed = largest_weight_decay(trainer, module, look.location) > 0
+    verdict = verdict_in_training(nearby, sums.rows.reason, decayed)
     forecast = None
-    no_forecast = sums.judge.reason
+    no_forecast = sums.rows.reason
     if verdict.kind in MINIMA:
         no_forecast = f"a {verdict.kind} has no escape"
     elif data is not None:
@@ -126,7 +131,7 @@ def _judged(trainer: Trainer, module: LightningModule, look: Look, sums: _Pass, 
         block=sums.block,
         loss=float(sums.loss.compute()),
         verdict=verdict,
-        nearby=sums.judge.nearby,
+        nearby=nearby,
         data=data,
         forecast=forecast,
         no_forecast=no_forecast,
@@ -151,6 +156,7 @@ def _forecast(
     forecast = forecast_escape(block, data.X, data.Y, 0.0, drop, data.reduction)
     if forecast is None:
         raise NoForecast("nothing grows")
+    forecast = replace(forecast, gain=data.scale * forecast.gain, time=forecast.time / data.scale)
     check_unclipped(trainer, block, data, forecast)
     # Weight decay lowers every growth rate by the same amount, and turns no neuron.
     rate = forecast.gain - largest_weight_decay(trainer, module, location)

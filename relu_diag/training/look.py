@@ -14,7 +14,15 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from relu_diag.capture import BlockLocation, choose_block, loss_at_outputs, read_block, read_signal, undisturbed
+from relu_diag.capture import (
+    BlockLocation,
+    Sighting,
+    choose_block,
+    loss_at_outputs,
+    read_block,
+    read_signal,
+    undisturbed,
+)
 from relu_diag.functional import BlockSignal, ShallowBlock
 from relu_diag.training._data import leaves_out, own_loader
 from relu_diag.training.lightning_internals import device_batches
@@ -148,6 +156,44 @@ class Look:
             The signals, batch by batch.
         """
         return self._pass(trainer, module, self._loader, self.max_samples)
+
+    def sightings(self, trainer: Trainer, module: LightningModule) -> Iterator[tuple[Sighting, Tensor, Any]]:
+        """The pass of `signals`, each batch as a ridden step would see it.
+
+        Args:
+            trainer: The trainer.
+            module: Its module.
+
+        Yields:
+            The block on a batch, its loss, and the batch.
+        """
+        block = self.parameters(module)
+        for one in self.signals(trainer, module):
+            yield self.sighting(module, block, one), one.loss, one.batch
+
+    def sighting(self, module: LightningModule, block: ShallowBlock, one: BatchSignal) -> Sighting:
+        """A batch of a pass, as a ridden step would see it.
+
+        Args:
+            module: The module.
+            block: The block, at the weights of the pass.
+            one: What was read off the batch.
+
+        Returns:
+            The sighting.
+        """
+        return Sighting(
+            hidden=self.location.hidden,
+            readers=(self.location.output,),
+            block=block,
+            signal=one.signal,
+            gradients=None,
+            dropout=False,
+            tied=False,
+            from_data=False,
+            kinks_after=(),
+            live=partial(self.parameters, module),
+        )
 
     def loss_at(self, module: LightningModule, batches: Sequence[Any], outputs: Tensor) -> Tensor:
         """The mean loss over batches with the block's outputs replaced.

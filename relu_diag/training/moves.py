@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from relu_diag.functional import Direction, ShallowBlock
-from relu_diag.training.judge import SquaredData
+from relu_diag.training.rows import SquaredData
 
 # How often the step of the verdict is halved in search of the lowest loss.
 _HALVINGS = 20

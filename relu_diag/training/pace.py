@@ -20,8 +20,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from relu_diag.capture import BlockLocation
 from relu_diag.functional import EscapeForecast, ShallowBlock, squared_loss
-from relu_diag.training.judge import SquaredData
 from relu_diag.training.lightning_internals import batches_done_in_epoch
+from relu_diag.training.rows import SquaredData
 
 # Steps for which a scheduler is looked ahead; after them its last learning rate is taken to stay.
 _AHEAD = 100_000
@@ -209,7 +209,8 @@ def check_unclipped(trainer: Trainer, block: ShallowBlock, data: SquaredData, fo
     weights = [weight.detach().clone().requires_grad_() for weight in (block.W, block.H)]
     moving = ShallowBlock(weights[0], weights[1], block.slopes, block.output_bias)
     with torch.enable_grad():
-        gradients = torch.autograd.grad(squared_loss(moving, data.X, data.Y, data.reduction), weights)
+        loss = data.scale * squared_loss(moving, data.X, data.Y, data.reduction)
+        gradients = torch.autograd.grad(loss, weights)
     flat: Tensor = torch.cat([gradient.flatten() for gradient in gradients])
     # The growing neurons have input and output weights of equal size, and a gradient `gain` times as large.
     escaping = forecast.gain * math.sqrt(forecast.amplitude) * math.exp(forecast.gain * forecast.time)

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -167,10 +168,35 @@ class Report:
             draw: Draws the figures by name.
         """
         folder = trainer.log_dir  # Lightning broadcasts it: every rank must ask.
-        for name, figure in self.send_figures(trainer, step, draw).items():
-            path = Path(folder or ".", f"{self.prefix}{name}.png")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=150)
+        figures = self.send_figures(trainer, step, draw)
+        if folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        for name, figure in figures.items():
+            path = Path(folder, f"{self.prefix}{name}.png")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                figure.savefig(path, dpi=150)
+            except OSError as error:
+                rank_zero_warn(f"The figure {path} could not be written ({error}); the run goes on.")
+                return
+
+
+def say(trainer: Trainer, name: str, line: str) -> None:
+    """Say a line in the terminal, and in every logger that takes texts.
+
+    Args:
+        trainer: The trainer.
+        name: Its name in the loggers.
+        line: The line.
+    """
+    rank_zero_info(line)
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text(name, line, trainer.global_step)
+        elif isinstance(logger, WandbLogger):
+            logger.experiment.summary[name] = line
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.set_tag(logger.run_id, name, line)
 
 
 def _log_histogram(logger: Logger, name: str, values: Tensor, step: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from relu_diag.functional import GrowthProposal, ShallowBlock, classify, growth_proposals
 from relu_diag.training._data import MAX_ELEMENTS, TOO_MANY
 from relu_diag.training.examination import Examination
-from relu_diag.training.judge import SquaredData
+from relu_diag.training.rows import SquaredData
 
 # Copies that are tried under any other loss, where a trial takes a dozen passes over the data.
 _CANDIDATES = 4

@@ -48,10 +48,12 @@ class Window:
 
     Args:
         name: The block.
+        one_pass: Whether the sightings are those of a pass at fixed weights, each sample once.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, one_pass: bool = False) -> None:
         self.name = name
+        self.one_pass = one_pass
         self.sightings = 0
         self.whole = False
         self._metric: BlockMetric | None = None
@@ -69,7 +71,8 @@ class Window:
             scale: Scale of the targets of its batch.
         """
         X = seen.signal.X
-        self.whole = self._inputs is not None and X.shape == self._inputs.shape and torch.equal(X, self._inputs)
+        same = self._inputs is not None and X.shape == self._inputs.shape and torch.equal(X, self._inputs)
+        self.whole = same and not self.one_pass
         if self.whole or self._metric is None or self._grown(seen):
             self._begin(seen.block)
         assert self._metric is not None

@@ -1,25 +1,28 @@
 """LandscapeMonitor sees what a single pass by hand sees, and training goes on as if nobody had looked."""
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from support.regression import Regression, data, fit
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.testing import assert_close
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from relu_diag import functional as F
 from relu_diag.callbacks import LandscapeMonitor
-from relu_diag.capture import read_block, read_signal
+from relu_diag.capture import read_block
 from relu_diag.metrics import landscape_scalars
+
+EVERYTHING = DataLoader(data(), batch_size=20)
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
@@ -37,39 +40,82 @@ def test_observation_changes_nothing(optimizer: str) -> None:
         assert_close(with_monitor, without, rtol=0, atol=0)
 
 
-def test_a_look_over_batches_equals_one_pass_by_hand() -> None:
-    module, monitor = Regression(noisy=False), LandscapeMonitor(every_n_steps=1)
-    fit(module, monitor)
+def by_hand(module: Regression) -> tuple[F.NeuronGeometry, F.NeuronStates]:
     X, Y = data().tensors
     block = read_block(module.net)
     X1 = torch.cat([X, X.new_ones(len(X), 1)], dim=1)
-    geometry = F.neuron_geometry(block, F.squared_error_signal(block, X1, Y))
-    states = F.neuron_states(block, X1, Y)
+    return F.neuron_geometry(block, F.squared_error_signal(block, X1, Y)), F.neuron_states(block, X1, Y)
+
+
+class Still(Regression):
+    """A regression whose weights stand still."""
+
+    def __init__(self) -> None:
+        super().__init__(noisy=False)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+@pytest.mark.parametrize("batch_size", [20, 8], ids=["whole", "minibatches"])
+def test_sampled_steps_add_up_to_one_pass_by_hand(batch_size: int) -> None:
+    module, monitor = Still(), LandscapeMonitor(every_n_steps=1)
+    fit(module, monitor, loader=DataLoader(data(), batch_size=batch_size, shuffle=True))
+    geometry, states = by_hand(module)
     assert monitor.geometry is not None
     assert monitor.states is not None
     for name in ("radial", "steepest", "direction", "output_gradient", "kink_count"):
         assert_close(getattr(monitor.geometry, name), getattr(geometry, name), rtol=1e-4, atol=1e-6)  # float32 sums
     for name in ("dead", "small_living", "group", "amplitude"):
         assert_close(getattr(monitor.states, name), getattr(states, name))
+    X, Y = data().tensors
     assert monitor.loss_value == pytest.approx(functional.mse_loss(module.net(X), Y).item(), rel=1e-5)
+
+
+def test_a_pass_at_fixed_weights_is_made_where_it_is_asked_for() -> None:
+    module = Regression(noisy=False)
+    monitor = LandscapeMonitor(
+        every_n_steps=4, loss=lambda module, batch: functional.mse_loss(module(batch[0]), batch[1])
+    )
+    fit(module, monitor)
+    geometry, states = by_hand(module)
+    assert monitor.geometry is not None
+    assert monitor.states is not None
+    assert monitor.worst is not None
+    assert monitor.worst.exact
     assert monitor.step == 9
+    assert_close(monitor.geometry.steepest, geometry.steepest, rtol=1e-4, atol=1e-6)
+    assert_close(monitor.states.dead, states.dead)
+
+
+def test_training_step_is_called_as_often_as_without() -> None:
+    class Counted(Regression):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.calls += 1
+            return super().training_step(batch, batch_idx)
+
+    module = Counted()
+    fit(module, LandscapeMonitor(every_n_steps=1, verdict="nearby"))
+    assert module.calls == 9
 
 
 def test_scalars_reach_every_logger_and_callback_metrics(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    monitor = LandscapeMonitor(every_n_steps=3)
+    monitor = LandscapeMonitor(every_n_steps=1)
     board, table = TensorBoardLogger(tmp_path, name="tb"), CSVLogger(tmp_path, name="csv")
     trainer = fit(Regression(), monitor, logger=[board, table])
     assert monitor.geometry is not None
     assert monitor.states is not None
-    expected = set(landscape_scalars(monitor.geometry, monitor.states)) | {"loss", "balancedness_drift"}
+    expected = set(landscape_scalars(monitor.geometry, monitor.states)) | {"loss", "samples", "balancedness_drift"}
     events = EventAccumulator(board.log_dir).Reload()
     for names in (set(events.Tags()["scalars"]), set(trainer.callback_metrics)):
         assert {name for name in names if name.startswith("landscape/")} == {f"landscape/{name}" for name in expected}
-    assert [event.step for event in events.Scalars("landscape/dead")] == [0, 3, 6, 9]
+    assert [event.step for event in events.Scalars("landscape/dead")] == [2, 5, 8]
+    assert [event.value for event in events.Scalars("landscape/samples")] == [20, 20, 20]
     assert set(events.Tags()["histograms"]) == {f"landscape/{name}" for name in ("amplitude", "angle", "slope")}
     assert events.Tags()["images"] == ["landscape/training"]
+    assert {"landscape/watching/text_summary", "landscape/found/text_summary"} <= set(events.Tags()["tensors"])
     assert "landscape/steepest_slope" in Path(table.log_dir, "metrics.csv").read_text()
     assert Path(board.log_dir, "landscape", "training.png").stat().st_size > 10_000
 
@@ -85,46 +131,45 @@ def test_early_stopping_can_watch_a_count() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "looks"),
+    ("settings", "loader", "steps"),
     [
-        ({"every_n_steps": 2}, [0, 2, 4, 6, 8, 9]),
-        ({"every_n_steps": 1000}, [0, 9]),
-        ({}, [0, 3, 6, 9]),
-        ({"every_n_epochs": 2}, [0, 6, 9]),
+        ({"every_n_steps": 1}, None, [2, 5, 8]),
+        ({"every_n_steps": 2}, None, [2, 4, 8]),
+        ({"every_n_steps": 1000}, None, [0]),
+        ({}, None, [0]),
+        ({"every_n_steps": 1}, EVERYTHING, [0, 1, 2]),
     ],
+    ids=["each step", "every second", "the first", "defaults", "the whole data set"],
 )
-def test_looks_are_made_when_due(settings: dict[str, int], looks: list[int]) -> None:
-    steps: list[int] = []
-
-    class Watched(LandscapeMonitor):
-        def _look(self, trainer: Trainer, module: LightningModule, step: int, judging: bool) -> None:
-            super()._look(trainer, module, step, judging)
-            steps.append(step)
-
-    fit(Regression(), Watched(**settings))
-    assert steps == looks
+def test_reports_are_made_at_the_ends_of_epochs(settings: dict[str, Any], loader: Any, steps: list[int]) -> None:
+    monitor = LandscapeMonitor(**settings)
+    fit(Regression(), monitor, loader=loader)
+    assert monitor.watched["net.0"].recorder.moments
+    assert [moment[0] for moment in monitor.watched["net.0"].recorder.moments] == steps
 
 
-def test_epoch_looks_are_no_closer_than_log_every_n_steps() -> None:
-    monitor = LandscapeMonitor()
+def test_long_epochs_are_reported_on_the_way() -> None:
+    monitor = LandscapeMonitor(every_n_steps=1)
+    fit(Regression(), monitor, loader=DataLoader(data(200), batch_size=4), max_epochs=1)
+    assert [moment[0] for moment in monitor.watched["net.0"].recorder.moments] == [19, 39, 49]
+
+
+def test_reports_are_no_closer_than_log_every_n_steps() -> None:
+    monitor = LandscapeMonitor(every_n_steps=1)
     fit(Regression(), monitor, max_epochs=7, log_every_n_steps=6)
-    assert monitor._history.offered == 5  # steps 0, 6, 12, 18 and the end at 21
+    assert [moment[0] for moment in monitor.watched["net.0"].recorder.moments] == [2, 8, 14, 20]
 
 
-@pytest.mark.parametrize(("max_samples", "read"), [(7, 7), (12, 10), (20, 20), (1000, 20)])
-def test_at_most_so_many_samples_are_read(max_samples: int, read: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows: list[int] = []
+class Endless(IterableDataset):
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return itertools.cycle(data())  # type: ignore[arg-type]
 
-    def counted(*args: Any) -> Any:
-        signal, loss = read_signal(*args)
-        rows.append(len(signal.X))
-        return signal, loss
 
-    monkeypatch.setattr("relu_diag.training.look.read_signal", counted)
-    fit(Regression(), LandscapeMonitor(max_samples=max_samples), max_steps=1)
-    assert sum(rows) == 2 * read  # one look before the step, one after it
-    with pytest.raises(MisconfigurationException, match="max_samples"):
-        LandscapeMonitor(max_samples=0)
+def test_an_endless_stream_is_watched_as_it_passes_by() -> None:
+    monitor = LandscapeMonitor(every_n_steps=1)
+    fit(Regression(), monitor, loader=DataLoader(Endless(), batch_size=4), max_steps=25, max_epochs=-1)
+    assert monitor.worst is not None
+    assert monitor.worst.samples == 5 * 4
 
 
 def test_classifiers_and_dict_outputs_and_short_signatures_are_watched() -> None:
@@ -140,22 +185,34 @@ def test_classifiers_and_dict_outputs_and_short_signatures_are_watched() -> None
 
 
 def test_history_and_drift_survive_a_checkpoint(tmp_path: Path) -> None:
-    monitor = LandscapeMonitor(every_n_steps=1)
-    fit(Regression(), monitor)
-    torch.save(monitor.state_dict(), tmp_path / "state.pt")
-    other = LandscapeMonitor(every_n_steps=1)
-    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert [moment[0] for moment in other._history.moments] == list(range(10))
-    assert other.state_key == monitor.state_key != LandscapeMonitor(block="net.0").state_key
+    monitor, module = LandscapeMonitor(every_n_steps=1), Regression()
+    trainer = fit(module, monitor, max_epochs=2)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = LandscapeMonitor(every_n_steps=1)
+    trainer = fit(Regression(), again, max_epochs=3, ckpt_path=tmp_path / "last.ckpt")
+    assert [moment[0] for moment in again.watched["net.0"].recorder.moments] == [2, 5, 8]
+    assert_close(again.watched["net.0"].balancedness, monitor.watched["net.0"].balancedness)
+    assert again.state_key == monitor.state_key != LandscapeMonitor(block="net.0").state_key
 
 
 def test_history_is_thinned_when_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relu_diag.training.history._MAX_MOMENTS", 16)
     monitor = LandscapeMonitor(every_n_steps=1)
-    fit(Regression(), monitor, max_epochs=30)
-    steps = [moment[0] for moment in monitor._history.moments]
+    fit(Regression(), monitor, loader=EVERYTHING, max_epochs=90)
+    steps = [moment[0] for moment in monitor.watched["net.0"].recorder.moments]
     assert len(steps) <= 17
     assert len({b - a for a, b in itertools.pairwise(steps)}) == 1
+
+
+def test_a_second_fit_starts_anew() -> None:
+    monitor = LandscapeMonitor(every_n_steps=1)
+    for width in (6, 9):
+        module = Regression()
+        module.net = nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 2))
+        fit(module, monitor)
+        assert monitor.states is not None
+        assert len(monitor.states.dead) == width
+        assert monitor.step == 8
 
 
 class Deep(Regression):
@@ -165,9 +222,17 @@ class Deep(Regression):
 
 
 class ByHand(Regression):
+    """Manual optimization, with a backward pass that the Trainer does not hear of."""
+
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        functional.mse_loss(self(batch[0]), batch[1]).backward()
+        optimizer.step()
 
 
 class Smooth(Regression):
@@ -181,31 +246,90 @@ class Diverged(Regression):
         return super().training_step(batch, batch_idx) * float("nan")
 
 
-BAD = {
-    "several blocks": (Deep, {}, None, r"several blocks; choose one .*'net.0'.*'net.2'.*block="),
-    "wrong name": (Deep, {"block": "net.4"}, None, "No block starts at 'net.4'"),
-    "manual optimization": (ByHand, {}, None, "optimizes by hand"),
-    "not ReLU-like": (Smooth, {}, None, "GELU 'net.1'"),
-    "empty loader": (Regression, {"dataloader": []}, None, "dataloader is empty"),
-    "a list as loader": (Regression, {}, [data()[:8]], "cannot be read a second time"),
+class Skipping(Regression):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:  # type: ignore[override]
+        return None if batch_idx == 0 else super().training_step(batch, batch_idx)
+
+
+def test_every_block_is_watched_and_the_worst_comes_first() -> None:
+    module = Deep()
+    with torch.no_grad():
+        module.net[2].bias.fill_(-100.0)
+    monitor = LandscapeMonitor(every_n_steps=1)
+    trainer = fit(module, monitor)
+    assert list(monitor.reports) == ["net.0", "net.2"]
+    assert monitor.worst is monitor.reports["net.2"]
+    assert trainer.callback_metrics["landscape/net.2/dead"] == 5
+    assert trainer.callback_metrics["landscape/dead_share"] == 1
+    assert monitor.reports["net.0"].caveats == ("a later Relu has kinks of its own",)
+
+
+@pytest.mark.parametrize("block", ["net.2", "net.[12]*", ["net.2", "other"]])
+def test_blocks_are_chosen_by_name_or_pattern(block: Any) -> None:
+    monitor = LandscapeMonitor(block=block)
+    trainer = fit(Deep(), monitor)
+    assert "landscape/net.2/dead" in trainer.callback_metrics
+    assert list(monitor.reports) == ["net.2"]
+
+
+def test_manual_optimization_is_watched_without_a_word_to_the_trainer() -> None:
+    monitor = LandscapeMonitor(every_n_steps=1)
+    fit(ByHand(), monitor)
+    assert monitor.states is not None
+
+
+@pytest.mark.filterwarnings("ignore:.*returned `None`")
+@pytest.mark.parametrize("module", [Smooth, Diverged, Skipping])
+def test_a_run_goes_on_whatever_it_does(module: type[LightningModule]) -> None:
+    monitor = LandscapeMonitor(every_n_steps=1)
+    trainer = fit(module(), monitor)
+    assert trainer.state.finished
+    assert not monitor.off
+    assert (monitor.states is None) == (module is not Skipping)
+
+
+def test_what_is_not_watched_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        fit(Smooth(), LandscapeMonitor())
+    assert "found no Linear -> ReLU-like -> Linear block to watch: net.2: Gelu between" in caplog.text
+
+
+def test_an_error_of_ours_switches_the_monitor_off_and_not_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relu_diag.training.watch.landscape_scalars", lambda *_: 1 / 0)
+    monitor = LandscapeMonitor(every_n_steps=1)
+    with pytest.warns(UserWarning, match="LandscapeMonitor is off for the rest of the run.*ZeroDivisionError"):
+        trainer = fit(Regression(), monitor)
+    assert trainer.current_epoch == 3
+    assert "off: ZeroDivisionError" in repr(monitor)
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no whole number": ({"every_n_steps": 1.5}, "`every_n_steps` must be a positive whole number"),
+    "not a number": ({"every_n_steps": float("nan")}, "`every_n_steps`"),
+    "a word": ({"every_n_steps": "10"}, "`every_n_steps`"),
+    "no sample": ({"max_samples": 0}, "`max_samples` must be a positive whole number"),
+    "no function": ({"loss": "mse"}, "`loss` must be a function"),
+    "no loader": ({"dataloader": 5}, "`dataloader` must be a DataLoader"),
+    "another verdict": ({"verdict": "far"}, "'nearby' or None"),
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_misuse_is_named_at_the_start(name: str) -> None:
-    module, settings, loader, message = BAD[name]
+@pytest.mark.parametrize(("settings", "message"), BAD.values(), ids=BAD)
+def test_wrong_arguments_are_named_at_once(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(MisconfigurationException, match=message):
-        fit(module(), LandscapeMonitor(**settings), loader=loader)
+        LandscapeMonitor(**settings)
 
 
-def test_a_diverged_run_is_reported_as_such() -> None:
-    with pytest.raises(ValueError, match="The loss is nan"):
-        fit(Diverged(), LandscapeMonitor())
+PASSES: dict[str, tuple[type[LightningModule], dict[str, Any], str]] = {
+    "no loss": (Regression, {"exact": True}, "needs the loss of a batch, and training_step is never run for it"),
+    "several blocks": (Deep, {"loss": lambda module, batch: module(batch[0]).sum()}, r"several blocks.*block="),
+    "empty loader": (Regression, {"loss": lambda module, batch: 0, "dataloader": []}, "dataloader is empty"),
+}
 
 
-def test_one_of_several_blocks_is_watched_by_name() -> None:
-    monitor = LandscapeMonitor(block="net.2")
-    trainer = fit(Deep(), monitor)
-    assert "landscape/net.2/dead" in trainer.callback_metrics
-    assert monitor.parameters is not None
-    assert monitor.parameters.W.shape == (5, 7)
+@pytest.mark.parametrize(("module", "settings", "message"), PASSES.values(), ids=PASSES)
+def test_a_pass_that_cannot_be_made_is_refused_at_the_start(
+    module: type[LightningModule], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(MisconfigurationException, match=message):
+        fit(module(), LandscapeMonitor(**settings))

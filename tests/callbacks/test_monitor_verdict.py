@@ -1,23 +1,22 @@
 """LandscapeMonitor with the verdict on the stationary point nearby."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from support.regression import Regression, data, fit
 from torch import Tensor
 from torch.nn import functional
+from torch.testing import assert_close
+from torch.utils.data import DataLoader, TensorDataset
 
-from relu_diag import ShallowBlock
 from relu_diag import functional as F
 from relu_diag.callbacks import LandscapeMonitor
 from relu_diag.experiments import PointsDataModule, ReferenceRegression
-from relu_diag.training import VERDICT_CODES, Judge
+from relu_diag.training import VERDICT_CODES, SquaredData
 
 
 def five_points(**settings: Any) -> tuple[LandscapeMonitor, Trainer]:
@@ -48,44 +47,87 @@ def test_the_end_of_the_five_point_run_is_near_a_local_minimum(tmp_path: Path) -
     assert codes[0] == VERDICT_CODES["saddle"]
     assert set(codes.values()) <= set(VERDICT_CODES.values())
     assert {"landscape/verdict/text_summary", "landscape/verdict_legend/text_summary"} <= set(events.Tags()["tensors"])
-    assert max(event.value for event in events.Scalars("landscape/verdict_seconds")) < 10
 
 
-def test_a_loss_that_is_not_the_squared_error_has_no_verdict() -> None:
-    class Huber(Regression):
+def kept(loss: Any, *more: Tensor, batch_size: int = 8) -> tuple[SquaredData | None, str]:
+    """The data that a run keeps of its training set, and why it keeps none."""
+
+    class Own(Regression):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            return functional.huber_loss(self(batch[0]), batch[1], delta=0.1)
+            return loss(self(batch[0]), *batch[1:])
 
     monitor = LandscapeMonitor(verdict="nearby")
-    trainer = fit(Huber(noisy=False), monitor)
+    loader = DataLoader(TensorDataset(*data().tensors, *more), batch_size=batch_size, shuffle=True)
+    fit(Own(noisy=False), monitor, loader=loader)
+    return monitor.watched["net.0"].rows.data(), monitor.watched["net.0"].rows.reason
+
+
+SQUARED: dict[str, tuple[Any, float]] = {
+    "mean": (functional.mse_loss, 1.0),
+    "half": (lambda out, Y: 0.5 * functional.mse_loss(out, Y), 0.5),
+    "ten times": (lambda out, Y: 10 * functional.mse_loss(out, Y), 10.0),
+    "output by output": (lambda out, Y: sum(functional.mse_loss(out[:, j], Y[:, j]) for j in range(2)), 2.0),
+    "sum": (lambda out, Y: functional.mse_loss(out, Y, reduction="sum"), 8.0),
+}
+
+
+@pytest.mark.parametrize(("loss", "scale"), SQUARED.values(), ids=SQUARED)
+def test_a_squared_error_is_recognised_up_to_a_factor_and_every_sample_kept_once(loss: Any, scale: float) -> None:
+    found, reason = kept(loss, batch_size=4)
+    assert found is not None, reason
+    assert found.complete
+    assert found.scale == pytest.approx(scale, rel=1e-3)
+    X, Y = data().tensors
+    order = found.X[:, 0].argsort()
+    assert_close(found.X[order][:, :-1], X[X[:, 0].argsort()])
+    assert_close(found.Y[order], Y[X[:, 0].argsort()])
+
+
+def test_weights_of_samples_are_drawn_into_the_rows_of_a_block_without_output_bias() -> None:
+    class Weighted(Regression):
+        def __init__(self) -> None:
+            super().__init__(noisy=False)
+            self.net[2] = torch.nn.Linear(6, 2, bias=False)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return (batch[2] * (self(batch[0]) - batch[1]).square().mean(1)).mean()
+
+    X, Y = data().tensors
+    weight = torch.rand(20, generator=torch.Generator().manual_seed(0)) + 0.5
+    monitor = LandscapeMonitor(verdict="nearby")
+    module = Weighted()
+    fit(module, monitor, loader=DataLoader(TensorDataset(X, Y, weight), batch_size=20))
+    found = monitor.watched["net.0"].rows.data()
+    assert found is not None
+    assert monitor.parameters is not None
+    expected = (weight[:, None] * (module(X) - Y).square()).mean()
+    live = monitor.watched["net.0"]._seen
+    assert live is not None
+    assert live.live is not None
+    assert_close(F.squared_loss(live.live(), found.X, found.Y), expected.detach())
+
+
+OTHERS: dict[str, tuple[Any, str]] = {
+    "huber": (lambda out, Y: functional.huber_loss(out, Y, delta=0.1), "not the squared error"),
+    "penalty on the outputs": (lambda out, Y: functional.mse_loss(out, Y) + out.square().mean(), "not the squared"),
+    "a constant": (lambda out, Y: functional.mse_loss(out, Y) + 1.0, "a part besides the squared error"),
+}
+
+
+@pytest.mark.parametrize(("loss", "words"), OTHERS.values(), ids=OTHERS)
+def test_other_losses_have_no_verdict(loss: Any, words: str) -> None:
+    found, reason = kept(loss)
+    assert found is None
+    assert words in reason
+
+
+def test_a_batch_without_targets_says_so() -> None:
+    class Own(Regression):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self(batch[0]).square().mean()
+
+    monitor = LandscapeMonitor(verdict="nearby")
+    trainer = fit(Own(noisy=False), monitor, loader=DataLoader(TensorDataset(data().tensors[0]), batch_size=8))
     assert monitor.nearby is None
-    assert "not the squared error" in str(monitor._judge)
+    assert "no tensor of the batch has the shape of the block's outputs" in monitor.watched["net.0"].rows.reason
     assert int(trainer.callback_metrics["landscape/verdict"]) == VERDICT_CODES["undecided"]
-    with pytest.raises(MisconfigurationException, match="'nearby' or None"):
-        LandscapeMonitor(verdict="far")  # type: ignore[arg-type]
-
-
-def test_minibatches_add_up_to_the_verdict_of_the_whole_set() -> None:
-    X, Y = (tensor.double() for tensor in data().tensors)
-    origin = ShallowBlock(X.new_zeros(4, 3), X.new_zeros(2, 4))
-    judge = Judge()
-    for rows in (slice(0, 13), slice(13, 20)):
-        signal = F.squared_error_signal(origin, X[rows], Y[rows])
-        judge.collect(signal, F.squared_loss(origin, X[rows], Y[rows]), (None, Y[rows]))
-    judge.judge(origin, sampled=False)
-    expected = F.nearby_stationary_point(origin, X, Y)
-    assert judge.nearby is not None
-    assert judge.nearby.verdict.kind == expected.verdict.kind == "saddle"
-    assert judge.nearby.loss == expected.loss
-
-
-def test_a_verdict_waits_until_the_last_one_is_paid_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 1.0, 1.0, 9.0, 10.1])
-    # The judge's name for the clock only: threads of pytest and Lightning read the clock itself.
-    monkeypatch.setattr("relu_diag.training.judge.time", SimpleNamespace(monotonic=lambda: next(clock)))
-    judge = Judge()
-    assert judge._ended == -float("inf")
-    judge.reason = "nothing to judge"
-    judge.judge(ShallowBlock(torch.ones(1, 1), torch.ones(1, 1)), sampled=False)  # from 0 s to 1 s
-    assert judge.seconds == 1.0
-    assert [judge.due, judge.due, judge.due] == [False, False, True]  # at 1 s, 9 s and 10.1 s

@@ -91,7 +91,7 @@ def test_monitor_looks_at_the_nodes_and_judges(loss: IntegralLoss, output_bias: 
     assert_close(list(module.parameters()), list(alone.parameters()), rtol=0, atol=0)
     assert_close(monitor.loss_value, float(loss(module.net).detach()), rtol=0.2, atol=0)
     if isinstance(loss, QuadratureLoss) and output_bias:
-        assert "weights that differ need a block without output bias" in str(monitor._judge)
+        assert "weights that differ need a block without output bias" in monitor.watched["net.hidden"].rows.reason
     else:
         assert monitor.nearby is not None
         assert monitor.nearby.verdict.kind in {"saddle", "not stationary"}  # the origin, all neurons small

@@ -41,7 +41,9 @@ def data(samples: int = 20, inputs: int = 3) -> TensorDataset:
     )
 
 
-def fit(module: LightningModule, *callbacks: Callback, loader: Any = None, **settings: Any) -> Trainer:
+def fit(
+    module: LightningModule, *callbacks: Callback, loader: Any = None, ckpt_path: Any = None, **settings: Any
+) -> Trainer:
     settings = {"max_epochs": 3, "log_every_n_steps": 1, "logger": False, **settings}
     trainer = Trainer(
         callbacks=list(callbacks),
@@ -51,5 +53,7 @@ def fit(module: LightningModule, *callbacks: Callback, loader: Any = None, **set
         enable_model_summary=False,
         **settings,
     )
-    trainer.fit(module, DataLoader(data(), batch_size=8, shuffle=True) if loader is None else loader)
+    trainer.fit(
+        module, DataLoader(data(), batch_size=8, shuffle=True) if loader is None else loader, ckpt_path=ckpt_path
+    )
     return trainer

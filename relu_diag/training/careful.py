@@ -1,0 +1,43 @@
+"""Our own code around a user's run: its failures are told, and never end the run."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+
+class Careful:
+    """A context in which an exception is one warning, after which its owner is off.
+
+    Args:
+        owner: Name of the callback.
+
+    Attributes:
+        off: The error that switched it off; empty while it is on.
+
+    Example:
+        >>> import warnings
+        >>> careful = Careful("Monitor")
+        >>> with warnings.catch_warnings(), careful:
+        ...     warnings.simplefilter("ignore")
+        ...     1 / 0
+        >>> careful.off
+        'ZeroDivisionError: division by zero'
+    """
+
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
+        self.off = ""
+
+    def __enter__(self) -> Careful:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self.off = f"{type(error).__name__}: {error}"
+        rank_zero_warn(f"{self.owner} is off for the rest of the run, which goes on without it: {self.off}")
+        return True

@@ -1,0 +1,68 @@
+"""Arguments of callbacks: what they must be, with the cure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def check_count(name: str, value: object) -> int:
+    """A positive whole number.
+
+    Args:
+        name: Name of the argument.
+        value: What was given.
+
+    Returns:
+        The number.
+
+    Raises:
+        MisconfigurationException: If it is none.
+
+    Example:
+        >>> check_count("every_n_steps", 10)
+        10
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise MisconfigurationException(f"`{name}` must be a positive whole number; got {value!r}.")
+    return value
+
+
+def check_callable(name: str, value: _Function | None) -> _Function | None:
+    """A function, or None.
+
+    Args:
+        name: Name of the argument.
+        value: What was given.
+
+    Returns:
+        It.
+
+    Raises:
+        MisconfigurationException: If it is neither.
+    """
+    if value is not None and not callable(value):
+        raise MisconfigurationException(f"`{name}` must be a function; got {value!r}.")
+    return value
+
+
+def check_iterable(name: str, value: Iterable[Any] | None) -> Iterable[Any] | None:
+    """Something that can be gone through again and again, or None.
+
+    Args:
+        name: Name of the argument.
+        value: What was given.
+
+    Returns:
+        It.
+
+    Raises:
+        MisconfigurationException: If it is neither.
+    """
+    if value is not None and not isinstance(value, Iterable):
+        raise MisconfigurationException(f"`{name}` must be a DataLoader or another iterable of batches; got {value!r}.")
+    return value

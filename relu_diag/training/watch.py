@@ -1,0 +1,234 @@
+"""One block in training: its window, its history, what stationary point it is near, and where all that is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from relu_diag.capture import Sighting
+from relu_diag.figures import TrainingHistory
+from relu_diag.functional import NearbyStationaryPoint
+from relu_diag.functional.local import target_scale
+from relu_diag.metrics import landscape_scalars
+from relu_diag.training.history import HistoryRecorder, Moment
+from relu_diag.training.judge import VERDICT_CODES, judge
+from relu_diag.training.look import targets_of
+from relu_diag.training.report import Report
+from relu_diag.training.rows import KeptRows
+from relu_diag.training.window import BlockReport, Window
+
+# A share of dead neurons worth a word, and a share of small ones.
+_MANY = 0.25
+
+
+class BlockWatch:
+    """What a monitor keeps of one block.
+
+    Args:
+        hidden: Name of its first layer.
+        prefix: Put before every name that is logged.
+        judging: Whether to say what stationary point is near.
+        max_samples: Judge on no more samples than that.
+
+    Attributes:
+        last: The last report, or None.
+        nearby: The stationary point near the weights at the last report that had one, or None.
+        judged_step: Step of that report, or None.
+        rows: Rows that the verdict is about.
+    """
+
+    def __init__(self, hidden: str, prefix: str, judging: bool, max_samples: int | None) -> None:
+        self.hidden = hidden
+        self.judging = judging
+        self.last: BlockReport | None = None
+        self.nearby: NearbyStationaryPoint | None = None
+        self.judged_step: int | None = None
+        self.rows = KeptRows(max_samples)
+        self.recorder = HistoryRecorder()
+        self.balancedness: Tensor | None = None
+        self._report = Report(prefix)
+        self._window = Window(hidden)
+        self._seen: Sighting | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the last step's batch was the whole data set."""
+        return self._window.whole
+
+    @property
+    def sightings(self) -> int:
+        """Number of sampled steps since the last report."""
+        return self._window.sightings
+
+    @property
+    def wants_rows(self) -> bool:
+        """Whether every step is to be ridden, until the rows of an epoch are kept."""
+        return self.judging and not self.rows.complete and not self.rows.reason
+
+    def add(self, seen: Sighting, step: int, loss: float | None, batch: Any) -> None:
+        """Add what a step saw.
+
+        Args:
+            seen: The block.
+            step: The step.
+            loss: Its loss.
+            batch: Its batch.
+        """
+        targets = targets_of(batch)
+        self._window.add(seen, step, 1.0 if targets is None else target_scale(targets))
+        self._report.keep_data(seen.block, seen.signal.X, batch)
+        self._seen = seen
+        if self.judging:
+            if self.whole:
+                self.rows.end_epoch()
+            self.rows.keep(seen, loss, batch)
+
+    def look(self, seen: Iterable[tuple[Sighting, Tensor, Any]], step: int, everything: bool) -> float:
+        """Take a pass at fixed weights in place of sampled steps.
+
+        Args:
+            seen: The block on every batch of the pass, its loss, and the batch.
+            step: The step.
+            everything: Whether the pass goes over all data.
+
+        Returns:
+            Mean loss of the pass, over the samples of all ranks.
+        """
+        mean = MeanMetric()
+        self.rows = KeptRows(None)
+        self._window = Window(self.hidden, one_pass=True)
+        for one, loss, batch in seen:
+            self.add(one, step, float(loss), batch)
+            mean.to(loss.device).update(loss, weight=len(one.signal.X))
+        if everything:
+            self.rows.end_epoch()
+            self._window.whole = True
+        return float(mean.compute())
+
+    def report(self, trainer: Trainer, loss: float | None) -> BlockReport | None:
+        """Report the window.
+
+        Args:
+            trainer: The trainer.
+            loss: Mean loss of its steps.
+
+        Returns:
+            The report; None where nothing was seen since the last one.
+        """
+        found = self._window.report()
+        if found is None:
+            return None
+        self.last = found
+        self.recorder.add(found.step, loss or 0.0, found.block, found.states)
+        scalars = self._scalars(found, loss)
+        if self.judging:
+            scalars["verdict"] = self._judge(trainer, found)
+        self._report.log(trainer, found.step, scalars, found.geometry, found.states)
+        if self._report.due():
+            self._report.send_figures(trainer, found.step, self.figures)
+        return found
+
+    def judge_now(self, trainer: Trainer, step: int) -> None:
+        """Say once more what stationary point is near, at the weights of now.
+
+        Args:
+            trainer: The trainer.
+            step: Steps done.
+        """
+        if self.judging and self._seen is not None and self._seen.live is not None and self.last is not None:
+            now = replace(self.last, block=self._seen.live(), step=step)
+            self._report.log_scalars(trainer, step, {"verdict": self._judge(trainer, now)})
+
+    def write_figures(self, trainer: Trainer) -> None:
+        """Send the figures, and write them beside the logs.
+
+        Args:
+            trainer: The trainer.
+        """
+        if self.last is not None:
+            self._report.write_figures(trainer, self.last.step, self.figures)
+
+    def figures(self) -> dict[str, Figure]:
+        """The figures of the run so far.
+
+        Returns:
+            Figures by name.
+        """
+        assert self.last is not None
+        return self._report.landscape_figures(self.history, self.last.block)
+
+    @property
+    def history(self) -> TrainingHistory:
+        """The run so far, grouped as at the last report."""
+        assert self.last is not None
+        return self.recorder.finished(self.last.states, self._report.dead_sector(self.last.block))
+
+    def advice(self) -> str:
+        """What was found of the block, and what to do about it.
+
+        Returns:
+            A sentence; empty where there is nothing to say.
+        """
+        if self.last is None:
+            return ""
+        states, count = self.last.states, len(self.last.states.dead)
+        dead, small = int(states.dead.sum()), int(states.small_living.sum())
+        where = f"{self.last.name}: "
+        if dead == count:
+            return f"{where}all {count} neurons dead on {self.last.samples:,} samples: start again at a lower rate"
+        if dead >= _MANY * count:
+            seen = f"{dead} of {count} neurons dead on {self.last.samples:,} samples"
+            return f"{where}{seen}: lower the rate or revive them"
+        if small >= _MANY * count:
+            return f"{where}{small} of {count} neurons have not grown yet: what they will add is still to come"
+        return f"{where}{count - dead} of {count} neurons living, {len(states.group_amplitude)} of them distinct"
+
+    def state_dict(self) -> dict[str, Any]:
+        """State for a checkpoint.
+
+        Returns:
+            Plain numbers and tensors.
+        """
+        return {
+            "balancedness": self.balancedness,
+            "moments": [tuple(moment) for moment in self.recorder.moments],
+            "stride": self.recorder.stride,
+            "offered": self.recorder.offered,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state of a checkpoint.
+
+        Args:
+            state: What `state_dict` returned.
+        """
+        self.balancedness = state["balancedness"]
+        moments = [Moment(*moment) for moment in state["moments"]]
+        self.recorder = HistoryRecorder(moments, state["stride"], state["offered"])
+
+    def _scalars(self, found: BlockReport, loss: float | None) -> dict[str, float]:
+        now = found.states.balancedness
+        if self.balancedness is None or self.balancedness.shape != now.shape:
+            self.balancedness = now
+        drift = (now - self.balancedness.to(now.device)).abs().max()
+        scalars = {**landscape_scalars(found.geometry, found.states), "balancedness_drift": drift}
+        numbers = torch.stack([value.double().to(now.device) for value in scalars.values()]).tolist()
+        named = {"samples": float(found.samples), **dict(zip(scalars, numbers, strict=True))}
+        return named if loss is None else {"loss": loss, **named}
+
+    def _judge(self, trainer: Trainer, found: BlockReport) -> int:
+        """Judge and log the verdict; its integer."""
+        self.nearby, data = None, self.rows.data()
+        self.judged_step = found.step
+        if data is not None:
+            self.nearby = judge(found.block, data)
+        text = str(self.nearby) if self.nearby else f"undecided: {self.rows.reason}"
+        self._report.log_text(trainer, found.step, "verdict", text)
+        return VERDICT_CODES[self.nearby.verdict.kind if self.nearby else "undecided"]
