@@ -82,7 +82,7 @@ class LandscapeMonitor(Callback):
 
     def __init__(
         self,
-        every_n_steps: int = 50,
+        every_n_steps: int = 100,
         block: str | Sequence[str] | None = None,
         verdict: Literal["nearby"] | None = None,
         exact: bool = False,

@@ -158,11 +158,11 @@ class _Totals:
         self.slopes = block.slopes
         self.steep = (abs(block.slopes[0]), abs(block.slopes[1]))
         self.h_norm = block.H.detach().double().norm(dim=0)
-        self.smooth = none.new_zeros(inputs, neurons)  # this way round the product is faster
-        self.behind = none.new_zeros(outputs + 2, neurons)  # output gradient, its terms, activations
         self.given = gradients is not None
+        # This way round the product is faster.
+        self.smooth = gradients[0].detach().to(wide).T if gradients else none.new_zeros(inputs, neurons)
+        self.behind = none.new_zeros(outputs + 2, neurons)  # output gradient, its terms, activations
         if gradients is not None:
-            self.smooth += gradients[0].detach().T
             self.behind[:outputs] += gradients[1].detach()
         self.terms_per_output = torch.zeros_like(self.h_norm)
         self.own_terms = torch.zeros_like(self.h_norm) if signal.C is not None else None
@@ -215,8 +215,10 @@ class _Totals:
         """Autograd took the pairs on the kink for one of its sides, at zero for the lower one: take the mean."""
         s_minus, s_plus = self.slopes
         row, neuron = chunk.kinks.unbind(1)
+        if not len(row):
+            return
         off = (s_plus + s_minus) / 2 - torch.where(chunk.beside > 0, s_plus, s_minus)
-        self.smooth.index_add_(1, neuron, chunk.X[row].T * (off * chunk.C[row, neuron]).to(chunk.X))
+        self.smooth = self.smooth.index_add(1, neuron, chunk.X[row].T * (off * chunk.C[row, neuron]).to(chunk.X))
 
     def _add_terms(self, chunk: Chunk, size: Tensor, memory: Tensor) -> None:
         """Add the absolute terms of the derivatives by the input weights."""

@@ -1,0 +1,122 @@
+"""Cost of watching: processor time of whole fits with LandscapeMonitor() against none, and of a step that is ridden.
+
+Fits alternate between the two, in one process and one thread. Prints minimum and median of the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import statistics
+import time
+import warnings
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+from relu_diag.callbacks import LandscapeMonitor
+from relu_diag.capture import Ride
+from relu_diag.training import Window
+
+
+class Classifier(LightningModule):
+    """Any network, cross-entropy, Adam."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
+class Encoder(nn.Module):
+    """Two transformer layers over eight tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(64, 4, 256, batch_first=True)
+        self.body = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x.reshape(len(x), 8, 64)).mean(1))
+
+
+def mlp(*widths: int) -> nn.Module:
+    layers = [part for a, b in itertools.pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+PROBLEMS = {
+    "784-256-10, batch 128": (lambda: mlp(784, 256, 10), 784, 128, 1000),
+    "784-1024-10, batch 256": (lambda: mlp(784, 1024, 10), 784, 256, 400),
+    "4 layers of 512, batch 128": (lambda: mlp(512, 512, 512, 512, 512, 10), 512, 128, 300),
+    "transformer encoder, batch 32": (Encoder, 512, 32, 400),
+}
+
+
+def fit_seconds(net: nn.Module, data: DataLoader[tuple[Tensor, ...]], steps: int, callbacks: list[Callback]) -> float:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = Trainer(max_steps=steps, callbacks=callbacks, enable_model_summary=False, **quiet)
+    start = time.process_time()
+    trainer.fit(Classifier(net), data)
+    return time.process_time() - start
+
+
+def ridden_step(net: nn.Module, X: Tensor, y: Tensor) -> tuple[float, float]:
+    """Processor time of a step alone, and of one that is ridden, its sums included."""
+    module, times = Classifier(net), []
+    optimizer = module.configure_optimizers()
+    windows: dict[str, Window] = {}
+    for riding in (False, True):
+        ride = Ride(module)
+        start = time.process_time()
+        optimizer.zero_grad()
+        if riding:
+            ride.begin()
+        loss = functional.cross_entropy(net(X), y)
+        if riding:
+            ride.board(loss)
+        loss.backward()
+        if riding:
+            for seen in ride.end():
+                windows.setdefault(seen.hidden, Window(seen.hidden)).add(seen, 0, 1.0)
+        optimizer.step()
+        times.append(time.process_time() - start)
+    return times[0], times[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=float, default=1.0, help="factor of the number of steps")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name, (make, inputs, batch, steps) in PROBLEMS.items():
+        X, y = torch.randn(20 * batch, inputs), torch.randint(10, (20 * batch,))
+        data = DataLoader(TensorDataset(X, y), batch_size=batch, shuffle=True)
+        ratios = []
+        for _ in range(arguments.repeats):
+            alone = fit_seconds(make(), data, int(arguments.steps * steps), [])
+            ratios.append(fit_seconds(make(), data, int(arguments.steps * steps), [LandscapeMonitor()]) / alone)
+        pairs = [ridden_step(make(), X[:batch], y[:batch]) for _ in range(5 * arguments.repeats)][5:]
+        step = min(ridden for _, ridden in pairs) / min(alone for alone, _ in pairs)
+        print(
+            f"{name}: fit with / without, minimum {min(ratios):.4f}, median {statistics.median(ratios):.4f} of "
+            f"{len(ratios)}; a ridden step / a step {step:.3f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
