@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from relu_diag.functional._arrays import Array, name, row_space, unit_rows
-from relu_diag.functional.local.fan import all_fan_rays, merge_collinear, one_sided
+from relu_diag.functional.local.fan import all_fan_rays, fan_rays, merge_collinear, one_sided
 from relu_diag.functional.tolerances import BUDGETS
 
 
@@ -85,7 +85,7 @@ def loudest_direction(parts: Array, kinks: Array, X: Array, loud: float) -> Pull
         loud: Largest derivative that counts as zero.
 
     Returns:
-        The direction.
+        The direction; where none is found, and the rays are too many to prove that there is none, undecided.
 
     Example:
         >>> pull = loudest_direction(np.array([[3.0, 0.0]]), kinks=np.zeros((0, 1)), X=np.zeros((0, 2)), loud=1e-9)
@@ -108,7 +108,12 @@ def loudest_direction(parts: Array, kinks: Array, X: Array, loud: float) -> Pull
         # Uphill on the length of D, which is linear on every cone for a fixed combination of the outputs.
         combination = unit_rows(D)
         V = unit_rows(combination @ parts + (np.sign(V @ X.T) * (combination @ kinks.T)) @ X)
-    return best
+    rays = None if best.decided else fan_rays(X)
+    if rays is None:
+        return best
+    # Kinks that nearly coincide may cancel but for rounding: what every ray is deaf to, all directions are.
+    V = np.concatenate([_SharedFan(X, rays).outside(parts), rays])
+    return _louder(replace(nothing, decided=True), V, one_sided(V, parts, kinks, X), loud)
 
 
 def loudest_flat_directions(neurons: list[OneNeuron], flat: list[float], loud: list[float]) -> list[Pull]:
@@ -135,11 +140,16 @@ def loudest_flat_directions(neurons: list[OneNeuron], flat: list[float], loud: l
         (array([0., 1.]), array([2.]))
     """
     pulls: dict[int, Pull] = {}
-    sharing: dict[bytes, list[int]] = {}
+    anywhere: dict[tuple[bytes, bytes, bytes, float], Pull] = {}
     felt: dict[int, OneNeuron] = {}
+    sharing: dict[bytes, list[int]] = {}
     for i, neuron in enumerate(neurons):
         if np.linalg.norm(neuron.g) <= flat[i] and np.abs(neuron.q) @ np.linalg.norm(neuron.X, axis=1) <= flat[i]:
-            pulls[i] = loudest_direction(neuron.parts, neuron.kinks, neuron.X, loud[i])
+            # Neurons with w = 0 are the same to the bit.
+            key = (neuron.parts.tobytes(), neuron.kinks.tobytes(), neuron.X.tobytes(), loud[i])
+            if key not in anywhere:
+                anywhere[key] = loudest_direction(neuron.parts, neuron.kinks, neuron.X, loud[i])
+            pulls[i] = anywhere[key]
         else:
             felt[i] = _felt(neuron, flat[i], loud[i])
             sharing.setdefault(name(felt[i].X), []).append(i)
@@ -168,16 +178,18 @@ class _SharedFan:
         self.rays = np.empty((0, X.shape[1])) if rays is None else rays
         self.reach = np.abs(self.rays @ X.T)
 
+    def outside(self, parts: Array) -> Array:
+        """Directions outside the span, one per output, on which the smooth parts ``(J, d)`` are largest, ``(J, d)``."""
+        return unit_rows(parts - parts @ self.basis.T @ self.basis)
+
 
 def _loudest_on(fan: _SharedFan, neuron: OneNeuron, flat: float, loud: float) -> Pull:
     """The loudest of the flat directions that generate all, for a neuron with one kink per hyperplane of the fan."""
-    parts = neuron.parts
-    free = unit_rows(parts - parts @ fan.basis.T @ fan.basis)
     level = np.abs(fan.rays @ neuron.g + fan.reach @ neuron.q) <= flat
-    V = np.concatenate([free, fan.rays[level]])
+    V = np.concatenate([fan.outside(neuron.parts), fan.rays[level]])
     V = V[np.abs(one_sided(V, neuron.g, neuron.q, neuron.X)) <= flat]
-    nothing = Pull(np.zeros_like(neuron.g), np.zeros(len(parts)), decided=fan.decided)
-    return _louder(nothing, V, one_sided(V, parts, neuron.kinks, neuron.X), loud)
+    nothing = Pull(np.zeros_like(neuron.g), np.zeros(len(neuron.parts)), decided=fan.decided)
+    return _louder(nothing, V, one_sided(V, neuron.parts, neuron.kinks, neuron.X), loud)
 
 
 def _louder(best: Pull, V: Array, D: Array, loud: float) -> Pull:

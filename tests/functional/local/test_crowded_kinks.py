@@ -17,6 +17,7 @@ from torch.testing import assert_close
 
 from relu_diag import BlockSignal, ShallowBlock
 from relu_diag import functional as F
+from relu_diag.functional import block as block_module
 from relu_diag.functional.local import (
     _group_descents,
     _pairs,
@@ -24,6 +25,7 @@ from relu_diag.functional.local import (
     geometry_from_sums,
     hyperplanes,
     kink_groups,
+    loudest_direction,
     merge_collinear,
     neuron_sums,
     steepest_descent,
@@ -91,6 +93,15 @@ def test_repeats_change_no_hyperplane(X: Array, times: int, seed: int) -> None:
     many = merge_collinear(np.tile(q / times, times), np.tile(X, (times, 1)))
     assert_allclose(one[1], many[1], atol=0)
     assert_allclose(one[0], many[0], atol=1e-13 * np.abs(q).max() * np.linalg.norm(X, axis=1).max())
+
+
+def test_kinks_that_nearly_coincide_and_cancel_pull_nowhere() -> None:
+    X = np.array([[1.0, 0.0, 0.0], [1.0, 1e-7, 0.0], [0.0, 1.0, 1.0]])
+    kinks = np.array([[1.0], [-1.0], [1e-9]])
+    found = loudest_direction(np.zeros((1, 3)), kinks, X, loud=1e-6)
+    assert found.decided
+    assert not found.direction.any()
+    assert loudest_direction(np.zeros((1, 3)), kinks, X, loud=1e-8).direction.any()
 
 
 def crowded(seed: int, d: int, outputs: int, kinks: int, silent: bool) -> tuple[ShallowBlock, BlockSignal]:
@@ -205,7 +216,7 @@ def test_repeats_in_other_chunks_and_batches_count_once(cut: int, monkeypatch: p
     signal = BlockSignal(problem.X.repeat(100, 1), problem.signal.G.repeat(100, 1))
     whole = neuron_sums(problem.block, signal)
     monkeypatch.setattr(_pairs, "BUDGETS", replace(BUDGETS, kinks=6))
-    monkeypatch.setattr("relu_diag.functional.block.BUDGETS", replace(BUDGETS, chunk=1))
+    monkeypatch.setattr(block_module, "BUDGETS", replace(BUDGETS, chunk=1))
     parts = [BlockSignal(signal.X[rows], signal.G[rows]) for rows in (slice(cut), slice(cut, None))]
     sums = neuron_sums(problem.block, parts[0]) + neuron_sums(problem.block, parts[1])
     assert not bool(sums.lost.any())

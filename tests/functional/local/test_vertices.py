@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from relu_diag import BlockSignal, ShallowBlock
 from relu_diag import functional as F
-from relu_diag.functional.local import steepest_descent
+from relu_diag.functional.local import _descents, steepest_descent
 from relu_diag.functional.local._vertices import descend_at_vertices
 from relu_diag.functional.tolerances import BUDGETS
 
@@ -54,7 +54,7 @@ def test_geometry_is_the_same_with_and_without_vertices(monkeypatch: pytest.Monk
     block = ShallowBlock(W, torch.randn(1, 30, generator=generator, dtype=torch.float64))
     signal = BlockSignal(X, torch.randn(60, 1, generator=generator, dtype=torch.float64))
     together = F.neuron_geometry(block, signal)
-    monkeypatch.setattr("relu_diag.functional.local._descents.BUDGETS", replace(BUDGETS, vertex_kinks=0))
+    monkeypatch.setattr(_descents, "BUDGETS", replace(BUDGETS, vertex_kinks=0))
     alone = F.neuron_geometry(block, signal)
     assert sorted(set(together.kink_count.tolist())) == list(range(8))
     assert bool(together.exact.all())
