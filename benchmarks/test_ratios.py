@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,14 @@ from relu_diag.metrics import BlockMetric
 
 BASELINE = Path(__file__).with_name("baseline.json")
 ROUNDS = 20
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_verdict(benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]) -> None:
