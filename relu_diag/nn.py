@@ -216,7 +216,7 @@ def certified_init_(module: nn.Module, last: float, middle: float = 1.0) -> None
         middle: Every weight of those between, positive.
 
     Raises:
-        ValueError: If there are less than two Linear layers, or a weight is not positive.
+        ValueError: If there are fewer than two Linear layers, or a weight is not positive.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(5, 8), SmoothLeakyReLU(centred=True), nn.Linear(8, 1))

@@ -89,7 +89,7 @@ class _SquaredError(torch.autograd.Function):
 
 
 def _moments_again(ctx: Any) -> tuple[Tensor, Tensor]:
-    """The moments of the forward pass, or the same with a graph where somebody differentiates twice."""
+    """The moments of the forward pass, or the same with a graph where they are differentiated once more."""
     edges, value, slope, zeroth, first = ctx.saved_tensors
     if torch.is_grad_enabled():
         zeroth, first = _Moments.apply(edges, value, slope, ctx.rule)  # type: ignore[no-untyped-call]

@@ -104,7 +104,7 @@ class Guarantee:
     Attributes:
         threshold: The loss.
         statement: What holds below it.
-        assumptions: What it stands on; only the target can be checked here.
+        assumptions: What the statement assumes; only the target can be checked here.
         theorem: Its source.
 
     Example:

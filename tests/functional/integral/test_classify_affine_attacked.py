@@ -15,19 +15,10 @@ from support.rational_interval import AffineCase
 
 from relu_diag import Verdict
 from relu_diag import functional as F
+from relu_diag.functional.tolerances import BUDGETS
 
 Neuron = tuple[float, float, float]
-SLOPES = [
-    (0.0, 2.0),
-    (0.0, 1e-3),
-    (0.0, -2.0),
-    (1.0, 0.0),
-    (-3.0, 0.0),
-    (0.5, 3.0),
-    (3.0, 0.5),
-    (-0.5, -3.0),
-    (0.9, 1.0),
-]
+SLOPES = [(0.0, 2.0), (0.0, -2.0), (1.0, 0.0), (0.5, 3.0), (3.0, 0.5), (-0.5, -3.0)]
 
 
 def standard(neurons: list[Neuron], c: float = 0.0, slopes: tuple[float, float] = (0.0, 1.0)) -> AffineCase:
@@ -140,7 +131,7 @@ powers = st.floats(-8.0, 8.0).map(lambda exponent: 10.0**exponent)
 signs = st.sampled_from([-1.0, 1.0])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(cases, powers, st.floats(-5.0, 5.0), powers, signs, signs, st.floats(-3.0, 3.0))
 def test_no_scale_or_place_of_interval_and_target_changes_a_verdict(
     given_case: tuple[AffineCase, str], scale: float, place: float, high: float, turn: float, flip: float, up: float
@@ -152,7 +143,7 @@ def test_no_scale_or_place_of_interval_and_target_changes_a_verdict(
     check_witness(other, verdict)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(cases, st.data())
 def test_no_rescaling_or_order_of_neurons_changes_a_verdict(given_case: tuple[AffineCase, str], data: Any) -> None:
     case, kind = given_case
@@ -183,10 +174,10 @@ def test_no_common_factor_of_the_slopes_changes_a_verdict_and_neither_do_mirrore
         check_witness(other, verdict)
 
 
-@pytest.mark.parametrize("zeta", [0.01, 0.1, 0.5, 0.9])
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("zeta", [0.01, 0.5, 0.9])
+@pytest.mark.parametrize("n", [1, 2, 3, 6])
 def test_every_critical_point_of_leaky_units_is_a_saddle(n: int, zeta: float) -> None:
-    for split in ((1.0,), (0.3, 0.7), (1.0, 1e-12, 1e-31)):
+    for split in ((1.0,), (0.3, 0.7, 1e-31)):
         neurons, c = leaky_zigzag(n, zeta, split)
         case = standard([*neurons, (0.0, -1.0, 0.0)], c, (zeta, 1.0))
         verdict = verdict_of(case)
@@ -205,7 +196,7 @@ def test_what_a_giant_hides_is_not_called_zero(giant: float) -> None:
     assert verdict_of(standard([*touching, (0.0, 1.0, 0.0)])).kind == "saddle"
 
 
-@pytest.mark.parametrize("place", [1e3, 1e6, 1e9, 1e14, 1e300])
+@pytest.mark.parametrize("place", [1e3, 1e9, 1e300])
 def test_far_away_a_verdict_is_right_or_missing(place: float) -> None:
     for case, kind in RELU.values():
         other = moved(case, 1.0, place, 1.0, 0.0)
@@ -218,7 +209,7 @@ def test_far_away_a_verdict_is_right_or_missing(place: float) -> None:
             )
 
 
-@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e160, 1e300])
+@pytest.mark.parametrize("scale", [1e-300, 1e160])
 @pytest.mark.parametrize("name", ["minimum", "drawn", "zigzag", "off"])
 def test_out_of_range_there_is_a_verdict_all_the_same(name: str, scale: float) -> None:
     case, kind = RELU[name]
@@ -258,9 +249,12 @@ def test_an_output_bias_of_several_numbers_is_refused() -> None:
 
 
 @pytest.mark.parametrize("zeta", [0.0, 0.3])
-def test_hundreds_of_neurons_on_the_same_kinks_are_judged_by_the_loudest(zeta: float) -> None:
-    """More neurons than a Hessian has room for, among thousands that are silent."""
-    split = tuple(k / (150 * 151 / 2) for k in range(1, 151))
+def test_neurons_that_a_hessian_has_no_room_for_are_judged_by_the_loudest(
+    zeta: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among thousands that are silent."""
+    monkeypatch.setattr("relu_diag.functional.integral._bend.BUDGETS", replace(BUDGETS, bent_neurons=16))
+    split = tuple(k / (20 * 21 / 2) for k in range(1, 21))
     neurons, c = (zigzag(2, split), 0.0) if zeta == 0 else leaky_zigzag(2, zeta, split)
     dead = [DEAD] * 2000 if zeta == 0 else []
     verdict = verdict_of(standard([*neurons, *dead], c, (zeta, 1.0)))
