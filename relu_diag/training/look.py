@@ -105,16 +105,18 @@ class Look:
         self._loader = own_loader(trainer, self.dataloader, self.max_samples, self.owner)
         self.sampled = leaves_out(trainer, self.dataloader, self.max_samples)
         with undisturbed(module):
-            batch = next(iter(device_batches(trainer, module, self._loader)), None)
-            if batch is None:
-                raise MisconfigurationException(
-                    f"The dataloader is empty: there is nothing for {self.owner} to look at."
-                )
-            try:
-                self._location = choose_block(module, self.block, lambda: self._loss(module, batch, 0))
-            except ValueError as error:
-                cure = f" ({self.owner}(block=...))" if "several blocks" in str(error) else ""
-                raise MisconfigurationException(f"{error}{cure}") from error
+            for index, batch in enumerate(device_batches(trainer, module, self._loader)):
+                try:
+                    self._location = choose_block(module, self.block, partial(self._loss, module, batch, index))
+                except _Skipped:
+                    continue
+                except ValueError as error:
+                    cure = f" ({self.owner}(block=...))" if "several blocks" in str(error) else ""
+                    raise MisconfigurationException(f"{error}{cure}") from error
+                return
+        raise MisconfigurationException(
+            f"The dataloader is empty, or all its batches are skipped: there is nothing for {self.owner} to look at."
+        )
 
     def parameters(self, module: LightningModule) -> ShallowBlock:
         """The block with its current parameters.
@@ -231,14 +233,21 @@ class Look:
         with undisturbed(module):
             module.eval()
             for index, batch in enumerate(device_batches(trainer, module, loader)):
-                signal, value = read_signal(module, self.location, partial(self._loss, module, batch, index))
+                try:
+                    signal, value = read_signal(module, self.location, partial(self._loss, module, batch, index))
+                except _Skipped:
+                    continue
                 yield BatchSignal(signal, value, batch)
                 seen += len(signal.X) * trainer.world_size
                 if max_samples is not None and seen >= max_samples:
                     break
 
     def _loss(self, module: LightningModule, batch: Any, index: int) -> Tensor:
-        """The loss of a batch: by the user's function, by ``module.batch_loss``, or by its training_step."""
+        """The loss of a batch: by the user's function, by ``module.batch_loss``, or by its training_step.
+
+        Raises:
+            _Skipped: If the training_step returns None.
+        """
         if self.loss is not None:
             return self.loss(module, batch)
         if hasattr(module, "batch_loss"):
@@ -246,8 +255,14 @@ class Look:
             return value
         takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
         out: Any = module.training_step(batch, index) if takes_index else module.training_step(batch)
+        if out is None:
+            raise _Skipped
         loss: Tensor = out["loss"] if isinstance(out, Mapping) else out
         return loss
+
+
+class _Skipped(Exception):
+    """The training_step returned None, as it may for a batch that is not to be trained on."""
 
 
 def targets_of(batch: Any) -> Tensor | None:

@@ -1,11 +1,14 @@
 """What PlateauMonitor and its like make of bad input."""
 
 import math
+from typing import Any
 
 import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from support.five_points import Five, fit, points, reference_run
+from support.regression import Regression
+from support.regression import fit as fit_regression
 from torch import Tensor, nn
 
 from relu_diag.callbacks import GrowOnPlateau, PlateauMonitor, SaddleAwareEarlyStopping
@@ -97,3 +100,14 @@ def test_misuse_is_named() -> None:
         PlateauMonitor(drop=2.0)
     with pytest.raises(MisconfigurationException, match="`max_samples` must be a positive number"):
         PlateauMonitor(max_samples=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*returned `None`")
+def test_batches_that_the_module_skips_are_skipped_in_a_look() -> None:
+    class Skipping(Regression):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:  # type: ignore[override]
+            return None if batch_idx == 0 else super().training_step(batch, batch_idx)
+
+    monitor = PlateauMonitor()
+    fit_regression(Skipping(noisy=False), monitor)
+    assert monitor.final is not None
