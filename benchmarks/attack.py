@@ -131,7 +131,7 @@ def table(tallies: dict[str, Tally]) -> str:
         "clear",
         "type-2",
         "ms a problem",
-        "worst s",
+        "worst CPU s",
         "worst call",
     )
     rows = [heads]
