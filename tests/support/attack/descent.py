@@ -151,17 +151,26 @@ def _change(box: _Box, moves: tuple[Array, Array, Array]) -> tuple[Array, Array,
     return change, delta, there
 
 
+def _slope(box: _Box, moves: tuple[Array, Array, Array]) -> Array:
+    """First-order changes of the loss."""
+    dW, dH, db = moves
+    dZ = dW @ box.X.T
+    side = np.where(np.where(box.Z.T == 0, dZ, box.Z.T) > 0, box.slopes[1], box.slopes[0])
+    delta = box.H @ (side * dZ) + dH @ rho(box.Z, box.slopes).T + db[:, :, None]
+    return (delta * box.E.T).sum((1, 2))
+
+
 def _judged(box: _Box, moves: tuple[Array, Array, Array]) -> tuple[Array, Array]:
     """Changes, and falls over what slopes within the tolerance could give along the same move.
 
-    A fall that begins only after a rise is none: a hundredth of the move must fall as well.
+    A fall that begins only after a rise is none: the slope must be zero, and a hundredth of the move falls as well.
     """
     change, delta, _ = _change(box, moves)
     first, near, _ = _change(box, (moves[0] / 100, moves[1] / 100, moves[2] / 100))
-    begins = first < -100 * EPS * np.abs(near * box.E.T).sum((1, 2))
     dW, dH, db = moves
     price = np.linalg.norm(dW, axis=2) @ box.w_price + np.linalg.norm(dH, axis=1) @ box.h_price
     price = box.noise * (price + np.linalg.norm(db, axis=1) * box.b_price)
+    begins = (first < -100 * EPS * np.abs(near * box.E.T).sum((1, 2))) & (_slope(box, moves) <= price / 100)
     # Gradients may be wrong in proportion to the move as well.
     rounding = 100 * EPS * np.abs(delta * box.E.T).sum((1, 2))
     return change, np.where(begins, -change / np.maximum(price + rounding, 1e-200), 0.0)
