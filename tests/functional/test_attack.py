@@ -90,11 +90,11 @@ def test_search_leaves_saddles_and_stays_at_minima() -> None:
 def test_a_lie_is_noticed(lie: str) -> None:
     noticed = asked = 0
     for number, problem in enumerate(problems(40)):
-        verdict = F.classify(problem.block(), *problem.data(), problem.reduction)
-        if verdict.kind not in {"local minimum", "saddle", "not stationary"} or verdict.kind == lie:
+        verdict, truth = F.classify(problem.block(), *problem.data(), problem.reduction), truth_of(problem)
+        if verdict.kind not in {"local minimum", "saddle", "not stationary"} - {lie} or not truth.exact:
             continue
         asked += 1
         record = Record()
-        check_verdict(record, truth_of(problem), replace(verdict, kind=lie), np.random.default_rng(number), deep=False)
+        check_verdict(record, truth, replace(verdict, kind=lie), np.random.default_rng(number), deep=False)
         noticed += bool(record.complaints)
-    assert noticed >= 0.9 * asked > 5
+    assert noticed >= 0.9 * asked > 4
