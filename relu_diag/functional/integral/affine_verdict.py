@@ -161,7 +161,8 @@ class _Point:
     @property
     def passive(self) -> Tensor:
         """Neurons that are zero on the interval, bool, shape ``(I,)``."""
-        return self.types.inactive | self.types.semi_inactive
+        silent = self.types.inactive | self.types.semi_inactive
+        return silent if self.problem.slopes[0] == 0 else torch.zeros_like(silent)
 
     @property
     def idle(self) -> Tensor:
@@ -310,6 +311,8 @@ def _relu_verdict(point: _Point) -> Verdict:
 def _leaky_verdict(point: _Point) -> Verdict:
     """A critical point of leaky units without degenerate neurons is a global minimum or a saddle."""
     who = point.types.type_2_active | (point.problem.w == 0)
+    if not bool(who.all()):
+        return _nearly(point)
     return _bent(point, who, _LEAKY, "leaky units have no local minima but the global ones", {})
 
 

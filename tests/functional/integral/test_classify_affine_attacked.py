@@ -83,6 +83,7 @@ LEAKY = {
     "dead for ReLU": (standard([DEAD]), "not stationary"),
     "asleep": (standard([(0.0, 1.0, 0.0), (0.0, 0.0, 0.0)]), "saddle"),
     "fitted": (standard([(1.0, 0.75, 1.0)], c=-0.75), "global minimum"),
+    "nearly idle": (standard([(1e-6, 1.0, 0.0)]), "not stationary"),
 }
 
 
@@ -225,6 +226,12 @@ def test_numbers_of_float32_are_judged_to_their_rounding(name: str) -> None:
     case, kind = RELU[name]
     w, b, h = (row.float() for row in (case.w, case.b, case.h))
     assert verdict_of(replace(case, w=w, b=b, h=h)).kind == kind
+
+
+def test_a_nearly_constant_unit_in_float32_is_not_taken_for_a_critical_one() -> None:
+    case = standard([(1e-5, 1.0, 0.0), (-1e-5, -1.0, 0.0)], slopes=(0.5, 1.0))
+    w, b, h = (row.float() for row in (case.w, case.b, case.h))
+    assert verdict_of(replace(case, w=w, b=b, h=h)).kind == "not stationary"
 
 
 def test_a_constant_target_has_no_minimum_above_zero() -> None:
