@@ -184,11 +184,11 @@ class _Totals:
         size = chunk.G.norm(dim=1)
         self._add_terms(chunk, size, memory)
         A = rho(chunk.Z, self.slopes, inplace=True)
+        if not self.given:
+            self.behind[:-2].addmm_(chunk.G.T, A)
+        # With a zero slope all activations have one sign.
         sizes = torch.stack([size, torch.ones_like(size)])
-        heads = sizes if self.given else torch.cat([chunk.G.T, sizes])
-        self.behind[-len(heads) :].addmm_(heads, A)
-        if 0 not in self.slopes:  # otherwise all activations have one sign
-            self.behind[-2:].addmm_(sizes, A.abs().sub_(A))
+        self.behind[-2:].addmm_(sizes, A if 0 in self.slopes else torch.abs(A, out=memory))
         if len(chunk.kinks):
             self.kink_count += torch.bincount(chunk.kinks[:, 1], minlength=len(self.kink_count))
             self.pairs.add(chunk)
@@ -242,6 +242,7 @@ def _times_slopes(value: Tensor, chunk: Chunk, slopes: tuple[float, float], on_k
         out = backward(value, chunk.Z, s_minus / s_plus, False, grad_input=memory)
         if s_plus != 1:
             out.mul_(s_plus)
-    at = chunk.kinks.unbind(1)
-    out[at] = on_kink * value[at]
+    if len(chunk.kinks):
+        at = chunk.kinks.unbind(1)
+        out[at] = on_kink * value[at]
     return out
