@@ -60,6 +60,12 @@ class Tolerances:
         fitted: Residual over the targets that is a fit.
         shortest: Step over the one proposed at which a line search gives up.
         noise: Default width of random perturbations, over the size of each neuron's weights.
+        left_to_fall: Fall of the loss over the loss, in squares of the tolerance on derivatives, that a point at which
+            training has converged may still have.
+        even: Smallest variance of the inputs over the largest above which sums over them scale all directions.
+        blurred: Rounding of the loss along a move over its fall so far, beyond which a rise would be hidden.
+        unseen: Violation of a first-order condition, in tolerances, that counts as none where no fall is seen.
+        same_root: Imaginary part of a root of a polynomial over its size that is the rounding of a double root.
         curvature: Curvature over the largest of a second-order form that is its rounding.
         short_of_kink: Share of the way to the nearest kink up to which noise moves.
         power: Accuracy of the smallest eigenvalues of a second-order form, over the largest.
@@ -115,6 +121,11 @@ class Tolerances:
     fitted: float = 1e-9
     shortest: float = 1e-9
     noise: float = 1e-3
+    left_to_fall: float = 1e4
+    even: float = 1e-6
+    blurred: float = 1e-7
+    unseen: float = 100.0
+    same_root: float = 1e-6
     curvature: float = 1e-12
     short_of_kink: float = 0.99
     power: float = 1e-2
@@ -181,6 +192,7 @@ class Budgets:
         cone_steps: Descent steps in each.
         moves: Moves of a second-order form that are evaluated.
         neurons_tried: Neurons whose own move is evaluated before a descent counts as not seen.
+        crossings: Kinks crossed on the way along a move that are followed one by one.
         draw_numbers: Numbers in the activations of perturbations evaluated together.
         draw_rows: Samples in them.
         faces: Faces of the arrangement of kinks, some of them listed twice, among which all maxima are looked for.
@@ -248,6 +260,7 @@ class Budgets:
     cone_steps: int = 200
     moves: int = 8
     neurons_tried: int = 8
+    crossings: int = 2**16
     draw_numbers: int = 2**22
     draw_rows: int = 2**12
     faces: int = 100_000

@@ -3,16 +3,18 @@
 Never moves the point: the stationary point near an iterate is found in `cells`. Only here is a kind named.
 """
 
+from relu_diag.functional.verdict.decision import classify, classify_signal, is_zero
 from relu_diag.functional.verdict.direction import Direction
-from relu_diag.functional.verdict.escape import EscapeNeurons, escape_neurons, escapes_at
+from relu_diag.functional.verdict.escape import EscapeNeurons, escape_neurons, escapes_at, silent_escapes
 from relu_diag.functional.verdict.line import Move, TaylorExpansion, entered, expand, taylor_expansion
 from relu_diag.functional.verdict.perturbation import PerturbationTest, perturbation_test
 from relu_diag.functional.verdict.stationarity import Stationarity, assess, stationarity
-from relu_diag.functional.verdict.verdict import Verdict, classify, classify_signal, is_zero
+from relu_diag.functional.verdict.verdict import Kind, Verdict
 
 __all__ = [
     "Direction",
     "EscapeNeurons",
+    "Kind",
     "Move",
     "PerturbationTest",
     "Stationarity",
@@ -27,6 +29,7 @@ __all__ = [
     "expand",
     "is_zero",
     "perturbation_test",
+    "silent_escapes",
     "stationarity",
     "taylor_expansion",
 ]

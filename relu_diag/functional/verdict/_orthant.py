@@ -29,7 +29,7 @@ from relu_diag.functional.verdict._witness import see_fall
 from relu_diag.functional.verdict.direction import Direction
 from relu_diag.functional.verdict.escape import EscapeNeurons
 from relu_diag.functional.verdict.line import Move
-from relu_diag.functional.verdict.stationarity import Stationarity, derivative_scale
+from relu_diag.functional.verdict.stationarity import Stationarity
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +71,7 @@ def orthant_fall(problem: SquaredProblem, found: Stationarity, escape: EscapeNeu
         The direction, or None where no fall is found.
     """
     orthant = _balanced(problem, found, escape)
-    least = 2 * found.tol * float(derivative_scale(problem.block, problem.loss_signal))
+    least = 2 * found.tol * float(found.pull_scale.max())
     # A witness that leaves the output bias alone is the simpler one.
     for biased in (False,) if problem.block.output_bias is None else (False, True):
         for move in itertools.islice(_falling(replace(orthant, biased=biased), least), BUDGETS.moves):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,75 +9,111 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import ShallowBlock, chunked_outputs, rho
-from relu_diag.functional.local import radial_directions
+from relu_diag.functional.local import chunks, radial_directions
 from relu_diag.functional.problem import SquaredProblem
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.verdict._path import falling_stretch
+from relu_diag.functional.verdict._rounding import ROUNDINGS, reach, seen_terms
 from relu_diag.functional.verdict.direction import Direction
 from relu_diag.functional.verdict.escape import EscapeNeurons, silent_escapes
-from relu_diag.functional.verdict.line import Move, TaylorExpansion, expand
+from relu_diag.functional.verdict.line import Move, entered, expand
 from relu_diag.functional.verdict.stationarity import Stationarity
 
-# Where the fall along a step is looked at again.
-_PARTS = (0.08, 0.2, 0.4, 0.7)
-# Rounding of a loss evaluated in float64, as a multiple of its unit roundoff times the size of what is summed.
-_RESOLUTION = 4 * FLOAT64.eps
 
-
-def see_fall(problem: SquaredProblem, move: Move) -> Direction | None:
+def see_fall(problem: SquaredProblem, move: Move, rounding: Tensor | None = None) -> Direction | None:
     """A step along a move at which the loss is lower by more than its rounding, if one is seen.
 
-    The minima of the exact quartic propose the steps. Beyond its validity radius the loss is another one: the way back
-    to it is tried too, by halves. A step that leads over a rise is none.
+    The loss never rises on the way: the step ends where the exact loss along the move, kinks included, first does.
 
     Args:
         problem: The squared loss.
         move: The direction, of any length.
+        rounding: What each residual may be wrong by, shape ``(N,)``; where given, a fall counts that the loss evaluated
+            at both ends would hide, if the loss along the move shows it beyond the rounding of its terms.
 
     Returns:
         The direction at unit length with the step and the fall, or None.
     """
-    length = float(torch.cat([part.flatten() for part in (move.dW, move.dH, move.db)]).norm())
+    length = move.length
     if length == 0:
         return None
-    move = Move(move.dW / length, move.dH / length, move.db / length)
-    line = expand(problem, move)
-    if not line.minima:
+    move = move.scaled(1 / length)
+    part, along = _moving_part(problem, move)
+    slack = 0.0 if rounding is None else _slope_rounding(part, along, rounding)
+    stretch = falling_stretch(part, along, expand(part, along), slack)
+    if stretch.step == 0:
         return None
-    first = line.minima[0]
-    steps = {tried for step in line.minima for tried in (step, min(step, line.eps_max))}
-    seen = sorted((_change(problem, move, step), step) for step in steps)
-    shorter = itertools.takewhile(lambda step: step > max(line.eps_max, FLOAT64.shortest * first) / 2, _halves(first))
-    halves = ((_change(problem, move, step), step) for step in shorter)
-    for change, step in itertools.chain(seen, halves):
-        if change < 0 and _falls_to(problem, move, line, step):
-            return Direction(move.dW, move.dH, step, change, move.db if bool(move.db.any()) else None)
-    return None
+    change = _change(problem, move, stretch.step)
+    if change == 0 and rounding is not None:
+        hidden = stretch.rounding + stretch.step * slack
+        change = stretch.change if -stretch.change > 2 * hidden else 0.0
+    if change >= 0:
+        return None
+    return Direction(move.dW, move.dH, stretch.step, change, move.db if bool(move.db.any()) else None)
 
 
-def first_order_fall(problem: SquaredProblem, found: Stationarity) -> Direction | None:
+def first_order_fall(problem: SquaredProblem, found: Stationarity, rounding: Tensor | None = None) -> Direction | None:
     """The fall along the steepest descent of all neurons that are not stationary, or of the worst of them alone.
+
+    Args:
+        problem: The squared loss.
+        found: Its stationarity.
+        rounding: As in `see_fall`.
+
+    Returns:
+        The direction, or None where no fall exceeds the rounding of the loss.
+    """
+    falls = (see_fall(problem, move, rounding) for move in _descents(problem, found))
+    return next((fall for fall in falls if fall is not None), None)
+
+
+def _descents(problem: SquaredProblem, found: Stationarity) -> Iterator[Move]:
+    """Descents of first order: of all neurons that are not stationary, and of the worst of them by themselves."""
+    geometry = found.geometry
+    dW = -geometry.steepest[:, None] * geometry.direction
+    dW -= geometry.radial[:, None] * radial_directions(problem.block.W)
+    dH = -geometry.output_gradient
+    broken = found.violation > found.tol
+    none = torch.zeros_like(problem.loss_signal.G[0])
+    yield Move(dW * broken[:, None], dH * broken, none)
+    if found.bias_violation > found.tol:
+        yield Move(dW * broken[:, None], dH * broken, -problem.loss_signal.G.sum(0))
+        yield Move(0 * dW, 0 * dH, -problem.loss_signal.G.sum(0))
+    worst = found.violation.argsort(descending=True)[: min(BUDGETS.neurons_tried, int(broken.sum()))]
+    for i in worst:
+        alone = torch.zeros_like(broken).index_fill(0, i, True)
+        yield Move(dW * alone[:, None], dH * alone, none)
+        yield Move(dW * alone[:, None], 0 * dH, none)
+        yield Move(0 * dW, dH * alone, none)
+
+
+def whitened_fall(problem: SquaredProblem, found: Stationarity) -> Direction | None:
+    """The fall along the steepest descents as seen by inputs of unit covariance, where the inputs are far from that.
+
+    Directions that only short inputs see are as good as any there, and drown in the scale of long ones elsewhere.
 
     Args:
         problem: The squared loss.
         found: Its stationarity.
 
     Returns:
-        The direction, or None where no fall exceeds the rounding of the loss.
+        The direction, or None where the inputs are even, or no fall exceeds the rounding of the loss.
     """
-    geometry = found.geometry
-    dW = -geometry.steepest[:, None] * geometry.direction
-    dW -= geometry.radial[:, None] * radial_directions(problem.block.W)
-    bias = found.bias_violation > found.tol
-    db = problem.loss_signal.G.sum(0) * (-1.0 if bias else 0.0)
-    broken = found.violation > found.tol
-    tries = [(broken, 0 * db), (broken, db)] if bias else [(broken, db)]
-    worst = found.violation.argsort(descending=True)[: min(BUDGETS.neurons_tried, int(broken.sum()))]
-    tries += [(torch.zeros_like(broken).index_fill(0, i, True), 0 * db) for i in worst]
-    moves = (Move(dW * mask[:, None], -geometry.output_gradient * mask, bias_part) for mask, bias_part in tries)
-    return next((fall for fall in (see_fall(problem, move) for move in moves) if fall is not None), None)
+    X = problem.signal.X
+    values, vectors = torch.linalg.eigh(X.T @ X)
+    present = values > len(values) * FLOAT64.eps * values[-1]
+    if float(values[present].min()) >= FLOAT64.even * float(values[-1]):
+        return None
+    inverse = torch.where(present, 1 / values, 0.0)
+    dW = -(found.geometry.smooth @ vectors * inverse) @ vectors.T
+    h_norm = problem.block.H.norm(dim=0)
+    dW = torch.where(h_norm > 0, 1 / h_norm.square(), 0.0)[:, None] * dW
+    return see_fall(problem, Move(dW, torch.zeros_like(problem.block.H), torch.zeros_like(problem.block.H[:, 0])))
 
 
-def silent_escape_fall(problem: SquaredProblem, escape: EscapeNeurons) -> Direction | None:
+def silent_escape_fall(
+    problem: SquaredProblem, escape: EscapeNeurons, rounding: Tensor | None = None
+) -> Direction | None:
     """The fall that an escape neuron with ``h_i = 0`` opens: output weights against ``D``, input weights along ``v``.
 
     With ``delta h_i = -a D / ||D||`` and ``delta w_i = t v`` the loss changes by ``f/2 a^2 ||rho(z_i)||^2 - a t ||D||``
@@ -89,58 +124,67 @@ def silent_escape_fall(problem: SquaredProblem, escape: EscapeNeurons) -> Direct
     Args:
         problem: The squared loss, ``f / 2`` times a sum of squares.
         escape: Its escape neurons.
+        rounding: As in `see_fall`.
 
     Returns:
         The direction, or None where there is no such neuron or no fall exceeds the rounding of the loss.
     """
     block, X = problem.block, problem.signal.X
-    pull = escape.D.norm(dim=1) * silent_escapes(block, problem.signal, escape)
+    pull = escape.D.norm(dim=1) * silent_escapes(block, escape)
     for i in pull.argsort(descending=True)[: min(BUDGETS.neurons_tried, int((pull > 0).sum()))].tolist():
-        D, v = escape.D[i], escape.direction[i]
+        D = escape.D[i]
+        v = escape.direction[i]
         t = float(block.W[i].norm()) or 1.0
         now, ahead = (rho(X @ w, block.slopes).square().sum() for w in (block.W[i], v))
         a = t * pull[i] / (problem.factor * (now + t**2 * ahead))
         move = Move(torch.zeros_like(block.W), torch.zeros_like(block.H), torch.zeros_like(D))
-        move.dW[i], move.dH[:, i] = t * v, -a * D / pull[i]
-        fall = see_fall(problem, move)
+        move.dW[i] = t * v
+        move.dH[:, i] = -a * D / pull[i]
+        fall = see_fall(problem, move, rounding)
         if fall is not None:
             return fall
     return None
 
 
-def _falls_to(problem: SquaredProblem, move: Move, line: TaylorExpansion, step: float) -> bool:
-    """Whether the loss is below its start, or within rounding of it, all the way to a step."""
-    if step <= line.eps_max:
-        change = replace(line, coefficients=torch.cat([line.coefficients[:1] * 0, line.coefficients[1:]]))
-        return bool((change(step * torch.tensor(_PARTS)) <= 0).all())
-    return all(_change(problem, move, part * step) <= 0 for part in _PARTS)
-
-
-def _halves(step: float) -> Iterator[float]:
-    while True:
-        step /= 2
-        yield step
+def _moving_part(problem: SquaredProblem, move: Move) -> tuple[SquaredProblem, Move]:
+    """The neurons that move, at least one of them: the others add nothing to a change of the outputs."""
+    block = problem.block
+    moved = move.dW.any(dim=1) | move.dH.any(dim=0)
+    moved[0] |= not bool(moved.any())
+    part = replace(block, W=block.W[moved], H=block.H[:, moved])
+    return replace(problem, block=part), Move(move.dW[moved], move.dH[:, moved], move.db)
 
 
 def _change(problem: SquaredProblem, move: Move, step: float) -> float:
     """Loss change at the moved point as a difference of outputs, 0 where rounding could hide its sign."""
     block, X, residual = problem.block, problem.signal.X, problem.signal.G
-    moved = move.dW.any(dim=1) | move.dH.any(dim=0)
-    change, after = step * move.db.expand_as(residual), block.W.new_zeros(())
-    if bool(moved.any()):
-        before = ShallowBlock(block.W[moved], block.H[:, moved], block.slopes)
-        there = ShallowBlock(before.W + step * move.dW[moved], before.H + step * move.dH[:, moved], block.slopes)
-        change = change + chunked_outputs(there, X) - chunked_outputs(before, X)
-        after = _reach(there)
+    part, along = _moving_part(problem, move)
+    before = replace(part.block, output_bias=None)
+    there = ShallowBlock(before.W + step * along.dW, before.H + step * along.dH, block.slopes)
+    change = step * move.db + chunked_outputs(there, X) - chunked_outputs(before, X)
     difference = problem.factor / 2 * float((change * (2 * residual + change)).sum())
-    # Every output is a sum of terms this large, and each carries a unit roundoff.
-    size = residual.norm(dim=1) + X.norm(dim=1) * (_reach(block) + after)
+    weight = residual.norm(dim=1) + change.norm(dim=1)
+    given = residual.norm(dim=1) + step * move.db.norm()
     if block.output_bias is not None:
-        size = size + block.output_bias.norm() + step * move.db.norm()
-    rounding = _RESOLUTION * problem.factor * float((residual.norm(dim=1) + change.norm(dim=1)) @ size)
+        given = given + block.output_bias.norm()
+    # Every output is a sum of terms, and each carries a unit roundoff.
+    resolution = ROUNDINGS * FLOAT64.eps * problem.factor
+    most = given + X.norm(dim=1) * (reach(block) + reach(there))
+    if abs(difference) > resolution * float(weight @ most):
+        return difference
+    seen = sum(seen_terms(one, problem.signal, problem.kink_tol) for one in (block, there))
+    rounding = resolution * float(weight @ (given + seen))
     return difference if abs(difference) > rounding else 0.0
 
 
-def _reach(block: ShallowBlock) -> Tensor:
-    amplitude: Tensor = block.W.norm(dim=1) @ block.H.norm(dim=0)
-    return amplitude * max(map(abs, block.slopes))
+def _slope_rounding(problem: SquaredProblem, move: Move, rounding: Tensor) -> float:
+    """What the first-order change of the loss along a move may be wrong by."""
+    block = problem.block
+    wrong = ROUNDINGS * FLOAT64.eps * problem.signal.G.norm(dim=1) + rounding
+    total = float(wrong.sum() * move.db.norm())
+    signal = replace(problem.signal, G=wrong[:, None].expand_as(problem.signal.G))
+    for chunk in chunks(block, signal, problem.kink_tol):
+        along = entered(chunk.Z, chunk.X @ move.dW.T, block.slopes) @ block.H.T
+        along += rho(chunk.Z, block.slopes) @ move.dH.T
+        total += float(chunk.G[:, 0] @ along.norm(dim=1))
+    return problem.factor * total

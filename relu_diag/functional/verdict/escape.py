@@ -8,20 +8,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from relu_diag.functional._arrays import Array
 from relu_diag.functional.block import BlockSignal, ShallowBlock
 from relu_diag.functional.local import (
     OneNeuron,
     chunks,
-    loudest_direction,
     loudest_flat_directions,
     radial_directions,
     slopes_at,
     tangential_part,
-    vanishes,
 )
-from relu_diag.functional.tolerances import BUDGETS
-from relu_diag.functional.verdict.stationarity import Stationarity, derivative_scale, stationarity, without_rounding
+from relu_diag.functional.tolerances import BUDGETS, kink_tolerance
+from relu_diag.functional.verdict._reach import zero_neuron_pull
+from relu_diag.functional.verdict._rounding import ResidualRounding, rounding_of_signal
+from relu_diag.functional.verdict._weight import least_share, met_within, positive, seen_by
+from relu_diag.functional.verdict.stationarity import Stationarity, stationarity
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +76,11 @@ def escape_neurons(
 
 
 def escapes_at(
-    block: ShallowBlock, signal: BlockSignal, found: Stationarity, kink_tol: float | None = None
+    block: ShallowBlock,
+    signal: BlockSignal,
+    found: Stationarity,
+    kink_tol: float | None = None,
+    rounding: ResidualRounding | None = None,
 ) -> EscapeNeurons:
     """The escape neurons, given the first-order answer at the same parameters.
 
@@ -85,14 +89,25 @@ def escapes_at(
         signal: Its signal.
         found: Its stationarity.
         kink_tol: The tolerance for kinks used there.
+        rounding: What is known of the rounding of the residuals.
 
     Returns:
         Escape neurons, each with a direction.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0, 0.0]]), H=torch.zeros(1, 1))
+        >>> signal = BlockSignal(X=torch.tensor([[0.0, 1.0]]), G=torch.tensor([[-1.0]]))
+        >>> escapes_at(block, signal, stationarity(block, signal)).direction  # up, where the sample is
+        tensor([[0., 1.]], dtype=torch.float64)
     """
-    block, signal = without_rounding(block, signal)
-    (neurons, inputs), outputs = block.W.shape, block.H.shape[0]
-    direction, D = found.slope.new_zeros(neurons, inputs), found.slope.new_zeros(neurons, outputs)
-    loud = found.tol * float(derivative_scale(block, signal))
+    kink_tol = kink_tolerance(kink_tol, block.W.dtype)
+    if rounding is None:
+        rounding = rounding_of_signal(block, signal, kink_tol)
+    neurons, inputs = block.W.shape
+    outputs = len(block.H)
+    direction = found.slope.new_zeros(neurons, inputs)
+    D = found.slope.new_zeros(neurons, outputs)
+    loud = found.tol * found.pull_scale
     descends = found.slope < -found.tol * found.scale
     decided = found.decided | descends
     silent = ~block.H.any(dim=0) & (signal.C is None)
@@ -101,60 +116,63 @@ def escapes_at(
     if outputs == 1 and signal.C is None:
         asked &= silent  # L' = h D: where h != 0 both vanish together
     if bool(zero.any()):  # one neuron stands for all of them
-        pull = loudest_direction(*_zero_neuron(block, signal), loud)
+        pull = zero_neuron_pull(block, signal, found.tol, None if rounding is None else rounding.most)
+        if rounding is not None and not pull.D.any():  # a closer bound may leave something
+            pull = zero_neuron_pull(block, signal, found.tol, rounding.usable)
         direction[zero], D[zero] = torch.as_tensor(pull.direction).to(D), torch.as_tensor(pull.D).to(D)
         decided[zero] = pull.decided
     numbers = (outputs + found.geometry.kink_count) * inputs
     decided &= ~asked | (numbers <= BUDGETS.neuron_numbers)
     for index in _groups((asked & decided).nonzero().squeeze(1), numbers):
         direction[index], D[index], decided[index] = _loudest(block, signal, found, index, kink_tol)
-    mask = D.norm(dim=1, keepdim=True) > loud
-    return EscapeNeurons(mask.squeeze(1), decided, torch.where(mask, direction, 0.0), torch.where(mask, D, 0.0))
+    strength = D.norm(dim=1)
+    mask = torch.where(zero, strength > 0, strength > loud)
+    mask &= zero | _weighty(block, signal, found, strength, mask & ~zero, kink_tol, rounding)
+    return EscapeNeurons(mask, decided, torch.where(mask[:, None], direction, 0.0), torch.where(mask[:, None], D, 0.0))
 
 
-def silent_escapes(block: ShallowBlock, signal: BlockSignal, escape: EscapeNeurons) -> Tensor:
+def silent_escapes(block: ShallowBlock, escape: EscapeNeurons) -> Tensor:
     """The escape neurons without output weights: what makes a saddle for any number of outputs.
 
     Args:
         block: The network.
-        signal: Its signal.
         escape: Its escape neurons.
 
     Returns:
         Mask, bool, shape ``(I,)``.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.zeros(1, 2), H=torch.zeros(1, 1))
+        >>> signal = BlockSignal(X=torch.tensor([[1.0, 0.0]]), G=torch.tensor([[-1.0]]))
+        >>> silent_escapes(block, escape_neurons(block, signal))
+        tensor([True])
     """
-    return escape.mask & ~without_rounding(block, signal)[0].H.any(dim=0)
+    return escape.mask & ~block.H.any(dim=0)
 
 
-def nothing_reachable(block: ShallowBlock, signal: BlockSignal, tol: float) -> bool:
-    """Whether no network of these slopes, whatever its weights, moves the outputs in a direction the loss feels.
-
-    Every function a neuron can compute is ``rho(v . x)`` for some ``v``: then ``sum_k e_kj rho(v . x_k) = 0`` for all
-    of them, and for the constant where there is an output bias. A loss that is convex in the outputs is then at its
-    global minimum over all weights and widths.
-
-    Args:
-        block: The network, for its slopes and its output bias.
-        signal: Inputs and loss gradients.
-        tol: Tolerance relative to the natural scale of a derivative.
-
-    Returns:
-        The answer.
-    """
-    G = signal.G.detach().double()
-    if block.output_bias is not None and float(G.sum(0).abs().max()) > tol * float(G.norm(dim=1).sum()):
-        return False
-    loud = tol * float(derivative_scale(block, signal))
-    linear = abs(sum(block.slopes)) / 2 * (signal.G.detach().T @ signal.X.detach()).norm(dim=1).max()
-    # Almost always the linear part answers, without a look at every hyperplane.
-    return float(linear) <= 2 * loud and vanishes(*_zero_neuron(block, signal), loud)
-
-
-def _zero_neuron(block: ShallowBlock, signal: BlockSignal) -> tuple[Array, Array, Array]:
-    """Smooth parts, kink coefficients and inputs of ``D_j(v) = sum_k e_kj rho(v . x_k)``, felt at ``w = 0``."""
-    s_minus, s_plus = block.slopes
-    X, G = signal.X.detach().double().cpu().numpy(), signal.G.detach().double().cpu().numpy()
-    return (s_plus + s_minus) / 2 * G.T @ X, (s_plus - s_minus) / 2 * G, X
+def _weighty(
+    block: ShallowBlock,
+    signal: BlockSignal,
+    found: Stationarity,
+    strength: Tensor,
+    asked: Tensor,
+    kink_tol: float,
+    rounding: ResidualRounding | None,
+) -> Tensor:
+    """Which of the pulls asked about are more than rounding, on samples that are not all but met, bool ``(I,)``."""
+    weighty = asked.clone()
+    relative = strength / positive(found.pull_scale)
+    doubtful = relative * least_share(block, signal, found.pull_scale) <= found.tol
+    if rounding is not None:
+        doubtful |= strength <= rounding.most_pull
+    index = (asked & doubtful).nonzero().squeeze(1)
+    if len(index):
+        seen = seen_by(block, signal, kink_tol, index, None if rounding is None else rounding.usable)
+        loud = relative[index] * seen.share > found.tol
+        if rounding is not None:
+            loud |= strength[index] > met_within(found.tol) * seen.pull
+        weighty[index] = loud & (strength[index] > seen.pull)
+    return weighty
 
 
 def _groups(index: Tensor, numbers: Tensor) -> Iterator[Tensor]:
@@ -178,7 +196,8 @@ def _loudest(
     some = replace(block, W=block.W[index], H=block.H[:, index])
     signal = BlockSignal(signal.X, signal.G, None if signal.C is None else signal.C[:, index])
     parts, neuron, kinks, c, X = _output_parts(some, signal, kink_tol)
-    U, loud = radial_directions(some.W.double()), found.tol * float(derivative_scale(block, signal))
+    U = radial_directions(some.W.detach().double())
+    loud = (found.tol * found.pull_scale[index]).tolist()
     direction, D = _loudest_smooth(parts)
     decided = torch.ones_like(index, dtype=torch.bool)
     b = (block.slopes[1] - block.slopes[0]) / 2
@@ -190,7 +209,7 @@ def _loudest(
         x = tangential_part(U[i].expand(int(own.sum()), -1), X[own])
         problems.append(OneNeuron(*(part.cpu().numpy() for part in (g[i], b * c[own], parts[i], b * kinks[own], x))))
     flat = (found.tol * found.scale[index[kinked]]).tolist()
-    for i, pull in zip(kinked, loudest_flat_directions(problems, flat, [loud] * len(kinked)), strict=True):
+    for i, pull in zip(kinked, loudest_flat_directions(problems, flat, [loud[i] for i in kinked]), strict=True):
         decided[i] = pull.decided
         direction[i] = torch.as_tensor(pull.direction).to(D)
         D[i] = torch.as_tensor(pull.D).to(D)
@@ -207,7 +226,8 @@ def _loudest_smooth(parts: Tensor) -> tuple[Tensor, Tensor]:
 
 def _output_parts(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None) -> tuple[Tensor, ...]:
     """Tangential smooth parts ``(I, J, d)``, and the kink pairs: neuron, loss gradients at output and unit, input."""
-    (neurons, inputs), outputs = block.W.shape, block.H.shape[0]
+    neurons, inputs = block.W.shape
+    outputs = len(block.H)
     parts = block.W.new_zeros(neurons, outputs, inputs, dtype=torch.float64)
     none = parts.new_zeros(0, inputs)
     pairs = [(none[:, 0].long(), none.new_zeros(0, outputs), none[:, 0], none)]

@@ -57,10 +57,12 @@ class TaylorExpansion:
     Attributes:
         coefficients: Constant (the loss at ``P``) to fourth order, float64, shape ``(5,)``.
         eps_max: Where the first pre-activation reaches its kink, infinite where none does.
+        slope_terms: Sum of the absolute terms of the first-order coefficient, whose rounding is a few ``eps`` of it.
     """
 
     coefficients: Tensor
     eps_max: float
+    slope_terms: float = 0.0
 
     def __call__(self, eps: Tensor | float) -> Tensor:
         """The quartic.
@@ -162,18 +164,20 @@ def expand(problem: SquaredProblem, move: Move) -> TaylorExpansion:
     coefficients[1] = (still @ move.db).sum()
     coefficients[2] = len(still) * move.db.square().sum() / 2
     eps_max = torch.inf
+    slope_terms = float(still.norm(dim=1).sum() * move.db.norm())
     for chunk in chunks(block, problem.signal, problem.kink_tol):
         dZ = chunk.X @ move.dW.T
         dA = entered(chunk.Z, dZ, block.slopes)
         first = rho(chunk.Z, block.slopes) @ move.dH.T + dA @ block.H.T + move.db
         second = dA @ move.dH.T
         coefficients[1] += (chunk.G * first).sum()
+        slope_terms += float(chunk.G.norm(dim=1) @ first.norm(dim=1))
         coefficients[2] += (chunk.G * second).sum() + first.square().sum() / 2
         coefficients[3] += (first * second).sum()
         coefficients[4] += second.square().sum() / 2
         root = -chunk.Z / dZ
         eps_max = min(eps_max, float(torch.where(root > 0, root, torch.inf).amin()))
-    return TaylorExpansion(problem.factor * coefficients, eps_max)
+    return TaylorExpansion(problem.factor * coefficients, eps_max, problem.factor * slope_terms)
 
 
 def entered(Z: Tensor, dZ: Tensor, slopes: tuple[float, float]) -> Tensor:

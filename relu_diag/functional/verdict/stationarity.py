@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.linalg import vector_norm
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock
 from relu_diag.functional.local import (
     NeuronGeometry,
     all_fan_rays,
+    geometry_from_sums,
     kink_groups,
-    neuron_geometry,
+    neuron_sums,
     radial_directions,
     tangential_part,
 )
-from relu_diag.functional.tolerances import FLOAT64, derivative_tolerance
+from relu_diag.functional.tolerances import derivative_tolerance, kink_tolerance, tolerances
+from relu_diag.functional.verdict._rounding import ROUNDINGS, ResidualRounding, rounding_of_signal
+from relu_diag.functional.verdict._weight import Conditions, beyond, positive, weighed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stationarity:
     """Which neurons are stationary, and by how much.
 
-    Derivatives are judged relative to their natural scale: ``s ||h_i|| S`` for input weights, ``s ||w_i|| S`` for
-    output weights, ``sum_k ||e_k||`` for the output bias, with ``S = sum_k ||e_k|| ||x_k||`` and ``s`` the larger
-    absolute slope. (Where a signal has its own ``C``, that of input weights is at least ``s sum_k |c_ki| ||x_k||``.)
+    A derivative is judged relative to its natural scale, the sum of the absolute terms it is made of, over the samples
+    that the neuron sees: ``||h_i|| sum_k |s(z_ki)| ||e_k|| ||x_k||`` for input weights (more where a signal has its own
+    ``C``), ``sum_k ||e_k|| |rho(z_ki)|`` for output weights, ``sum_k ||e_k||`` for the output bias. A derivative within
+    the rounding of its terms counts as zero. Where these samples are met, up to the tolerance, a violation counts by
+    the square root of their share of the squared residuals: no more of the loss is to be gained there.
 
     Attributes:
         stationary: Every derivative vanishes or, on a kink, points upwards: output weights, radial, all tangential
@@ -39,6 +43,7 @@ class Stationarity:
         margin: Smallest one-sided slope along the rays of the neuron's kinks: how far its kinks are from letting go,
             negative where they do; infinite without kinks, nan where the rays are too many, shape ``(I,)``.
         scale: Natural scale of the derivative by the input weights, loss per unit length, shape ``(I,)``.
+        pull_scale: The same per unit of output weight: the scale of the derivatives ``D_j``, shape ``(I,)``.
         tol: Relative tolerance used.
         geometry: The first-order geometry behind it.
     """
@@ -50,6 +55,7 @@ class Stationarity:
     residual: Tensor
     margin: Tensor
     scale: Tensor
+    pull_scale: Tensor
     tol: float
     geometry: NeuronGeometry
 
@@ -102,98 +108,82 @@ def stationarity(
     return assess(block, signal, kink_tol, derivative_tolerance(tol, kink_tol, block.W.dtype))
 
 
-def assess(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None, tol: float) -> Stationarity:
-    """`stationarity` with a tolerance already chosen.
+def assess(
+    block: ShallowBlock,
+    signal: BlockSignal,
+    kink_tol: float | None,
+    tol: float,
+    rounding: ResidualRounding | None = None,
+) -> Stationarity:
+    """`stationarity` with a tolerance already chosen, and what is known of the rounding of the residuals.
 
     Args:
         block: The network.
         signal: Inputs and loss gradients.
         kink_tol: Relative distance that counts as on the kink; None: by dtype.
         tol: Tolerance on derivatives relative to their natural scale.
+        rounding: What the residuals may be wrong by; None: as the outputs are, in units of which the gradient is.
 
     Returns:
         The answer per neuron, with margins.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0, 0.0]]), H=torch.tensor([[1.0]]))
+        >>> signal = BlockSignal(X=torch.tensor([[1.0, 0.0], [1.0, 0.0]]), G=torch.tensor([[1.0], [-0.9]]))
+        >>> found = assess(block, signal, kink_tol=None, tol=0.1)
+        >>> found.stationary.item(), round(found.violation.item(), 4)  # 0.1 of terms that add up to 1.9
+        (True, 0.0526)
     """
-    block, signal = without_rounding(block, signal)
-    geometry = neuron_geometry(block, signal, kink_tol)
-    scale = input_scale(block, signal)
-    output_scale = block.W.double().norm(dim=1) * derivative_scale(block, signal)
-    violation = torch.maximum(
-        _relative(torch.maximum(geometry.radial.abs(), -geometry.steepest), scale),
-        _relative(geometry.output_gradient.abs().amax(dim=0), output_scale),
+    kink_tol = kink_tolerance(kink_tol, block.W.dtype)
+    eps = ROUNDINGS * tolerances(block.W.dtype).eps
+    if rounding is None:
+        rounding = rounding_of_signal(block, signal, kink_tol)
+    sums = neuron_sums(block, signal, kink_tol)
+    geometry = geometry_from_sums(block, sums)
+    slope = torch.maximum(geometry.radial.abs(), -geometry.steepest)
+    push = geometry.output_gradient.norm(dim=0)
+    # The rounding of a pre-activation is one of the lengths it is made of, however small it is itself.
+    of_Z = block.W.detach().double().norm(dim=1) * sums.terms_per_output
+    conditions = Conditions(
+        input=beyond(slope, eps * sums.terms) / positive(sums.terms),
+        output=beyond(push, eps * of_Z) / positive(sums.output_terms),
+        slope=slope,
+        push=push,
+        pull_scale=sums.terms_per_output,
     )
-    bias_violation = _bias_violation(block, signal)
+    violation, hidden = weighed(block, signal, kink_tol, tol, conditions, rounding)
+    bias_violation = _bias_violation(block, signal, rounding)
     residual, margin = _margins(block, geometry)
     broken = (violation > tol) | (bias_violation > tol)
-    decided = broken | geometry.exact | (margin >= -tol * scale)
-    return Stationarity(~broken & decided, decided, violation, bias_violation, residual, margin, scale, tol, geometry)
+    decided = broken | ((geometry.exact | (margin >= -tol * sums.terms)) & ~hidden)
+    return Stationarity(
+        stationary=~broken & decided,
+        decided=decided,
+        violation=violation,
+        bias_violation=bias_violation,
+        residual=residual,
+        margin=margin,
+        scale=sums.terms,
+        pull_scale=sums.terms_per_output,
+        tol=tol,
+        geometry=geometry,
+    )
 
 
-def derivative_scale(block: ShallowBlock, signal: BlockSignal) -> Tensor:
-    """The scale of a derivative by an input weight, for an output weight of 1.
-
-    Args:
-        block: The network.
-        signal: Its signal.
-
-    Returns:
-        ``max(|s-|, |s+|) sum_k ||e_k|| ||x_k||``, float64, shape ``()``.
-    """
-    G_norm, X_norm = (vector_norm(value.detach(), dim=1, dtype=torch.float64) for value in (signal.G, signal.X))
-    lengths: Tensor = G_norm @ X_norm
-    return lengths * max(map(abs, block.slopes))
-
-
-def input_scale(block: ShallowBlock, signal: BlockSignal) -> Tensor:
-    """The natural scale of the derivative by each neuron's input weights.
-
-    Args:
-        block: The network.
-        signal: Its signal.
-
-    Returns:
-        Loss per unit length, float64, shape ``(I,)``.
-    """
-    scale: Tensor = block.H.detach().double().norm(dim=0) * derivative_scale(block, signal)
-    if signal.C is None:
-        return scale
-    lengths = signal.X.detach().norm(dim=1) @ signal.C.detach().abs()
-    return torch.maximum(scale, max(map(abs, block.slopes)) * lengths.double())
-
-
-def without_rounding(block: ShallowBlock, signal: BlockSignal) -> tuple[ShallowBlock, BlockSignal]:
-    """Block and signal in which weights that are zero up to rounding are zero.
-
-    Args:
-        block: The network.
-        signal: Its signal.
-
-    Returns:
-        The same, with the ``w_i`` and ``h_i`` below 1e-14 of the largest set to zero.
-    """
-    W, H = block.W.detach(), block.H.detach()
-    w_norm, h_norm = W.norm(dim=1, keepdim=True), H.norm(dim=0)
-    W_kept = torch.where(w_norm > FLOAT64.small_weight * w_norm.max(), W, 0.0)
-    H_kept = torch.where(h_norm > FLOAT64.small_weight * h_norm.max(), H, 0.0)
-    if not torch.equal(W, W_kept):
-        signal = replace(signal, Z=None)
-    return replace(block, W=W_kept, H=H_kept), signal
-
-
-def _relative(value: Tensor, scale: Tensor) -> Tensor:
-    return value / torch.where(scale > 0, scale, 1.0)
-
-
-def _bias_violation(block: ShallowBlock, signal: BlockSignal) -> float:
+def _bias_violation(block: ShallowBlock, signal: BlockSignal, rounding: ResidualRounding | None) -> float:
+    """The sum of the residuals over the sum of their lengths, 0 without an output bias or within rounding."""
     if block.output_bias is None:
         return 0.0
     G = signal.G.detach().double()
-    return float(_relative(G.sum(0).abs().max(), G.norm(dim=1).sum()))
+    total = float(G.sum(0).norm())
+    if rounding is not None and total <= float(rounding.most.sum()) and total <= float(rounding.usable.sum()):
+        return 0.0
+    return total / (float(G.norm(dim=1).sum()) or 1.0)
 
 
 def _margins(block: ShallowBlock, geometry: NeuronGeometry) -> tuple[Tensor, Tensor]:
     """What no kink could hold, and the smallest slope along the rays of the kinks."""
-    residual = tangential_part(radial_directions(block.W.double()), geometry.smooth).norm(dim=1)
+    residual = tangential_part(radial_directions(block.W.detach().double()), geometry.smooth).norm(dim=1)
     # Kinks that were too many to keep are in no group: nothing is known then.
     margin = torch.full_like(residual, torch.inf).masked_fill(~geometry.exact, torch.nan)
     groups = kink_groups(block, geometry.smooth, geometry.kinks)

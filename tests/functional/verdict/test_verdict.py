@@ -179,12 +179,15 @@ def test_undecided_says_why() -> None:
     assert verdict.neurons.tolist() == [0]
     assert "too many" in verdict.reason
 
+
+def test_beside_a_minimum_a_slope_counts_where_the_loss_is_seen_to_fall() -> None:
     block, X, Y = plateau(kinked=False)
-    nudged = ShallowBlock(block.W[:1], block.H[:, :1] * (1 + 3e-9))
-    verdict = F.classify(nudged, X, Y)
-    assert verdict.kind == "undecided"
-    assert "rounding" in verdict.reason
-    assert F.classify(nudged, X, Y, tol=1e-7).kind == "local minimum"
+    for nudge, kind in ((3e-9, "local minimum"), (3e-6, "not stationary")):
+        nudged = ShallowBlock(block.W[:1], block.H[:, :1] * (1 + nudge))
+        verdict = F.classify(nudged, X, Y)
+        assert verdict.kind == kind
+        assert verdict.margins["largest violation"] > verdict.margins["tolerance"]
+    assert F.classify(nudged, X, Y, tol=1e-4).kind == "local minimum"
 
 
 def test_beside_a_saddle_too_close_for_a_slope_the_second_order_fall_is_the_witness() -> None:
@@ -196,7 +199,7 @@ def test_beside_a_saddle_too_close_for_a_slope_the_second_order_fall_is_the_witn
 
 
 def test_a_saddle_whose_fall_is_not_seen_is_undecided_not_a_minimum(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relu_diag.functional.verdict.verdict.silent_escape_fall", lambda *_: None)
+    monkeypatch.setattr("relu_diag.functional.verdict.decision.silent_escape_fall", lambda *_: None)
     verdict = F.classify(ShallowBlock(zeros(1, 2), zeros(1, 1)), tensor([1.0, 0.0]), tensor([1.0]))
     assert verdict.kind == "undecided"
     assert verdict.neurons.tolist() == [0]

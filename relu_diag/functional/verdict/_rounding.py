@@ -1,0 +1,110 @@
+"""What float64 may get wrong of the outputs of a block: a bound from the absolute terms each of them is made of."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from relu_diag.functional.block import BlockSignal, ShallowBlock
+from relu_diag.functional.local import chunks, slopes_at
+from relu_diag.functional.problem import SquaredProblem
+from relu_diag.functional.tolerances import FLOAT64
+
+# Products, sums and the difference to the target each add a unit roundoff of the terms, or two.
+ROUNDINGS = 4
+
+
+class ResidualRounding:
+    """What the residuals of a squared loss with factor 1 may be wrong by.
+
+    Args:
+        block: The network.
+        signal: Its signal.
+        kink_tol: Relative distance that counts as on the kink.
+        given: Lengths of what the outputs are compared with and of the output bias, shape ``(N,)``.
+        size: Length of targets or outputs, whichever is larger.
+    """
+
+    def __init__(
+        self, block: ShallowBlock, signal: BlockSignal, kink_tol: float, given: Tensor, size: float = math.inf
+    ) -> None:
+        self._block = block.double()
+        self._signal = BlockSignal(signal.X.detach().double(), signal.G.detach().double())
+        self._kink_tol = kink_tol
+        self._given = given
+        self._size = size
+
+    @cached_property
+    def most(self) -> Tensor:
+        """A bound that needs no look at the samples, as if each sample saw all neurons, shape ``(N,)``."""
+        most: Tensor = self._signal.X.norm(dim=1) * reach(self._block) + self._given
+        return ROUNDINGS * FLOAT64.eps * most
+
+    @property
+    def most_pull(self) -> float:
+        """What that adds at most to a derivative by the input weights, per unit of output weight."""
+        return max(map(abs, self._block.slopes)) * float(self.most @ self._signal.X.norm(dim=1))
+
+    @cached_property
+    def exact(self) -> Tensor:
+        """A few unit roundoffs of what a sample sees and of its target; unseen neurons add nothing, shape ``(N,)``."""
+        return ROUNDINGS * FLOAT64.eps * (seen_terms(self._block, self._signal, self._kink_tol) + self._given)
+
+    @cached_property
+    def harmless(self) -> bool:
+        """Whether it leaves more than half of the digits of targets and outputs."""
+        return float(self.exact.norm()) <= math.sqrt(FLOAT64.eps) * self._size
+
+    @property
+    def usable(self) -> Tensor:
+        """`exact`, or zero where it is not harmless: what cannot be told from rounding then is not called zero."""
+        return self.exact if self.harmless else torch.zeros_like(self.exact)
+
+
+def rounding_of_problem(problem: SquaredProblem) -> ResidualRounding:
+    """That of the residuals of a squared loss with factor 1."""
+    targets = (problem.outputs - problem.signal.G).norm(dim=1)
+    bias = problem.block.output_bias
+    given = targets if bias is None else targets + bias.norm()
+    return ResidualRounding(problem.block, problem.signal, problem.kink_tol, given, output_size(problem))
+
+
+def rounding_of_signal(block: ShallowBlock, signal: BlockSignal, kink_tol: float) -> ResidualRounding | None:
+    """That of a gradient that is nothing else, taken for outputs minus targets; None, unknown, of any other."""
+    if signal.C is not None:
+        return None
+    bias = 0.0 if block.output_bias is None else float(block.output_bias.detach().double().norm())
+    given = torch.full_like(signal.G[:, 0].detach().double(), bias)
+    rounding = ResidualRounding(block, signal, kink_tol, given)
+    size = float(signal.G.detach().double().norm())
+    all_of_it = size <= float(rounding.most.norm()) and size <= float(rounding.exact.norm())
+    return rounding if all_of_it else None
+
+
+def output_size(problem: SquaredProblem) -> float:
+    """The length of targets or outputs, whichever is larger."""
+    outputs, residual = problem.outputs, problem.signal.G
+    return max(float((outputs - residual).norm()), float(outputs.norm()))
+
+
+def seen_terms(block: ShallowBlock, signal: BlockSignal, kink_tol: float) -> Tensor:
+    """``||x_k|| sum_i |s(z_ki)| ||w_i|| ||h_i||`` with the larger slope on the kink, shape ``(N,)``."""
+    amplitude = block.W.norm(dim=1) * block.H.norm(dim=0)
+    steep = max(map(abs, block.slopes))
+    terms = [amplitude.new_zeros(0)]
+    for chunk in chunks(block, signal, kink_tol):
+        slopes = slopes_at(chunk.Z, block.slopes).abs()
+        slopes[chunk.kinks.unbind(1)] = steep
+        terms.append(chunk.length * (slopes @ amplitude))
+    everyone = torch.zeros_like(signal.X[:, 0])
+    everyone[signal.X.any(dim=1)] = torch.cat(terms)
+    return everyone
+
+
+def reach(block: ShallowBlock) -> Tensor:
+    """``max |s| sum_i ||w_i|| ||h_i||``: the largest output for an input of length 1, shape ``()``."""
+    amplitude: Tensor = block.W.norm(dim=1) @ block.H.norm(dim=0)
+    return amplitude * max(map(abs, block.slopes))
