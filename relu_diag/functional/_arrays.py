@@ -28,7 +28,7 @@ def unit_rows(V: Array) -> Array:
     return np.asarray(V / np.where(norm > 0, norm, 1.0))
 
 
-def name(V: Array) -> bytes:
+def rounded_key(V: Array) -> bytes:
     """A key for an array, the same where all numbers differ by rounding, unless that crosses a cut of the digits."""
     return (V.round(12) + 0.0).tobytes()
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relu_diag.functional._arrays import Array, Index, name, row_space
+from relu_diag.functional._arrays import Array, Index, rounded_key, row_space
 from relu_diag.functional.block import ShallowBlock
 from relu_diag.functional.local.directions import radial_directions, tangential_part
 from relu_diag.functional.local.fan import hyperplanes
@@ -95,18 +95,23 @@ def kink_groups(block: ShallowBlock, smooth: Tensor, kinks: KinkSamples) -> list
     for members in alike.values():
         at = np.array(members)
         u = U[at[0], None]
-        normals = tangential_part(u, torch.from_numpy(X[rows[at[0]]]).to(u)).cpu().numpy()
-        planes = hyperplanes(normals)
-        coefficients = planes.merged(np.stack([q[rows[i]] for i in members], axis=1))
-        felt = np.abs(coefficients).max(axis=1, initial=0.0)
-        kept = felt > FLOAT64.cancelled * felt.max(initial=0.0)
         g = tangential_part(u, smooth[at].double()).cpu().numpy()
-        groups.append(KinkGroup(at, g, coefficients[kept].T, planes.X[kept], row_space(planes.X[kept])))
+        normals = tangential_part(u, torch.from_numpy(X[rows[at[0]]]).to(u)).cpu().numpy()
+        groups.append(_group(at, g, np.stack([q[rows[i]] for i in members]), normals))
     return groups
+
+
+def _group(neurons: Index, g: Array, q: Array, X: Array) -> KinkGroup:
+    """A group, from coefficients ``(n, M)`` on kink inputs ``(M, d)``; hyperplanes that nobody feels are left out."""
+    planes = hyperplanes(X)
+    terms = np.abs(q * planes.length).max(axis=1, initial=0.0)
+    q = planes.merged(q.T).T
+    felt = (np.abs(q) > FLOAT64.cancelled * terms[:, None]).any(axis=0)
+    return KinkGroup(neurons, g, q[:, felt], planes.X[felt], row_space(planes.X[felt]))
 
 
 def _lines(U: Array) -> list[bytes]:
     """A name for the line of each unit vector or zero ``(n, d)``, the same for either sign."""
     largest = U[np.arange(len(U)), np.abs(U).argmax(axis=1)]
     oriented = U * np.where(largest < 0, -1.0, 1.0)[:, None]
-    return [name(row) for row in oriented]
+    return [rounded_key(row) for row in oriented]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from relu_diag.functional._arrays import Array, name, row_space, unit_rows
+from relu_diag.functional._arrays import Array, rounded_key, row_space, unit_rows
 from relu_diag.functional.local.fan import all_fan_rays, fan_rays, merge_collinear, one_sided
 from relu_diag.functional.tolerances import BUDGETS
 
@@ -152,7 +152,7 @@ def loudest_flat_directions(neurons: list[OneNeuron], flat: list[float], loud: l
             pulls[i] = anywhere[key]
         else:
             felt[i] = _felt(neuron, flat[i], loud[i])
-            sharing.setdefault(name(felt[i].X), []).append(i)
+            sharing.setdefault(rounded_key(felt[i].X), []).append(i)
     members = list(sharing.values())
     for together, rays in zip(members, all_fan_rays([felt[some[0]].X for some in members]), strict=True):
         fan = _SharedFan(felt[together[0]].X, rays)

@@ -153,6 +153,20 @@ def test_neurons_on_one_line_are_one_group_whatever_their_length_and_side() -> N
     assert sorted(group.neurons.tolist() for group in groups) == [[0, 1, 2], [3, 6, 9], [4, 7, 10], [5, 8, 11]]
 
 
+@given(st.integers(0, 500), st.floats(-18, 18))
+def test_a_large_neuron_with_the_same_kinks_changes_nothing_for_a_small_one(seed: int, power: float) -> None:
+    block, signal = crowded(seed, d=3, outputs=2, kinks=4, silent=False)
+    # The large one is deaf to the first sample, which the others feel.
+    e = signal.G[0]
+    H = block.H.clone()
+    H[:, 0] = 10.0**power * torch.stack([-e[1], e[0]])
+    one = F.stationarity(block, signal)
+    two = F.stationarity(replace(block, H=H), signal)
+    others = torch.arange(1, len(block.W))
+    assert_close(two.slope[others], one.slope[others])
+    assert_close(two.margin[others], one.margin[others], equal_nan=True)
+
+
 @given(problems(), st.floats(-6, 6))
 def test_neurons_without_input_weights_are_judged_alike_whatever_the_size_of_their_output_weights(
     problem: Problem, power: float
