@@ -177,8 +177,9 @@ class Budgets:
         fit_entries: Entries of a matrix decomposed for the stationary point of a stratum.
         strata: Strata looked at for the stationary point nearby, at most.
         few_strata: The same at least, however large the problem is.
-        stratum_numbers: Numbers ``N I d J^2`` in all of them together.
-        products: Products with a Hessian in one search.
+        stratum_numbers: Numbers ``N I d J^4`` in all of them together; several outputs take many steps.
+        products: Products with a Hessian in the search in one stratum.
+        few_products: The same where there are other strata.
         multiplications: Multiplications in these products.
         neurons_at_once: Neurons whose parts per output are held together.
         neuron_numbers: Numbers in those parts.
@@ -247,6 +248,7 @@ class Budgets:
     few_strata: int = 4
     stratum_numbers: int = 2**16
     products: int = 4000
+    few_products: int = 400
     multiplications: int = 2**33
     neurons_at_once: int = 256
     neuron_numbers: int = 2**23

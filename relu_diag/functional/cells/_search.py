@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from relu_diag.functional._arrays import Array, Mask
 from relu_diag.functional.cells._fit import HalfSquares
 from relu_diag.functional.cells._reach import Choice, Reach
-from relu_diag.functional.cells._solver import relative_gradient, settle
+from relu_diag.functional.cells._solver import Effort, relative_gradient, settle
 from relu_diag.functional.cells._stratum import Sign, Stratum, Weights, signs, stratum_of
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
@@ -93,25 +94,26 @@ class Search:
             if choice.key in seen:
                 continue
             seen.add(choice.key)
-            found.append(self.solve(choice))
+            products = BUDGETS.products if len(found) < BUDGETS.few_strata else BUDGETS.few_products
+            found.append(self.solve(choice, Effort(products, math.sqrt(FLOAT64.near) * self._size)))
             for other in found[-1].next if follow else ():
                 heapq.heappush(queue, (found[-1].score, next(order), other))
         return found
 
-    def solve(self, choice: Choice) -> Found:
+    def solve(self, choice: Choice, effort: Effort) -> Found:
         """The stationary point of one stratum."""
-        found = self._solve(choice)
+        found = self._solve(choice, effort)
         if not choice.idle or found.reason or choice.kept.all():
             return found
         kept = choice.kept | self._at_rest(choice, found)
-        with_idle = self._solve(replace(choice, kept=kept))
+        with_idle = self._solve(replace(choice, kept=kept), effort)
         return found if with_idle.reason else with_idle
 
-    def _solve(self, choice: Choice) -> Found:
+    def _solve(self, choice: Choice, effort: Effort) -> Found:
         kept = np.flatnonzero(choice.kept)
         stratum = stratum_of(self.X, choice.sign[:, kept], self.slopes, self.biased)
         start = self.at.only(kept)
-        there = settle(stratum, self.term, start)
+        there = settle(stratum, self.term, start, effort)
         reason, broken = _missing(stratum, self.term, start, there)
         nothing = Weights(np.zeros_like(self.at.W), np.zeros_like(self.at.H), there.b)
         at = nothing.replaced(kept, there)
@@ -121,13 +123,17 @@ class Search:
         on_kink[:, kept] = stratum.on_kink
         return Found(choice, at, on_kink, *self._nearness(at), reason, everyone, self._next(choice, at))
 
+    @property
+    def _size(self) -> float:
+        """Length of the weights, 1 where that is larger."""
+        # In these units weights that fit the targets are about 1: a network that has not grown yet is near zero.
+        return max(float(np.linalg.norm(self.at.flat)), 1.0)
+
     def _nearness(self, at: Weights) -> tuple[float, float]:
         """Distance and change of the loss, relative."""
-        # In these units weights that fit the targets are about 1: a network that has not grown yet is near zero.
-        size = max(float(np.linalg.norm(self.at.flat)), 1.0)
         before, after = (float(np.square(self.term.gradient(self._outputs(w))).sum()) for w in (self.at, at))
         scale = max(self.term.size**2, before) or 1.0
-        return float(np.linalg.norm(at.flat - self.at.flat)) / size, abs(before - after) / scale
+        return float(np.linalg.norm(at.flat - self.at.flat)) / self._size, abs(before - after) / scale
 
     def _outputs(self, at: Weights) -> Array:
         Z = self.X @ at.W.T

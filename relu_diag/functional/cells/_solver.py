@@ -19,12 +19,25 @@ _GOOD = 0.75
 _RISE = 4
 
 
-def settle(stratum: Stratum, term: HalfSquares, start: Weights) -> Weights:
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """What a search of several steps may do.
+
+    Attributes:
+        products: Products with a Hessian.
+        reach: Distance from the start at which it gives up.
+    """
+
+    products: int
+    reach: float = math.inf
+
+
+def settle(stratum: Stratum, term: HalfSquares, start: Weights, effort: Effort) -> Weights:
     """The stationary point of the stratum's own outputs near given weights.
 
     With one output the least squares in ``R_i = h_i w_i``, with several a solution of "gradient = 0". Neither descends
     along the loss: beside a saddle they find the saddle. The point is on the kinks of the stratum; whether it has the
-    other signs is not looked at.
+    other signs is not looked at. A search of several steps ends where its effort is spent.
     """
     start = replace(start, W=stratum.project(start.W))
     variables = sum(pattern.free.shape[1] for pattern in stratum.patterns) + stratum.biased
@@ -32,7 +45,7 @@ def settle(stratum: Stratum, term: HalfSquares, start: Weights) -> Weights:
         return start
     if len(start.b) == 1 and variables * len(stratum.X) <= BUDGETS.fit_entries:
         return _nearest_least_squares(stratum, term, start)
-    return _levenberg_marquardt(stratum, term, start)
+    return _levenberg_marquardt(stratum, term, start, effort)
 
 
 def relative_gradient(stratum: Stratum, term: HalfSquares, at: Weights, start: Weights) -> float:
@@ -67,13 +80,13 @@ def _nearest_least_squares(stratum: Stratum, term: HalfSquares, start: Weights) 
     return replace(there, H=np.where(start.W.any(axis=1), there.H, start.H))
 
 
-def _levenberg_marquardt(stratum: Stratum, term: HalfSquares, start: Weights) -> Weights:
+def _levenberg_marquardt(stratum: Stratum, term: HalfSquares, start: Weights, effort: Effort) -> Weights:
     """Damped Newton steps on "gradient = 0", each the least change of the weights; only Hessian products are needed."""
     at = start
     damping = FLOAT64.damping
     here = _linearise(stratum, term, at)
     each = 4 * stratum.slope.size * (stratum.X.shape[1] + len(at.b)) or 1
-    left = min(BUDGETS.products, BUDGETS.multiplications // each)
+    left = min(effort.products, BUDGETS.products, BUDGETS.multiplications // each)
     scale = float(np.linalg.norm(stratum.X) * np.linalg.norm(at.flat)) + stratum.biased * math.sqrt(len(stratum.X))
     scale *= term.size + float(np.linalg.norm(here.residual))
     while here.size > FLOAT64.cancelled * scale and left > 0 and damping < FLOAT64.most_damping:
@@ -89,6 +102,8 @@ def _levenberg_marquardt(stratum: Stratum, term: HalfSquares, start: Weights) ->
             damping = max(damping * _FALL, FLOAT64.least_damping)
         at = there.at
         here = there
+        if np.linalg.norm(at.flat - start.flat) > effort.reach:
+            break
     return replace(at, W=stratum.project(at.W))
 
 

@@ -14,6 +14,7 @@ from relu_diag.functional.block import Reduction, ShallowBlock
 from relu_diag.functional.cells._fit import HalfSquares
 from relu_diag.functional.cells._reach import Reach
 from relu_diag.functional.cells._search import NOWHERE, Found, Search
+from relu_diag.functional.cells._solver import Effort
 from relu_diag.functional.cells._stratum import weights_of
 from relu_diag.functional.cells._units import Units, own_units
 from relu_diag.functional.local import NeuronStates, neuron_states
@@ -131,18 +132,20 @@ def nearby_stationary_point(
     exact = kink_tolerance(None, block.W.dtype)
     tols = (exact, tol, FLOAT64.wider * tol) if kink_tol is None else (tol, tol, tol)
     reach = start.reach(states, *tols)
+    effort = Effort(BUDGETS.products)
     if here.kind in _STATIONARY and np.array_equal(reach.own, start.search.signs(exact)):
         there = _unmoved(block, here, "", start.search.kink_count(reach.own), exact)
-        return start.on_held_kinks(there, [start.search.solve(choice) for choice in reach.on_held_kinks], reach)
+        return start.on_held_kinks(there, [start.search.solve(choice, effort) for choice in reach.on_held_kinks], reach)
     found = start.search.everywhere(reach, follow=kink_tol is None)
     near = sorted((f for f in found if not f.reason and f.score <= FLOAT64.near), key=lambda f: f.rank)
     points = (start.point(f, tol) for f in near)
     nearest = next((point for point in points if point.verdict.kind in _STATIONARY), None)
     if nearest is not None:
         return start.on_held_kinks(nearest, near, reach)
-    usual = start.point(start.search.solve(reach.usual), tol)
-    far = usual.verdict.kind in _STATIONARY
-    return replace(usual, reason=_FAR) if far else usual
+    usual = start.search.solve(reach.usual, effort)
+    point = start.point(usual, tol)
+    far = point.verdict.kind in _STATIONARY and usual.score > FLOAT64.near
+    return replace(point, reason=_FAR) if far else point
 
 
 def _looked_at(states: NeuronStates, samples: int) -> Index:
