@@ -31,16 +31,15 @@ _STATIONARY = {"saddle", "type-2 candidate", "local minimum", "global minimum"}
 _LETS_GO = f"{NOWHERE}: the loss falls where samples leave their kinks"
 _ROUNDED = "stationary up to rounding only: of the residual nothing else is left"
 _FAR = "no stationary point is near: this one is the nearest found"
-_ROUNDED = "stationary up to rounding only: of the residual nothing else is left"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NearbyStationaryPoint:
     """The stationary point of a stratum near given parameters, and what it is.
 
-    The stratum is a choice, made by ``kink_tol`` and ``small``: which samples are on the kink of which neuron, from
-    which side the others are seen, which neurons are zero. Parameters beside a kink may be near one point on it and
-    near another next to it; ``distance`` and ``loss_gap`` say how near.
+    The stratum is a choice: which samples are on the kink of which neuron, from which side the others are seen, which
+    neurons are zero. ``zeroed`` and ``kink_count`` say what was done to the weights, ``distance`` and ``loss_gap`` how
+    near the point is.
 
     Attributes:
         block: The network there, of the same width and order, dead neurons as they were; where the point is not
@@ -52,7 +51,7 @@ class NearbyStationaryPoint:
             none is gone. Where not, there is no stationary point of the stratum nearby.
         verdict: What the point is in the whole landscape; "undecided" where it is not genuine, and "not stationary"
             where the loss falls when samples leave their kinks: then, too, the stratum has no stationary point here.
-        reason: What is missing to a stationary point of the stratum, empty where nothing is.
+        reason: What is missing to a stationary point nearby, empty where nothing is.
         zeroed: Small living neurons put to zero, long, shape ``(n,)``.
         kink_count: Number of pairs (sample, neuron) put on the kink.
         kink_tol: The tolerance that chose them.
@@ -93,10 +92,15 @@ def nearby_stationary_point(
 ) -> NearbyStationaryPoint:
     """The stationary point of the squared loss that parameters in training are near, with its verdict.
 
-    Samples within ``kink_tol`` are put on the kink, small living neurons to zero; dead ones stay. The rest is smooth:
-    with one output a least squares in ``R_i = h_i w_i``, solved nearest to the present ones and split so that
-    ``||w_i||^2 - h_i^2`` stays; with several, damped Newton steps to a zero of the gradient. Small living neurons that
-    nothing pulls at the point stay, too: they are part of it, and put to zero they would make a saddle of a minimum.
+    A stationary point is its own answer. Elsewhere the strata within reach are searched: the one the weights are in,
+    with nothing put to zero; those with samples within ``kink_tol`` on their kinks, with small living neurons at zero,
+    and with both; and those that these searches lead to. Inside a stratum the outputs are smooth: with one output the
+    search is a least squares in ``R_i = h_i w_i``, nearest to the present ones, with several it takes damped Newton
+    steps to a zero of the gradient; ``||w_i||^2 - ||h_i||^2`` stays. The stationary point nearest in distance and loss
+    wins. Small living neurons that nothing pulls there are kept, and dead ones are left as they are.
+
+    Of weights that are free to turn at one loss, up to a kink, two points may be the answer. Where three neurons of one
+    direction or more are beside the same kink, they are put on it: training held them there.
 
     Source: Wu et al., sections 4.1.1 and 4.2; Liu, equations 10 to 18.
 
@@ -105,8 +109,9 @@ def nearby_stationary_point(
         X: All inputs of the loss, shape ``(N, d)``.
         Y: Targets, shape ``(N, J)``.
         reduction: "mean", "sum" or "half_sum".
-        kink_tol: A sample is put on the kink where ``|z_ki| <= kink_tol ||w_i|| ||x_k||``; None: 0.01 for a few
-            samples, ``1 / (16 N sqrt(d - 1))`` for many, so that one neuron in twenty is that close by accident.
+        kink_tol: A sample is put on the kink where ``|z_ki| <= kink_tol ||w_i|| ||x_k||``, and no other one is; None:
+            strata with and without samples on the kink are compared, those within 0.01 for a few samples, within
+            ``1 / (16 N sqrt(d - 1))`` for many, so that one neuron in twenty is that close by accident.
         small: Largest contribution of a small group of neurons, as a fraction of the target scale.
 
     Returns:
