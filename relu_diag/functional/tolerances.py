@@ -33,7 +33,6 @@ class Tolerances:
         gap: Slope attained minus its lower bound, over the coefficients, that counts as closed.
         short: Length of a difference over its parts, below which its square has lost half the digits.
         radial: Length of a tangential part over the vector's, below which it is projected a second time.
-        small_weight: Weight over the largest of its kind that is what an exact zero leaves after rounding.
         arc: Excess over a half turn that an open arc must have, rad.
         cosine: Rounding of the inner product of two unit vectors.
         float32_cosine: The same in float32, for each of its terms.
@@ -58,7 +57,6 @@ class Tolerances:
         most_damping: Damping at which a search gives up: steps are then below rounding.
         taken: Gain over the one promised from which a step is taken.
         fitted: Residual over the targets that is a fit.
-        shortest: Step over the one proposed at which a line search gives up.
         noise: Default width of random perturbations, over the size of each neuron's weights.
         left_to_fall: Fall of the loss over the loss, in squares of the tolerance on derivatives, that a point at which
             training has converged may still have.
@@ -94,7 +92,6 @@ class Tolerances:
     gap: float = 1e-10
     short: float = 1e-3
     radial: float = 1e-2
-    small_weight: float = 1e-14
     arc: float = 1e-12
     cosine: float = 1e-15
     float32_cosine: float = 2e-7
@@ -119,7 +116,6 @@ class Tolerances:
     most_damping: float = 1e8
     taken: float = 1e-4
     fitted: float = 1e-9
-    shortest: float = 1e-9
     noise: float = 1e-3
     left_to_fall: float = 1e4
     even: float = 1e-6

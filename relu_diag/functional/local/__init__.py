@@ -25,9 +25,7 @@ from relu_diag.functional.local.neurons import NeuronStates, dead_sector, neuron
 from relu_diag.functional.local.pulls import (
     OneNeuron,
     Pull,
-    loudest_direction,
     loudest_flat_directions,
-    vanishes,
 )
 from relu_diag.functional.local.steepest import Steepest, steepest_descent
 from relu_diag.functional.local.sums import NeuronSums, neuron_sums, slopes_at
@@ -50,7 +48,6 @@ __all__ = [
     "geometry_from_sums",
     "hyperplanes",
     "kink_groups",
-    "loudest_direction",
     "loudest_flat_directions",
     "merge_collinear",
     "neuron_geometry",
@@ -64,5 +61,4 @@ __all__ = [
     "tangential_derivatives",
     "tangential_part",
     "target_scale",
-    "vanishes",
 ]

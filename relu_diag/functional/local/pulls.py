@@ -53,69 +53,6 @@ class Pull:
     decided: bool
 
 
-def vanishes(parts: Array, kinks: Array, X: Array, loud: float) -> bool:
-    """Whether ``parts_j . v + sum_k kinks_kj |x_k . v|`` is zero for every ``v`` and output.
-
-    Args:
-        parts: Smooth parts, one per output, shape ``(J, d)``.
-        kinks: Kink coefficients, shape ``(m, J)``.
-        X: Kink inputs, shape ``(m, d)``.
-        loud: Largest derivative that counts as zero.
-
-    Returns:
-        Whether the linear part and, on every distinct hyperplane, the kink vanish.
-
-    Example:
-        >>> X = np.array([[1.0, 0.0], [-1.0, 0.0]])  # one hyperplane, where the two kinks cancel
-        >>> vanishes(parts=np.zeros((1, 2)), kinks=np.array([[1.0], [-1.0]]), X=X, loud=1e-9)
-        True
-    """
-    if np.linalg.norm(parts, axis=1).max() > loud:
-        return False
-    return bool(np.linalg.norm(merge_collinear(kinks, X)[0], axis=1).max(initial=0.0) <= loud)
-
-
-def loudest_direction(parts: Array, kinks: Array, X: Array, loud: float) -> Pull:
-    """A direction with a large ``D_j(v) = parts_j . v + sum_k kinks_kj |x_k . v|``, if they do not all vanish.
-
-    Args:
-        parts: Smooth parts, one per output, shape ``(J, d)``.
-        kinks: Kink coefficients, shape ``(m, J)``.
-        X: Kink inputs, shape ``(m, d)``.
-        loud: Largest derivative that counts as zero.
-
-    Returns:
-        The direction; where none is found, and the rays are too many to prove that there is none, undecided.
-
-    Example:
-        >>> pull = loudest_direction(np.array([[3.0, 0.0]]), kinks=np.zeros((0, 1)), X=np.zeros((0, 2)), loud=1e-9)
-        >>> abs(pull.D)
-        array([3.])
-    """
-    nothing = Pull(np.zeros(parts.shape[1]), np.zeros(len(parts)), decided=vanishes(parts, kinks, X, loud))
-    if nothing.decided:
-        return nothing
-    kinks, X = merge_collinear(kinks, X)
-    strength = np.linalg.norm(kinks, axis=1)
-    rows = np.concatenate([parts, X])
-    mixed = np.random.default_rng(0).standard_normal((BUDGETS.starts, len(rows))) @ rows
-    V = unit_rows(np.concatenate([parts, X[strength.argsort()[-BUDGETS.starts :]], mixed]))
-    V = np.concatenate([V, -V])
-    best = nothing
-    for _ in range(BUDGETS.ascents):
-        D = one_sided(V, parts, kinks, X)
-        best = _louder(best, V, D, loud)
-        # Uphill on the length of D, which is linear on every cone for a fixed combination of the outputs.
-        combination = unit_rows(D)
-        V = unit_rows(combination @ parts + (np.sign(V @ X.T) * (combination @ kinks.T)) @ X)
-    rays = None if best.decided else fan_rays(X)
-    if rays is None:
-        return best
-    # Kinks that nearly coincide may cancel but for rounding: what every ray is deaf to, all directions are.
-    V = np.concatenate([_SharedFan(X, rays).outside(parts), rays])
-    return _louder(replace(nothing, decided=True), V, one_sided(V, parts, kinks, X), loud)
-
-
 def loudest_flat_directions(neurons: list[OneNeuron], flat: list[float], loud: list[float]) -> list[Pull]:
     """For every neuron a direction along which the loss has slope zero and some output has not, if there is one.
 
@@ -148,7 +85,7 @@ def loudest_flat_directions(neurons: list[OneNeuron], flat: list[float], loud: l
             # Neurons with w = 0 are the same to the bit.
             key = (neuron.parts.tobytes(), neuron.kinks.tobytes(), neuron.X.tobytes(), loud[i])
             if key not in anywhere:
-                anywhere[key] = loudest_direction(neuron.parts, neuron.kinks, neuron.X, loud[i])
+                anywhere[key] = _loudest_direction(neuron.parts, neuron.kinks, neuron.X, loud[i])
             pulls[i] = anywhere[key]
         else:
             felt[i] = _felt(neuron, flat[i], loud[i])
@@ -159,6 +96,39 @@ def loudest_flat_directions(neurons: list[OneNeuron], flat: list[float], loud: l
         for i in together:
             pulls[i] = _loudest_on(fan, felt[i], flat[i], loud[i])
     return [pulls[i] for i in range(len(neurons))]
+
+
+def _loudest_direction(parts: Array, kinks: Array, X: Array, loud: float) -> Pull:
+    """A direction with a large ``parts_j . v + sum_k kinks_kj |x_k . v|``; undecided where some may be left unseen."""
+    nothing = Pull(np.zeros(parts.shape[1]), np.zeros(len(parts)), decided=_vanishes(parts, kinks, X, loud))
+    if nothing.decided:
+        return nothing
+    kinks, X = merge_collinear(kinks, X)
+    strength = np.linalg.norm(kinks, axis=1)
+    rows = np.concatenate([parts, X])
+    mixed = np.random.default_rng(0).standard_normal((BUDGETS.starts, len(rows))) @ rows
+    V = unit_rows(np.concatenate([parts, X[strength.argsort()[-BUDGETS.starts :]], mixed]))
+    V = np.concatenate([V, -V])
+    best = nothing
+    for _ in range(BUDGETS.ascents):
+        D = one_sided(V, parts, kinks, X)
+        best = _louder(best, V, D, loud)
+        # Uphill on the length of D, which is linear on every cone for a fixed combination of the outputs.
+        combination = unit_rows(D)
+        V = unit_rows(combination @ parts + (np.sign(V @ X.T) * (combination @ kinks.T)) @ X)
+    rays = None if best.decided else fan_rays(X)
+    if rays is None:
+        return best
+    # Kinks that nearly coincide may cancel but for rounding: what every ray is deaf to, all directions are.
+    V = np.concatenate([_SharedFan(X, rays).outside(parts), rays])
+    return _louder(replace(nothing, decided=True), V, one_sided(V, parts, kinks, X), loud)
+
+
+def _vanishes(parts: Array, kinks: Array, X: Array, loud: float) -> bool:
+    """Whether every ``parts_j . v + sum_k kinks_kj |x_k . v|`` is zero for every ``v``, up to a size."""
+    if np.linalg.norm(parts, axis=1).max() > loud:
+        return False
+    return bool(np.linalg.norm(merge_collinear(kinks, X)[0], axis=1).max(initial=0.0) <= loud)
 
 
 def _felt(neuron: OneNeuron, flat: float, loud: float) -> OneNeuron:

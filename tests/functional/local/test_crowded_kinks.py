@@ -19,13 +19,14 @@ from relu_diag import BlockSignal, ShallowBlock
 from relu_diag import functional as F
 from relu_diag.functional import block as block_module
 from relu_diag.functional.local import (
+    OneNeuron,
     _group_descents,
     _pairs,
     fan_rays,
     geometry_from_sums,
     hyperplanes,
     kink_groups,
-    loudest_direction,
+    loudest_flat_directions,
     merge_collinear,
     neuron_sums,
     steepest_descent,
@@ -98,10 +99,11 @@ def test_repeats_change_no_hyperplane(X: Array, times: int, seed: int) -> None:
 def test_kinks_that_nearly_coincide_and_cancel_pull_nowhere() -> None:
     X = np.array([[1.0, 0.0, 0.0], [1.0, 1e-7, 0.0], [0.0, 1.0, 1.0]])
     kinks = np.array([[1.0], [-1.0], [1e-9]])
-    found = loudest_direction(np.zeros((1, 3)), kinks, X, loud=1e-6)
-    assert found.decided
-    assert not found.direction.any()
-    assert loudest_direction(np.zeros((1, 3)), kinks, X, loud=1e-8).direction.any()
+    neuron = OneNeuron(np.zeros(3), np.zeros(3), np.zeros((1, 3)), kinks, X)
+    deaf, heard = loudest_flat_directions([neuron, neuron], flat=[1e-9, 1e-9], loud=[1e-6, 1e-8])
+    assert deaf.decided
+    assert not deaf.direction.any()
+    assert heard.direction.any()
 
 
 def crowded(seed: int, d: int, outputs: int, kinks: int, silent: bool) -> tuple[ShallowBlock, BlockSignal]:
