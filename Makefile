@@ -15,9 +15,9 @@ test: .venv/ready
 	$(BIN)/lint-imports
 	$(BIN)/pytest $(PYTEST_OPTIONS)
 
-# The oldest dependencies that pyproject.toml allows, and the newest.
+# The oldest dependencies that pyproject.toml allows, and the newest: what they deprecate of each other is no fault here.
 test-lowest test-newest: test-%: .venv-%/ready
-	.venv-$*/bin/pytest $(PYTEST_OPTIONS)
+	.venv-$*/bin/pytest $(PYTEST_OPTIONS) -W default::DeprecationWarning -W default::FutureWarning
 
 bench: .venv/ready
 	$(BIN)/pytest --benchmark-enable --benchmark-disable-gc benchmarks/test_ratios.py

@@ -89,8 +89,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", ".*checkpoint callback")
     # Under the cross-entropy no theorem says that a plateau is a minimum: we choose to grow on it. Minibatches are
     # noisy, so we ask for plateaus of hundreds of steps on which the loss falls by less than a tenth.
-    growth = GrowOnPlateau(units=7, verdicts=("local minimum", "undecided"), max_width=32)
-    enough = EarlyStopping("accuracy", mode="max", min_delta=0.005, patience=12)
+    growth = GrowOnPlateau(units=4, verdicts=("local minimum", "undecided"), max_width=32)
+    enough = EarlyStopping("accuracy", mode="max", min_delta=0.002, patience=15)
     trainer, accuracy = train(4, PlateauMonitor(drop=0.1, min_steps=500), growth, enough, steps=20_000)
     steps, width = trainer.global_step, growth.growths[-1].after
     small, large = (train(fixed, steps=steps)[1] for fixed in (4, width))
