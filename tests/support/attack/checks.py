@@ -175,10 +175,12 @@ def check_verdict(record: Record, truth: Truth, verdict: F.Verdict, rng: Rng, de
     # Kinks that nearly coincide may hold a minimum in a neighbourhood too small to search.
     if kind == "local minimum" and truth.certain:
         fall = largest_fall(truth.point, rng, *(1024, 100) if deep else (96, 15))
-        if fall.excess > 1:
+        if fall.excess > 1 and -fall.change > 1000 * truth.rounding:
             record.wrong("local minimum left downhill", f"by {fall.change:.3g}, excess {fall.excess:.3g}; {fall.text}")
-    if kind == "type-2 candidate" and truth.certain and largest_fall(truth.point, rng).excess > 1:
-        record.missed.append("type-2 candidate left downhill")
+    if kind == "type-2 candidate" and truth.certain:
+        fall = largest_fall(truth.point, rng)
+        if fall.excess > 1 and -fall.change > 1000 * truth.rounding:
+            record.missed.append("type-2 candidate left downhill")
     if kind == "global minimum":
         check_global(record, truth, verdict, rng, deep)
     if kind in {"not stationary", "saddle"}:
@@ -346,6 +348,8 @@ def check_cells(record: Record, problem: Problem) -> None:
     if len(problem.H) == 1:
         found = record.call("cell_minimum", F.cell_minimum, block, X, Y, problem.reduction)
         now, size = float(loss(problem)), problem.factor / 2 * float(np.square(problem.Y).sum())
+        amplitude = float(np.linalg.norm(problem.W, axis=1) @ np.linalg.norm(problem.H, axis=0))
+        size += 1e-11 * problem.factor * float(np.square(amplitude * problem.X).sum())
         if found is not None and not problem.float32:
             if found.loss > now * (1 + 1e-6) + 1e-9 * size:
                 record.wrong("cell minimum above the point", f"{found.loss:.6g} against {now:.6g}")
