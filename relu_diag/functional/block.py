@@ -112,6 +112,8 @@ class BlockSignal:
         C: Loss gradient at ``rho(Z)`` where it is more than ``G H`` (a penalty on the activations, a second reader of
             the hidden layer), shape ``(N, I)``; None means ``G H``.
         Z: Pre-activations ``X W^T`` where a forward pass has them already, shape ``(N, I)``; None: computed on demand.
+        unit: Where ``G`` is a multiple of outputs minus targets, that multiple, in which its rounding is known; None:
+            unknown.
 
     Raises:
         TypeError: If a tensor is not floating point.
@@ -128,6 +130,7 @@ class BlockSignal:
     G: Tensor
     C: Tensor | None = None
     Z: Tensor | None = None
+    unit: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("X", self.X), ("G", self.G), ("C", self.C), ("Z", self.Z)):
@@ -189,7 +192,8 @@ def squared_error_signal(block: ShallowBlock, X: Tensor, Y: Tensor, reduction: R
     """
     check_targets(block, X, Y)
     with torch.no_grad():
-        return BlockSignal(X, residual_factor(Y, reduction) * (chunked_outputs(block, X) - Y))
+        factor = residual_factor(Y, reduction)
+        return BlockSignal(X, factor * (chunked_outputs(block, X) - Y), unit=factor)
 
 
 def residual_factor(Y: Tensor, reduction: Reduction) -> float:

@@ -18,7 +18,7 @@ ROUNDINGS = 4
 
 
 class ResidualRounding:
-    """What the residuals of a squared loss with factor 1 may be wrong by.
+    """What the gradient of a squared loss at the outputs may be wrong by.
 
     Args:
         block: The network.
@@ -26,22 +26,30 @@ class ResidualRounding:
         kink_tol: Relative distance that counts as on the kink.
         given: Lengths of what the outputs are compared with and of the output bias, shape ``(N,)``.
         size: Length of targets or outputs, whichever is larger.
+        unit: Multiple of outputs minus targets that the gradient is.
     """
 
     def __init__(
-        self, block: ShallowBlock, signal: BlockSignal, kink_tol: float, given: Tensor, size: float = math.inf
+        self,
+        block: ShallowBlock,
+        signal: BlockSignal,
+        kink_tol: float,
+        given: Tensor,
+        size: float = math.inf,
+        unit: float = 1.0,
     ) -> None:
         self._block = block.double()
         self._signal = BlockSignal(signal.X.detach().double(), signal.G.detach().double())
         self._kink_tol = kink_tol
         self._given = given
         self._size = size
+        self._eps = ROUNDINGS * FLOAT64.eps * unit
 
     @cached_property
     def most(self) -> Tensor:
         """A bound that needs no look at the samples, as if each sample saw all neurons, shape ``(N,)``."""
         most: Tensor = self._signal.X.norm(dim=1) * reach(self._block) + self._given
-        return ROUNDINGS * FLOAT64.eps * most
+        return self._eps * most
 
     @property
     def most_pull(self) -> float:
@@ -51,7 +59,7 @@ class ResidualRounding:
     @cached_property
     def exact(self) -> Tensor:
         """A few unit roundoffs of what a sample sees and of its target; unseen neurons add nothing, shape ``(N,)``."""
-        return ROUNDINGS * FLOAT64.eps * (seen_terms(self._block, self._signal, self._kink_tol) + self._given)
+        return self._eps * (seen_terms(self._block, self._signal, self._kink_tol) + self._given)
 
     @cached_property
     def harmless(self) -> bool:
@@ -73,15 +81,12 @@ def rounding_of_problem(problem: SquaredProblem) -> ResidualRounding:
 
 
 def rounding_of_signal(block: ShallowBlock, signal: BlockSignal, kink_tol: float) -> ResidualRounding | None:
-    """That of a gradient that is nothing else, taken for outputs minus targets; None, unknown, of any other."""
-    if signal.C is not None:
+    """That of a signal in known units, and nothing else; None, unknown, of any other."""
+    if signal.C is not None or signal.unit is None:
         return None
     bias = 0.0 if block.output_bias is None else float(block.output_bias.detach().double().norm())
-    given = torch.full_like(signal.G[:, 0].detach().double(), bias)
-    rounding = ResidualRounding(block, signal, kink_tol, given)
-    size = float(signal.G.detach().double().norm())
-    all_of_it = size <= float(rounding.most.norm()) and size <= float(rounding.exact.norm())
-    return rounding if all_of_it else None
+    given = signal.G.detach().double().norm(dim=1) / signal.unit + bias  # targets are outputs minus that
+    return ResidualRounding(block, signal, kink_tol, given, unit=signal.unit)
 
 
 def output_size(problem: SquaredProblem) -> float:

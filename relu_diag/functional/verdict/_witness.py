@@ -100,12 +100,12 @@ def whitened_fall(problem: SquaredProblem, found: Stationarity) -> Direction | N
         The direction, or None where the inputs are even, or no fall exceeds the rounding of the loss.
     """
     X = problem.signal.X
-    values, vectors = torch.linalg.eigh(X.T @ X)
-    present = values > len(values) * FLOAT64.eps * values[-1]
-    if float(values[present].min()) >= FLOAT64.even * float(values[-1]):
+    _, singular, rows = torch.linalg.svd(torch.linalg.qr(X, mode="r").R, full_matrices=False)
+    present = singular > len(singular) * FLOAT64.eps * singular[0]
+    if float(singular[present].min() / singular[0]) ** 2 >= FLOAT64.even:
         return None
-    inverse = torch.where(present, 1 / values, 0.0)
-    dW = -(found.geometry.smooth @ vectors * inverse) @ vectors.T
+    inverse = torch.where(present, 1 / singular, 0.0).square()
+    dW = -(found.geometry.smooth @ rows.T * inverse) @ rows
     h_norm = problem.block.H.norm(dim=0)
     dW = torch.where(h_norm > 0, 1 / h_norm.square(), 0.0)[:, None] * dW
     return see_fall(problem, Move(dW, torch.zeros_like(problem.block.H), torch.zeros_like(problem.block.H[:, 0])))

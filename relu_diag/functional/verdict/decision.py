@@ -11,18 +11,18 @@ from torch import Tensor
 
 from relu_diag.functional.assumptions import Assumptions, State, checked
 from relu_diag.functional.block import BlockSignal, Reduction, ShallowBlock
+from relu_diag.functional.local import chunks, slopes_at
 from relu_diag.functional.problem import SquaredProblem, squared_problem
 from relu_diag.functional.tolerances import FLOAT64, derivative_tolerance, kink_tolerance
 from relu_diag.functional.verdict._normal_form import normal_form
 from relu_diag.functional.verdict._orthant import orthant_fall
 from relu_diag.functional.verdict._reach import nothing_reachable
 from relu_diag.functional.verdict._rounding import (
-    ROUNDINGS,
     ResidualRounding,
     output_size,
+    reach,
     rounding_of_problem,
     rounding_of_signal,
-    seen_terms,
 )
 from relu_diag.functional.verdict._witness import first_order_fall, silent_escape_fall, whitened_fall
 from relu_diag.functional.verdict.escape import escapes_at, silent_escapes
@@ -147,6 +147,8 @@ def classify_signal(
 def is_zero(problem: SquaredProblem, tol: float) -> bool:
     """Whether a squared loss is zero up to a tolerance, or up to the rounding of outputs whose terms cancel.
 
+    The residuals together are compared with targets and outputs; each by itself, more loosely, with its own terms.
+
     Args:
         problem: The squared loss at its parameters.
         tol: Largest residual that counts as zero, relative to targets and outputs.
@@ -163,12 +165,23 @@ def is_zero(problem: SquaredProblem, tol: float) -> bool:
     """
     miss = float(problem.signal.G.norm())
     size = output_size(problem)
-    if miss <= tol * size:
-        return True
     # Rounding that takes more than half of the digits says nothing about the loss.
-    if miss > math.sqrt(FLOAT64.eps) * size:
+    if miss > max(tol, math.sqrt(FLOAT64.eps)) * size:
         return False
-    return miss <= ROUNDINGS * FLOAT64.eps * float(seen_terms(problem.block, problem.signal, problem.kink_tol).norm())
+    # Where some outputs are far larger than others, these must be met as well: as far as living neurons reach there.
+    targets = (problem.outputs - problem.signal.G).norm(dim=1)
+    near = targets + problem.signal.X.norm(dim=1) * reach(_living(problem))
+    if bool((problem.signal.G.norm(dim=1) > math.sqrt(max(tol, FLOAT64.eps)) * near).any()):
+        return False
+    return miss <= max(tol * size, float(rounding_of_problem(problem).exact.norm()))
+
+
+def _living(problem: SquaredProblem) -> ShallowBlock:
+    """The neurons that some sample sees, the others with no output weights."""
+    living = torch.zeros_like(problem.block.W[:, 0], dtype=torch.bool)
+    for chunk in chunks(problem.block, problem.signal, problem.kink_tol):
+        living |= slopes_at(chunk.Z, problem.block.slopes).any(dim=0)
+    return replace(problem.block, H=problem.block.H * living)
 
 
 def _of_squared_loss(problem: SquaredProblem, tol: float) -> Verdict:

@@ -122,7 +122,7 @@ def assess(
         signal: Inputs and loss gradients.
         kink_tol: Relative distance that counts as on the kink; None: by dtype.
         tol: Tolerance on derivatives relative to their natural scale.
-        rounding: What the residuals may be wrong by; None: as the outputs are, in units of which the gradient is.
+        rounding: What the residuals may be wrong by; None: what the signal says of it.
 
     Returns:
         The answer per neuron, with margins.
