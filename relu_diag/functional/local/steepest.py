@@ -70,6 +70,8 @@ def steepest_descent(g: Array, q: Array, X: Array) -> Steepest:
     q = q / scale
     basis = row_space(X)
     orthogonal = g - basis.T @ (basis @ g)
+    # Its rounding would turn a short descent in the span away from the kinks it follows.
+    orthogonal -= basis.T @ (basis @ orthogonal)
     inner, exact = _in_span(basis @ g, q, X @ basis.T)
     descent = basis.T @ inner - orthogonal
     length = float(np.linalg.norm(descent))
@@ -104,7 +106,15 @@ def _nearest_in_zonotope(g: Array, q: Array, X: Array) -> Array:
         column = columns[:, 0]
         return g + np.clip(-(g @ column) / (column @ column), -1, 1) * column
     fit: Any = lsq_linear(columns, -g, bounds=(-1, 1), method="bvls", tol=_SOLVED, max_iter=50 * len(q))
-    return np.asarray(g + columns @ fit.x)
+    return _without(X[np.abs(fit.x) < 1], g + columns @ fit.x)
+
+
+def _without(X: Array, v: Array) -> Array:
+    """A vector that is orthogonal to some inputs ``(m, d)`` but for rounding, freed of that however short it is."""
+    basis = row_space(X)
+    freed = v - basis.T @ (basis @ v)
+    freed -= basis.T @ (basis @ freed)
+    return freed if np.linalg.norm(v - freed) <= FLOAT64.gap else v
 
 
 def _sign_patterns(X: Array) -> Array | None:
