@@ -30,6 +30,7 @@ class SquaredProblem:
         kink_tol: Relative distance that counts as on the kink.
 
     Example:
+        >>> import torch
         >>> block = ShallowBlock(W=torch.tensor([[1.0]]), H=torch.tensor([[1.0]]))
         >>> problem = squared_problem(block, torch.ones(2, 1), torch.tensor([[3.0], [0.0]]))
         >>> problem.signal.G.tolist(), float(problem.loss), problem.in_range
@@ -76,6 +77,7 @@ def squared_problem(
         The problem.
 
     Example:
+        >>> import torch
         >>> block = ShallowBlock(W=torch.tensor([[1.0]]), H=torch.tensor([[1.0]]))
         >>> float(squared_problem(block, torch.ones(2, 1), torch.zeros(2, 1), reduction="half_sum").loss)
         1.0
