@@ -1,6 +1,6 @@
 """How often `nearby_stationary_point` is right: at exact minima, and beside stationary points in training.
 
-    python benchmarks/nearby_points.py [minima [runs]]
+    python benchmarks/nearby_points.py [minima [runs [first seed]]]
 
 *Exact minima*: small networks (1 to 4 inputs, 3 to 12 samples, 2 to 8 neurons, 1 or 2 outputs; ReLU, leaky and others;
 with and without biases) are trained and polished to rounding until `classify` calls them a local or global minimum. The
@@ -30,10 +30,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from support.trained import descend, draw_problem, exact_minimum, nearest_by_force
 
 
-def judge_minima(count: int) -> Counter[str]:
+def judge_minima(count: int, first: int = 0) -> Counter[str]:
     seen: Counter[str] = Counter()
     seconds = 0.0
-    for seed in itertools.count():
+    for seed in itertools.count(first):
         p = exact_minimum(seed)
         if p is None:
             continue
@@ -89,7 +89,8 @@ def judge_runs(count: int) -> Counter[str]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    numbers = [int(argument) for argument in sys.argv[1:]]
-    if (numbers or [1])[0]:
-        print(dict(judge_minima(numbers[0] if numbers else 300)))
-    print(dict(judge_runs(numbers[1] if len(numbers) > 1 else 200)))
+    minima, runs, first = [int(argument) for argument in sys.argv[1:]] + [313, 200, 0][len(sys.argv) - 1 :]
+    if minima:
+        print(dict(judge_minima(minima, first)))
+    if runs:
+        print(dict(judge_runs(runs)))

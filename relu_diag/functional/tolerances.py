@@ -175,7 +175,7 @@ class Budgets:
         few_strata: The same at least, however large the problem is.
         stratum_numbers: Numbers ``N I d J^4`` in all of them together; several outputs take many steps.
         products: Products with a Hessian in the search in one stratum.
-        few_products: The same where there are other strata.
+        few_products: The same in strata beside the present and the usual one.
         multiplications: Multiplications in these products.
         neurons_at_once: Neurons whose parts per output are held together.
         neuron_numbers: Numbers in those parts.

@@ -94,7 +94,8 @@ class Search:
             if choice.key in seen:
                 continue
             seen.add(choice.key)
-            products = BUDGETS.products if len(found) < BUDGETS.few_strata else BUDGETS.few_products
+            # The first two are the present stratum and the usual one.
+            products = BUDGETS.products if len(found) < 2 else BUDGETS.few_products
             found.append(self.solve(choice, Effort(products, math.sqrt(FLOAT64.near) * self._size)))
             for other in found[-1].next if follow else ():
                 heapq.heappush(queue, (found[-1].score, next(order), other))
