@@ -10,6 +10,10 @@ answer is wrong where it is another kind of point; "moved" counts those that are
 *Runs*: gradient descent stopped on the way, one output and at most three neurons in two dimensions. By force every
 neuron is put to zero, into every cell and onto every kink within 0.5 rad; where that finds a stationary point within a
 tenth of the weights' length the answer must be one, and wherever there is an answer it must be no farther away.
+
+Seen (minima from seeds 0 and 1000 on): of 313 exact minima, 230 of them local ones, none of another kind, 2 put onto a
+kink that several neurons are beside, and 2 not found again from beside (two outputs). Of 200 runs 120 within a tenth of
+a stationary point, none of them missed; 139 answers, one of which, at 0.53, is farther than the nearest, at 0.41.
 """
 
 from __future__ import annotations

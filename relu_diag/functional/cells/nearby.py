@@ -124,11 +124,13 @@ def nearby_stationary_point(
         saddle at distance 0.0809, loss 0.5 (gap 0.005); 1 neurons put to zero, 0 kinks within 0.01
     """
     problem = squared_problem(block, X, Y, reduction)
-    states = neuron_states(problem.block, problem.signal.X, Y.detach().double(), small=small)
     tol = training_kink_tolerance(*X.shape) if kink_tol is None else kink_tolerance(kink_tol, block.W.dtype)
     here = classify(block, X, Y, reduction)
     if here.kind == "global minimum":
         return _unmoved(block, here, "", 0, 0.0)
+    if not problem.in_range:
+        return _unmoved(block, here, here.reason, 0, tol)
+    states = neuron_states(problem.block, problem.signal.X, Y.detach().double(), small=small)
     neurons = _looked_at(states, len(X))
     if len(X) * len(neurons) > BUDGETS.signs:
         reason = f"the signs of {len(neurons)} neurons on {len(X)} samples are too many to keep"

@@ -102,6 +102,15 @@ def test_far_from_every_stationary_point_it_says_so() -> None:
         assert near.reason or near.distance < 0.4 * max(1.0, size_of(p))
 
 
+@pytest.mark.parametrize(("x", "w", "y"), [(1e200, 1, 1), (1, 1e200, 1), (1, 1, 1e200), (1e-200, 1, 1e200)])
+def test_numbers_whose_squares_are_no_numbers_are_refused_in_words(x: float, w: float, y: float) -> None:
+    X = x * torch.tensor([[1.0, 0.3], [0.2, 1.0], [-0.4, 1.0]]).double()
+    block = ShallowBlock(w * torch.tensor([[0.5, 0.2]]).double(), torch.ones(1, 1).double())
+    near = F.nearby_stationary_point(block, X, y * torch.tensor([[1.0], [-0.5], [0.3]]).double())
+    assert (near.genuine, near.verdict.kind, near.distance) == (False, "undecided", 0.0)
+    assert "rescale" in near.reason
+
+
 # What it does not depend on
 
 
