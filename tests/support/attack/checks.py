@@ -21,7 +21,10 @@ Rng = np.random.Generator
 
 # Refusals that the documentation announces.
 _REFUSALS = ("`slopes`", "Gram matrix", "one output", "at most 12 neurons", "hidden neurons", "smooth")
+# Weights that moved by no more than this, relative to each neuron, are the same.
 _SAME = 1e-6
+# A fall this many times the rounding of the loss can be seen in float64.
+_VISIBLE = 1000
 
 
 @dataclass
@@ -67,9 +70,13 @@ class Truth:
         """What float64 may get wrong of a loss change."""
         return float(np.linalg.norm(self.point.E.astype(float), axis=1) @ self.point.noise) / self.point.problem.factor
 
+    def visible(self, fall: float) -> bool:
+        """Whether a fall stands out of that."""
+        return fall > _VISIBLE * self.rounding
+
     def violates(self, one: Neuron) -> bool:
         """Whether a neuron violates its conditions by more than the tolerance, and the loss can be seen to fall."""
-        return one.least > 100 * self.point.tol and one.fall > 1000 * self.rounding
+        return one.least > 100 * self.point.tol and self.visible(one.fall)
 
     @property
     def stationary(self) -> bool | None:
@@ -86,7 +93,7 @@ class Truth:
     @property
     def blurred(self) -> bool:
         """Whether some neuron pulls, and what that is worth is below the rounding of the loss."""
-        return any(0 < one.fall <= 1000 * self.rounding for one in self.neurons)
+        return any(one.fall > 0 and not self.visible(one.fall) for one in self.neurons)
 
     @property
     def certain(self) -> bool:
@@ -98,18 +105,19 @@ class Truth:
         return self.stationary is False or (self.stationary is True and self.escapes is not None)
 
     @property
+    def pulled(self) -> list[bool]:
+        """Which neurons are escape neurons for sure."""
+        return [one.pull > 1000 * self.point.tol and self.visible(one.fall) for one in self.neurons]
+
+    @property
     def escapes(self) -> bool | None:
         """Whether some neuron pulls that makes it a saddle for sure; None where several outputs leave it open."""
         silent = ~self.point.problem.H.any(axis=0)
-        pulls = [one.pull if one.fall > 1000 * self.rounding else 0.0 for one in self.neurons]
-        limit = 1000 * self.point.tol
-        if any(pull > limit and quiet for pull, quiet in zip(pulls, silent, strict=True)):
+        if (np.array(self.pulled) & silent).any():
             return True
-        return (
-            None
-            if max(one.pull for one in self.neurons) > 1e-13 or not all(one.certain for one in self.neurons)
-            else False
-        )
+        if not self.certain or max(one.pull for one in self.neurons) > 1e-13:
+            return None
+        return False
 
 
 def truth_of(problem: Problem) -> Truth:
@@ -170,16 +178,16 @@ def check_verdict(record: Record, truth: Truth, verdict: F.Verdict, rng: Rng, de
         record.wrong(f"{kind} where not stationary", f"violation at least {worst:.3g}; {verdict}")
     if kind == "not stationary" and truth.stationary is True and truth.exact:
         record.wrong("not stationary where stationary", str(verdict))
-    if kind == "local minimum" and truth.escapes is True:
+    if kind == "local minimum" and truth.stationary and any(truth.pulled):
         record.wrong("local minimum with escape neuron", f"pulls {[one.pull for one in truth.neurons]}; {verdict}")
     # Kinks that nearly coincide may hold a minimum in a neighbourhood too small to search.
     if kind == "local minimum" and truth.certain:
         fall = largest_fall(truth.point, rng, *(1024, 100) if deep else (96, 15))
-        if fall.excess > 1 and -fall.change > 1000 * truth.rounding:
+        if fall.excess > 1 and truth.visible(-fall.change):
             record.wrong("local minimum left downhill", f"by {fall.change:.3g}, excess {fall.excess:.3g}; {fall.text}")
     if kind == "type-2 candidate" and truth.certain:
         fall = largest_fall(truth.point, rng)
-        if fall.excess > 1 and -fall.change > 1000 * truth.rounding:
+        if fall.excess > 1 and truth.visible(-fall.change):
             record.missed.append("type-2 candidate left downhill")
     if kind == "global minimum":
         check_global(record, truth, verdict, rng, deep)
