@@ -20,7 +20,7 @@ test-lowest test-newest: test-%: .venv-%/ready
 	.venv-$*/bin/pytest $(PYTEST_OPTIONS) -W default::DeprecationWarning -W default::FutureWarning
 
 bench: .venv/ready
-	$(BIN)/pytest --benchmark-enable --benchmark-disable-gc benchmarks/test_ratios.py
+	$(BIN)/pytest --benchmark-enable --benchmark-disable-gc --benchmark-timer=time.process_time benchmarks/test_ratios.py
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "relu_diag needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)")'

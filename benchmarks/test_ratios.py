@@ -3,7 +3,8 @@
     make bench                      # prints what was measured over the committed baseline
     make bench WRITE_BASELINE=1     # writes the baseline anew
 
-Ratios travel between machines, seconds do not. In `make test` everything runs once and nothing is timed.
+Ratios travel between machines, seconds do not; of CPU on one thread, so that other programs matter little. In
+`make test` everything runs once and nothing is timed.
 """
 
 from __future__ import annotations
@@ -120,9 +121,9 @@ def compare(
     gradients: list[float] = []
 
     def time_gradient() -> None:
-        start = time.perf_counter()
+        start = time.process_time()
         gradient()
-        gradients.append(time.perf_counter() - start)
+        gradients.append(time.process_time() - start)
 
     benchmark.pedantic(work, setup=time_gradient, rounds=ROUNDS, warmup_rounds=2)
     if benchmark.stats is None:  # disabled
