@@ -92,8 +92,10 @@ class Truth:
 
     @property
     def blurred(self) -> bool:
-        """Whether some neuron pulls, and what that is worth is below the rounding of the loss."""
-        return any(one.fall > 0 and not self.visible(one.fall) for one in self.neurons)
+        """Whether some derivative is within the tolerance's band, or what a pull is worth below the loss's rounding."""
+        tol = self.point.tol
+        banded = any(tol / 100 <= one.raw <= 100 * tol for one in self.neurons)
+        return banded or any(one.fall > 0 and not self.visible(one.fall) for one in self.neurons)
 
     @property
     def certain(self) -> bool:
