@@ -76,6 +76,16 @@ class Tolerances:
         below_levels: Part of the lowest critical level's error that no tolerance takes for zero.
         level_match: Widest miss of a critical arrangement's positions, over the interval.
         still_worth: Rise of a drop by doubling the step over the drop, from which on the step is long enough.
+        arrived: Cosine of the angle to an extremal direction at which a neuron has arrived there.
+        stride: Progress of the fastest small neuron in one stride, in units of its growth time.
+        dense_stride: The same where kinks are dense and a stride crosses some of them late.
+        blurred: Distance from a kink, over the sizes of neuron and sample, within which gradient flow averages its sides.
+        standstill: Growth rate that is none, for a motion that would divide by it.
+        flow: Error of a step of gradient flow over the size of a neuron, or over the drop asked for.
+        still: Motion of the residuals until the end of a forecast, over their length, that counts as none.
+        first_order: Drop of the loss over the one to first order, above which growth counts as exponential to its end.
+        patience: How much longer than at its present speed a loss that slides may take.
+        noticed: Drop of the loss, over the one asked for, below which residuals do not notice small neurons.
         gain: Gain of a widening, or drop of the loss by one, over its terms that counts as none.
     """
 
@@ -134,6 +144,16 @@ class Tolerances:
     below_levels: float = 0.1
     level_match: float = 1e-2
     still_worth: float = 1e-2
+    arrived: float = math.cos(0.1)
+    stride: float = 0.5
+    dense_stride: float = 0.2
+    blurred: float = 1e-3
+    standstill: float = 1e-100
+    flow: float = 2e-3
+    still: float = 1e-2
+    first_order: float = 0.95
+    patience: float = 10.0
+    noticed: float = 1e-2
     gain: float = 1e-12
 
 
@@ -198,6 +218,14 @@ class Budgets:
         damped_steps: Damped steps of an ascent among dense kinks.
         program_samples: Samples a linear program starts with, and samples added where its answer fails.
         kinks_in_reach: Samples within reach of a neuron beyond which the reach is more than its cell.
+        strides: Strides of small neurons on their way to extremal directions.
+        events: Kinks that a neuron may meet in one stride.
+        fastest_turn: How much faster than it grows a neuron may turn before strides become shorter.
+        newton: Newton steps on the time at which drops add up to one.
+        course: Gradients of the whole network that one forecast may take.
+        stages: Stages of one step of gradient flow.
+        settlings: Parts of the time until growth is noticed after which residuals are looked at again.
+        rounds_of_growth: Neurons that may grow one after the other until the loss has dropped.
         fits: Least squares fits in the search for the input weights with which a new neuron lowers the loss most.
         fit_halvings: Halvings of the step to a fit.
         fit_products: Products with the data in each.
@@ -267,6 +295,14 @@ class Budgets:
     damped_steps: int = 60
     program_samples: int = 1000
     kinks_in_reach: int = 256
+    strides: int = 1000
+    events: int = 200
+    fastest_turn: int = 5
+    newton: int = 20
+    course: int = 800
+    stages: int = 60
+    settlings: int = 10
+    rounds_of_growth: int = 6
     fits: int = 20
     fit_halvings: int = 5
     fit_products: int = 16

@@ -11,17 +11,9 @@ from torch.linalg import vector_norm
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock
 from relu_diag.functional.dynamics._ascent import Pieces, pieces
+from relu_diag.functional.dynamics._kinked_motion import KinkedMotion
 from relu_diag.functional.dynamics.extremal import ExtremalDirections, extremal_directions
-
-# Neurons whose directions the search for extremal directions starts from besides the samples.
-_STARTS = 64
-# Progress of the fastest neuron in one step, in units of its growth time; how much faster its direction may turn.
-_STRIDE = 0.2
-_FASTEST_TURN = 5
-_STEPS = 1000
-_NEWTON = 20
-# A neuron this close to an extremal direction, with both weights, has arrived, as a cosine.
-_ARRIVED = math.cos(0.1)
+from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,26 +24,23 @@ class Growth:
         time: Time of gradient flow until then.
         gain: Growth rate of both weights.
         amplitude: The growing part of ``sum_i ||w_i|| ||h_i||`` now.
-        neurons: These neurons, long, shape ``(n,)``.
+        neurons: The neurons that drop it most, long, shape ``(n,)``.
+        moved: All neurons that have moved by then, long, shape ``(m,)``.
+        W: Their input weights then, shape ``(m, d)``.
+        H: Their output weights then, shape ``(J, m)``.
     """
 
     time: float
     gain: float
     amplitude: float
     neurons: Tensor
+    moved: Tensor
+    W: Tensor
+    H: Tensor
 
 
 def growth_time(gain: float, amplitude: float, target: float) -> float:
-    """The time of gradient flow until ``gain amplitude exp(2 gain t)`` reaches a drop of the loss.
-
-    Args:
-        gain: Growth rate of both weights.
-        amplitude: Sum of ``||w_i|| ||h_i||`` now.
-        target: The drop.
-
-    Returns:
-        Time, 0 where the drop is reached.
-    """
+    """The time of gradient flow until ``gain amplitude exp(2 gain t)`` reaches a drop of the loss, 0 where it has."""
     return max(0.0, math.log(target / (gain * amplitude)) / (2 * gain))
 
 
@@ -68,56 +57,93 @@ def small_growth(block: ShallowBlock, signal: BlockSignal, small: Tensor, target
         loud: Largest growth rate that counts as zero.
 
     Returns:
-        Time, and the neurons of the extremal direction that has then contributed most; None where nothing grows.
+        The growth of the neurons of the extremal direction that has then contributed most; None where nothing grows.
     """
-    neurons = small.nonzero().squeeze(1)
+    # Plain descent never moves a neuron that has every sample on its kink and the slope 0 there.
+    stuck = ~block.W.any(dim=1) & (block.slopes[0] == 0)
+    neurons = (small & ~stuck).nonzero().squeeze(1)
     if not len(neurons):
         return None
     W, H = block.W[neurons], block.H[:, neurons]
-    starts = W[(W.norm(dim=1) * H.norm(dim=0)).argsort(descending=True)[:_STARTS]]
+    starts = W[(W.norm(dim=1) * H.norm(dim=0)).argsort(descending=True)[: BUDGETS.starts]]
     extremal = extremal_directions(signal.X, signal.G, block.slopes, starts)
     heard = extremal.gain > loud
     if not bool(heard.any()):
         return None
     extremal = replace(extremal, v=extremal.v[heard], gain=extremal.gain[heard], o=extremal.o[heard])
-    toward, log_drop = _arrivals(pieces(signal, len(neurons)), block.slopes, (W, H), extremal, target)
-    if not bool(log_drop.isfinite().any()):
+    few = len(signal.X) <= BUDGETS.few_samples
+    journey = (_Kinked if few else _Dense)(signal, block.slopes, W, H)
+    ends = _travel(journey, extremal, target)
+    if not bool(ends.log_drop.isfinite().any()):
         return None
-    time = _time_until(2 * extremal.gain[toward], log_drop, math.log(target))
-    drop = (log_drop + 2 * extremal.gain[toward] * time).exp()
-    winner = int(torch.zeros_like(extremal.gain).index_add_(0, toward, drop).argmax())
-    members, gain = (toward == winner) & log_drop.isfinite(), float(extremal.gain[winner])
-    return Growth(time, gain, float(log_drop[members].exp().sum()) / gain, neurons[members])
+    rate = 2 * extremal.gain[ends.toward]
+    time = _time_until(rate, ends.log_drop, math.log(target))
+    drop = (ends.log_drop + rate * time).exp()
+    winner = int(torch.zeros_like(extremal.gain).index_add_(0, ends.toward, drop).argmax())
+    members = (ends.toward == winner) & ends.log_drop.isfinite()
+    gain = float(extremal.gain[winner])
+    amplitude = float(ends.log_drop[members].exp().sum()) / gain
+    W, H = ends.weights(extremal, time)
+    return Growth(time, gain, amplitude, neurons[members], neurons, W, H)
 
 
-def _arrivals(
-    samples: Pieces,
-    slopes: tuple[float, float],
-    weights: tuple[Tensor, Tensor],
-    extremal: ExtremalDirections,
-    target: float,
-) -> tuple[Tensor, Tensor]:
-    """Which extremal direction each neuron goes to, and the logarithm of the drop its growth along it starts from."""
-    (W, H), time = weights, 0.0
-    travelling = torch.arange(len(W), device=W.device)
-    toward, log_drop = torch.zeros_like(travelling), W.new_full((len(W),), -math.inf)
-    for _ in range(_STEPS):
-        velocity = _velocity(samples, slopes, W, (W, H))
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ends:
+    """How far neurons have come: the direction each goes to, shape ``(n,)``, and where and when it was seen last.
+
+    ``log_drop`` is the logarithm of the drop its growth along that direction started from at time 0, -inf for a neuron
+    that does not arrive; ``arrived`` those that have.
+    """
+
+    toward: Tensor
+    log_drop: Tensor
+    arrived: Tensor
+    W: Tensor
+    H: Tensor
+    time: Tensor
+
+    def weights(self, extremal: ExtremalDirections, time: float) -> tuple[Tensor, Tensor]:
+        """Input and output weights at a time; of what has arrived the part that grows."""
+        v, o = extremal.v[self.toward], extremal.o[self.toward]
+        size = ((self.W * v).sum(1) + (self.H.T * o).sum(1)) / 2
+        size = size * (extremal.gain[self.toward] * (time - self.time)).exp()
+        there = self.arrived[:, None]
+        return torch.where(there, size[:, None] * v, self.W), torch.where(there, size[:, None] * o, self.H.T).T
+
+
+def _travel(journey: _Kinked | _Dense, extremal: ExtremalDirections, target: float) -> _Ends:
+    """The neurons on their way until all have arrived or together they have lowered the loss by a target."""
+    W, H = journey.weights()
+    count, time, fastest = len(W), 0.0, float(extremal.gain.max())
+    ends = _Ends(
+        toward=torch.zeros(count, dtype=torch.long, device=W.device),
+        log_drop=W.new_full((count,), -math.inf),
+        arrived=torch.zeros(count, dtype=torch.bool, device=W.device),
+        W=W.clone(),
+        H=H.clone(),
+        time=W.new_zeros(count),
+    )
+    travelling = torch.arange(count, device=W.device)
+    for _ in range(BUDGETS.strides):
+        W, H = journey.weights()
+        dW, dH = journey.velocity()
         nearest, arrived, amplitude = _match(W, H, extremal)
+        arrived &= journey.inside(extremal.v[nearest])
         gain = extremal.gain[nearest]
         # Whoever is still on the way counts with what it lowers the loss by at this moment.
-        drop = torch.where(arrived, gain * amplitude, (velocity[1] * H).sum(0).clamp(min=0))
-        toward[travelling], log_drop[travelling] = nearest, drop.log() - 2 * gain * time
-        going = (~arrived & (_length(velocity) > 0)).nonzero().squeeze(1)
-        total = (log_drop + 2 * extremal.gain[toward] * time).exp().sum()
-        if not len(going) or float(total) >= target:
-            break
-        if len(going) < len(travelling):
-            travelling, W, H = travelling[going], W[going], H[:, going]
-            velocity = (velocity[0][going], velocity[1][:, going])
-        W, H, step = _advance(samples, slopes, (W, H), velocity)
-        time += step
-    return toward, log_drop
+        drop = torch.where(arrived, gain * amplitude, (dH * H).sum(0).clamp(min=0))
+        ends.toward[travelling], ends.log_drop[travelling] = nearest, drop.log() - 2 * gain * time
+        ends.arrived[travelling], ends.time[travelling] = arrived, time
+        ends.W[travelling], ends.H[:, travelling] = W, H
+        going = ~arrived & (_length(dW, dH) > 0)
+        total = (ends.log_drop + 2 * extremal.gain[ends.toward] * time).exp().sum()
+        if not bool(going.any()) or float(total) >= target:
+            return ends
+        travelling = travelling[going]
+        time += journey.advance(going, fastest)
+    # What has not arrived by now goes elsewhere.
+    ends.log_drop[travelling] = -math.inf
+    return ends
 
 
 def _match(W: Tensor, H: Tensor, extremal: ExtremalDirections) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,33 +153,81 @@ def _match(W: Tensor, H: Tensor, extremal: ExtremalDirections) -> tuple[Tensor, 
     """
     along, nearest = (W @ extremal.v.T).max(dim=1)
     across = (H.T * extremal.o[nearest]).sum(1)
-    arrived = (along > _ARRIVED * vector_norm(W, dim=1)) & (across > _ARRIVED * vector_norm(H, dim=0))
+    arrived = (along > FLOAT64.arrived * vector_norm(W, dim=1)) & (across > FLOAT64.arrived * vector_norm(H, dim=0))
     return nearest, arrived, ((along + across) / 2).square()
 
 
-def _advance(
-    samples: Pieces, slopes: tuple[float, float], weights: tuple[Tensor, Tensor], velocity: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor, float]:
-    """The weights a short time later, and that time.
+class _Kinked:
+    """Neurons that meet their kinks one by one."""
 
-    While no kink is crossed the motion is ``exp(t K)`` with a symmetric ``K`` whose eigenvalues come in pairs; for one
-    output they are ``+-rate`` and 0, and three terms are exact.
-    """
-    change = _velocity(samples, slopes, weights[0], velocity)
-    rate = _length(change) / _length(velocity)
-    # Input weights far shorter than the output weights turn fast, and meet kinks on the way.
-    turning = torch.minimum(vector_norm(velocity[0], dim=1) / vector_norm(weights[0], dim=1), _FASTEST_TURN * rate)
-    step = _STRIDE / float(torch.maximum(rate, turning).max())
-    first, second = (rate * step).sinh() / rate, ((rate * step).cosh() - 1) / rate.square()
-    W = weights[0] + first[:, None] * velocity[0] + second[:, None] * change[0]
-    return W, weights[1] + first * velocity[1] + second * change[1], step
+    def __init__(self, signal: BlockSignal, slopes: tuple[float, float], W: Tensor, H: Tensor) -> None:
+        self.like = W
+        self.motion = KinkedMotion(signal.X.cpu().numpy(), signal.G.cpu().numpy(), slopes)
+        self.movers = self.motion.start(W.cpu().numpy(), H.T.cpu().numpy())
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        return torch.as_tensor(self.movers.W).to(self.like), torch.as_tensor(self.movers.H.T).to(self.like)
+
+    def velocity(self) -> tuple[Tensor, Tensor]:
+        dW, dH = self.motion.velocity(self.movers, self.movers.W, self.movers.H)
+        return torch.as_tensor(dW).to(self.like), torch.as_tensor(dH.T).to(self.like)
+
+    def inside(self, V: Tensor) -> Tensor:
+        """Whether each direction ``(n, d)`` is on the sides that the neuron is on, or on their boundary."""
+        across = V @ torch.as_tensor(self.motion.normals).to(V).T
+        sides = torch.as_tensor(self.movers.sides).to(V)
+        inside: Tensor = (across * sides >= -FLOAT64.same_side).all(dim=1)
+        return inside
+
+    def advance(self, going: Tensor, fastest: float) -> float:
+        """Leave the others behind and move on for a while; the time."""
+        self.movers = self.movers.some(going.cpu().numpy())
+        step = self.motion.stride(self.movers, fastest)
+        self.movers = self.motion.advance(self.movers, step)
+        return step
+
+
+class _Dense:
+    """Neurons with so many kinks that steps may cross some of them late."""
+
+    def __init__(self, signal: BlockSignal, slopes: tuple[float, float], W: Tensor, H: Tensor) -> None:
+        self.samples: Pieces = pieces(signal, len(W))
+        self.slopes, self.W, self.H = slopes, W, H
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        return self.W, self.H
+
+    def velocity(self) -> tuple[Tensor, Tensor]:
+        return _velocity(self.samples, self.slopes, self.W, self.W, self.H)
+
+    def inside(self, V: Tensor) -> Tensor:
+        """Where kinks are dense, every direction nearby is in reach, bool, shape ``(n,)``."""
+        return torch.ones(len(V), dtype=torch.bool, device=V.device)
+
+    def advance(self, going: Tensor, fastest: float) -> float:
+        """Leave the others behind and move on for a while; the time.
+
+        While no kink is crossed the motion is ``exp(t K)`` with a symmetric ``K`` whose eigenvalues come in pairs; for
+        one output they are ``+-rate`` and 0, and three terms are exact.
+        """
+        self.W, self.H = self.W[going], self.H[:, going]
+        dW, dH = self.velocity()
+        dW2, dH2 = _velocity(self.samples, self.slopes, self.W, dW, dH)
+        rate = _length(dW2, dH2) / _length(dW, dH)
+        # Input weights far shorter than the output weights turn fast, and meet kinks on the way.
+        turning = torch.minimum(vector_norm(dW, dim=1) / vector_norm(self.W, dim=1), BUDGETS.fastest_turn * rate)
+        step = FLOAT64.dense_stride / float(torch.maximum(rate, turning).max())
+        first = (rate * step).sinh() / rate
+        second = ((rate * step).cosh() - 1) / rate.square()
+        self.W = self.W + first[:, None] * dW + second[:, None] * dW2
+        self.H = self.H + first * dH + second * dH2
+        return step
 
 
 def _velocity(
-    samples: Pieces, slopes: tuple[float, float], at: Tensor, weights: tuple[Tensor, Tensor]
+    samples: Pieces, slopes: tuple[float, float], at: Tensor, W: Tensor, H: Tensor
 ) -> tuple[Tensor, Tensor]:
     """``-M^T h`` and ``-M w`` with the slopes that the input weights ``at`` give; at 0 torch's, ``s-``."""
-    W, H = weights
     dW, dH = torch.zeros_like(W), torch.zeros_like(H)
     for X, G in samples:
         slope = torch.where(X @ at.T > 0, slopes[1], slopes[0])
@@ -162,15 +236,16 @@ def _velocity(
     return dW, dH
 
 
-def _length(weights: tuple[Tensor, Tensor]) -> Tensor:
-    return torch.hypot(vector_norm(weights[0], dim=1), vector_norm(weights[1], dim=0))
+def _length(W: Tensor, H: Tensor) -> Tensor:
+    """Lengths of weights ``(n, d)`` and ``(J, n)`` together, shape ``(n,)``."""
+    return torch.hypot(vector_norm(W, dim=1), vector_norm(H, dim=0))
 
 
 def _time_until(rate: Tensor, log_drop: Tensor, log_target: float) -> float:
     """The time at which drops ``exp(log_drop + rate t)`` add up to the target, 0 where they already do."""
     time = float(((log_target - log_drop) / rate).min())
     # The sum is at the target no later than its first term is. Its logarithm is convex: Newton's steps stay above.
-    for _ in range(_NEWTON):
+    for _ in range(BUDGETS.newton):
         term = log_drop + rate * time
         excess = float(term.logsumexp(0)) - log_target
         time -= excess / float((term.softmax(0) * rate).sum())

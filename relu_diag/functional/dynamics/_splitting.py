@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -50,4 +52,15 @@ def splitting_growth(
     # What pulls along u is a group that still settles; across, no more than that proves nothing.
     if gain <= max(loud, float((M @ u).norm())) or amplitude <= rounding:
         return None
-    return Growth(growth_time(gain, amplitude, target), gain, amplitude, members)
+    time = growth_time(gain, amplitude, target)
+    # Of a difference along (v, -o) and one along (v, o) only the first grows.
+    part = (W @ inputs[0] - outputs[:, 0] @ H) / 2 * math.expm1(gain * time)
+    return Growth(
+        time=time,
+        gain=gain,
+        amplitude=amplitude,
+        neurons=members,
+        moved=members,
+        W=W + torch.outer(part, inputs[0]),
+        H=H - torch.outer(outputs[:, 0], part),
+    )

@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from relu_diag.functional.block import Reduction, ShallowBlock
-from relu_diag.functional.dynamics._frozen import Growth, small_growth
-from relu_diag.functional.dynamics._splitting import splitting_growth
-from relu_diag.functional.local import NeuronStates, neuron_states
-from relu_diag.functional.problem import SquaredProblem, squared_problem
+from relu_diag.functional.dynamics._escape import Plateau, escape
+from relu_diag.functional.problem import squared_problem
 from relu_diag.functional.tolerances import derivative_tolerance
 
 
@@ -33,6 +31,9 @@ class EscapeForecast:
         amplitude: Their ``sum_i ||w_i|| ||h_i||``, counting only what grows: ``((w.v + h.o) / 2)^2`` for a neuron on
             its way to ``(v, o)``, which is the whole of a balanced neuron that has arrived.
         neurons: These neurons, long, shape ``(n,)``.
+        drop: The fraction asked for.
+        reached: The fraction by which the loss drops: less than that where all growth ends before. Steps and time are
+            inf then, and the neurons are the last that grow.
     """
 
     steps: float
@@ -40,15 +41,16 @@ class EscapeForecast:
     gain: float
     amplitude: float
     neurons: Tensor
+    drop: float
+    reached: float
 
     def __str__(self) -> str:
-        when = (
-            f"escape in ~{self.steps:,.0f} steps" if math.isfinite(self.steps) else "no escape at a learning rate of 0"
-        )
-        return (
-            f"{when}: {len(self.neurons)} neurons of amplitude {self.amplitude:.3g} grow at rate {self.gain:.3g}, "
-            f"time {self.time:.4g}"
-        )
+        growth = f"{len(self.neurons)} neurons of amplitude {self.amplitude:.3g} grow at rate {self.gain:.3g}"
+        if self.reached < self.drop:
+            return f"no escape by {self.drop:.3g} of the loss, at most {self.reached:.3g}: {growth}"
+        if math.isfinite(self.steps):
+            return f"escape in ~{self.steps:,.0f} steps: {growth}, time {self.time:.4g}"
+        return f"no escape at a learning rate of 0: {growth}, time {self.time:.4g}"
 
 
 def forecast_escape(
@@ -104,23 +106,15 @@ def forecast_escape(
     residual, targets = problem.signal.G, Y.detach().double()
     if float(residual.norm()) <= derivative_tolerance(None, None, block.W.dtype) * float(targets.norm()):
         return None
-    states = neuron_states(problem.block, problem.signal.X, targets, small=small)
-    growths = _growths(problem, states, drop * float(problem.loss))
-    if not growths:
+    found = escape(Plateau(problem, targets, drop * float(problem.loss), small))
+    if found is None:
         return None
-    first = min(growths, key=lambda growth: growth.time)
+    growth = found.growth
     # A step of descent multiplies by 1 + lr gain, a little less than flow in the same time.
-    slower = lr * first.gain / math.log1p(lr * first.gain) if lr * first.gain > 0 else 1.0
-    steps = first.time * slower / lr if lr > 0 else math.inf
-    return EscapeForecast(steps, first.time * slower, first.gain, first.amplitude, first.neurons)
-
-
-def _growths(problem: SquaredProblem, states: NeuronStates, target: float) -> list[Growth]:
-    """All that grows: the small living neurons, and the differences within grown groups."""
-    block, signal = problem.block, problem.loss_signal
-    loud = problem.kink_tol * float(signal.G.norm(dim=1) @ signal.X.norm(dim=1))
-    found = [small_growth(block, signal, states.small_living, target, loud)]
-    for group in range(len(states.group_amplitude)):
-        members = (states.group == group) & ~states.small_living
-        found.append(splitting_growth(block, signal, members.nonzero().squeeze(1), target, loud))
-    return [growth for growth in found if growth is not None]
+    slower = lr * growth.gain / math.log1p(lr * growth.gain) if lr * growth.gain > 0 else 1.0
+    time = found.time * slower
+    steps = time / lr if lr > 0 else math.inf
+    if steps < 1:
+        time, steps = 0.0, 0.0
+    reached = found.drop / float(problem.loss)
+    return EscapeForecast(steps, time, growth.gain, growth.amplitude, growth.neurons, drop, reached)

@@ -1,0 +1,191 @@
+"""The gradient flow of the whole network for a while: what a forecast follows where residuals do not stand still.
+
+The Hessian is symmetric and its large eigenvalues are positive: the flow is stiff along a real axis, which is what
+Runge-Kutta-Chebyshev methods are for, explicit ones whose stable step grows with the square of their stages.
+
+Source: Sommeijer, Shampine and Verwer 1998.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.polynomial import chebyshev
+
+from relu_diag.functional._arrays import Array
+from relu_diag.functional.problem import SquaredProblem
+from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+
+_TINY = float(np.finfo(np.float64).tiny)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moment:
+    """The network at a moment of its flow.
+
+    Attributes:
+        W: Input weights, shape ``(I, d)``.
+        H: Output weights, shape ``(J, I)``.
+        time: Time of gradient flow from the start of the forecast.
+        drop: Drop of the loss since then.
+        ended: Whether the drop is the one asked for; the time is then interpolated.
+        evaluations: Gradients that may still be computed.
+    """
+
+    W: Array
+    H: Array
+    time: float
+    drop: float
+    ended: bool
+    evaluations: int
+
+
+class Course:
+    """The gradient flow of a squared problem."""
+
+    def __init__(self, problem: SquaredProblem) -> None:
+        block = problem.block
+        self.X = problem.signal.X.cpu().numpy()
+        bias = 0.0 if block.output_bias is None else block.output_bias.cpu().numpy()
+        self.targets = (problem.outputs - problem.signal.G).cpu().numpy() - bias
+        self.slopes, self.factor = block.slopes, problem.factor
+        self.loss = float(problem.loss)
+        self.width = FLOAT64.blurred * np.linalg.norm(self.X, axis=1, keepdims=True)
+        self.evaluations = 0
+        self._stiffest: Array | None = None
+
+    def drop(self, W: Array, H: Array) -> float:
+        """By how much the loss is lower than at the start."""
+        return self.loss - self._velocity(W, H)[2]
+
+    def linear_time(self, at: Moment, target: float) -> float:
+        """How long the loss would take to a drop at its present speed."""
+        dW, dH, _ = self._velocity(at.W, at.H)
+        return (target - at.drop) / max(float((dW * dW).sum() + (dH * dH).sum()), _TINY)
+
+    def residual_speed(self, at: Moment, moving: Array) -> float:
+        """How fast the residuals change by the motion of some neurons, 1 or 0 each, over their length."""
+        Z = self.X @ at.W.T
+        S = np.where(Z > 0, self.slopes[1], self.slopes[0])
+        E = (S * Z) @ at.H.T - self.targets
+        dW, dH, _ = self._velocity(at.W, at.H)
+        change = (S * Z * moving) @ dH.T + (S * (self.X @ dW.T) * moving) @ at.H.T
+        return float(np.linalg.norm(change)) / max(float(np.linalg.norm(E)), _TINY)
+
+    def follow(self, at: Moment, target: float, longest: float) -> Moment:
+        """The flow until the loss has dropped by a target, or for some time, or as long as evaluations last."""
+        shape = at.W.shape
+        y = np.concatenate([at.W.ravel(), at.H.T.ravel()])
+        time, drop, end = at.time, at.drop, at.time + longest
+        self.evaluations = at.evaluations
+        f, _ = self._flow(y, shape)
+        step = min(longest, 0.1 / max(float((self._sizes(f, shape) / self._sizes(y, shape)).max()), _TINY))
+        while self.evaluations > 0 and drop < target and time < end * (1 - FLOAT64.eps):
+            stiffness = self._stiffness(y, f, shape)
+            step = min(step, end - time, ((BUDGETS.stages - 1) ** 2 - 1) / (1.54 * stiffness + _TINY))
+            there, f_there, loss = self._step(y, f, step, stiffness, shape)
+            error = self._error(y, f, there, f_there, step, shape)
+            # Gradient flow lowers the loss: a step that does not was too long for its kinks, or not stable.
+            if not (error <= 1 and self.loss - loss >= drop - FLOAT64.flow * target):
+                step *= max(0.2, 0.8 / error ** (1 / 3)) if 1 < error < math.inf else 0.5
+                continue
+            before, drop = drop, self.loss - loss
+            if drop >= target:
+                time += _share(before, drop, target) * step
+                return self._moment(there, shape, time, target, ended=True)
+            y, f, time = there, f_there, time + step
+            step *= min(4.0, 0.8 / max(error, 1e-3) ** (1 / 3))
+        return self._moment(y, shape, time, drop, ended=drop >= target)
+
+    def _moment(self, y: Array, shape: tuple[int, ...], time: float, drop: float, ended: bool) -> Moment:
+        W, H = self._parts(y, shape)
+        return Moment(W, H, time, drop, ended, self.evaluations)
+
+    def _parts(self, y: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+        """Input weights ``(I, d)`` and output weights ``(J, I)`` of one vector."""
+        split = shape[0] * shape[1]
+        return y[:split].reshape(shape), y[split:].reshape(shape[0], -1).T
+
+    def _sizes(self, y: Array, shape: tuple[int, ...]) -> Array:
+        """Lengths of the neurons, shape ``(I,)``."""
+        W, H = self._parts(y, shape)
+        return np.sqrt((W * W).sum(1) + (H * H).sum(0)) + _TINY
+
+    def _flow(self, y: Array, shape: tuple[int, ...]) -> tuple[Array, float]:
+        """Minus the gradient, and the loss."""
+        dW, dH, loss = self._velocity(*self._parts(y, shape))
+        self.evaluations -= 1
+        return np.concatenate([dW.ravel(), dH.T.ravel()]), loss
+
+    def _velocity(self, W: Array, H: Array) -> tuple[Array, Array, float]:
+        """``-dL/dW``, ``-dL/dH`` and the loss; close to a kink the slope is between the two, so that neurons slide."""
+        Z = self.X @ W.T
+        A = np.where(Z > 0, self.slopes[1], self.slopes[0]) * Z
+        E = A @ H.T - self.targets
+        G = self.factor * E
+        width = self.width * np.sqrt((W * W).sum(1) + (H * H).sum(0)) + _TINY
+        S = self.slopes[0] + (self.slopes[1] - self.slopes[0]) * (0.5 + 0.5 * np.clip(Z / width, -1.0, 1.0))
+        return -(S * (G @ H)).T @ self.X, -G.T @ A, self.factor / 2 * float((E * E).sum())
+
+    def _step(
+        self, y: Array, f: Array, step: float, stiffness: float, shape: tuple[int, ...]
+    ) -> tuple[Array, Array, float]:
+        """A step of the second-order method; the vector there, its flow and its loss."""
+        table = _coefficients(1 + math.ceil(math.sqrt(1 + 1.54 * step * stiffness)))
+        older, old = y, y + table[0][2] * step * f
+        for mu, nu, mu_f, gamma in table[1:]:
+            flow, _ = self._flow(old, shape)
+            older, old = old, (1 - mu - nu) * y + mu * old + nu * older + step * (mu_f * flow + gamma * f)
+        flow, loss = self._flow(old, shape)
+        return old, flow, loss
+
+    def _stiffness(self, y: Array, f: Array, shape: tuple[int, ...]) -> float:
+        """The largest curvature, by a power iteration that goes on from step to step, and a margin."""
+        rounds = 2
+        if self._stiffest is None:
+            self._stiffest, rounds = np.random.default_rng(0).standard_normal(len(y)) * np.abs(y), 10
+        length = math.sqrt(FLOAT64.eps) * float(np.linalg.norm(y))
+        curvature = 0.0
+        for _ in range(rounds):
+            self._stiffest *= length / max(float(np.linalg.norm(self._stiffest)), _TINY)
+            change = self._flow(y + self._stiffest, shape)[0] - f
+            curvature = float(np.linalg.norm(change)) / length
+            self._stiffest = change
+        return 1.2 * curvature
+
+    def _error(
+        self, y: Array, f: Array, there: Array, f_there: Array, step: float, shape: tuple[int, ...]
+    ) -> float:
+        """An estimate of the local error over the size of each neuron, largest, over its tolerance."""
+        error = 0.8 * (y - there) + 0.4 * step * (f + f_there)
+        return float((self._sizes(error, shape) / self._sizes(there, shape)).max()) / FLOAT64.flow
+
+
+@lru_cache(maxsize=None)
+def _coefficients(stages: int) -> list[tuple[float, float, float, float]]:
+    """``mu, nu, mu~, gamma~`` of each stage."""
+    w0 = 1 + 2 / 13 / stages**2
+    values = []
+    for j in range(stages + 1):
+        series = np.eye(stages + 1)[j]
+        first, second = chebyshev.chebder(series), chebyshev.chebder(series, 2)
+        values.append([float(chebyshev.chebval(w0, one)) for one in (series, first, second)])
+    w1 = values[stages][1] / values[stages][2]
+    b = [value[2] / value[1] ** 2 if value[1] else 0.0 for value in values]
+    b[0] = b[1] = b[2]
+    a = [1 - b[j] * values[j][0] for j in range(stages + 1)]
+    table = [(0.0, 0.0, b[1] * w1, 0.0)]
+    for j in range(2, stages + 1):
+        mu_f = 2 * b[j] * w1 / b[j - 1]
+        table.append((2 * b[j] * w0 / b[j - 1], -b[j] / b[j - 2], mu_f, -a[j - 1] * mu_f))
+    return table
+
+
+def _share(before: float, after: float, target: float) -> float:
+    """Where between two drops the target is met; drops grow exponentially, or linearly from nothing."""
+    if before <= 0:
+        return (target - before) / (after - before)
+    return math.log(target / before) / math.log(after / before)
