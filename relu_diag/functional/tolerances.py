@@ -78,8 +78,11 @@ class Tolerances:
         still_worth: Rise of a drop by doubling the step over the drop, from which on the step is long enough.
         arrived: Cosine of the angle to an extremal direction at which a neuron has arrived there.
         stride: Progress of the fastest small neuron in one stride, in units of its growth time.
+        slowest: Growth rate over the largest at which strides are longest.
         dense_stride: The same where kinks are dense and a stride crosses some of them late.
-        blurred: Distance from a kink, over the sizes of neuron and sample, within which gradient flow averages its sides.
+        blurred: Distance from a kink, over the sizes of neuron and sample, within which flow averages its sides.
+        calm: Time in which the fastest motion of a network dies out, over what it changes by its own size in.
+        edge: Learning rate times curvature from which on descent leaps to and fro and flow says nothing of it.
         standstill: Growth rate that is none, for a motion that would divide by it.
         flow: Error of a step of gradient flow over the size of a neuron, or over the drop asked for.
         still: Motion of the residuals until the end of a forecast, over their length, that counts as none.
@@ -146,8 +149,11 @@ class Tolerances:
     still_worth: float = 1e-2
     arrived: float = math.cos(0.1)
     stride: float = 0.5
+    slowest: float = 1e-4
     dense_stride: float = 0.2
     blurred: float = 1e-3
+    calm: float = 4.0
+    edge: float = 2.0
     standstill: float = 1e-100
     flow: float = 2e-3
     still: float = 1e-2
@@ -224,6 +230,8 @@ class Budgets:
         newton: Newton steps on the time at which drops add up to one.
         course: Gradients of the whole network that one forecast may take.
         stages: Stages of one step of gradient flow.
+        calm_steps: Steps of descent in which it is seen whether it only leaps to and fro.
+        derivatives: Derivatives beyond the second that the motion of small neurons is made of.
         settlings: Parts of the time until growth is noticed after which residuals are looked at again.
         rounds_of_growth: Neurons that may grow one after the other until the loss has dropped.
         fits: Least squares fits in the search for the input weights with which a new neuron lowers the loss most.
@@ -299,8 +307,10 @@ class Budgets:
     events: int = 200
     fastest_turn: int = 5
     newton: int = 20
-    course: int = 800
+    course: int = 1500
     stages: int = 60
+    calm_steps: int = 20
+    derivatives: int = 10
     settlings: int = 10
     rounds_of_growth: int = 6
     fits: int = 20

@@ -156,6 +156,8 @@ def _forecast(
     forecast = forecast_escape(block, data.X, data.Y, 0.0, drop, data.reduction)
     if forecast is None:
         raise NoForecast("nothing grows")
+    if forecast.reached < forecast.drop:
+        raise NoForecast(str(forecast))
     forecast = replace(forecast, gain=data.scale * forecast.gain, time=forecast.time / data.scale)
     check_unclipped(trainer, block, data, forecast)
     # Weight decay lowers every growth rate by the same amount, and turns no neuron.

@@ -9,8 +9,8 @@ Source: Sommeijer, Shampine and Verwer 1998.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.polynomial import chebyshev
@@ -75,6 +75,28 @@ class Course:
         change = (S * Z * moving) @ dH.T + (S * (self.X @ dW.T) * moving) @ at.H.T
         return float(np.linalg.norm(change)) / max(float(np.linalg.norm(E)), _TINY)
 
+    def stiffness(self, at: Moment) -> float:
+        """The largest curvature of the loss, kinks aside, with a margin."""
+        y = np.concatenate([at.W.ravel(), at.H.T.ravel()])
+        width, self.width = self.width, 0.0 * self.width
+        stiffness = self._stiffness(y, self._flow(y, at.W.shape)[0], at.W.shape)
+        self.width = width
+        self._stiffest = None
+        return stiffness
+
+    def calmed(self, at: Moment, longest: float) -> Moment:
+        """The moment after the fastest motion has died out, which drops are counted without.
+
+        Descent in steps leaps over kinks and across steep valleys, and goes on doing so: what the loss is higher for it
+        is no drop to come.
+        """
+        calm = self.follow(at, math.inf, longest)
+        dW, dH, _ = self._velocity(calm.W, calm.H)
+        slide = float((dW * dW).sum() + (dH * dH).sum()) * (calm.time - at.time)
+        excess = max(0.0, calm.drop - at.drop - slide)
+        self.loss -= excess
+        return replace(calm, drop=calm.drop - excess)
+
     def follow(self, at: Moment, target: float, longest: float) -> Moment:
         """The flow until the loss has dropped by a target, or for some time, or as long as evaluations last."""
         shape = at.W.shape
@@ -86,7 +108,8 @@ class Course:
         while self.evaluations > 0 and drop < target and time < end * (1 - FLOAT64.eps):
             stiffness = self._stiffness(y, f, shape)
             step = min(step, end - time, ((BUDGETS.stages - 1) ** 2 - 1) / (1.54 * stiffness + _TINY))
-            there, f_there, loss = self._step(y, f, step, stiffness, shape)
+            with np.errstate(over="ignore", invalid="ignore"):
+                there, f_there, loss = self._step(y, f, step, stiffness, shape)
             error = self._error(y, f, there, f_there, step, shape)
             # Gradient flow lowers the loss: a step that does not was too long for its kinks, or not stable.
             if not (error <= 1 and self.loss - loss >= drop - FLOAT64.flow * target):
@@ -112,7 +135,7 @@ class Course:
     def _sizes(self, y: Array, shape: tuple[int, ...]) -> Array:
         """Lengths of the neurons, shape ``(I,)``."""
         W, H = self._parts(y, shape)
-        return np.sqrt((W * W).sum(1) + (H * H).sum(0)) + _TINY
+        return np.asarray(np.sqrt((W * W).sum(1) + (H * H).sum(0)) + _TINY)
 
     def _flow(self, y: Array, shape: tuple[int, ...]) -> tuple[Array, float]:
         """Minus the gradient, and the loss."""
@@ -126,8 +149,9 @@ class Course:
         A = np.where(Z > 0, self.slopes[1], self.slopes[0]) * Z
         E = A @ H.T - self.targets
         G = self.factor * E
-        width = self.width * np.sqrt((W * W).sum(1) + (H * H).sum(0)) + _TINY
-        S = self.slopes[0] + (self.slopes[1] - self.slopes[0]) * (0.5 + 0.5 * np.clip(Z / width, -1.0, 1.0))
+        width = self.width * np.sqrt((W * W).sum(1) + (H * H).sum(0))
+        share = 0.5 + 0.5 * Z / np.maximum(width, np.abs(Z) + _TINY)
+        S = self.slopes[0] + (self.slopes[1] - self.slopes[0]) * share
         return -(S * (G @ H)).T @ self.X, -G.T @ A, self.factor / 2 * float((E * E).sum())
 
     def _step(
@@ -146,7 +170,7 @@ class Course:
         """The largest curvature, by a power iteration that goes on from step to step, and a margin."""
         rounds = 2
         if self._stiffest is None:
-            self._stiffest, rounds = np.random.default_rng(0).standard_normal(len(y)) * np.abs(y), 10
+            self._stiffest, rounds = y.copy(), 10
         length = math.sqrt(FLOAT64.eps) * float(np.linalg.norm(y))
         curvature = 0.0
         for _ in range(rounds):
@@ -156,15 +180,13 @@ class Course:
             self._stiffest = change
         return 1.2 * curvature
 
-    def _error(
-        self, y: Array, f: Array, there: Array, f_there: Array, step: float, shape: tuple[int, ...]
-    ) -> float:
+    def _error(self, y: Array, f: Array, there: Array, f_there: Array, step: float, shape: tuple[int, ...]) -> float:
         """An estimate of the local error over the size of each neuron, largest, over its tolerance."""
         error = 0.8 * (y - there) + 0.4 * step * (f + f_there)
         return float((self._sizes(error, shape) / self._sizes(there, shape)).max()) / FLOAT64.flow
 
 
-@lru_cache(maxsize=None)
+@cache
 def _coefficients(stages: int) -> list[tuple[float, float, float, float]]:
     """``mu, nu, mu~, gamma~`` of each stage."""
     w0 = 1 + 2 / 13 / stages**2

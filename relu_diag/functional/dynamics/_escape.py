@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relu_diag.functional.block import BlockSignal, ShallowBlock
+from relu_diag.functional.block import BlockSignal, ShallowBlock, rho
 from relu_diag.functional.dynamics._course import Course, Moment
 from relu_diag.functional.dynamics._frozen import Growth, small_growth
 from relu_diag.functional.dynamics._splitting import splitting_growth
-from relu_diag.functional.local import neuron_states
+from relu_diag.functional.local import neuron_states, target_scale
 from relu_diag.functional.problem import SquaredProblem
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
@@ -42,22 +42,30 @@ class Plateau:
         targets: Targets, for what counts as small, shape ``(N, J)``.
         drop: Drop of the loss that ends the plateau.
         small: Largest contribution of a small group of neurons, as a fraction of the target scale.
+        lr: Learning rate of descent, or 0 where it is not known.
     """
 
     problem: SquaredProblem
     targets: Tensor
     drop: float
     small: float
+    lr: float
 
     def first_growth(self, at: ShallowBlock, drop: float) -> Growth | None:
         """The growth that first lowers the loss by a drop to first order, with the residuals there held fixed."""
         X = self.problem.signal.X
         signal = BlockSignal(X, self.problem.factor * (at(X) - self._wanted()))
-        loud = self.problem.kink_tol * float(signal.G.norm(dim=1) @ X.norm(dim=1))
+        # A slope that an optimizer leaves where it has converged is no growth rate.
+        loud = max(FLOAT64.derivative, self.problem.kink_tol) * float(signal.G.norm(dim=1) @ X.norm(dim=1))
         states = neuron_states(at, X, self.targets, small=self.small)
-        found = [small_growth(at, signal, states.small_living, drop, loud)]
+        small = states.small_living
+        if len(at.H) > 1:
+            # What little members of a grown group grow by is more than they are: each goes its own way.
+            largest = rho(X @ at.W.T, at.slopes).abs().amax(dim=0) * at.H.norm(dim=0)
+            small = small | (~states.dead & (largest <= self.small * target_scale(self.targets)))
+        found = [small_growth(at, signal, small, drop, loud)]
         for group in range(len(states.group_amplitude)):
-            members = ((states.group == group) & ~states.small_living).nonzero().squeeze(1)
+            members = ((states.group == group) & ~small).nonzero().squeeze(1)
             found.append(splitting_growth(at, signal, members, drop, loud))
         return min((one for one in found if one is not None), key=lambda one: one.time, default=None)
 
@@ -87,7 +95,14 @@ def escape(plateau: Plateau) -> Escape | None:
     now = Moment(block.W.cpu().numpy(), block.H.cpu().numpy(), 0.0, 0.0, False, BUDGETS.course)
     if growth.time > 0 and _still(course, now, growth) and _reaches(course, now, growth, plateau.drop):
         return Escape(growth.time, plateau.drop, growth)
-    return _followed(plateau, course, now, growth)
+    stiffness = course.stiffness(now)
+    if plateau.lr * stiffness > FLOAT64.edge:
+        return Escape(growth.time, plateau.drop, growth)
+    longest = max(FLOAT64.calm / stiffness, BUDGETS.calm_steps * plateau.lr)
+    calm = course.calmed(now, min(longest, FLOAT64.stride / growth.gain))
+    found = _followed(plateau, course, calm, growth)
+    # No sooner than what is not looked at, a growth that to first order is there has ended.
+    return replace(found, time=0.0) if growth.time == 0 and found.time <= 2 * calm.time else found
 
 
 def _followed(plateau: Plateau, course: Course, at: Moment, first: Growth) -> Escape:
@@ -102,15 +117,25 @@ def _followed(plateau: Plateau, course: Course, at: Moment, first: Growth) -> Es
             at = course.follow(at, plateau.drop, FLOAT64.patience * course.linear_time(at, plateau.drop))
             return Escape(at.time if at.ended else math.inf, at.drop, last)
         last = replace(growth, amplitude=growth.amplitude * math.exp(-2 * growth.gain * at.time))
-        at = _leapt(course, at, growth)
+        there = _leapt(course, at, growth)
+        if there.drop < at.drop - plateau.drop:
+            return Escape(math.inf, at.drop, last)
+        at = there
         # Exponential growth takes this long from being noticed to the drop, and as long again if it slows down.
         at = course.follow(at, plateau.drop, -math.log(FLOAT64.noticed) / growth.gain)
         if at.ended:
             return Escape(at.time, at.drop, last)
         if at.evaluations <= 0:
-            rest = plateau.first_growth(_network(plateau.problem.block, at), plateau.drop - at.drop)
-            return Escape(at.time + rest.time if rest else math.inf, plateau.drop, last)
+            return Escape(at.time + _rest(plateau, at, growth), plateau.drop, last)
     return Escape(math.inf, at.drop, last)
+
+
+def _rest(plateau: Plateau, at: Moment, growth: Growth) -> float:
+    """The time that the rest of a growth takes if it stays exponential."""
+    if at.drop > FLOAT64.noticed * plateau.drop:
+        return math.log(plateau.drop / at.drop) / (2 * growth.gain)
+    rest = plateau.first_growth(_network(plateau.problem.block, at), plateau.drop)
+    return rest.time if rest else math.inf
 
 
 def _settled(plateau: Plateau, course: Course, at: Moment) -> tuple[Moment, Growth | None]:

@@ -80,7 +80,8 @@ def small_growth(block: ShallowBlock, signal: BlockSignal, small: Tensor, target
     time = _time_until(rate, ends.log_drop, math.log(target))
     drop = (ends.log_drop + rate * time).exp()
     winner = int(torch.zeros_like(extremal.gain).index_add_(0, ends.toward, drop).argmax())
-    members = (ends.toward == winner) & ends.log_drop.isfinite()
+    # Not those that contribute no more than rounding.
+    members = (ends.toward == winner) & (drop > FLOAT64.gain * drop.sum())
     gain = float(extremal.gain[winner])
     amplitude = float(ends.log_drop[members].exp().sum()) / gain
     W, H = ends.weights(extremal, time)
@@ -124,6 +125,7 @@ def _travel(journey: _Kinked | _Dense, extremal: ExtremalDirections, target: flo
         time=W.new_zeros(count),
     )
     travelling = torch.arange(count, device=W.device)
+    sizes = _length(W, H)
     for _ in range(BUDGETS.strides):
         W, H = journey.weights()
         dW, dH = journey.velocity()
@@ -133,9 +135,14 @@ def _travel(journey: _Kinked | _Dense, extremal: ExtremalDirections, target: flo
         # Whoever is still on the way counts with what it lowers the loss by at this moment.
         drop = torch.where(arrived, gain * amplitude, (dH * H).sum(0).clamp(min=0))
         ends.toward[travelling], ends.log_drop[travelling] = nearest, drop.log() - 2 * gain * time
-        ends.arrived[travelling], ends.time[travelling] = arrived, time
+        ends.arrived[travelling] = arrived
+        ends.time[travelling] = time
         ends.W[travelling], ends.H[:, travelling] = W, H
-        going = ~arrived & (_length(dW, dH) > 0)
+        # What has shrunk to the rounding of what it was goes where rounding takes it.
+        lost = _length(W, H) <= FLOAT64.cancelled * sizes[travelling]
+        ends.log_drop[travelling[lost]] = -math.inf
+        ends.arrived[travelling[lost]] = False
+        going = ~arrived & ~lost & (_length(dW, dH) > 0)
         total = (ends.log_drop + 2 * extremal.gain[ends.toward] * time).exp().sum()
         if not bool(going.any()) or float(total) >= target:
             return ends
@@ -224,9 +231,7 @@ class _Dense:
         return step
 
 
-def _velocity(
-    samples: Pieces, slopes: tuple[float, float], at: Tensor, W: Tensor, H: Tensor
-) -> tuple[Tensor, Tensor]:
+def _velocity(samples: Pieces, slopes: tuple[float, float], at: Tensor, W: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
     """``-M^T h`` and ``-M w`` with the slopes that the input weights ``at`` give; at 0 torch's, ``s-``."""
     dW, dH = torch.zeros_like(W), torch.zeros_like(H)
     for X, G in samples:

@@ -45,10 +45,10 @@ class Movers:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Arcs:
-    """The motion on one set of sides: ``dW sinh(r t) / r + dW2 (cosh(r t) - 1) / r^2``, and so for ``H``.
+    """The motion on one set of sides, ``exp(t K)`` with a symmetric ``K`` whose eigenvalues come in pairs.
 
-    It is ``exp(t K)`` with a symmetric ``K`` whose eigenvalues come in pairs; for one output they are ``+-r`` and 0, and
-    these terms are exact.
+    For one output they are ``+-r`` and 0, and ``dW sinh(r t) / r + dW2 (cosh(r t) - 1) / r^2`` is exact, and so for
+    ``H``. For several that says when a kink is met, and ``more`` has the next derivatives.
     """
 
     dW: Array
@@ -56,12 +56,20 @@ class _Arcs:
     dW2: Array
     dH2: Array
     rate: Array
+    more: list[tuple[Array, Array]]
 
     def at(self, movers: Movers, time: Array) -> tuple[Array, Array]:
         """Input and output weights after times, shape ``(n,)``."""
-        first = (np.sinh(self.rate * time) / self.rate)[:, None]
-        second = ((np.cosh(self.rate * time) - 1) / self.rate**2)[:, None]
-        return movers.W + first * self.dW + second * self.dW2, movers.H + first * self.dH + second * self.dH2
+        if not self.more:
+            first = (np.sinh(self.rate * time) / self.rate)[:, None]
+            second = ((np.cosh(self.rate * time) - 1) / self.rate**2)[:, None]
+            return movers.W + first * self.dW + second * self.dW2, movers.H + first * self.dH + second * self.dH2
+        W, H, power = movers.W.copy(), movers.H.copy(), np.ones((len(time), 1))
+        for order, (dW, dH) in enumerate([(self.dW, self.dH), (self.dW2, self.dH2), *self.more], start=1):
+            power = power * time[:, None] / order
+            W += power * dW
+            H += power * dH
+        return W, H
 
     def meetings(self, movers: Movers, normals: Array) -> Array:
         """When each kink is met from the side a neuron is on, inf for never, shape ``(n, m)``.
@@ -104,9 +112,12 @@ class KinkedMotion:
 
     def stride(self, movers: Movers, fastest: float) -> float:
         """A time in which no neuron grows by much: until the first kink at present rates, then at the fastest."""
+        self._leave(movers)
         arcs = self._arcs(movers)
         first = float(arcs.meetings(movers, self.normals).min(initial=np.inf))
-        return min(FLOAT64.stride / float(arcs.rate.max()), first + FLOAT64.stride / fastest)
+        slowest = max(float(arcs.rate.max()), FLOAT64.slowest * fastest)
+        longest = min(FLOAT64.stride / slowest, first + FLOAT64.stride / fastest)
+        return min(longest, 4 * FLOAT64.stride / fastest) if arcs.more else longest
 
     def advance(self, movers: Movers, time: float) -> Movers:
         """The neurons a time later."""
@@ -142,7 +153,14 @@ class KinkedMotion:
         dW2, dH2 = self.velocity(movers, dW, dH)
         speed = np.hypot(np.linalg.norm(dW, axis=1), np.linalg.norm(dH, axis=1))
         change = np.hypot(np.linalg.norm(dW2, axis=1), np.linalg.norm(dH2, axis=1))
-        return _Arcs(dW, dH, dW2, dH2, np.maximum(change / np.where(speed > 0, speed, 1.0), FLOAT64.standstill))
+        rate = np.maximum(change / np.where(speed > 0, speed, 1.0), FLOAT64.standstill)
+        more: list[tuple[Array, Array]] = []
+        if movers.H.shape[1] > 1:
+            last = dW2, dH2
+            for _ in range(BUDGETS.derivatives):
+                last = self.velocity(movers, *last)
+                more.append(last)
+        return _Arcs(dW, dH, dW2, dH2, rate, more)
 
     def _cross_or_slide(self, movers: Movers, which: NDArray[np.intp], kink: NDArray[np.intp]) -> None:
         """Across the kink that some neurons have met, or along it where its other side pushes back."""
@@ -159,7 +177,8 @@ class KinkedMotion:
             spans = (movers.sides[sliding] == 0)[:, :, None] * self.normals
             shadow = np.linalg.pinv(spans, rcond=FLOAT64.rank) @ (spans @ V[sliding][:, :, None])
             V[sliding] -= shadow[:, :, 0]
-        return V
+        along: Array = V
+        return along
 
     def _leave(self, movers: Movers) -> None:
         """Off the kinks whose side would have to be more than a side to stay."""

@@ -106,7 +106,7 @@ def forecast_escape(
     residual, targets = problem.signal.G, Y.detach().double()
     if float(residual.norm()) <= derivative_tolerance(None, None, block.W.dtype) * float(targets.norm()):
         return None
-    found = escape(Plateau(problem, targets, drop * float(problem.loss), small))
+    found = escape(Plateau(problem, targets, drop * float(problem.loss), small, lr))
     if found is None:
         return None
     growth = found.growth
