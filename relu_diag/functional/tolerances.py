@@ -80,7 +80,7 @@ class Tolerances:
         stride: Progress of the fastest small neuron in one stride, in units of its growth time.
         slowest: Growth rate over the largest at which strides are longest.
         dense_stride: The same where kinks are dense and a stride crosses some of them late.
-        blurred: Distance from a kink, over the sizes of neuron and sample, within which flow averages its sides.
+        near_kink: Distance from a kink, over the sizes of neuron and sample, within which flow averages its sides.
         calm: Time in which the fastest motion of a network dies out, over what it changes by its own size in.
         edge: Learning rate times curvature from which on descent leaps to and fro and flow says nothing of it.
         standstill: Growth rate that is none, for a motion that would divide by it.
@@ -151,7 +151,7 @@ class Tolerances:
     stride: float = 0.5
     slowest: float = 1e-4
     dense_stride: float = 0.2
-    blurred: float = 1e-3
+    near_kink: float = 1e-3
     calm: float = 4.0
     edge: float = 2.0
     standstill: float = 1e-100

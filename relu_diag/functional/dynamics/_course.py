@@ -46,14 +46,15 @@ class Moment:
 class Course:
     """The gradient flow of a squared problem."""
 
-    def __init__(self, problem: SquaredProblem) -> None:
+    def __init__(self, problem: SquaredProblem, dropped: float) -> None:
+        """Drops are counted from a loss that is higher by what it has dropped already."""
         block = problem.block
         self.X = problem.signal.X.cpu().numpy()
         bias = 0.0 if block.output_bias is None else block.output_bias.cpu().numpy()
         self.targets = (problem.outputs - problem.signal.G).cpu().numpy() - bias
         self.slopes, self.factor = block.slopes, problem.factor
-        self.loss = float(problem.loss)
-        self.width = FLOAT64.blurred * np.linalg.norm(self.X, axis=1, keepdims=True)
+        self.loss = float(problem.loss) + dropped
+        self.width = FLOAT64.near_kink * np.linalg.norm(self.X, axis=1, keepdims=True)
         self.evaluations = 0
         self._stiffest: Array | None = None
 

@@ -91,8 +91,10 @@ def escape(plateau: Plateau) -> Escape | None:
     growth = plateau.first_growth(block, plateau.drop)
     if growth is None:
         return None
-    course = Course(plateau.problem)
-    now = Moment(block.W.cpu().numpy(), block.H.cpu().numpy(), 0.0, 0.0, False, BUDGETS.course)
+    # What grows has lowered the loss a little already: the plateau is as high as without that.
+    dropped = growth.gain * growth.amplitude if growth.time > 0 else 0.0
+    course = Course(plateau.problem, dropped)
+    now = Moment(block.W.cpu().numpy(), block.H.cpu().numpy(), 0.0, dropped, False, BUDGETS.course)
     if growth.time > 0 and _still(course, now, growth) and _reaches(course, now, growth, plateau.drop):
         return Escape(growth.time, plateau.drop, growth)
     stiffness = course.stiffness(now)
@@ -158,7 +160,7 @@ def _still(course: Course, at: Moment, growth: Growth) -> bool:
 def _reaches(course: Course, at: Moment, growth: Growth, drop: float) -> bool:
     """Whether the loss falls as far as to first order when a growth ends."""
     there = _leapt(course, at, growth)
-    return there.drop - at.drop >= FLOAT64.first_order * drop
+    return there.drop >= FLOAT64.first_order * drop
 
 
 def _leapt(course: Course, at: Moment, growth: Growth) -> Moment:

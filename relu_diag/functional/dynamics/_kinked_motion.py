@@ -145,7 +145,7 @@ class KinkedMotion:
         movers.W, movers.H = arcs.at(movers, spent)
         hit = np.flatnonzero(met <= longest)
         self._cross_or_slide(movers, hit, first[hit])
-        return spent
+        return np.asarray(spent)
 
     def _arcs(self, movers: Movers) -> _Arcs:
         """How each neuron moves on its present sides."""
@@ -177,8 +177,7 @@ class KinkedMotion:
             spans = (movers.sides[sliding] == 0)[:, :, None] * self.normals
             shadow = np.linalg.pinv(spans, rcond=FLOAT64.rank) @ (spans @ V[sliding][:, :, None])
             V[sliding] -= shadow[:, :, 0]
-        along: Array = V
-        return along
+        return V
 
     def _leave(self, movers: Movers) -> None:
         """Off the kinks whose side would have to be more than a side to stay."""
