@@ -114,10 +114,13 @@ class EscapeOnPlateau(PlateauListener):
             self._move(trainer, pl_module, event, event.examination)
 
     def _move(self, trainer: Trainer, module: LightningModule, event: PlateauEvent, examination: Examination) -> None:
-        """Move the weights if they are at a saddle and the move lowers the loss."""
+        """Move the weights if they are at a saddle, none is frozen, and the move lowers the loss."""
         direction = examination.verdict.direction
         data = examination.data
         if examination.verdict.kind != "saddle" or direction is None or data is None:
+            return
+        layers = examination.location.linears(module)
+        if not all(parameter.requires_grad for layer in layers for parameter in layer.parameters()):
             return
         start = examination.block
         lowest = lowest_along(start, direction, data)

@@ -129,3 +129,14 @@ def test_a_written_block_is_read_back(biases: tuple[bool, bool]) -> None:
     assert all(one is other for one, other in zip(parameters, net.parameters(), strict=True))
     with pytest.raises(ValueError, match="`block` must have the sizes"):
         write_block(net, location, read_block(ShallowNet(3, 6, 2).double()))
+
+
+def test_a_block_with_frozen_weights_is_not_moved() -> None:
+    module, escape = Five("SGD", lr=1e-6), EscapeOnPlateau()
+    module.net.output.weight.requires_grad_(False)
+    before = module.net.output.weight.clone()
+    monitor = PlateauMonitor()
+    fit(module, monitor, escape, max_steps=200)
+    assert monitor.plateaus[0].verdict.kind == "saddle"
+    assert not escape.escapes
+    assert torch.equal(module.net.output.weight, before)
