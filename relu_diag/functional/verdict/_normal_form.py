@@ -18,7 +18,8 @@ class NormalForm:
     """A squared loss with inputs and targets near 1, ``||w_i||`` and ``||h_i||`` alike, and a factor of 1.
 
     All units are powers of two, so the change is exact; it commutes with every rescaling by powers of two, and with
-    ``(w, h) -> (c w, h / c)``. Weights whose counterpart is zero get length 1: their length has no say.
+    ``(w, h) -> (c w, h / c)``. Weights whose counterpart is zero get length 1: their length has no say. Neurons
+    without any weights keep their units, in which they are moved.
 
     Attributes:
         problem: The squared loss in these units, with ``sum ||e_k||^2 / 2``.
@@ -61,7 +62,7 @@ def normal_form(problem: SquaredProblem) -> NormalForm:
     h_norm = block.H.norm(dim=0) * by_Y
     both = (w_norm > 0) & (h_norm > 0)
     balance = torch.where(both, (h_norm / w_norm).sqrt(), torch.where(w_norm > 0, 1 / w_norm, h_norm))
-    balance = torch.where(balance > 0, balance, 1.0).log2().round().exp2()
+    balance = torch.where(balance > 0, balance, by_X).log2().round().exp2()
     by_W = (balance / by_X)[:, None]
     by_H = by_Y / balance
     bias = None if block.output_bias is None else block.output_bias * by_Y

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import Array, row_space, unit_rows
 from relu_diag.functional.block import BlockSignal, ShallowBlock, rho
-from relu_diag.functional.local import Pull, fan_rays, merge_collinear, radial_directions, slopes_at
+from relu_diag.functional.local import (
+    OneNeuron,
+    Pull,
+    fan_rays,
+    loudest_flat_directions,
+    merge_collinear,
+    radial_directions,
+    slopes_at,
+)
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 from relu_diag.functional.verdict._weight import met_within
 
@@ -86,7 +94,7 @@ def nothing_reachable(block: ShallowBlock, signal: BlockSignal, tol: float, roun
 
 
 def zero_neuron_pull(block: ShallowBlock, signal: BlockSignal, tol: float, rounding: Tensor | None = None) -> Pull:
-    """The direction along which a neuron with ``w = 0`` and ``h = 0`` lowers the loss most, among many tried.
+    """A loud direction of a neuron with ``w = 0`` and ``h = 0``, if there is one.
 
     A direction counts where its pull is more than the tolerance and the rounding of its own terms. Where the samples
     behind it are met, up to the tolerance, the fall that it promises, ``||D||^2`` over the squared activations, must be
@@ -105,6 +113,16 @@ def zero_neuron_pull(block: ShallowBlock, signal: BlockSignal, tol: float, round
     nothing = Pull(np.zeros(X.shape[1]), np.zeros(G.shape[1]), decided=True)
     if not bool(X.any()):
         return nothing
+    s_minus, s_plus = block.slopes
+    parts, kinks = ((s_plus + s_minus) / 2 * G.T @ X).cpu().numpy(), ((s_plus - s_minus) / 2 * G).cpu().numpy()
+    loud = tol * max(map(abs, block.slopes)) * float(G.norm(dim=1) @ X.norm(dim=1))
+    flat = OneNeuron(np.zeros(X.shape[1]), np.zeros(len(X)), parts, kinks, X.cpu().numpy())
+    (loudest,) = loudest_flat_directions([flat], [0.0], [loud])
+    if loudest.D.any():
+        counted, _ = _strongest(block, X, G, torch.as_tensor(loudest.direction)[None].to(X), tol, rounding)
+        if counted is not None:
+            return counted
+    # Relative to all terms nothing is loud; relative to its own terms something may be.
     planes = _hyperplanes(block, X, G, torch.zeros_like(G[:, 0]) if rounding is None else rounding)
     V = _tried(planes, X, G)
     for _ in range(BUDGETS.ascents):
@@ -130,7 +148,7 @@ def zero_neuron_pull(block: ShallowBlock, signal: BlockSignal, tol: float, round
 def _strongest(
     block: ShallowBlock, X: Tensor, G: Tensor, V: Tensor, tol: float, rounding: Tensor | None
 ) -> tuple[Pull | None, Tensor]:
-    """The direction whose fall is largest among those that count, if there is one; the pulls of all, ``(n, J)``."""
+    """The loudest direction among those that count, if there is one; the pulls of all, ``(n, J)``."""
     size = G.norm(dim=1)
     A = rho(X @ V.T, block.slopes)
     pull = A.T @ G
@@ -144,7 +162,7 @@ def _strongest(
         counts &= (strength > rounded) & ((share > tol) | (strength > met_within(tol) * rounded))
     if not bool(counts.any()):
         return None, pull
-    at = int(torch.where(counts, share, 0.0).argmax())
+    at = int(torch.where(counts, strength, 0.0).argmax())
     return Pull(V[at].cpu().numpy(), pull[at].cpu().numpy(), decided=True), pull
 
 
