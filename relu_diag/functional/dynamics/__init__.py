@@ -1,6 +1,6 @@
 """How small neurons turn and grow while the residuals stand still, and when a plateau ends.
 
-Never evaluates a move: forecasts are of gradient descent, not of the loss along a line.
+Never evaluates a move: forecasts follow gradient descent, not the loss along a line.
 """
 
 from relu_diag.functional.dynamics.extremal import ExtremalDirections, extremal_directions

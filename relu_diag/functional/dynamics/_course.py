@@ -150,10 +150,12 @@ class Course:
         A = np.where(Z > 0, self.slopes[1], self.slopes[0]) * Z
         E = A @ H.T - self.targets
         G = self.factor * E
+        C, jump = G @ H, self.slopes[1] - self.slopes[0]
         width = self.width * np.sqrt((W * W).sum(1) + (H * H).sum(0))
-        share = 0.5 + 0.5 * Z / np.maximum(width, np.abs(Z) + _TINY)
-        S = self.slopes[0] + (self.slopes[1] - self.slopes[0]) * share
-        return -(S * (G @ H)).T @ self.X, -G.T @ A, self.factor / 2 * float((E * E).sum())
+        # Only a kink that draws from both sides holds a neuron; another one lets it go.
+        share = np.where(C * jump > 0, 0.5 + 0.5 * Z / np.maximum(width, np.abs(Z) + _TINY), Z > 0)
+        S = self.slopes[0] + jump * share
+        return -(S * C).T @ self.X, -G.T @ A, self.factor / 2 * float((E * E).sum())
 
     def _step(
         self, y: Array, f: Array, step: float, stiffness: float, shape: tuple[int, ...]

@@ -65,12 +65,12 @@ def forecast_escape(
     """When plain gradient descent leaves the plateau it is on, from one moment of the plateau.
 
     ``steps = ln(drop L / (gain amplitude)) / (2 ln(1 + lr gain))`` with the present loss ``L``, once the small living
-    neurons have gathered at extremal directions; until then they are followed. Grown neurons and with them the
-    residuals are held fixed. With several outputs a grown group may also come apart; the earlier end counts.
+    neurons have gathered at extremal directions; until then they are followed from kink to kink, with the residuals
+    held fixed. With several outputs a grown group may also come apart; the earlier end counts. Where the residuals do
+    not stand still, or the loss drops by less than to first order, the gradient flow of the whole network is followed.
 
     SGD with momentum mu moves like plain descent at the rate ``lr / (1 - mu)``, up to ``lr gain mu / (1 - mu)^2`` of
-    the steps: pass that rate (`PlateauMonitor` counts exactly). A loss that slides meanwhile, because grown neurons
-    still move, is not foreseen.
+    the steps: pass that rate (`PlateauMonitor` counts exactly).
 
     Source: Maennel et al. 2018; Wu et al., section 4.2.
 
@@ -84,7 +84,8 @@ def forecast_escape(
         small: Largest contribution of a small group of neurons, as a fraction of the target scale.
 
     Returns:
-        The forecast; None where nothing grows: no small living neuron that any direction attracts, or no residual left.
+        The forecast, with infinite steps where all growth ends before the drop is reached; None where nothing grows: no
+        small living neuron that any direction attracts, or no residual left.
 
     Raises:
         ValueError: If the learning rate is negative or not finite, or the drop is not in (0, 1).

