@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from relu_diag import functional as F
+from relu_diag.functional import integral
 
 SLOPE, INTERCEPT, INTERVAL = 1.0, 0.0, (0.0, 1.0)
 LEARNING_RATE = 0.05
@@ -64,9 +65,9 @@ def check(theta: Tensor) -> None:
     loss, gradient = loss_and_gradient(theta)
     for row, value, expected in zip(theta, loss, gradient, strict=True):
         w, b, h = row[:-1].reshape(3, -1)
-        problem = F.AffineProblem(w, b, h, row[-1], SLOPE, INTERCEPT, INTERVAL)
+        problem = integral.AffineProblem(w, b, h, row[-1], SLOPE, INTERCEPT, INTERVAL)
         torch.testing.assert_close(problem.loss(problem.neurons, problem.c), value)
-        torch.testing.assert_close(F.generalised_gradient(problem), expected)
+        torch.testing.assert_close(integral.generalised_gradient(problem), expected)
 
 
 def where_it_ended(row: Tensor, loss: float, threshold: float) -> str:

@@ -14,17 +14,17 @@ from torch import Tensor
 
 from relu_diag.capture import BlockLocation, choose_block, read_block
 from relu_diag.figures import interval_figure, ladder_figure
-from relu_diag.functional import (
+from relu_diag.functional import convergence_threshold
+from relu_diag.functional.assumptions import Assumptions, State, checked
+from relu_diag.functional.guarantee import lojasiewicz_ratio
+from relu_diag.functional.integral import (
     AffineProblem,
     CriticalLevel,
     Guarantee,
     affine_coefficients,
-    convergence_threshold,
     invariant,
-    lojasiewicz_ratio,
     nearest_level,
 )
-from relu_diag.functional.assumptions import Assumptions, State, checked
 from relu_diag.losses import IntervalL2Loss
 from relu_diag.training import Report, is_plain_descent, steps_logged
 

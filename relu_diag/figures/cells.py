@@ -9,8 +9,9 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from relu_diag.figures.canvas import BLACK, GREY, PALETTE, to_numpy
-from relu_diag.functional import CellMinimum, ShallowBlock, cell_directions, cell_minimum, rho
+from relu_diag.functional import CellMinimum, ShallowBlock, cell_minimum, rho
 from relu_diag.functional.block import Reduction, residual_factor
+from relu_diag.functional.cells import cell_directions
 
 _GRID = 301
 _LINE_POINTS = 2001

@@ -15,7 +15,6 @@ from relu_diag.figures.canvas import BLACK, GREY, PALETTE, to_numpy
 from relu_diag.functional import (
     BlockSignal,
     Direction,
-    PerturbationTest,
     ShallowBlock,
     neuron_geometry,
     rho,
@@ -26,6 +25,7 @@ from relu_diag.functional import (
 )
 from relu_diag.functional.block import Reduction, residual_factor
 from relu_diag.functional.local import slopes_at
+from relu_diag.functional.verdict import PerturbationTest
 
 _STEPS = 201
 _ANGLES = 721

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from relu_diag.figures.canvas import BLACK, GREY, PALETTE, to_numpy
-from relu_diag.functional import AffineProblem, Guarantee, IntervalTarget, critical_levels, neuron_types
-from relu_diag.functional.integral import Function1d, Interval, network_pieces
+from relu_diag.functional import IntervalTarget, critical_levels, neuron_types
+from relu_diag.functional.integral import AffineProblem, Function1d, Guarantee, Interval, network_pieces
 
 _TARGET_POINTS = 513
 # Marker and label by type. A neuron of several types gets the first one.

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from relu_diag.figures import TrainingHistory, function_figure, training_figure
-from relu_diag.functional import NeuronGeometry, NeuronStates, ShallowBlock, dead_sector
+from relu_diag.functional import NeuronGeometry, NeuronStates, ShallowBlock
+from relu_diag.functional.local import dead_sector
 from relu_diag.training.judge import VERDICT_CODES
 from relu_diag.training.look import targets_of
 

@@ -18,6 +18,7 @@ from relu_diag import functional as F
 from relu_diag.callbacks import GuaranteeMonitor
 from relu_diag.capture import choose_block
 from relu_diag.experiments import Affine, PopulationNodes, PopulationRegression, Sine
+from relu_diag.functional import guarantee, integral
 from relu_diag.growth import grow_in_training
 from relu_diag.losses import IntervalL2Loss, QuadratureLoss
 
@@ -64,12 +65,14 @@ def test_certain_from_the_step_below_the_threshold(width: int, theorem: str, tmp
     parameters = [value.detach().requires_grad_() for value in (w, b, h, net.net.output.bias)]
     loss = F.interval_l2_loss(*parameters, lambda x: x, INTERVAL)
     assert_close(float(logged["guarantee/loss"]), float(loss.detach()), rtol=1e-6, atol=0)
-    rate = float(F.lojasiewicz_ratio(loss, parameters))
+    rate = float(guarantee.lojasiewicz_ratio(loss, parameters))
     assert_close(float(logged["guarantee/lojasiewicz"]), rate, rtol=1e-5, atol=0)
     assert_close(float(logged["guarantee/threshold_ratio"]), float(loss.detach() / threshold), rtol=1e-6, atol=0)
     assert float(logged["guarantee/certain"]) == 1.0
-    assert monitor.level == F.nearest_level(monitor.losses[-1], 1.0, INTERVAL, width)
-    assert_close(float(logged["guarantee/smallest_invariant"]), float(F.invariant(*parameters[:3]).min().detach()))
+    assert monitor.level == integral.nearest_level(monitor.losses[-1], 1.0, INTERVAL, width)
+    assert_close(
+        float(logged["guarantee/smallest_invariant"]), float(integral.invariant(*parameters[:3]).min().detach())
+    )
     assert 0 < float(logged["guarantee/invariant_drift"]) < 0.01
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from relu_diag.figures import TrainingHistory, function_figure, training_figure
-from relu_diag.functional import ShallowBlock, dead_sector
+from relu_diag.functional import ShallowBlock
+from relu_diag.functional.local import dead_sector
 
 BLACK = "#000000"
 FIVE = torch.tensor([[-1.0, 1.0], [-0.6, 1.0], [-0.1, 1.0], [0.3, 1.0], [0.7, 1.0]], dtype=torch.float64)

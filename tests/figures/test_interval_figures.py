@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from relu_diag import ShallowBlock
 from relu_diag import functional as F
 from relu_diag.figures import certificate_figure, interval_figure, ladder_figure, toy_figure
+from relu_diag.functional import integral
 
 
 def line(ax: Axes, label: str) -> tuple[np.ndarray, np.ndarray]:
@@ -61,7 +62,7 @@ def test_interval_figure_names_every_type_once() -> None:
 @pytest.mark.parametrize("width", [5, 6])
 def test_ladder_figure_draws_levels_loss_and_threshold(width: int) -> None:
     w, b, h, c = random_network(1, width).parameters
-    problem = F.AffineProblem(w, b, h, c, 1.3, 0.0, (-1.0, 2.0))
+    problem = integral.AffineProblem(w, b, h, c, 1.3, 0.0, (-1.0, 2.0))
     guarantee = F.convergence_threshold(1.3, (-1.0, 2.0), width)
     figure = ladder_figure([0, 10, 20], [1.0, 0.1, 1e-4], problem, guarantee, certain_from=20)
     (ax,) = figure.axes

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from relu_diag import functional as F
-from relu_diag.functional import ShallowBlock, squared_loss
+from relu_diag.functional import ShallowBlock, cells, squared_loss
 
 SLOPES = [(0.0, 1.0), (0.1, 1.0), (-1.0, 1.0), (1.0, 0.0), (1.0, -0.5)]
 AXES = torch.eye(2, dtype=torch.float64)
@@ -114,10 +114,10 @@ def test_a_boundary_that_does_not_exist_is_refused(boundary: tuple[int, int]) ->
 
 
 def test_the_origin_is_a_saddle_of_the_cells_its_gradient_hyperplane_crosses() -> None:
-    (saddle,) = F.cell_saddles(neuron((1, 1), 1.0), AXES, column(1.0, -1.0))
+    (saddle,) = cells.cell_saddles(neuron((1, 1), 1.0), AXES, column(1.0, -1.0))
     assert (saddle.genuine, saddle.neurons.tolist(), saddle.loss) == (True, [], 1.0)
     assert_close(saddle.block.W[0, 0], saddle.block.W[0, 1])
-    (outside,) = F.cell_saddles(neuron((1, 1), 1.0), AXES, column(1.0, 1.0))
+    (outside,) = cells.cell_saddles(neuron((1, 1), 1.0), AXES, column(1.0, 1.0))
     assert (outside.genuine, outside.block) == (False, None)
 
 
@@ -130,12 +130,12 @@ def test_theorem_2_saddles_are_stationary_and_have_a_way_down() -> None:
         X, Y = normal(draw, samples, d), normal(draw, samples, 1)
         block = ShallowBlock(normal(draw, width, d), normal(draw, 1, width), slopes)
         cell = F.cell_minimum(block, X, Y)
-        for saddle in F.cell_saddles(block, X, Y):
+        for saddle in cells.cell_saddles(block, X, Y):
             assert saddle.loss > cell.loss
             if saddle.block is None or not interior(saddle.block, X, 0):
                 continue
             genuine += 1
-            assert torch.equal(F.cell_pattern(saddle.block, X), cell.pattern)
+            assert torch.equal(cells.cell_pattern(saddle.block, X), cell.pattern)
 
             def loss(P: Tensor, X: Tensor = X, Y: Tensor = Y, slopes: tuple[float, float] = slopes) -> Tensor:
                 W, H = P[:, :-1], P[:, -1:].T
@@ -154,13 +154,13 @@ def test_theorem_2_saddles_are_stationary_and_have_a_way_down() -> None:
 def test_a_set_that_leaves_another_neuron_at_rest_is_covered_by_the_larger_one() -> None:
     # A dead neuron has dL/dR = 0 always.
     block = ShallowBlock(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]).double(), torch.ones(1, 2).double())
-    saddles = F.cell_saddles(block, AXES, column(1.0, -1.0))
+    saddles = cells.cell_saddles(block, AXES, column(1.0, -1.0))
     assert [saddle.neurons.tolist() for saddle in saddles] == [[1]]
 
 
 def test_too_many_neurons_for_all_sets_are_refused() -> None:
     with pytest.raises(ValueError, match="13 neurons"):
-        F.cell_saddles(ShallowBlock(torch.ones(13, 2), torch.ones(1, 13)), torch.eye(2), torch.ones(2, 1))
+        cells.cell_saddles(ShallowBlock(torch.ones(13, 2), torch.ones(1, 13)), torch.eye(2), torch.ones(2, 1))
 
 
 # All cells.

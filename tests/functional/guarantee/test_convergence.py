@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from relu_diag import ShallowBlock
 from relu_diag import functional as F
+from relu_diag.functional import guarantee
 from relu_diag.functional.block import residual_factor
 from relu_diag.nn import SmoothLeakyReLU, certified_init_
 
@@ -205,18 +206,18 @@ def test_zero_loss_is_certain() -> None:
 def test_ratio_is_the_rate_of_the_logarithm() -> None:
     problem = Problem(4)
     theta = problem.theta.requires_grad_()
-    ratio = F.lojasiewicz_ratio(problem.loss(theta), [theta])
+    ratio = guarantee.lojasiewicz_ratio(problem.loss(theta), [theta])
     dt = 1e-7
     after = problem.loss(theta - dt * problem.gradient(theta))
     assert_close(-(after / problem.loss(theta)).log() / dt, ratio, rtol=1e-4, atol=0)
     assert float(ratio.detach()) >= problem.certificate.alpha
     with pytest.raises(ValueError, match=r"`loss` must be positive; got 0.0"):
-        F.lojasiewicz_ratio(0 * problem.loss(theta), [theta])
+        guarantee.lojasiewicz_ratio(0 * problem.loss(theta), [theta])
     frozen = torch.ones(2)
-    assert_close(F.lojasiewicz_ratio(problem.loss(theta), [theta, frozen]), ratio)
+    assert_close(guarantee.lojasiewicz_ratio(problem.loss(theta), [theta, frozen]), ratio)
     for loss, parameters in ((problem.loss(theta.detach()), [theta]), (problem.loss(theta), [frozen])):
         with pytest.raises(ValueError, match="`loss` has no gradient with respect to `parameters`"):
-            F.lojasiewicz_ratio(loss, parameters)
+            guarantee.lojasiewicz_ratio(loss, parameters)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from support.reference_interval import level_loss, random_network
 from torch.testing import assert_close
 
 from relu_diag import functional as F
+from relu_diag.functional import integral
 
 
 def types_by_definition(w: float, b: float, h: float, A: float, B: float) -> set[str]:
@@ -68,14 +69,14 @@ def test_levels_are_the_losses_of_sawteeth(width: int) -> None:
 def test_nearest_level_is_nearest_by_ratio() -> None:
     levels = F.critical_levels(1.0, (0.0, 1.0), 8)
     for k, level in enumerate(levels.tolist()):
-        found = F.nearest_level(1.1 * level, 1.0, (0.0, 1.0), 8)
+        found = integral.nearest_level(1.1 * level, 1.0, (0.0, 1.0), 8)
         assert (found.n, found.loss) == (2 * k, level)
         assert_close(found.ratio, 1.1)
-    assert F.nearest_level(0.0, 1.0, (0.0, 1.0), 8).n == 8
+    assert integral.nearest_level(0.0, 1.0, (0.0, 1.0), 8).n == 8
     with pytest.raises(ValueError, match="`slope` is 0: a constant target has no critical level"):
-        F.nearest_level(1.0, 0.0, (0.0, 1.0), 8)
+        integral.nearest_level(1.0, 0.0, (0.0, 1.0), 8)
     with pytest.raises(ValueError, match="`loss` must be at least 0; got nan"):
-        F.nearest_level(math.nan, 1.0, (0.0, 1.0), 8)
+        integral.nearest_level(math.nan, 1.0, (0.0, 1.0), 8)
 
 
 @pytest.mark.parametrize("width", [2, 3, 6, 7])
@@ -114,7 +115,7 @@ def test_leaky_map_keeps_the_function() -> None:
     network = random_network(0, 7)
     w, b, h, c = network.parameters
     leaky = F.interval_l2_loss(w, b, h, c, torch.sin, (-1.0, 2.0), slopes=(0.2, 1.5))
-    relu = F.interval_l2_loss(*F.leaky_as_relu(w, b, h, (0.2, 1.5)), c, torch.sin, (-1.0, 2.0))
+    relu = F.interval_l2_loss(*integral.leaky_as_relu(w, b, h, (0.2, 1.5)), c, torch.sin, (-1.0, 2.0))
     assert_close(leaky, relu)
 
 
@@ -123,15 +124,15 @@ def test_invariant_is_conserved_by_the_gradient() -> None:
     parameters = [value.requires_grad_() for value in network.parameters]
     loss = F.interval_l2_loss(*parameters, lambda x: x, network.interval)
     gradients = torch.autograd.grad(loss, parameters)[:3]
-    _, rate = torch.autograd.functional.jvp(F.invariant, tuple(parameters[:3]), gradients)
+    _, rate = torch.autograd.functional.jvp(integral.invariant, tuple(parameters[:3]), gradients)
     assert_close(rate, torch.zeros_like(rate))
 
 
 def test_affine_targets_are_recognised_and_others_refused() -> None:
-    assert_close(F.affine_coefficients(lambda x: 3 - 0.5 * x, (-1.0, 4.0)), (-0.5, 3.0))
-    assert_close(F.affine_coefficients(torch.zeros_like, (-1.0, 4.0)), (0.0, 0.0))
+    assert_close(integral.affine_coefficients(lambda x: 3 - 0.5 * x, (-1.0, 4.0)), (-0.5, 3.0))
+    assert_close(integral.affine_coefficients(torch.zeros_like, (-1.0, 4.0)), (0.0, 0.0))
     with pytest.raises(ValueError, match=r"`target` is not affine on \[-1, 4\]: it is off its chord by up to"):
-        F.affine_coefficients(lambda x: x + 1e-3 * x**2, (-1.0, 4.0))
+        integral.affine_coefficients(lambda x: x + 1e-3 * x**2, (-1.0, 4.0))
 
 
 @pytest.mark.parametrize(

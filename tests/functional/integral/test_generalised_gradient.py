@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from relu_diag import functional as F
+from relu_diag.functional import integral
 
 SLOPE, INTERCEPT, INTERVAL = 1.3, -0.4, (-1.0, 2.0)
 
 
-def problem_of(network: Network) -> F.AffineProblem:
-    return F.AffineProblem(*network.parameters, slope=SLOPE, intercept=INTERCEPT, interval=network.interval)
+def problem_of(network: Network) -> integral.AffineProblem:
+    return integral.AffineProblem(*network.parameters, slope=SLOPE, intercept=INTERCEPT, interval=network.interval)
 
 
 def constant() -> Network:
@@ -63,7 +64,7 @@ def gradient_by_quadrature(network: Network, sides: tuple[set[int], set[int]]) -
 def test_generalised_gradient_is_its_definition(seed: int) -> None:
     network = random_network(seed, 6)
     plus, minus = (torch.tensor([(j % 3) == k for j in range(6)]) for k in (0, 1))
-    found = F.generalised_gradient(problem_of(network), (plus, minus))
+    found = integral.generalised_gradient(problem_of(network), (plus, minus))
     expected = gradient_by_quadrature(network, tuple(set(s.nonzero().flatten().tolist()) for s in (plus, minus)))
     assert_close(found[:-1].reshape(3, -1), expected[:3], rtol=1e-9, atol=1e-9)
     assert_close(found[-1], expected[3, 0], rtol=1e-9, atol=1e-9)
@@ -73,7 +74,7 @@ def test_lengths_that_float32_does_not_know_are_met_exactly() -> None:
     for interval in ((0.0, 0.1), (0.0, 1e60)):
         problem = problem_of(zigzag(2, SLOPE, INTERCEPT, interval))
         scale = SLOPE * interval[1] ** 2
-        assert float(F.generalised_gradient(problem).abs().max()) < 1e-14 * scale * max(1.0, interval[1])
+        assert float(integral.generalised_gradient(problem).abs().max()) < 1e-14 * scale * max(1.0, interval[1])
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -81,7 +82,7 @@ def test_jacobian_without_sides_is_the_hessian(seed: int) -> None:
     problem = problem_of(random_network(seed, 8))
     theta = torch.cat([problem.neurons.flatten(), problem.c.reshape(1)])
     hessian = torch.autograd.functional.hessian(lambda t: problem.loss(t[:-1].reshape(3, -1), t[-1]), theta)
-    jacobian = F.generalised_jacobian(problem)
+    jacobian = integral.generalised_jacobian(problem)
     assert_close(jacobian, hessian)
     assert_close(jacobian, jacobian.T)
 
@@ -96,11 +97,11 @@ def test_jacobian_is_that_of_differences(seed: int) -> None:
 
     def at(theta: Tensor) -> Tensor:
         w, b, h = theta[:-1].reshape(3, -1)
-        return F.generalised_gradient(replace(problem, w=w, b=b, h=h, c=theta[-1]), sides)
+        return integral.generalised_gradient(replace(problem, w=w, b=b, h=h, c=theta[-1]), sides)
 
     columns = [(at(theta + eps * e) - at(theta - eps * e)) / (2 * eps) for e in torch.eye(len(theta)).double()]
     # The second derivative jumps there: differences are off by the size of their step.
-    assert_close(F.generalised_jacobian(problem, sides), torch.stack(columns, dim=1), rtol=1e-5, atol=1e-5)
+    assert_close(integral.generalised_jacobian(problem, sides), torch.stack(columns, dim=1), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("n", [2, 4, 6, 8])
@@ -110,11 +111,11 @@ def test_levels_are_strict_saddles_with_the_loss_of_the_formula(n: int, copies: 
     problem = problem_of(zigzag(n, SLOPE, INTERCEPT, INTERVAL, copies))
     loss = problem.loss(problem.neurons, problem.c)
     assert_close(float(loss), level_loss(n, SLOPE, INTERVAL), rtol=1e-14, atol=1e-14)
-    assert_close(F.generalised_gradient(problem), torch.zeros(3 * n * copies + 1).double(), rtol=0, atol=1e-14)
-    found = F.strictness(problem)
+    assert_close(integral.generalised_gradient(problem), torch.zeros(3 * n * copies + 1).double(), rtol=0, atol=1e-14)
+    found = integral.strictness(problem)
     assert found.asymmetry < 1e-13
     assert found.eigenvalue < -1e-3
-    assert_close(F.generalised_jacobian(problem) @ found.direction, found.eigenvalue * found.direction)
+    assert_close(integral.generalised_jacobian(problem) @ found.direction, found.eigenvalue * found.direction)
     assert_close(found.escape_factor(0.1), 1 - 0.1 * found.eigenvalue)
 
 
@@ -122,12 +123,12 @@ def test_levels_are_strict_saddles_with_the_loss_of_the_formula(n: int, copies: 
 def test_descent_leaves_a_saddle_by_the_escape_factor(n: int) -> None:
     torch.manual_seed(n)
     problem = problem_of(zigzag(n, SLOPE, INTERCEPT, INTERVAL))
-    found, lr, size = F.strictness(problem), 0.05, 1e-7
+    found, lr, size = integral.strictness(problem), 0.05, 1e-7
     saddle = torch.cat([problem.neurons.flatten(), problem.c.reshape(1)])
     theta, steps = saddle + size * found.direction, 40
     for _ in range(steps):
         w, b, h = theta[:-1].reshape(3, -1)
-        theta = theta - lr * F.generalised_gradient(replace(problem, w=w, b=b, h=h, c=theta[-1]))
+        theta = theta - lr * integral.generalised_gradient(replace(problem, w=w, b=b, h=h, c=theta[-1]))
     grown = (theta - saddle) @ found.direction / size
     assert_close(float(grown), found.escape_factor(lr) ** steps, rtol=1e-4, atol=0)
 
@@ -137,13 +138,13 @@ def test_memory_grows_with_the_square_of_the_width() -> None:
     torch.manual_seed(0)
     problem = problem_of(zigzag(2, SLOPE, INTERCEPT, INTERVAL, copies=250))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    jacobian = F.generalised_jacobian(problem)
+    jacobian = integral.generalised_jacobian(problem)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600_000
     assert_close(jacobian, jacobian.T)
 
 
 def test_lemma_4_6_determinant_of_a_flat_semi_active_neuron() -> None:
-    jacobian = F.generalised_jacobian(problem_of(constant().with_neurons((0.0, 0.8, 0.0))))
+    jacobian = integral.generalised_jacobian(problem_of(constant().with_neurons((0.0, 0.8, 0.0))))
     block = jacobian[[0, 2]][:, [0, 2]]
     length = INTERVAL[1] - INTERVAL[0]
     off = -SLOPE * length**3 / 6
@@ -155,15 +156,15 @@ def test_lemma_4_6_determinant_of_a_flat_semi_active_neuron() -> None:
 def test_lemma_4_6_diagonal_entry_of_a_semi_inactive_neuron(w: float, end: float) -> None:
     h = 0.9 if w > 0 else -0.9  # drawn in: f' h w > 0
     problem = problem_of(constant().with_neurons((w, -w * end, h)))
-    assert_close(F.generalised_gradient(problem), torch.zeros(4).double(), rtol=0, atol=1e-14)
-    jacobian = F.generalised_jacobian(problem)
+    assert_close(integral.generalised_gradient(problem), torch.zeros(4).double(), rtol=0, atol=1e-14)
+    jacobian = integral.generalised_jacobian(problem)
     assert_close(float(jacobian[1, 1]), -SLOPE * h / w * 3.0)
-    assert F.strictness(problem).eigenvalue < 0
+    assert integral.strictness(problem).eigenvalue < 0
     silent = torch.tensor([False]), torch.tensor([False])
-    assert_close(F.generalised_jacobian(problem, silent)[:3, :3], torch.zeros(3, 3).double())
+    assert_close(integral.generalised_jacobian(problem, silent)[:3, :3], torch.zeros(3, 3).double())
 
 
 def test_only_relu_networks_have_it() -> None:
     problem = replace(problem_of(random_network(0, 2)), slopes=(0.1, 1.0))
     with pytest.raises(ValueError, match=r"`problem` must have ReLU units; got slopes .* Map it with leaky_as_relu"):
-        F.generalised_gradient(problem)
+        integral.generalised_gradient(problem)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from relu_diag import functional as F
+from relu_diag.functional import integral
 from relu_diag.functional.integral import network_pieces
 
 TARGETS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[float], float]]] = {
@@ -103,8 +104,8 @@ def test_gradient_of_affine_targets_is_the_closed_form() -> None:
     parameters = [value.requires_grad_() for value in network.parameters]
     loss = F.interval_l2_loss(*parameters, lambda x: 1.3 * x - 0.4, network.interval)
     found = torch.cat([part.reshape(-1) for part in torch.autograd.grad(loss, parameters)])
-    problem = F.AffineProblem(*network.parameters, slope=1.3, intercept=-0.4, interval=network.interval)
-    assert_close(found, F.generalised_gradient(problem))
+    problem = integral.AffineProblem(*network.parameters, slope=1.3, intercept=-0.4, interval=network.interval)
+    assert_close(found, integral.generalised_gradient(problem))
 
 
 def test_neurons_without_a_kink_inside_count_too() -> None:

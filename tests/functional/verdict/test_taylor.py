@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from relu_diag import ShallowBlock
 from relu_diag import functional as F
+from relu_diag.functional import verdict
 from relu_diag.functional.problem import squared_problem
 from relu_diag.functional.tolerances import BUDGETS
 from relu_diag.functional.verdict import perturbation
@@ -103,7 +104,7 @@ def test_a_move_of_the_output_bias_is_part_of_the_quartic(seed: int) -> None:
     ],
 )
 def test_minima_are_found_at_every_scale(coefficients: list[float], minima: list[float]) -> None:
-    line = F.TaylorExpansion(torch.tensor(coefficients, dtype=torch.float64), float("inf"))
+    line = verdict.TaylorExpansion(torch.tensor(coefficients, dtype=torch.float64), float("inf"))
     assert line.minima == pytest.approx(minima, rel=1e-9)
 
 
@@ -187,7 +188,7 @@ def test_perturbation_test_refuses_no_draws_and_says_what_it_saw() -> None:
     for width in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="zeta"):
             F.perturbation_test(block, X, Y, zeta=width)
-    found = F.PerturbationTest(torch.tensor([-1.0, 2.0]), 0.5)
+    found = verdict.PerturbationTest(torch.tensor([-1.0, 2.0]), 0.5)
     assert str(found) == "1 of 2 perturbations up to 0.5 lower the loss"
     assert "of each neuron's weights (2 neurons less: a kink is near)" in str(replace(found, relative=True, narrowed=2))
     assert "(samples may cross the kinks of 3 neurons)" in str(replace(found, crossing=3))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from relu_diag import BlockSignal, ShallowBlock
 from relu_diag import functional as F
+from relu_diag.functional import widening
 
 MINIMA = {"local minimum", "global minimum"}
 
@@ -145,7 +146,7 @@ def test_negative_units_keep_saddles_and_minima(step: int) -> None:
     block, X, Y, reduction = iterate("five_points", 2e-2, step)
     block = F.nearby_stationary_point(block, X, Y, reduction).block
     wider = F.add_inactive_units(block, X, 3, "negative", H_new=torch.tensor([[1.0, -2.0, 0.0]]).double())
-    said = F.addition_preserves(wider, F.squared_error_signal(block, X, Y, reduction), 3)
+    said = widening.addition_preserves(wider, F.squared_error_signal(block, X, Y, reduction), 3)
     assert said.stationarity
     assert said.local_minimality
     assert said.decided
@@ -162,7 +163,7 @@ def test_what_orthogonal_units_and_inactive_propagation_keep_is_predicted() -> N
         signal = F.squared_error_signal(block, X, Y, "half_sum")
         minimum = F.classify(block, X, Y, "half_sum").kind in MINIMA
         for name, wider in additions(rng, block).items():
-            said = F.addition_preserves(wider, signal, 1)
+            said = widening.addition_preserves(wider, signal, 1)
             after = F.stationarity(wider, F.squared_error_signal(wider, X, Y, "half_sum"))
             assert said.decided
             assert said.stationarity == bool(after.stationary.all())
@@ -193,7 +194,7 @@ def test_numbers_of_new_units_that_make_no_sense_are_refused() -> None:
     block, signal = ShallowBlock(torch.eye(2), torch.ones(1, 2)), BlockSignal(torch.eye(2), torch.ones(2, 1))
     for added in (0, 3):
         with pytest.raises(ValueError, match=f"`added` must be a number of units of the network, 1 to 2; got {added}"):
-            F.addition_preserves(block, signal, added)
+            widening.addition_preserves(block, signal, added)
     with pytest.raises(ValueError, match="`unit` must be a hidden neuron of the block, 0 to 1; got 2"):
         F.replication_preserves(block, signal, 2, (1.0,))
     with pytest.raises(ValueError, match="`gamma`"):
