@@ -296,6 +296,17 @@ class LandscapeMonitor(Callback):
             with self._careful:
                 self._rider.board(trainer, loss)
 
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let go of the graph of a step that is ridden.
+
+        Args:
+            trainer: Unused.
+            pl_module: Unused.
+        """
+        if self._rider.riding and not self.off:
+            with self._careful:
+                self._rider.after_backward()
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

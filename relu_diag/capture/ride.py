@@ -335,8 +335,10 @@ class _Block:
         return partial(_read, factors, biases, self._slopes_now())
 
     def _slopes_now(self) -> Callable[[], tuple[float, float]]:
+        """A way to the slopes that holds on to no graph."""
         trained = trained_slope(self.passage)
-        return lambda: self.slopes if trained is None else (float(trained.detach()), 1.0)
+        slopes = self.slopes
+        return lambda: slopes if trained is None else (float(trained.detach()), 1.0)
 
     def _weights(self, heads: list[_Reader]) -> ShallowBlock:
         """The weights that took part, heads below each other."""

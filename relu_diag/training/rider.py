@@ -32,6 +32,7 @@ class Rider:
         self.reasons: dict[str, str] = {}
         self.finite = True
         self._ride: Ride | None = None
+        self._seen: list[Sighting] | None = None
         self._losses: list[Tensor] = []
         self._automatic = True
 
@@ -48,6 +49,7 @@ class Rider:
         """
         self._automatic = module.automatic_optimization
         self._losses = []
+        self._seen = None
         self._ride = Ride(module)
         self._ride.begin(board_outputs=not self._automatic)
 
@@ -58,13 +60,18 @@ class Rider:
             trainer: The trainer.
             loss: The loss whose backward pass is about to run.
         """
-        if self._ride is None or (self._automatic and self._losses):
+        if self._ride is None or self._seen is not None:
             return
         factor = 1.0 / loss_scale(trainer)
         if self._automatic:
             factor *= trainer.accumulate_grad_batches
         self._losses.append(factor * loss.detach())
         self._ride.board(loss, factor)
+
+    def after_backward(self) -> None:
+        """Let go of the graph, where no other backward pass will follow in the step: a network may be about to grow."""
+        if self._ride is not None and self._automatic:
+            self._seen = self._take(self._ride)
 
     def end(self) -> list[Sighting]:
         """What was seen of the step; from now on nothing is watched.
@@ -74,20 +81,27 @@ class Rider:
         """
         if self._ride is None:
             return []
-        ride, self._ride = self._ride, None
+        seen = self._take(self._ride) if self._seen is None else self._seen
+        self.loss = float(torch.stack(self._losses).mean()) if self._losses else None
+        self.leave()
+        return [one for one in seen if any(fnmatchcase(one.hidden, pattern) for pattern in self.patterns)]
+
+    def _take(self, ride: Ride) -> list[Sighting]:
+        """What a ride saw, without its hooks and graph."""
         self.finite = True
+        seen: list[Sighting] = []
         try:
             seen = ride.end()
         except NotFiniteError:
-            seen, self.finite = [], False
+            self.finite = False
         finally:
             ride.leave()
         self.reasons.update(ride.reasons)
-        self.loss = float(torch.stack(self._losses).mean()) if self._losses else None
-        return [one for one in seen if any(fnmatchcase(one.hidden, pattern) for pattern in self.patterns)]
+        return seen
 
     def leave(self) -> None:
         """Take all hooks off, whatever happened."""
         if self._ride is not None:
             self._ride.leave()
-            self._ride = None
+        self._ride = None
+        self._seen = None

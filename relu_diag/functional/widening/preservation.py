@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import SupportsIndex
 
 from torch import Tensor
@@ -86,18 +86,23 @@ def replication_preserves(
         stationarity kept, local minimality lost; largest tangential slope 1, scale 1
     """
     check_fit(block, signal)
-    i, factors = check_unit(block, unit), check_factors("gamma", gamma)
-    one = ShallowBlock(block.W[i, None], block.H[:, i, None], block.slopes)
-    signal = BlockSignal(signal.X, signal.G, None if signal.C is None else signal.C[:, i, None])
-    found = assess(one, signal, kink_tol, derivative_tolerance(tol, kink_tol, block.W.dtype))
-    slope, proven = _largest_slope(one, signal, found, kink_tol)
-    scale = float(found.scale)
-    steep = slope > found.tol * scale
-    flat = proven and not steep
+    i = check_unit(block, unit)
+    factors = check_factors("gamma", gamma)
+    tol = derivative_tolerance(tol, kink_tol, block.W.dtype)
+    found = assess(block, signal, kink_tol, tol)
+    # Without a descent of the loss, nor of its negative, there is no slope but rounding.
+    upwards = assess(block, _negative(signal), kink_tol, tol)
+    steep = bool(upwards.violation[i] > tol) or bool(found.violation[i] > tol)
+    flat = bool(upwards.decided[i]) and not steep
     lowest = float(factors.min())
-    stationarity, minimality = flat or lowest >= 0, flat or lowest > 0
-    decided = bool(found.decided) and (proven or steep or lowest > 0)
-    return Preservation(stationarity, minimality, decided, bool(found.stationary), slope, scale)
+    return Preservation(
+        stationarity=flat or lowest >= 0,
+        local_minimality=flat or lowest > 0,
+        decided=bool(found.decided[i]) and (flat or steep or lowest > 0),
+        stationary=bool(found.stationary[i]),
+        slope=0.0 if flat else 0.0 - min(float(upwards.slope[i]), float(found.slope[i])),
+        scale=float(found.scale[i]),
+    )
 
 
 def addition_preserves(
@@ -150,6 +155,11 @@ def addition_preserves(
         slope=_largest_slope(new, signal, found, kink_tol)[0],
         scale=float(found.scale.max()),
     )
+
+
+def _negative(signal: BlockSignal) -> BlockSignal:
+    """The signal of the negative loss."""
+    return replace(signal, G=-signal.G, C=None if signal.C is None else -signal.C)
 
 
 def _largest_slope(
