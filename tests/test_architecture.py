@@ -16,8 +16,6 @@ from relu_diag import functional
 PACKAGE = Path(relu_diag.__file__).parent
 KERNEL = PACKAGE / "functional"
 ROOMS = sorted(path.parent.name for path in KERNEL.glob("*/__init__.py"))
-# A room is held to the rules from when it is listed here.
-CONVERTED: tuple[str, ...] = ("cells", "guarantee", "integral", "local")
 # Numbers in capitals that decide nothing by their size: grids, orders of a formula, points of a rule.
 NO_THRESHOLDS: dict[str, set[str]] = {
     "cells/_solver.py": {"_FALL", "_GOOD", "_RISE"},
@@ -28,7 +26,7 @@ NO_THRESHOLDS: dict[str, set[str]] = {
     "widening/proposal.py": {"_TURN"},
 }
 
-converted_rooms = pytest.mark.parametrize("room", [room for room in ROOMS if room in CONVERTED])
+every_room = pytest.mark.parametrize("room", ROOMS)
 
 
 def files(room: str) -> list[Path]:
@@ -85,7 +83,7 @@ def small_numbers(path: Path) -> list[str]:
     return [f"{node.value!r} in line {node.lineno}" for node in floats if 0 < node.value < 0.01 or node.value >= 1e6]
 
 
-@converted_rooms
+@every_room
 def test_a_room_is_entered_by_its_door(room: str) -> None:
     door = f"relu_diag.functional.{room}"
     exported = importlib.import_module(door).__all__
@@ -100,7 +98,7 @@ def test_a_room_is_entered_by_its_door(room: str) -> None:
         assert not past, f"import from {door} what it exports"
 
 
-@converted_rooms
+@every_room
 def test_every_public_name_of_a_room_is_exported(room: str) -> None:
     exported = importlib.import_module(f"relu_diag.functional.{room}").__all__
     public = [name for path in files(room) if not path.name.startswith("_") for name in public_names(path)]
@@ -108,7 +106,7 @@ def test_every_public_name_of_a_room_is_exported(room: str) -> None:
     assert set(public) - set(exported) == set(), "a name for this room alone gets an underscore or moves to a `_file`"
 
 
-@converted_rooms
+@every_room
 def test_every_public_name_of_a_room_shows_an_example(room: str) -> None:
     door = importlib.import_module(f"relu_diag.functional.{room}")
     shown = {name: getattr(door, name) for name in door.__all__}
@@ -116,14 +114,14 @@ def test_every_public_name_of_a_room_shows_an_example(room: str) -> None:
     assert not [name for name, value in with_code.items() if ">>>" not in (value.__doc__ or "")]
 
 
-@converted_rooms
+@every_room
 def test_no_private_name_leaves_its_file(room: str) -> None:
     for path in [KERNEL / room / "__init__.py", *files(room)]:
         private = [(place, name) for module, name, place in imports(path) if "relu_diag" in module and name[:1] == "_"]
         assert not private
 
 
-@converted_rooms
+@every_room
 def test_thresholds_are_in_one_file(room: str) -> None:
     found = {}
     for path in files(room):

@@ -18,6 +18,7 @@ class Tolerances:
 
     Attributes:
         eps: Distance from 1 to the next number.
+        roundings: Unit roundoffs that products, sums and the difference to a target add to a residual, of its terms.
         kink: ``|z_ki| / (||w_i|| ||x_k||)`` that counts as on the kink: a margin over the rounding of one inner
             product (16-bit numbers are multiplied and added up in float32).
         derivative: A derivative over the sum of the absolute terms it is made of that counts as zero: what is left
@@ -95,6 +96,7 @@ class Tolerances:
     eps: float
     kink: float
     derivative: float
+    roundings: float = 4.0
     same_line: float = 1e-10
     rank: float = 1e-12
     alike: float = 1e-12

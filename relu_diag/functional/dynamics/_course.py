@@ -121,7 +121,7 @@ class Course:
                 time += _share(before, drop, target) * step
                 return self._moment(there, shape, time, target, ended=True)
             y, f, time = there, f_there, time + step
-            step *= min(4.0, 0.8 / max(error, 1e-3) ** (1 / 3))
+            step *= min(4.0, 0.8 / max(error, _TINY) ** (1 / 3))
         return self._moment(y, shape, time, drop, ended=drop >= target)
 
     def _moment(self, y: Array, shape: tuple[int, ...], time: float, drop: float, ended: bool) -> Moment:

@@ -30,6 +30,11 @@ class ExtremalDirections:
         gain: ``||D(v)||``: growth rate of both weights of a neuron there, loss per unit of output, shape ``(M,)``.
         o: Unit output weights ``-D(v) / ||D(v)||`` with which a neuron there grows, shape ``(M, J)``.
         exhaustive: Whether all of them are listed; else there may be more, and higher ones.
+
+    Example:
+        >>> found = extremal_directions(torch.eye(2), G=torch.tensor([[3.0], [0.0]]))
+        >>> found.exhaustive, round(float(found.gain[0]), 6)
+        (True, 3.0)
     """
 
     v: Tensor

@@ -34,6 +34,14 @@ class EscapeForecast:
         drop: The fraction asked for.
         reached: The fraction by which the loss drops: less than that where all growth ends before. Steps and time are
             inf then, and the neurons are the last that grow.
+
+    Example:
+        >>> import torch
+        >>> X = torch.eye(2, dtype=torch.float64)
+        >>> small = ShallowBlock(1e-3 * X[:1], torch.tensor([[1e-3]]).double())
+        >>> forecast = forecast_escape(small, X, X[:, :1], lr=0.1)
+        >>> forecast.neurons.tolist(), forecast.drop
+        ([0], 0.01)
     """
 
     steps: float

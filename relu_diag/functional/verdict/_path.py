@@ -13,7 +13,6 @@ from relu_diag.functional.block import rho
 from relu_diag.functional.local import chunks
 from relu_diag.functional.problem import SquaredProblem
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
-from relu_diag.functional.verdict._rounding import ROUNDINGS
 from relu_diag.functional.verdict.line import Move, TaylorExpansion, entered
 
 
@@ -58,7 +57,7 @@ def falling_stretch(problem: SquaredProblem, move: Move, line: TaylorExpansion, 
     end = line.minima[0]
     first = line.coefficients.cpu().numpy().copy()
     first[0] = 0.0
-    if abs(first[1]) <= max(slack, ROUNDINGS * FLOAT64.eps * line.slope_terms):
+    if abs(first[1]) <= max(slack, FLOAT64.roundings * FLOAT64.eps * line.slope_terms):
         first[1] = 0.0
     if end <= line.eps_max:
         return _first_rise(np.array([0.0, end]), first[None])
@@ -131,7 +130,7 @@ def _first_rise(ends: Array, pieces: Array) -> Stretch:
     """
     left, right = ends[:-1], ends[1:]
     scaled = pieces * right[:, None] ** np.arange(5)  # in shares of the right end
-    rounding = ROUNDINGS * FLOAT64.eps * np.abs(scaled).sum(axis=1)
+    rounding = FLOAT64.roundings * FLOAT64.eps * np.abs(scaled).sum(axis=1)
     value = scaled.sum(axis=1)
     # Beyond a piece whose terms cancel so much that a rise would not be seen nothing is claimed.
     blurred = np.flatnonzero(rounding[1:] > FLOAT64.blurred * np.abs(value[:-1]))

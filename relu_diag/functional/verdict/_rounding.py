@@ -13,9 +13,6 @@ from relu_diag.functional.local import chunks, slopes_at
 from relu_diag.functional.problem import SquaredProblem
 from relu_diag.functional.tolerances import FLOAT64
 
-# Products, sums and the difference to the target each add a unit roundoff of the terms, or two.
-ROUNDINGS = 4
-
 
 class ResidualRounding:
     """What the gradient of a squared loss at the outputs may be wrong by.
@@ -43,7 +40,7 @@ class ResidualRounding:
         self._kink_tol = kink_tol
         self._given = given
         self._size = size
-        self._eps = ROUNDINGS * FLOAT64.eps * unit
+        self._eps = FLOAT64.roundings * FLOAT64.eps * unit
 
     @cached_property
     def most(self) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from relu_diag.functional.block import BlockSignal, ShallowBlock, rho
 from relu_diag.functional.local import chunks, slopes_at
 from relu_diag.functional.tolerances import FLOAT64
-from relu_diag.functional.verdict._rounding import ROUNDINGS, ResidualRounding
+from relu_diag.functional.verdict._rounding import ResidualRounding
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +119,7 @@ def seen_by(
 
 def met_within(tol: float) -> float:
     """How many roundings a residual may be for its sample to count as met: a tolerance of its own terms."""
-    return max(tol / (ROUNDINGS * FLOAT64.eps), 1.0)
+    return max(tol / (FLOAT64.roundings * FLOAT64.eps), 1.0)
 
 
 def beyond(value: Tensor, rounding: Tensor) -> Tensor:

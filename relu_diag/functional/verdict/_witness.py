@@ -13,7 +13,7 @@ from relu_diag.functional.local import chunks, radial_directions
 from relu_diag.functional.problem import SquaredProblem
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 from relu_diag.functional.verdict._path import falling_stretch
-from relu_diag.functional.verdict._rounding import ROUNDINGS, reach, seen_terms
+from relu_diag.functional.verdict._rounding import reach, seen_terms
 from relu_diag.functional.verdict.direction import Direction
 from relu_diag.functional.verdict.escape import EscapeNeurons, silent_escapes
 from relu_diag.functional.verdict.line import Move, entered, expand
@@ -168,7 +168,7 @@ def _change(problem: SquaredProblem, move: Move, step: float) -> float:
     if block.output_bias is not None:
         given = given + block.output_bias.norm()
     # Every output is a sum of terms, and each carries a unit roundoff.
-    resolution = ROUNDINGS * FLOAT64.eps * problem.factor
+    resolution = FLOAT64.roundings * FLOAT64.eps * problem.factor
     most = given + X.norm(dim=1) * (reach(block) + reach(there))
     if abs(difference) > resolution * float(weight @ most):
         return difference
@@ -180,7 +180,7 @@ def _change(problem: SquaredProblem, move: Move, step: float) -> float:
 def _slope_rounding(problem: SquaredProblem, move: Move, rounding: Tensor) -> float:
     """What the first-order change of the loss along a move may be wrong by."""
     block = problem.block
-    wrong = ROUNDINGS * FLOAT64.eps * problem.signal.G.norm(dim=1) + rounding
+    wrong = FLOAT64.roundings * FLOAT64.eps * problem.signal.G.norm(dim=1) + rounding
     total = float(wrong.sum() * move.db.norm())
     signal = replace(problem.signal, G=wrong[:, None].expand_as(problem.signal.G))
     for chunk in chunks(block, signal, problem.kink_tol):

@@ -19,6 +19,11 @@ class Direction:
         step: The loss was evaluated at ``(W + step dW, H + step dH)``, and at points on the way, where it is no higher.
         loss_change: What it was lower by, < 0.
         db: Direction of the output bias, shape ``(J,)``; None where the bias stays as it is.
+
+    Example:
+        >>> import torch
+        >>> print(Direction(dW=torch.ones(1, 2), dH=torch.zeros(1, 1), step=0.5, loss_change=-0.1))
+        loss change -0.1 at step 0.5
     """
 
     dW: Tensor

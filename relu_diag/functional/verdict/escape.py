@@ -33,6 +33,12 @@ class EscapeNeurons:
         decided: Whether that is proven either way; an undecided neuron is not in the mask, bool, shape ``(I,)``.
         direction: A unit tangential direction that shows it, zero elsewhere, shape ``(I, d)``.
         D: Derivatives ``D_j`` of the loss along it per unit of output weight ``h_ji``, shape ``(I, J)``.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.zeros(1, 2), H=torch.zeros(1, 1))
+        >>> signal = BlockSignal(X=torch.tensor([[1.0, 0.0]]), G=torch.tensor([[-1.0]]))
+        >>> escape_neurons(block, signal).mask
+        tensor([True])
     """
 
     mask: Tensor

@@ -58,6 +58,13 @@ class TaylorExpansion:
         coefficients: Constant (the loss at ``P``) to fourth order, float64, shape ``(5,)``.
         eps_max: Where the first pre-activation reaches its kink, infinite where none does.
         slope_terms: Sum of the absolute terms of the first-order coefficient, whose rounding is a few ``eps`` of it.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.ones(1, 1), H=torch.ones(1, 1))
+        >>> one = torch.ones(1, 1)
+        >>> line = taylor_expansion(block, one, one, dW=one, dH=0 * one, reduction="half_sum")
+        >>> line.coefficients.tolist(), line.eps_max
+        ([0.0, 0.0, 0.5, 0.0, 0.0], inf)
     """
 
     coefficients: Tensor

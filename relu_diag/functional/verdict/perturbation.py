@@ -25,6 +25,12 @@ class PerturbationTest:
         relative: Whether the noise is relative: every neuron is moved in proportion to its own weights.
         narrowed: Number of neurons that move less than that, because a sample off their kink would cross it.
         crossing: Number of neurons whose kink a sample can cross, 0 unless the width was given.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.ones(1, 1), H=torch.ones(1, 1))
+        >>> test = perturbation_test(block, torch.ones(1, 1), torch.ones(1, 1), draws=100)
+        >>> test.relative, bool((test.changes >= 0).all())
+        (True, True)
     """
 
     changes: Tensor

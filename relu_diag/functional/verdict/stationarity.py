@@ -17,8 +17,8 @@ from relu_diag.functional.local import (
     radial_directions,
     tangential_part,
 )
-from relu_diag.functional.tolerances import derivative_tolerance, kink_tolerance, tolerances
-from relu_diag.functional.verdict._rounding import ROUNDINGS, ResidualRounding, rounding_of_signal
+from relu_diag.functional.tolerances import FLOAT64, derivative_tolerance, kink_tolerance, tolerances
+from relu_diag.functional.verdict._rounding import ResidualRounding, rounding_of_signal
 from relu_diag.functional.verdict._weight import Conditions, beyond, positive, weighed
 
 
@@ -46,6 +46,12 @@ class Stationarity:
         pull_scale: The same per unit of output weight: the scale of the derivatives ``D_j``, shape ``(I,)``.
         tol: Relative tolerance used.
         geometry: The first-order geometry behind it.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0, 0.0]]), H=torch.tensor([[1.0]]))
+        >>> found = stationarity(block, BlockSignal(torch.tensor([[0.0, 1.0]]), G=torch.tensor([[1.0]])))
+        >>> found.slope.item(), found.margin.item()  # on the kink, up by 1 at least on both sides
+        (0.0, 0.0)
     """
 
     stationary: Tensor
@@ -135,7 +141,7 @@ def assess(
         (True, 0.0526)
     """
     kink_tol = kink_tolerance(kink_tol, block.W.dtype)
-    eps = ROUNDINGS * tolerances(block.W.dtype).eps
+    eps = FLOAT64.roundings * tolerances(block.W.dtype).eps
     if rounding is None:
         rounding = rounding_of_signal(block, signal, kink_tol)
     sums = neuron_sums(block, signal, kink_tol)

@@ -30,6 +30,15 @@ class Verdict:
         reason: What it rests on here, or what is missing.
         loss: The loss at the point, nan where only a signal was given.
         margins: The numbers behind the decision; violations and pulls are relative to their natural scale.
+
+    Example:
+        >>> import torch
+        >>> from relu_diag import ShallowBlock
+        >>> from relu_diag.functional.verdict import classify
+        >>> X = torch.eye(2, dtype=torch.float64)
+        >>> verdict = classify(ShallowBlock(0 * X[:1], 0 * X[:1, :1]), X, X[:, :1])
+        >>> verdict.kind, verdict.neurons.tolist(), verdict.assumptions["full data set"]
+        ('saddle', [0], 'assumed')
     """
 
     kind: Kind

@@ -27,6 +27,13 @@ class Preservation:
         slope: Largest one-sided derivative ``max_v |L'(v)|`` of the loss along a tangential unit vector, over the units
             it is about, loss per unit length.
         scale: Natural scale of that derivative.
+
+    Example:
+        >>> import torch
+        >>> block = ShallowBlock(W=torch.tensor([[1.0, 0.0]]), H=torch.tensor([[1.0]]))
+        >>> signal = BlockSignal(X=torch.tensor([[0.0, 1.0]]), G=torch.tensor([[1.0]]))
+        >>> replication_preserves(block, signal, unit=0, gamma=(1.0, 0.0)).stationarity
+        True
     """
 
     stationarity: bool

@@ -45,6 +45,13 @@ class GrowthProposal:
         measured_drop: Drop of the loss as evaluated.
         function_change: Largest change of an output on the data.
         displacement: Move of the copy's input weights, relative to their length, shape ``(d,)``.
+
+    Example:
+        >>> X = torch.eye(2, dtype=torch.float64)
+        >>> stuck = ShallowBlock(X[:1], X[:1, :1])
+        >>> best = growth_proposals(stuck, X, torch.tensor([[1.0], [-1.0]]).double())[0]
+        >>> best.kind, tuple(best.new_block.W.shape)
+        ('inactive propagation', (2, 2))
     """
 
     kind: _Kind

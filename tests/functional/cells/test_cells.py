@@ -107,7 +107,7 @@ def test_the_fast_search_agrees_with_all_sign_patterns() -> None:
 
 @pytest.mark.slow
 def test_the_fast_search_agrees_with_all_sign_patterns_on_many_problems() -> None:
-    assert len(check_against_reference(range(120, 400))) == 4
+    assert len(check_against_reference(range(120, 280))) == 4
 
 
 def test_the_witness_has_the_pattern_and_the_loss() -> None:

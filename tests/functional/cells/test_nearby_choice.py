@@ -38,7 +38,7 @@ def test_exact_minimum_is_its_own_nearby_point() -> None:
 
 @pytest.mark.slow
 def test_exact_minima_are_their_own_nearby_points() -> None:
-    assert sum(check_fixed_point(seed) for seed in range(100, 200)) >= 40
+    assert sum(check_fixed_point(seed) for seed in range(100, 140)) >= 16
 
 
 def check_against_force(seed: int) -> bool:
@@ -61,7 +61,7 @@ def test_nearby_point_is_the_nearest_of_all_strata() -> None:
 
 @pytest.mark.slow
 def test_nearby_points_are_the_nearest_of_all_strata() -> None:
-    assert sum(check_against_force(seed) for seed in range(100, 180)) >= 40
+    assert sum(check_against_force(seed) for seed in range(100, 140)) >= 20
 
 
 def test_large_neuron_that_holds_still_is_not_put_to_zero() -> None:
@@ -118,7 +118,7 @@ def rotation(draw: np.random.Generator, d: int) -> np.ndarray:
     return np.linalg.qr(draw.standard_normal((d, d)))[0]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     seed=st.integers(0, 200),
     trained=st.booleans(),
