@@ -6,73 +6,29 @@ weights, through which activation - however the module was written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-Edge = tuple[Node, int]
+from relu_diag.capture._nodes import (
+    ELEMENTWISE,
+    KINKED,
+    OPAQUE,
+    PRODUCTS,
+    TURNED,
+    WEIGHT_MAKERS,
+    below_dropout,
+    is_layout,
+    is_slope,
+    nodes_below,
+    operation,
+    saved_tensor,
+)
 
-# Nodes that keep every row and its numbers: shapes, copies, dtypes.
-_LAYOUT = {
-    "AliasBackward0",
-    "CloneBackward0",
-    "ReshapeAliasBackward0",
-    "SqueezeBackward0",
-    "SqueezeBackward1",
-    "SqueezeBackward2",
-    "ToCopyBackward0",
-    "UnsafeViewBackward0",
-    "UnsqueezeBackward0",
-    "ViewBackward0",
-}
-_TURNED = {"TBackward0", "TransposeBackward0", "PermuteBackward0", "MtBackward0"}
-# Positions of the left and the right factor.
-_PRODUCTS = {"AddmmBackward0": (1, 2), "MmBackward0": (0, 1), "BmmBackward0": (0, 1)}
-_DROPOUT = {"NativeDropoutBackward0"}
-_SCALING = {"MulBackward0", "DivBackward0"}
-_ACTIVATIONS = {"ReluBackward0", "LeakyReluBackward0", "PreluKernelBackward0", "ThresholdBackward0"}
-# What an activation may be put together from; its numbers then say whether it is ReLU-like.
-_ELEMENTWISE = {
-    "AbsBackward0",
-    "AddBackward0",
-    "ClampBackward0",
-    "ClampBackward1",
-    "ClampMaxBackward0",
-    "ClampMinBackward0",
-    "MaximumBackward0",
-    "MinimumBackward0",
-    "NegBackward0",
-    "RsubBackward1",
-    "SubBackward0",
-    "WhereBackward0",
-    "torch::autograd::CopySlices",  # an activation in place, on a view
-    *_SCALING,
-    *_ACTIVATIONS,
-}
-# What weights are computed with: weight_norm, spectral_norm, pruning, products of thin factors.
-_WEIGHT_MAKERS = {
-    "AddBackward0",
-    "DivBackward0",
-    "MulBackward0",
-    "MvBackward0",
-    "NormBackward1",
-    "PowBackward0",
-    "SqrtBackward0",
-    "SubBackward0",
-    "SumBackward1",
-    "VdotBackward0",
-    "WeightNormInterfaceBackward0",
-    *_LAYOUT,
-    *_TURNED,
-}
-_KINKED = {*_ACTIVATIONS, "AbsBackward0", "MaximumBackward0", "MinimumBackward0", "HardtanhBackward0"}
-_OPAQUE = {
-    "CheckpointFunctionBackward": "part of the network is checkpointed with use_reentrant=True",
-    "CompiledFunctionBackward": "part of the network is compiled",
-}
+Edge = tuple[Node, int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,7 +74,7 @@ class Product:
     @property
     def input(self) -> Edge | None:
         """Where the rows come from; None for data, which need no gradient."""
-        node, index = self.node.next_functions[_PRODUCTS[self.node.name()][0]]
+        node, index = self.node.next_functions[PRODUCTS[self.node.name()][0]]
         return None if node is None else (node, index)
 
     def X(self) -> Tensor | None:
@@ -127,7 +83,7 @@ class Product:
         Returns:
             Rows, shape ``(N, d)``; None where the graph did not keep them.
         """
-        saved = _saved(self.node, "mat1" if self.node.name() == "AddmmBackward0" else "self")
+        saved = saved_tensor(self.node, "mat1" if self.node.name() == "AddmmBackward0" else "self")
         return None if saved is None else saved.reshape(-1, saved.shape[-1])
 
     def W(self) -> Tensor | None:
@@ -138,7 +94,7 @@ class Product:
         """
         if not self.weight.derived:
             return self.weight.value()
-        saved = _saved(self.node, "mat2")
+        saved = saved_tensor(self.node, "mat2")
         return None if saved is None else saved.reshape(saved.shape[-2:]).mT
 
     def weight_gradient(self, below: tuple[Tensor | None, ...]) -> Tensor | None:
@@ -150,7 +106,7 @@ class Product:
         Returns:
             Gradient, shape of `W`; None for a weight that is not trained.
         """
-        gradient = below[_PRODUCTS[self.node.name()][1]]
+        gradient = below[PRODUCTS[self.node.name()][1]]
         return None if gradient is None else gradient.reshape(gradient.shape[-2:]).mT
 
 
@@ -185,7 +141,7 @@ class Graph:
         self._parameters = list(module.named_parameters(remove_duplicate=False))
         self._names = {id(p): name for name, p in self._parameters}
         self._frozen = {p.data_ptr(): (name, p) for name, p in self._parameters if not p.requires_grad and p.ndim == 2}
-        self._nodes = list(_below(root.grad_fn))
+        self._nodes = list(nodes_below(root.grad_fn))
         self._consumers: dict[Node, list[Node]] = {}
         for node in self._nodes:
             for below, _ in node.next_functions:
@@ -198,7 +154,7 @@ class Graph:
         Returns:
             Products, in the order in which they ran.
         """
-        found = [self._product(node) for node in self._nodes if node.name() in _PRODUCTS]
+        found = [self._product(node) for node in self._nodes if node.name() in PRODUCTS]
         return sorted((one for one in found if one is not None), key=lambda one: one.node._sequence_nr())
 
     def opaque(self) -> dict[str, str]:
@@ -207,7 +163,7 @@ class Graph:
         Returns:
             Names of nodes, and what they hide.
         """
-        return {name: _OPAQUE[name] for node in self._nodes if (name := node.name()) in _OPAQUE}
+        return {name: OPAQUE[name] for node in self._nodes if (name := node.name()) in OPAQUE}
 
     @property
     def holds_derivatives(self) -> bool:
@@ -226,7 +182,7 @@ class Graph:
         """
         if reader.input is None:
             return ""
-        top, dropout = _below_dropout(reader.input[0])
+        top, dropout = below_dropout(reader.input[0])
         if top in products:
             return "nothing between"
         nodes: set[Node] = set()
@@ -241,11 +197,11 @@ class Graph:
                 ends[end[0]] = end[1]
             elif hasattr(node, "variable"):
                 return ""
-            elif node.name() in _ELEMENTWISE or _is_layout(node):
+            elif node.name() in ELEMENTWISE or is_layout(node):
                 nodes.add(node)
-                waiting.extend(one for one, _ in node.next_functions if one is not None and not _is_slope(node, one))
+                waiting.extend(one for one, _ in node.next_functions if one is not None and not is_slope(node, one))
             else:
-                return f"{_operation(node)} between" if any(one in products for one in _below(node)) else ""
+                return f"{operation(node)} between" if any(one in products for one in nodes_below(node)) else ""
         if len(ends) != 1:
             return "several layers meet there"
         ((node, bias),) = ends.items()
@@ -268,7 +224,7 @@ class Graph:
             if node not in seen:
                 seen.add(node)
                 waiting.extend(self._consumers.get(node, []))
-        return {_operation(node) for node in seen if node.name() in _KINKED}
+        return {operation(node) for node in seen if node.name() in KINKED}
 
     def read_before(self, passage: Passage) -> bool:
         """Whether something besides the activation reads the pre-activations.
@@ -285,7 +241,7 @@ class Graph:
                 if consumer in passage.nodes:
                     continue
                 adds_bias = passage.bias is not None and self._added_bias(consumer) is passage.bias
-                if not adds_bias and not _is_layout(consumer):
+                if not adds_bias and not is_layout(consumer):
                     return True
                 waiting.append(consumer)
         return False
@@ -304,13 +260,13 @@ class Graph:
             return product.bias
         while len(consumers := self._consumers.get(node, [])) == 1:
             (node,) = consumers
-            if not _is_layout(node):
+            if not is_layout(node):
                 return self._added_bias(node)
         return None
 
     def _product(self, node: Node) -> Product | None:
         """A product of rows with a parameter on their right; others are none."""
-        factor = node.next_functions[_PRODUCTS[node.name()][1]][0]
+        factor = node.next_functions[PRODUCTS[node.name()][1]][0]
         weight = self._frozen_weight(node) if factor is None else self._weight(factor)
         if weight is None:
             return None
@@ -322,13 +278,13 @@ class Graph:
     def _weight(self, node: Node) -> Weight | None:
         """The parameter below some turning and copying, or the parameters from which a weight is computed."""
         turned = False
-        while _is_layout(node) or node.name() in _TURNED:
-            turned ^= node.name() in _TURNED
+        while is_layout(node) or node.name() in TURNED:
+            turned ^= node.name() in TURNED
             below = node.next_functions[0][0]
             if below is None:
                 return None
             node = below
-        parts = list(_below(node))
+        parts = list(nodes_below(node))
         parameters = [leaf.variable for leaf in parts if hasattr(leaf, "variable")]
         if not parameters or not all(self._makes_weights(one) for one in parts):
             return None
@@ -339,7 +295,7 @@ class Graph:
 
     def _frozen_weight(self, node: Node) -> Weight | None:
         """A parameter that is not trained leaves no node, but its memory."""
-        saved = _saved(node, "mat2")
+        saved = saved_tensor(node, "mat2")
         if saved is None or saved.data_ptr() not in self._frozen:
             return None
         name, parameter = self._frozen[saved.data_ptr()]
@@ -358,11 +314,11 @@ class Graph:
         if hasattr(node, "variable"):
             return id(node.variable) in self._names
         thin_factors = node.name() == "MmBackward0" and all(one is not None for one, _ in node.next_functions)
-        return thin_factors or node.name() in _WEIGHT_MAKERS
+        return thin_factors or node.name() in WEIGHT_MAKERS
 
     def _vector(self, node: Node | None) -> nn.Parameter | None:
         """A parameter with one number a column."""
-        while node is not None and _is_layout(node):
+        while node is not None and is_layout(node):
             node = node.next_functions[0][0]
         leaf = getattr(node, "variable", None)
         return leaf if isinstance(leaf, nn.Parameter) and id(leaf) in self._names and leaf.ndim == 1 else None
@@ -382,7 +338,7 @@ class Graph:
             return None
         for one, _ in node.next_functions:
             below = one
-            while below is not None and _is_layout(below):
+            while below is not None and is_layout(below):
                 below = below.next_functions[0][0]
             if below is not None and below in products:
                 return below, bias
@@ -399,8 +355,8 @@ def product_of(Z: Tensor) -> Node | None:
         The node, below shapes and a bias; None where the output needs no gradient or is something else.
     """
     node = Z.grad_fn
-    while node is not None and node.name() not in _PRODUCTS:
-        if not _is_layout(node) and node.name() != "AddBackward0":
+    while node is not None and node.name() not in PRODUCTS:
+        if not is_layout(node) and node.name() != "AddBackward0":
             return None
         node = node.next_functions[0][0]
     return node
@@ -415,7 +371,7 @@ def slopes_of(passage: Passage) -> tuple[float, float] | Tensor | None:
     Returns:
         ``(s-, s+)``; one pair a neuron, shape ``(I, 2)``, for a PReLU with several; None where numbers must tell.
     """
-    named = [node for node in passage.nodes if not _is_layout(node)]
+    named = [node for node in passage.nodes if not is_layout(node)]
     if len(named) != 1:
         return None
     (node,) = named
@@ -440,75 +396,9 @@ def trained_slope(passage: Passage) -> nn.Parameter | None:
     """
     for node in passage.nodes:
         below = node.next_functions[1][0] if node.name() == "PreluKernelBackward0" else None
-        while below is not None and _is_layout(below):
+        while below is not None and is_layout(below):
             below = below.next_functions[0][0]
         leaf = getattr(below, "variable", None)
         if isinstance(leaf, nn.Parameter):
             return leaf
     return None
-
-
-def _below(root: Node | None) -> Iterator[Node]:
-    """A node and all nodes it is computed from, each once."""
-    waiting = [] if root is None else [root]
-    seen = set(waiting)
-    while waiting:
-        node = waiting.pop()
-        yield node
-        for below, _ in node.next_functions:
-            if below is not None and below not in seen:
-                seen.add(below)
-                waiting.append(below)
-
-
-def _below_dropout(node: Node) -> tuple[Node, bool]:
-    """Below shapes, and below dropout and constant factors where an activation with a name follows."""
-    dropout = False
-    while True:
-        below = [one for one, _ in node.next_functions if one is not None]
-        if _is_layout(node):
-            node = below[0]
-        elif _is_factor(node) and _leads_to_activation(below[0]):
-            node, dropout = below[0], True
-        else:
-            return node, dropout
-
-
-def _is_factor(node: Node) -> bool:
-    """Whether a node is dropout, or multiplies by something that is not trained."""
-    if node.name() in _DROPOUT:
-        return True
-    return node.name() in _SCALING and len([one for one, _ in node.next_functions if one is not None]) == 1
-
-
-def _is_layout(node: Node) -> bool:
-    """Whether a node keeps every row and its numbers; a view that was written to in place is read as strided."""
-    if node.name() == "AsStridedBackward0":
-        below = node.next_functions[0][0]
-        return below is not None and below.name() == "torch::autograd::CopySlices"
-    return node.name() in _LAYOUT
-
-
-def _leads_to_activation(node: Node) -> bool:
-    while _is_layout(node) or _is_factor(node):
-        node = next(one for one, _ in node.next_functions if one is not None)
-    return node.name() in _ACTIVATIONS
-
-
-def _is_slope(node: Node, below: Node) -> bool:
-    """Whether an input of a PReLU is its slope."""
-    return node.name() == "PreluKernelBackward0" and below is node.next_functions[1][0]
-
-
-def _saved(node: Node, name: str) -> Tensor | None:
-    """What a node keeps for its backward pass; None where that is nothing, or would have to be computed again."""
-    raw = getattr(node, f"_raw_saved_{name}", None)
-    if raw is None or getattr(raw, "unpack_hook", None) is not None:
-        return None
-    saved: Tensor | None = getattr(node, f"_saved_{name}")
-    return None if saved is None else saved.detach()
-
-
-def _operation(node: Node) -> str:
-    """What a node is the derivative of: ``NativeLayerNormBackward0`` is a LayerNorm."""
-    return node.name().rstrip("0123456789").removesuffix("Backward").removeprefix("Native")

@@ -1,0 +1,133 @@
+"""Nodes of an autograd graph by what they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+from torch.autograd.graph import Node
+
+# Nodes that keep every row and its numbers: shapes, copies, dtypes.
+LAYOUT = {
+    "AliasBackward0",
+    "CloneBackward0",
+    "ReshapeAliasBackward0",
+    "SqueezeBackward0",
+    "SqueezeBackward1",
+    "SqueezeBackward2",
+    "ToCopyBackward0",
+    "UnsafeViewBackward0",
+    "UnsqueezeBackward0",
+    "ViewBackward0",
+}
+TURNED = {"TBackward0", "TransposeBackward0", "PermuteBackward0", "MtBackward0"}
+# Positions of the left and the right factor.
+PRODUCTS = {"AddmmBackward0": (1, 2), "MmBackward0": (0, 1), "BmmBackward0": (0, 1)}
+DROPOUT = {"NativeDropoutBackward0"}
+SCALING = {"MulBackward0", "DivBackward0"}
+ACTIVATIONS = {"ReluBackward0", "LeakyReluBackward0", "PreluKernelBackward0", "ThresholdBackward0"}
+# What an activation may be put together from; its numbers then say whether it is ReLU-like.
+ELEMENTWISE = {
+    "AbsBackward0",
+    "AddBackward0",
+    "ClampBackward0",
+    "ClampBackward1",
+    "ClampMaxBackward0",
+    "ClampMinBackward0",
+    "MaximumBackward0",
+    "MinimumBackward0",
+    "NegBackward0",
+    "RsubBackward1",
+    "SubBackward0",
+    "WhereBackward0",
+    "torch::autograd::CopySlices",  # an activation in place, on a view
+    *SCALING,
+    *ACTIVATIONS,
+}
+# What weights are computed with: weight_norm, spectral_norm, pruning, products of thin factors.
+WEIGHT_MAKERS = {
+    "AddBackward0",
+    "DivBackward0",
+    "MulBackward0",
+    "MvBackward0",
+    "NormBackward1",
+    "PowBackward0",
+    "SqrtBackward0",
+    "SubBackward0",
+    "SumBackward1",
+    "VdotBackward0",
+    "WeightNormInterfaceBackward0",
+    *LAYOUT,
+    *TURNED,
+}
+KINKED = {*ACTIVATIONS, "AbsBackward0", "MaximumBackward0", "MinimumBackward0", "HardtanhBackward0"}
+OPAQUE = {
+    "CheckpointFunctionBackward": "part of the network is checkpointed with use_reentrant=True",
+    "CompiledFunctionBackward": "part of the network is compiled",
+}
+
+
+def nodes_below(root: Node | None) -> Iterator[Node]:
+    """A node and all nodes it is computed from, each once."""
+    waiting = [] if root is None else [root]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for below, _ in node.next_functions:
+            if below is not None and below not in seen:
+                seen.add(below)
+                waiting.append(below)
+
+
+def below_dropout(node: Node) -> tuple[Node, bool]:
+    """Below shapes, and below dropout and constant factors where an activation with a name follows."""
+    dropout = False
+    while True:
+        below = [one for one, _ in node.next_functions if one is not None]
+        if is_layout(node):
+            node = below[0]
+        elif is_factor(node) and leads_to_activation(below[0]):
+            node, dropout = below[0], True
+        else:
+            return node, dropout
+
+
+def is_factor(node: Node) -> bool:
+    """Whether a node is dropout, or multiplies by something that is not trained."""
+    if node.name() in DROPOUT:
+        return True
+    return node.name() in SCALING and len([one for one, _ in node.next_functions if one is not None]) == 1
+
+
+def is_layout(node: Node) -> bool:
+    """Whether a node keeps every row and its numbers; a view that was written to in place is read as strided."""
+    if node.name() == "AsStridedBackward0":
+        below = node.next_functions[0][0]
+        return below is not None and below.name() == "torch::autograd::CopySlices"
+    return node.name() in LAYOUT
+
+
+def leads_to_activation(node: Node) -> bool:
+    while is_layout(node) or is_factor(node):
+        node = next(one for one, _ in node.next_functions if one is not None)
+    return node.name() in ACTIVATIONS
+
+
+def is_slope(node: Node, below: Node) -> bool:
+    """Whether an input of a PReLU is its slope."""
+    return node.name() == "PreluKernelBackward0" and below is node.next_functions[1][0]
+
+
+def saved_tensor(node: Node, name: str) -> Tensor | None:
+    """What a node keeps for its backward pass; None where that is nothing, or would have to be computed again."""
+    raw = getattr(node, f"_raw_saved_{name}", None)
+    if raw is None or getattr(raw, "unpack_hook", None) is not None:
+        return None
+    saved: Tensor | None = getattr(node, f"_saved_{name}")
+    return None if saved is None else saved.detach()
+
+
+def operation(node: Node) -> str:
+    """What a node is the derivative of: ``NativeLayerNormBackward0`` is a LayerNorm."""
+    return node.name().rstrip("0123456789").removesuffix("Backward").removeprefix("Native")

@@ -1,0 +1,221 @@
+"""What hooks on the nodes of a block note during a backward pass, and the sighting they make together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from relu_diag.capture._graph import Passage, Product, Weight, trained_slope
+from relu_diag.functional import BlockSignal, ShallowBlock
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sighting:
+    """A block as a backward pass saw it.
+
+    Attributes:
+        hidden: Qualified name of the first layer.
+        readers: Qualified names of the layers that read it.
+        block: The weights that took part; the outputs of several readers below each other.
+        signal: Inputs and loss gradients, one row per row that went through the block.
+        gradients: Gradients by the weights of this use, as autograd has them, ``(I, d)`` and ``(J, I)``; None where it
+            computed none.
+        dropout: Whether dropout or a factor stands behind the activation: it is in ``C``, and not in ``block``.
+        tied: Whether both layers, or two readers, are the same parameter.
+        from_data: Whether the inputs are data, with nothing trained below.
+        kinks_after: Operations with a kink that the loss is computed through behind the block. Where there is one,
+            ``G`` is one of many gradients, and slopes of the block hold only off those kinks.
+        live: The block at the parameters of now; None for weights that are computed from others.
+    """
+
+    hidden: str
+    readers: tuple[str, ...]
+    block: ShallowBlock
+    signal: BlockSignal
+    gradients: tuple[Tensor, Tensor] | None
+    dropout: bool
+    tied: bool
+    from_data: bool
+    kinks_after: tuple[str, ...]
+    live: Callable[[], ShallowBlock] | None
+
+    @property
+    def name(self) -> str:
+        """The block in a few words: ``net.0 -> net.2``."""
+        return f"{self.hidden} -> {', '.join(self.readers)}"
+
+
+@dataclass(slots=True, eq=False)
+class Reader:
+    """A layer that reads the activations: its weight and bias as they took part, and what its hook noted."""
+
+    product: Product
+    H: Tensor
+    bias: Tensor | None
+    bias_parameter: nn.Parameter | None
+    G: Tensor | None = None
+    by_weight: Tensor | None = None
+
+    def listen(self) -> RemovableHandle:
+        return self.product.node.register_hook(self._note)
+
+    def _note(self, below: tuple[Tensor | None, ...], above: tuple[Tensor | None, ...]) -> None:
+        if above[0] is None:
+            return
+        self.G = _added(self.G, above[0])
+        by_weight = self.product.weight_gradient(below)
+        if by_weight is not None:
+            self.by_weight = _added(self.by_weight, by_weight)
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """One application of a block in one forward pass, and what the hooks on its nodes noted."""
+
+    hidden: Product
+    passage: Passage
+    readers: list[Reader]
+    W: Tensor
+    slopes: tuple[float, float]
+    X: Tensor
+    Z: Tensor | None
+    kinks_after: set[str]
+    factor: float = 1.0
+    C: Tensor | None = None
+    by_weight: Tensor | None = None
+    by_bias: Tensor | None = None
+
+    def listen(self) -> Iterator[RemovableHandle]:
+        """Hooks on the nodes."""
+        yield self.passage.top.register_prehook(self._note_activation)
+        yield self.hidden.node.register_hook(self._note_hidden)
+        for reader in self.readers:
+            yield reader.listen()
+
+    def has(self, product: Product) -> bool:
+        """Whether a layer is known to read the activations."""
+        return any(reader.product.node is product.node for reader in self.readers)
+
+    def take_in(self, readers: list[Reader]) -> Iterator[RemovableHandle]:
+        """Further readers, and their hooks."""
+        self.readers.extend(readers)
+        for reader in readers:
+            yield reader.listen()
+
+    @property
+    def complete(self) -> bool:
+        """Whether a gradient came to the activation, and from some reader."""
+        return self.C is not None and any(reader.G is not None for reader in self.readers)
+
+    def sighting(self) -> Sighting:
+        """What was noted."""
+        assert self.C is not None
+        dtype, count = self.W.dtype, len(self.X)
+        X = self.X.to(dtype)
+        if self.passage.bias is not None:
+            X = torch.cat([X, X.new_ones(count, 1)], dim=1)
+        heads = [reader for reader in self.readers if reader.G is not None]
+        G = torch.cat([reader.G.reshape(count, -1) for reader in heads if reader.G is not None], dim=1)
+        Z = self.Z if self.Z is not None and self.Z.dtype == dtype else None
+        return Sighting(
+            hidden=layer_of(self.hidden),
+            readers=tuple(layer_of(reader.product) for reader in heads),
+            block=self._weights(heads),
+            signal=BlockSignal(X, self.factor * G.to(dtype), self.factor * self.C.reshape(count, -1).to(dtype), Z),
+            gradients=self._gradients(heads),
+            dropout=self.passage.dropout,
+            tied=len({id(one.weight.parameter) for one in (self.hidden, *(r.product for r in heads))}) <= len(heads),
+            from_data=self.hidden.input is None,
+            kinks_after=tuple(sorted(self.kinks_after)),
+            live=self._live(heads),
+        )
+
+    def _live(self, heads: list[Reader]) -> Callable[[], ShallowBlock] | None:
+        """A way back to the parameters, which stay the same objects while they are trained."""
+        factors = [self.hidden.weight, *(reader.product.weight for reader in heads)]
+        if any(factor.derived for factor in factors):
+            return None
+        biases = [self.passage.bias, *(reader.bias_parameter for reader in heads)]
+        return partial(_read, factors, biases, self._slopes_now())
+
+    def _slopes_now(self) -> Callable[[], tuple[float, float]]:
+        """A way to the slopes that holds on to no graph."""
+        trained = trained_slope(self.passage)
+        slopes = self.slopes
+        return lambda: slopes if trained is None else (float(trained.detach()), 1.0)
+
+    def _weights(self, heads: list[Reader]) -> ShallowBlock:
+        """The weights that took part, heads below each other."""
+        return _stacked(self.W, [reader.H for reader in heads], [reader.bias for reader in heads], self.slopes)
+
+    def _gradients(self, heads: list[Reader]) -> tuple[Tensor, Tensor] | None:
+        """Gradients by the weights, as autograd has them."""
+        by_heads = [reader.by_weight for reader in heads if reader.by_weight is not None]
+        if self.by_weight is None or self.by_bias is None or len(by_heads) < len(heads):
+            return None
+        dW = self.by_weight.to(self.W.dtype)
+        if self.passage.bias is not None:
+            dW = torch.cat([dW, self.by_bias.to(dW)[:, None]], dim=1)
+        return self.factor * dW, self.factor * torch.cat(by_heads).to(dW)
+
+    def _note_activation(self, grads: tuple[Tensor | None, ...]) -> None:
+        if grads[0] is not None:
+            self.C = _added(self.C, grads[0])
+
+    def _note_hidden(self, below: tuple[Tensor | None, ...], above: tuple[Tensor | None, ...]) -> None:
+        if above[0] is None:
+            return
+        self.by_bias = _added(self.by_bias, above[0].reshape(-1, above[0].shape[-1]).sum(0))
+        by_weight = self.hidden.weight_gradient(below)
+        if by_weight is not None:
+            self.by_weight = _added(self.by_weight, by_weight)
+
+
+def reader_of(product: Product, H: Tensor, bias: nn.Parameter | None) -> Reader:
+    """A reader with copies of its weights: the optimizer will have moved them when they are asked for."""
+    return Reader(product, H.clone(), _copy(bias), bias)
+
+
+def _read(
+    factors: list[Weight], biases: list[nn.Parameter | None], slopes: Callable[[], tuple[float, float]]
+) -> ShallowBlock:
+    """The block at the parameters of now, as copies."""
+    W, *H = (factor.value().clone() for factor in factors)
+    return _stacked(with_bias(W, biases[0]), H, [_copy(bias) for bias in biases[1:]], slopes())
+
+
+def _stacked(W: Tensor, heads: list[Tensor], biases: list[Tensor | None], slopes: tuple[float, float]) -> ShallowBlock:
+    """A block whose outputs are those of several heads, below each other."""
+    H = torch.cat([head.to(W.dtype) for head in heads])
+    if all(bias is None for bias in biases):
+        return ShallowBlock(W, H, slopes)
+    parts = [H.new_zeros(len(head)) if bias is None else bias.to(H) for head, bias in zip(heads, biases, strict=True)]
+    return ShallowBlock(W, H, slopes, torch.cat(parts))
+
+
+def _copy(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.detach().clone()
+
+
+def with_bias(W: Tensor, bias: nn.Parameter | None) -> Tensor:
+    """A copy of the input weights, the hidden bias as last column."""
+    return W.clone() if bias is None else torch.cat([W.to(bias.dtype), bias.detach()[:, None]], dim=1)
+
+
+def layer_of(product: Product) -> str:
+    """Name of a layer: of the module that holds its weight, or of the weight where that has another name."""
+    module, _, parameter = product.weight.name.rpartition(".")
+    if parameter == "weight" or product.weight.derived:
+        return module.partition(".parametrizations")[0].removeprefix("parametrizations") or "module"
+    return product.weight.name
+
+
+def _added(total: Tensor | None, gradient: Tensor) -> Tensor:
+    """A retained graph runs more than once: its gradients add up."""
+    gradient = gradient.detach()
+    return gradient if total is None else total + gradient
