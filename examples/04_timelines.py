@@ -44,7 +44,10 @@ def main() -> None:
         torch.testing.assert_close([plateau.loss for plateau in left], saddles, rtol=2e-3, atol=0)
         assert {plateau.verdict.kind for plateau in left} == {"saddle"}
         for plateau in left:
-            assert abs(plateau.forecasts[0].end - plateau.end) < 0.05 * (plateau.end - plateau.start), str(plateau)
+            length = plateau.end - plateau.start
+            early = [one for one in plateau.forecasts if one.step <= plateau.start + 0.3 * length]
+            forecast = early[-1] if early else plateau.forecasts[0]
+            assert abs(forecast.end - plateau.end) < 0.05 * length, str(plateau)
         assert monitor.final is not None
         assert abs(monitor.final.loss - end) < 1e-4, monitor.final.loss
 
