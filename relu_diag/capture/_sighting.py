@@ -30,6 +30,7 @@ class Sighting:
         from_data: Whether the inputs are data, with nothing trained below.
         kinks_after: Operations with a kink that the loss is computed through behind the block. Where there is one,
             ``G`` is one of many gradients, and slopes of the block hold only off those kinks.
+        to_the_loss: Whether all that stands between the block and the loss was seen.
         live: The block at the parameters of now; None for weights that are computed from others.
     """
 
@@ -42,6 +43,7 @@ class Sighting:
     tied: bool
     from_data: bool
     kinks_after: tuple[str, ...]
+    to_the_loss: bool
     live: Callable[[], ShallowBlock] | None
 
     @property
@@ -85,6 +87,7 @@ class Block:
     X: Tensor
     Z: Tensor | None
     kinks_after: set[str]
+    to_the_loss: bool = False
     factor: float = 1.0
     C: Tensor | None = None
     by_weight: Tensor | None = None
@@ -132,6 +135,7 @@ class Block:
             tied=len({id(one.weight.parameter) for one in (self.hidden, *(r.product for r in heads))}) <= len(heads),
             from_data=self.hidden.input is None,
             kinks_after=tuple(sorted(self.kinks_after)),
+            to_the_loss=self.to_the_loss,
             live=self._live(heads),
         )
 

@@ -72,9 +72,12 @@ class Ride:
             factor: What gradients are to be multiplied by: the reciprocal of a loss scale, the number of batches that
                 share an optimizer step.
         """
-        if loss.grad_fn is None:
-            return
-        graph = Graph(loss, self._module)
+        if loss.grad_fn is not None:
+            self._board(loss, factor, to_the_loss=True)
+
+    def _board(self, root: Tensor, factor: float, to_the_loss: bool) -> None:
+        """Put hooks on the blocks below a loss, or below the output of a layer."""
+        graph = Graph(root, self._module)
         products = {product.node: product for product in graph.products()}
         self.reasons.update(graph.opaque())
         if graph.holds_derivatives:
@@ -90,12 +93,15 @@ class Ride:
         for node, readers in read.items():
             known = self._blocks.get(node)
             if known is not None:
+                known.kinks_after.update(name for reader, _ in readers for name in graph.kinks_after(reader))
+                known.to_the_loss |= to_the_loss
                 readers = [(reader, passage) for reader, passage in readers if not known.has(reader)]
             block = self._block(graph, products[node], readers) if readers else None
             if isinstance(block, str):
                 self.reasons[layer_of(products[node])] = block
             elif block is not None:
                 block.factor = factor
+                block.to_the_loss = to_the_loss
                 self._handles.extend(block.listen() if known is None else known.take_in(block.readers))
                 self._blocks.setdefault(node, block)
 
@@ -127,7 +133,7 @@ class Ride:
             weight = None if catch is None else catch.weight
             self._passed[node] = _Passed(args[0].detach(), Z.detach(), Z._version, weight)
             if self._board_outputs:
-                self.board(Z)
+                self._board(Z, 1.0, to_the_loss=False)
 
     def _block(self, graph: Graph, hidden: Product, read: list[tuple[Product, Passage]]) -> Block | str:
         readers = [reader for reader, _ in read]
@@ -226,6 +232,7 @@ def _together(seen: list[Sighting]) -> Sighting:
         tied=any(one.tied for one in seen),
         from_data=all(one.from_data for one in seen),
         kinks_after=tuple(sorted({name for one in seen for name in one.kinks_after})),
+        to_the_loss=all(one.to_the_loss for one in seen),
     )
 
 

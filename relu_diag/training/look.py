@@ -194,6 +194,7 @@ class Look:
             tied=False,
             from_data=False,
             kinks_after=(),
+            to_the_loss=True,
             live=partial(self.parameters, module),
         )
 

@@ -122,6 +122,8 @@ def _caveats(seen: Sighting) -> tuple[str, ...]:
     caveats = []
     if seen.kinks_after:
         caveats.append(f"a later {' and '.join(seen.kinks_after)} has kinks of its own")
+    if not seen.to_the_loss:
+        caveats.append("what stands between it and the loss was not seen: a kink there would have slopes of its own")
     if seen.dropout:
         caveats.append("dropout: of the network that its masks left")
     if seen.tied:

@@ -275,7 +275,8 @@ def test_blocks_are_chosen_by_name_or_pattern(block: Any) -> None:
 def test_manual_optimization_is_watched_without_a_word_to_the_trainer() -> None:
     monitor = LandscapeMonitor(every_n_steps=1)
     fit(ByHand(), monitor)
-    assert monitor.states is not None
+    assert monitor.worst is not None
+    assert "between it and the loss was not seen" in monitor.worst.caveats[0]
 
 
 @pytest.mark.filterwarnings("ignore:.*returned `None`")

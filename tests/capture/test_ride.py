@@ -288,6 +288,20 @@ def test_weights_and_gradients_are_the_same_to_the_bit() -> None:
     assert all(torch.equal(*pair) for pair in zip(trained(True), trained(False), strict=True))
 
 
+def test_boarding_outputs_first_and_the_loss_later_sees_the_kinks_behind_a_block() -> None:
+    torch.manual_seed(0)
+    net, judge = Between(nn.ReLU()), nn.Sequential(nn.Linear(2, 5), nn.LeakyReLU(0.2), nn.Linear(5, 1))
+    both = nn.ModuleDict({"net": net, "judge": judge})
+    ride = Ride(both)
+    ride.begin(board_outputs=True)
+    loss = judge(net(inputs(7, 3))).square().mean()
+    ride.board(loss)
+    loss.backward()
+    first, last = ride.end()
+    assert (first.name, first.kinks_after, first.to_the_loss) == ("net.a -> net.b", ("LeakyRelu",), True)
+    assert (last.name, last.kinks_after, last.to_the_loss) == ("judge.0 -> judge.2", (), True)
+
+
 def test_no_hook_is_left_behind() -> None:
     net = Between(nn.ReLU())
     with pytest.raises(ZeroDivisionError), riding(net):
