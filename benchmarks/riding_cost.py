@@ -103,7 +103,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     for name, (make, inputs, batch, steps) in PROBLEMS.items():
-        X, y = torch.randn(20 * batch, inputs), torch.randint(10, (20 * batch,))
+        X, y = torch.randn(200 * batch, inputs), torch.randint(10, (200 * batch,))
         data = DataLoader(TensorDataset(X, y), batch_size=batch, shuffle=True)
         ratios = []
         for _ in range(arguments.repeats):

@@ -36,7 +36,7 @@ def face_maxima(X: Array, G: Array, slopes: tuple[float, float]) -> Array | None
     signs = _faces(normals, X.shape[1])
     if signs is None:
         return None
-    jumps = (q[:, :, None] * normals[:, None, :]).reshape(len(q), -1)
+    jumps = (q[:, :, None] * normals[:, None, :]).reshape(len(q), G.shape[1] * X.shape[1])
     M = (a * G.T @ X)[None] + (signs @ jumps).reshape(len(signs), G.shape[1], X.shape[1])
     flats = _flats(signs == 0, normals)
     V = _first_singular_vectors(M @ flats.projections[flats.index])

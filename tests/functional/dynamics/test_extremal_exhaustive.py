@@ -105,3 +105,11 @@ def test_what_no_sample_spans_adds_nothing(seed: int) -> None:
     assert found.exhaustive
     assert_close(found.gain, expected.gain)
     assert_close(pull(found.v, X @ plane, G, slopes), found.gain)
+
+
+def test_samples_that_cancel_leave_no_kink_and_no_direction() -> None:
+    X = torch.eye(3, dtype=torch.float64).repeat_interleave(2, dim=0)
+    G = torch.tensor([1.0, -1.0] * 3, dtype=torch.float64)[:, None]
+    found = F.extremal_directions(X, G)
+    assert len(found.gain) == 0
+    assert found.exhaustive
