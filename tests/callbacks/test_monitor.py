@@ -338,3 +338,13 @@ def test_a_pass_that_cannot_be_made_is_refused_at_the_start(
 ) -> None:
     with pytest.raises(MisconfigurationException, match=message):
         fit(module(), LandscapeMonitor(**settings))
+
+
+@pytest.mark.parametrize("batches", [1, 2, 4])
+def test_accumulated_batches_are_seen_as_if_each_made_a_step(batches: int) -> None:
+    module, monitor = Still(), LandscapeMonitor(every_n_steps=1)
+    fit(module, monitor, loader=EVERYTHING, accumulate_grad_batches=batches)
+    assert monitor.geometry is not None
+    X, Y = data().tensors
+    assert_close(monitor.geometry.steepest, by_hand(module)[0].steepest, rtol=1e-4, atol=1e-6)
+    assert monitor.loss_value == pytest.approx(functional.mse_loss(module.net(X), Y).item(), rel=1e-5)
