@@ -13,6 +13,9 @@ from torch.utils.hooks import RemovableHandle
 from relu_diag.capture._graph import Passage, Product, Weight, trained_slope
 from relu_diag.functional import BlockSignal, ShallowBlock
 
+# Runs a hook with its arguments.
+Guard = Callable[..., None]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sighting:
@@ -63,8 +66,9 @@ class Reader:
     G: Tensor | None = None
     by_weight: Tensor | None = None
 
-    def listen(self) -> RemovableHandle:
-        return self.product.node.register_hook(self._note)
+    def listen(self, guard: Guard) -> RemovableHandle:
+        """The hook on its node."""
+        return self.product.node.register_hook(partial(guard, self._note))
 
     def _note(self, below: tuple[Tensor | None, ...], above: tuple[Tensor | None, ...]) -> None:
         if above[0] is None:
@@ -93,22 +97,22 @@ class Block:
     by_weight: Tensor | None = None
     by_bias: Tensor | None = None
 
-    def listen(self) -> Iterator[RemovableHandle]:
-        """Hooks on the nodes."""
-        yield self.passage.top.register_prehook(self._note_activation)
-        yield self.hidden.node.register_hook(self._note_hidden)
+    def listen(self, guard: Guard) -> Iterator[RemovableHandle]:
+        """Hooks on the nodes, each run by the guard."""
+        yield self.passage.top.register_prehook(partial(guard, self._note_activation))
+        yield self.hidden.node.register_hook(partial(guard, self._note_hidden))
         for reader in self.readers:
-            yield reader.listen()
+            yield reader.listen(guard)
 
     def has(self, product: Product) -> bool:
         """Whether a layer is known to read the activations."""
         return any(reader.product.node is product.node for reader in self.readers)
 
-    def take_in(self, readers: list[Reader]) -> Iterator[RemovableHandle]:
+    def take_in(self, readers: list[Reader], guard: Guard) -> Iterator[RemovableHandle]:
         """Further readers, and their hooks."""
         self.readers.extend(readers)
         for reader in readers:
-            yield reader.listen()
+            yield reader.listen(guard)
 
     @property
     def complete(self) -> bool:

@@ -7,7 +7,7 @@ pre-activations, which saves computing them again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,6 +45,7 @@ class Ride:
         self._blocks: dict[Node, Block] = {}
         self._handles: list[RemovableHandle] = []
         self._board_outputs = False
+        self._error: Exception | None = None
 
     def begin(self, board_outputs: bool = False) -> None:
         """Note what goes through the Linear layers from now on; call it before the forward pass.
@@ -62,7 +63,8 @@ class Ride:
                 catch = _WeightCatcher()
                 self._handles.append(layer.register_forward_pre_hook(catch.enter))
                 self._handles.append(layer.register_forward_hook(catch.leave, always_call=True))
-            self._handles.append(layer.register_forward_hook(partial(self._note_forward, catch)))
+            note = partial(self._guarded, partial(self._note_forward, catch))
+            self._handles.append(layer.register_forward_hook(note))
 
     def board(self, loss: Tensor, factor: float = 1.0) -> None:
         """Get on, after a forward pass and before its backward; once for every loss of the step.
@@ -95,6 +97,7 @@ class Ride:
             if known is not None:
                 known.kinks_after.update(name for reader, _ in readers for name in graph.kinks_after(reader))
                 known.to_the_loss |= to_the_loss
+                known.factor = factor if to_the_loss else known.factor
                 readers = [(reader, passage) for reader, passage in readers if not known.has(reader)]
             block = self._block(graph, products[node], readers) if readers else None
             if isinstance(block, str):
@@ -102,7 +105,10 @@ class Ride:
             elif block is not None:
                 block.factor = factor
                 block.to_the_loss = to_the_loss
-                self._handles.extend(block.listen() if known is None else known.take_in(block.readers))
+                listening = (
+                    block.listen(self._guarded) if known is None else known.take_in(block.readers, self._guarded)
+                )
+                self._handles.extend(listening)
                 self._blocks.setdefault(node, block)
 
     def end(self) -> list[Sighting]:
@@ -110,8 +116,11 @@ class Ride:
 
         Returns:
             One sighting a block, in the order in which they ran; rows of repeated applications below each other.
-            A value that is NaN or infinite raises `NotFiniteError`.
+            A value that is NaN or infinite raises `NotFiniteError`; what went wrong in a hook is raised here, and not
+            in the step.
         """
+        if self._error is not None:
+            raise self._error
         blocks = [block for block in self._blocks.values() if block.complete]
         self.leave()
         seen = [block.sighting() for block in blocks]
@@ -126,14 +135,23 @@ class Ride:
         self._passed.clear()
         self._blocks.clear()
 
+    def _guarded(self, hook: Callable[..., None], *args: Any) -> None:
+        """Run a hook inside the user's step, which goes on whatever becomes of it."""
+        try:
+            hook(*args)
+        except Exception as error:
+            self._error = error
+
     def _note_forward(self, catch: _WeightCatcher | None, _: nn.Module, args: tuple[Tensor, ...], Z: Tensor) -> None:
         """Keep inputs, pre-activations and effective weight; a recomputation during backward is no forward pass."""
         node = product_of(Z) if isinstance(Z, Tensor) else None
-        if node is not None and torch._C._current_graph_task_id() == -1:
+        if node is None or torch._C._current_graph_task_id() != -1:
+            return
+        if args:  # not where the inputs were given by keyword
             weight = None if catch is None else catch.weight
             self._passed[node] = _Passed(args[0].detach(), Z.detach(), Z._version, weight)
-            if self._board_outputs:
-                self._board(Z, 1.0, to_the_loss=False)
+        if self._board_outputs:
+            self._board(Z, 1.0, to_the_loss=False)
 
     def _block(self, graph: Graph, hidden: Product, read: list[tuple[Product, Passage]]) -> Block | str:
         readers = [reader for reader, _ in read]
@@ -255,14 +273,19 @@ class _WeightCatcher(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.weight: Tensor | None = None
+        self._inside = False
 
     def enter(self, *_: object) -> None:
         """Before the layer runs."""
         self.weight = None
+        self._inside = True
         self.__enter__()  # type: ignore[no-untyped-call]
 
     def leave(self, *_: object) -> None:
-        """After it ran, or failed."""
+        """After it ran, or failed; nothing where another hook failed before it could begin."""
+        if not self._inside:
+            return
+        self._inside = False
         self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def __torch_function__(

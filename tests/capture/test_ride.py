@@ -302,6 +302,41 @@ def test_boarding_outputs_first_and_the_loss_later_sees_the_kinks_behind_a_block
     assert (last.name, last.kinks_after, last.to_the_loss) == ("judge.0 -> judge.2", (), True)
 
 
+def test_inputs_by_keyword_are_read_off_the_graph() -> None:
+    class Named(Between):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(input=torch.relu(self.a(input=x)))
+
+    net = Named(nn.ReLU())
+    (seen,), _ = ride_on(net, lambda: net(inputs(7, 3)).square().sum())
+    assert_close(seen.block(seen.signal.X), net(inputs(7, 3)).detach())
+
+
+@pytest.mark.parametrize("broken", ["relu_diag.capture.ride.product_of", "relu_diag.capture._sighting._added"])
+def test_what_goes_wrong_in_a_hook_does_not_end_the_step(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broken, lambda *_: 1 / 0)
+    net = Between(nn.ReLU())
+    with riding(net) as ride:
+        loss = net(inputs(7, 3)).square().sum()
+        ride.board(loss)
+        loss.backward()
+        assert net.a.weight.grad is not None
+        with pytest.raises(ZeroDivisionError):
+            ride.end()
+
+
+def test_a_loss_boarded_after_its_outputs_sets_the_factor() -> None:
+    net = Between(nn.ReLU())
+    ride = Ride(net)
+    ride.begin(board_outputs=True)
+    out = net(inputs(7, 3))
+    loss = 8 * out.square().sum()
+    ride.board(loss, factor=1 / 8)
+    loss.backward()
+    (seen,) = ride.end()
+    assert_close(seen.signal.G, 2 * out.detach())
+
+
 def test_no_hook_is_left_behind() -> None:
     net = Between(nn.ReLU())
     with pytest.raises(ZeroDivisionError), riding(net):
