@@ -35,6 +35,7 @@ class Sighting:
             ``G`` is one of many gradients, and slopes of the block hold only off those kinks.
         to_the_loss: Whether all that stands between the block and the loss was seen.
         live: The block at the parameters of now; None for weights that are computed from others.
+        parameters: The parameters that took part: weights, biases, the slope of a PReLU.
     """
 
     hidden: str
@@ -48,6 +49,7 @@ class Sighting:
     kinks_after: tuple[str, ...]
     to_the_loss: bool
     live: Callable[[], ShallowBlock] | None
+    parameters: tuple[nn.Parameter, ...] = ()
 
     @property
     def name(self) -> str:
@@ -141,7 +143,15 @@ class Block:
             kinks_after=tuple(sorted(self.kinks_after)),
             to_the_loss=self.to_the_loss,
             live=self._live(heads),
+            parameters=self._parameters(heads),
         )
+
+    def _parameters(self, heads: list[Reader]) -> tuple[nn.Parameter, ...]:
+        """The parameters that took part, each once."""
+        weights = [self.hidden.weight.parameter, *(reader.product.weight.parameter for reader in heads)]
+        others = [self.passage.bias, *(reader.bias_parameter for reader in heads), trained_slope(self.passage)]
+        found = [*weights, *(parameter for parameter in others if parameter is not None)]
+        return tuple({id(parameter): parameter for parameter in found}.values())
 
     def _live(self, heads: list[Reader]) -> Callable[[], ShallowBlock] | None:
         """A way back to the parameters, which stay the same objects while they are trained."""

@@ -113,6 +113,12 @@ def test_products_with_parameters_are_blocks_too_and_a_penalty_is_in_C(shape: tu
     assert_close(price, torch.full_like(price, 0.1))
 
 
+def test_the_parameters_that_took_part_are_told() -> None:
+    net = Between(nn.PReLU())
+    (seen,), _ = ride_on(net, lambda: net(inputs(7, 3)).square().mean())
+    assert {id(parameter) for parameter in seen.parameters} == {id(parameter) for parameter in net.parameters()}
+
+
 def test_one_layer_read_by_two_heads_is_one_block() -> None:
     torch.manual_seed(0)
     body = nn.ModuleDict({"hidden": nn.Linear(3, 6), "mean": nn.Linear(6, 2), "spread": nn.Linear(6, 1)})
