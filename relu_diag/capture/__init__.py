@@ -2,6 +2,7 @@
 
 from relu_diag.capture._sighting import Sighting
 from relu_diag.capture.find import choose_block, find_blocks, read_block, write_block
+from relu_diag.capture.live import LiveBlock, NeuronRows
 from relu_diag.capture.location import BlockLocation
 from relu_diag.capture.observation import undisturbed
 from relu_diag.capture.replacement import loss_at_outputs
@@ -10,6 +11,8 @@ from relu_diag.capture.signal import read_signal
 
 __all__ = [
     "BlockLocation",
+    "LiveBlock",
+    "NeuronRows",
     "Ride",
     "Sighting",
     "choose_block",

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from relu_diag.capture._graph import Passage, Product, Weight, trained_slope
+from relu_diag.capture._graph import Passage, Product, trained_slope
+from relu_diag.capture.live import LiveBlock, stacked
 from relu_diag.functional import BlockSignal, ShallowBlock
 
 # Runs a hook with its arguments.
@@ -48,7 +49,7 @@ class Sighting:
     from_data: bool
     kinks_after: tuple[str, ...]
     to_the_loss: bool
-    live: Callable[[], ShallowBlock] | None
+    live: LiveBlock | None
     parameters: tuple[nn.Parameter, ...] = ()
 
     @property
@@ -153,13 +154,13 @@ class Block:
         found = [*weights, *(parameter for parameter in others if parameter is not None)]
         return tuple({id(parameter): parameter for parameter in found}.values())
 
-    def _live(self, heads: list[Reader]) -> Callable[[], ShallowBlock] | None:
+    def _live(self, heads: list[Reader]) -> LiveBlock | None:
         """A way back to the parameters, which stay the same objects while they are trained."""
-        factors = [self.hidden.weight, *(reader.product.weight for reader in heads)]
-        if any(factor.derived for factor in factors):
+        readers = tuple(reader.product.weight for reader in heads)
+        if any(weight.derived for weight in (self.hidden.weight, *readers)):
             return None
-        biases = [self.passage.bias, *(reader.bias_parameter for reader in heads)]
-        return partial(_read, factors, biases, self._slopes_now())
+        biases = tuple(reader.bias_parameter for reader in heads)
+        return LiveBlock(self.hidden.weight, readers, self.passage.bias, biases, self._slopes_now())
 
     def _slopes_now(self) -> Callable[[], tuple[float, float]]:
         """A way to the slopes that holds on to no graph."""
@@ -169,7 +170,7 @@ class Block:
 
     def _weights(self, heads: list[Reader]) -> ShallowBlock:
         """The weights that took part, heads below each other."""
-        return _stacked(self.W, [reader.H for reader in heads], [reader.bias for reader in heads], self.slopes)
+        return stacked(self.W, [reader.H for reader in heads], [reader.bias for reader in heads], self.slopes)
 
     def _gradients(self, heads: list[Reader]) -> tuple[Tensor, Tensor] | None:
         """Gradients by the weights, as autograd has them."""
@@ -199,30 +200,8 @@ def reader_of(product: Product, H: Tensor, bias: nn.Parameter | None) -> Reader:
     return Reader(product, H.clone(), _copy(bias), bias)
 
 
-def _read(
-    factors: list[Weight], biases: list[nn.Parameter | None], slopes: Callable[[], tuple[float, float]]
-) -> ShallowBlock:
-    """The block at the parameters of now, as copies."""
-    W, *H = (factor.value().clone() for factor in factors)
-    return _stacked(with_bias(W, biases[0]), H, [_copy(bias) for bias in biases[1:]], slopes())
-
-
-def _stacked(W: Tensor, heads: list[Tensor], biases: list[Tensor | None], slopes: tuple[float, float]) -> ShallowBlock:
-    """A block whose outputs are those of several heads, below each other."""
-    H = torch.cat([head.to(W.dtype) for head in heads])
-    if all(bias is None for bias in biases):
-        return ShallowBlock(W, H, slopes)
-    parts = [H.new_zeros(len(head)) if bias is None else bias.to(H) for head, bias in zip(heads, biases, strict=True)]
-    return ShallowBlock(W, H, slopes, torch.cat(parts))
-
-
 def _copy(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.detach().clone()
-
-
-def with_bias(W: Tensor, bias: nn.Parameter | None) -> Tensor:
-    """A copy of the input weights, the hidden bias as last column."""
-    return W.clone() if bias is None else torch.cat([W.to(bias.dtype), bias.detach()[:, None]], dim=1)
 
 
 def layer_of(product: Product) -> str:

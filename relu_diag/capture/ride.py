@@ -20,8 +20,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from relu_diag.capture._graph import Graph, Passage, Product, product_of, slopes_of
-from relu_diag.capture._sighting import Block, Sighting, layer_of, reader_of, with_bias
+from relu_diag.capture._sighting import Block, Sighting, layer_of, reader_of
 from relu_diag.capture.find import _fit_slopes
+from relu_diag.capture.live import with_bias
 from relu_diag.functional import BlockSignal
 
 # Rows whose numbers show the slopes of an activation that has no name.

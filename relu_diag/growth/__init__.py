@@ -1,10 +1,20 @@
-"""Widen a block of a live module: its layers, gradients, optimizers, averaged copies and checkpoints.
+"""Widen a block of a live module, or give neurons of it new weights: layers, optimizers, averaged copies, checkpoints.
 
 Nothing else in the package changes the shape of a module.
 """
 
 from relu_diag.growth.checkpoint import GrowingModule, resize_on_load
 from relu_diag.growth.live import grow
+from relu_diag.growth.replace import replace_in_training, replace_units
 from relu_diag.growth.training import averaged_copies, check_strategy, grow_in_training
 
-__all__ = ["GrowingModule", "averaged_copies", "check_strategy", "grow", "grow_in_training", "resize_on_load"]
+__all__ = [
+    "GrowingModule",
+    "averaged_copies",
+    "check_strategy",
+    "grow",
+    "grow_in_training",
+    "replace_in_training",
+    "replace_units",
+    "resize_on_load",
+]

@@ -18,9 +18,10 @@ from torch.utils import swap_tensors
 
 from relu_diag.capture import BlockLocation
 from relu_diag.functional import ShallowBlock
+from relu_diag.growth._parameters import check_whole, names_of, owns
 from relu_diag.growth.checkpoint import remember_growth
 from relu_diag.growth.graph import in_a_graph
-from relu_diag.growth.optimizer_state import plain, widen_state
+from relu_diag.growth.optimizer_state import all_within, plain, widen_state
 
 # The axis that counts neurons, for the parameters that have one.
 _AXES = {"hidden.weight": 0, "hidden.bias": 0, "output.weight": 1}
@@ -70,7 +71,7 @@ def grow(
     if isinstance(module, DistributedDataParallel):
         raise TypeError("`module` is wrapped in DistributedDataParallel: grow module.module, then wrap it again.")
     hidden, output = location.linears(module)
-    owners = [plain(optimizer) for optimizer in optimizers]
+    owners = all_within(optimizers)
     parameters = _parameters(hidden, output)
     if new_block.slopes != location.slopes_now(module):
         raise ValueError(f"`new_block` has slopes {new_block.slopes}, {location} has {location.slopes_now(module)}.")
@@ -91,27 +92,14 @@ def grow(
 
 
 def _parameters(hidden: nn.Linear, output: nn.Linear) -> dict[str, nn.Parameter]:
-    """The parameters of the two layers by name: ``hidden.weight``, ``hidden.bias`` and so on.
-
-    Raises:
-        ValueError: If one is computed by a parametrization.
-        TypeError: If one is sharded over processes.
-    """
+    """The parameters of the two layers by name: ``hidden.weight``, ``hidden.bias`` and so on."""
     layers: dict[str, Tensor | None] = {"hidden.weight": hidden.weight, "hidden.bias": hidden.bias}
     layers |= {"output.weight": output.weight, "output.bias": output.bias}
     found = {}
     for name, parameter in layers.items():
         if parameter is None:
             continue
-        if not isinstance(parameter, nn.Parameter):
-            raise ValueError(f"The {name} is computed by a parametrization; remove it (remove_parametrizations) first.")
-        # A DTensor, or a parameter of DeepSpeed.
-        if type(parameter) is not nn.Parameter or hasattr(parameter, "ds_id"):
-            raise TypeError(
-                f"The {name} is a {type(parameter).__name__}, sharded over processes (FSDP, DeepSpeed, tensor "
-                "parallel), and cannot grow in place. Train with DDP or on one device."
-            )
-        found[name] = parameter
+        found[name] = check_whole(name, parameter)
     return found
 
 
@@ -152,19 +140,19 @@ def _check_owners(
         ValueError: If one is.
     """
     for name, parameter in parameters.items():
-        names = [path for path, other in module.named_parameters(remove_duplicate=False) if other is parameter]
+        names = names_of(module, parameter)
         if len(names) > 1:
             raise ValueError(
                 f"{' and '.join(names)} share their weights: growing one would break the other. Untie them."
             )
         if not parameter.requires_grad:
             raise ValueError(f"The {name} ({names[0]}) is frozen: new neurons would not train. Call requires_grad_().")
-        if owners and not any(_owns(optimizer, parameter) for optimizer in owners):
+        if owners and not any(owns(optimizer, parameter) for optimizer in owners):
             raise ValueError(
                 f"The {name} ({names[0]}) belongs to none of the optimizers given and would not train. Pass all in use."
             )
         for other in others:
-            if _owns(other, parameter):
+            if owns(other, parameter):
                 raise ValueError(
                     f"The {name} ({names[0]}) belongs to a {type(other).__name__} that was not given; its state would "
                     "no longer fit. Pass it in `optimizers`, or delete it."
@@ -199,11 +187,6 @@ def _other_optimizers(parameters: dict[str, nn.Parameter], owners: list[Optimize
     asked = {id(owner) for owner in owners} | left.keys()
     living = [plain(thing) for thing in things if issubclass(type(thing), Optimizer)]
     return _OtherOptimizers([*left.values()], [optimizer for optimizer in living if id(optimizer) not in asked])
-
-
-def _owns(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
-    """Whether an optimizer holds a parameter."""
-    return any(parameter is own for group in optimizer.param_groups for own in group["params"])
 
 
 def _obstacle(parameters: Collection[nn.Parameter]) -> str | None:

@@ -1,8 +1,9 @@
-"""The state that an optimizer keeps of a parameter, carried over when the parameter gets more neurons."""
+"""The state that an optimizer keeps of a parameter, when the parameter gets more neurons, or new ones for old."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ _FACTORS = {"row_var": 0, "col_var": 1}
 _SCALES = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "exp_inf", "acc_delta", "variance", "step_size"}
 # ASGD's averages: no value for a new neuron makes sense.
 _INDIVISIBLE = {"ax"}
+# Copies of the parameter, by the names of schedule-free optimizers, Prodigy, and several versions of Lookahead.
+_COPIES = {"ax", "z", "p0", "slow_param", "slow_params", "slow_weights", "slow_buffer", "cached_params"}
+# A state this close to the parameters, over their length, is a copy of them whatever its name.
+_CLOSE = 0.5
 
 
 def plain(optimizer: Optimizer) -> Optimizer:
@@ -32,6 +37,25 @@ def plain(optimizer: Optimizer) -> Optimizer:
     return inner
 
 
+def all_within(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
+    """Optimizers and those that they wrap, as Lookahead wraps another one.
+
+    Args:
+        optimizers: Optimizers, or Lightning's wrappers of them.
+
+    Returns:
+        All of them, each once.
+    """
+    found: dict[int, Optimizer] = {}
+    waiting = [plain(optimizer) for optimizer in optimizers]
+    while waiting:
+        optimizer = waiting.pop(0)
+        if id(optimizer) not in found:
+            found[id(optimizer)] = optimizer
+            waiting.extend(plain(value) for value in vars(optimizer).values() if isinstance(value, Optimizer))
+    return [*found.values()]
+
+
 def widen_state(optimizer: Optimizer, parameter: nn.Parameter, axis: int, added: int) -> None:
     """Extend the state of a parameter that has been widened, in place; do nothing if it has no state.
 
@@ -44,25 +68,135 @@ def widen_state(optimizer: Optimizer, parameter: nn.Parameter, axis: int, added:
     if isinstance(optimizer, LBFGS):
         _forget_curvature(optimizer)
         return
+    width = parameter.shape[axis] - added
+    new = parameter.detach().narrow(axis, width, added)
+    before = parameter.detach().narrow(axis, 0, width)
+    for slots, key in _beside_the_state(optimizer, parameter):
+        if slots[key].shape == before.shape:
+            slots[key] = torch.cat([slots[key], new.to(slots[key])], dim=axis)
     state = optimizer.state.get(parameter)
     if not state:
         return
-    old_shape = list(parameter.shape)
-    old_shape[axis] -= added
     whole = {name: value for name, value in state.items() if _has_entries(value) and name not in _FACTORS}
-    misfits = [name for name, value in whole.items() if name in _INDIVISIBLE or list(value.shape) != old_shape]
+    misfits = [name for name, value in whole.items() if name in _INDIVISIBLE or value.shape != before.shape]
     if misfits:
-        warnings.warn(
-            f"The state {', '.join(misfits)} of {type(optimizer).__name__} cannot be carried over to a wider layer: "
-            "the state of that layer starts again.",
-            stacklevel=3,
-        )
-        state.clear()
+        _start_again(optimizer, state, misfits, "cannot be carried over to a wider layer")
         return
     along = whole | {name: state[name] for name in state if _FACTORS.get(name) == axis}
+    copies = _copies(optimizer)
     for name, value in along.items():
-        mean = value.mean(dim=axis, keepdim=True) if name in _SCALES or name in _FACTORS else None
-        state[name] = _padded(value, axis, added, mean)
+        if name in _SCALES or name in _FACTORS:
+            filling: Tensor | None = value.mean(dim=axis, keepdim=True)
+        else:
+            filling = new if name in copies else None
+        state[name] = _padded(value, axis, added, filling)
+
+
+def restart_rows(optimizer: Optimizer, parameter: nn.Parameter, axis: int, units: Tensor, values: Tensor) -> None:
+    """Let neurons of a parameter start again: no momentum, the mean second moment of the others, in place.
+
+    Args:
+        optimizer: The optimizer, changed in place.
+        parameter: The parameter, before the neurons get their values.
+        axis: Axis of the parameter that counts neurons.
+        units: The neurons, long, shape ``(n,)``.
+        values: Their new values, ``n`` along the axis, which copies of the parameter take.
+    """
+    if isinstance(optimizer, LBFGS):
+        _forget_curvature(optimizer)
+        return
+    for slots, key in _beside_the_state(optimizer, parameter):
+        if slots[key].shape == parameter.shape:
+            slots[key].index_copy_(axis, units, values.to(slots[key]))
+    state = optimizer.state.get(parameter)
+    if not state:
+        return
+    tensors = {name: value for name, value in state.items() if _has_entries(value)}
+    along = {name: _axis_in(name, value, parameter, axis) for name, value in tensors.items()}
+    if misfits := [name for name, place in along.items() if place is None]:
+        _start_again(optimizer, state, misfits, "is of all neurons together")
+        return
+    copies = _copies(optimizer)
+    for name, place in along.items():
+        if place is None or place < 0:
+            continue
+        value = tensors[name]
+        if name in _SCALES or name in _FACTORS:
+            fresh = _mean_of_others(value, place, units).expand_as(value.index_select(place, units))
+        elif name in copies:
+            fresh = values.to(value)
+        else:
+            fresh = torch.zeros_like(value.index_select(place, units))
+        value.index_copy_(place, units, fresh)
+
+
+def _axis_in(name: str, value: Tensor, parameter: nn.Parameter, axis: int) -> int | None:
+    """The axis of a state that counts neurons; -1 where it has none, None where it cannot be told."""
+    if name in _FACTORS:
+        return axis if _FACTORS[name] == axis else -1
+    shared = [size == 1 and other > 1 for size, other in zip(value.shape, parameter.shape, strict=False)]
+    fits = [size in {1, other} for size, other in zip(value.shape, parameter.shape, strict=False)]
+    if value.ndim != parameter.ndim or not all(fits):
+        return None
+    return -1 if shared[axis] else axis
+
+
+def _mean_of_others(value: Tensor, axis: int, units: Tensor) -> Tensor:
+    """The mean over the neurons that are not among some, zero where there is none, of size 1 along the axis."""
+    kept = torch.ones(value.shape[axis], dtype=torch.bool, device=value.device)
+    kept[units] = False
+    if not bool(kept.any()):
+        return torch.zeros_like(value.narrow(axis, 0, 1))
+    return value.index_select(axis, kept.nonzero().squeeze(1)).mean(dim=axis, keepdim=True)
+
+
+def _copies(optimizer: Optimizer) -> set[str]:
+    """Names of the states that are copies of their parameters: known ones, and those whose values are close to them."""
+    miss: dict[str, float] = {}
+    size: dict[str, float] = {}
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if name in _SCALES or not _has_entries(value) or value.ndim != parameter.ndim:
+                continue
+            # Of a parameter that has just been widened, the part that it was.
+            own = parameter.detach()[tuple(slice(count) for count in value.shape)]
+            if own.shape == value.shape:
+                miss[name] = miss.get(name, 0.0) + float((value - own).float().square().sum())
+                size[name] = size.get(name, 0.0) + float(own.float().square().sum())
+    return _COPIES | {name for name in miss if miss[name] < _CLOSE**2 * size[name]}
+
+
+def _beside_the_state(optimizer: Optimizer, parameter: nn.Parameter) -> Iterator[tuple[Any, Any]]:
+    """Containers outside ``state`` that hold a tensor for a parameter, as copies kept in lists, and the key in each."""
+    first = 0
+    for group in optimizer.param_groups:
+        members = group["params"]
+        index = next((i for i, own in enumerate(members) if own is parameter), None)
+        if index is not None:
+            own = [value for name, value in group.items() if name != "params"]
+            others = [value for name, value in vars(optimizer).items() if name not in {"state", "param_groups"}]
+            known = [one for other in optimizer.param_groups for one in other["params"]]
+            for value in (*own, *others):
+                yield from _slots(value, parameter, {len(members): index, len(known): first + index})
+        first += len(members)
+
+
+def _slots(value: Any, parameter: nn.Parameter, places: dict[int, int]) -> Iterator[tuple[Any, Any]]:
+    """The tensor for a parameter in a mapping by parameters, or in a list as long as the list of parameters."""
+    if isinstance(value, dict):
+        held = value.get(parameter)
+        if isinstance(held, Tensor) and held is not parameter:
+            yield value, parameter
+        elif isinstance(held, dict):
+            yield from ((held, name) for name, one in held.items() if _has_entries(one))
+    elif isinstance(value, list):
+        if value and all(isinstance(one, list) for one in value):
+            for one in value:
+                yield from _slots(one, parameter, places)
+        elif len(value) in places and all(isinstance(one, Tensor) for one in value):
+            index = places[len(value)]
+            if not any(one is parameter for one in value):
+                yield value, index
 
 
 def _has_entries(value: Any) -> bool:
@@ -70,17 +204,26 @@ def _has_entries(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0
 
 
+def _start_again(optimizer: Optimizer, state: dict[str, Any], misfits: Sequence[str], why: str) -> None:
+    """Drop the state of a parameter, and say so."""
+    warnings.warn(
+        f"The state {', '.join(misfits)} of {type(optimizer).__name__} {why}: the state of that layer starts again.",
+        stacklevel=4,
+    )
+    state.clear()
+
+
 def _padded(value: Tensor, axis: int, added: int, filling: Tensor | None) -> Tensor:
     """The value with new entries at the end of an axis, zero or as in `filling`, which has size 1 there."""
     shape = list(value.shape)
     shape[axis] = added
-    new = value.new_zeros(shape) if filling is None else filling.expand(shape)
+    new = value.new_zeros(shape) if filling is None else filling.to(value).expand(shape)
     return torch.cat([value, new], dim=axis)
 
 
 def _forget_curvature(optimizer: LBFGS) -> None:
-    """Reset the history of LBFGS, which holds gradients of the narrower network."""
+    """Reset the history of LBFGS, which holds gradients of the network before."""
     if optimizer.state:
-        warnings.warn("LBFGS remembers gradients of the narrower network: its history starts again.", stacklevel=4)
+        warnings.warn("LBFGS remembers gradients of the network before: its history starts again.", stacklevel=4)
     optimizer.state.clear()
     optimizer._numel_cache = None
