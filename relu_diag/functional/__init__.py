@@ -30,6 +30,15 @@ from relu_diag.functional.local import (
     neuron_states,
     tangential_derivatives,
 )
+from relu_diag.functional.output_loss import (
+    AbsoluteError,
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Huber,
+    OutputLoss,
+    Poisson,
+    SquaredError,
+)
 from relu_diag.functional.verdict import (
     Direction,
     EscapeNeurons,
@@ -52,20 +61,27 @@ from relu_diag.functional.widening import (
 )
 
 __all__ = [
+    "AbsoluteError",
+    "BinaryCrossEntropy",
     "BlockSignal",
     "CellMinimum",
     "ConvergenceCertificate",
+    "CrossEntropy",
     "Direction",
     "EscapeForecast",
     "EscapeNeurons",
     "ExtremalDirections",
     "GrowthProposal",
+    "Huber",
     "IntervalTarget",
     "NearbyStationaryPoint",
     "NeuronGeometry",
     "NeuronStates",
     "NotFiniteError",
+    "OutputLoss",
+    "Poisson",
     "ShallowBlock",
+    "SquaredError",
     "Stationarity",
     "Verdict",
     "add_inactive_propagation",

@@ -90,6 +90,7 @@ class Tolerances:
         first_order: Drop of the loss over the one to first order, above which growth counts as exponential to its end.
         patience: How much longer than at its present speed a loss that slides may take.
         noticed: Drop of the loss, over the one asked for, below which residuals do not notice small neurons.
+        explained: Part of a gradient that the loss recognised in it may leave open, however coarse its numbers are.
         gain: Gain of a widening, or drop of the loss by one, over its terms that counts as none.
     """
 
@@ -162,6 +163,7 @@ class Tolerances:
     first_order: float = 0.95
     patience: float = 10.0
     noticed: float = 1e-2
+    explained: float = 0.05
     gain: float = 1e-12
 
 
@@ -242,6 +244,8 @@ class Budgets:
         search_numbers: Activations of all directions together in that search.
         amplitudes: Amplitudes of a new neuron at which the loss is evaluated.
         halvings: Halvings of a step on the way to the one that lowers the loss most.
+        leaves: Tensors of a batch among which targets and weights of a loss are looked for, the last ones.
+        weighted_classes: Classes whose weights are read off a smoothed cross-entropy.
         exact_kinks: Kinks within reach beyond which the steepest direction is looked for among the simple ones.
 
     Example:
@@ -321,6 +325,8 @@ class Budgets:
     search_numbers: int = 2**17
     amplitudes: int = 50
     halvings: int = 15
+    leaves: int = 16
+    weighted_classes: int = 64
     exact_kinks: int = 12
 
 

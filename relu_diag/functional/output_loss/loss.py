@@ -1,0 +1,191 @@
+"""What every loss of a block's outputs can say, and what turns targets into one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+
+class Loss(ABC):
+    """A loss as a function of the outputs ``(N, J)`` of a block, its targets inside.
+
+    Its reduction and weights are part of it: value, gradient and curvature are those of the number that is trained.
+
+    Example:
+        >>> from relu_diag.functional import Huber
+        >>> isinstance(Huber(torch.zeros(2, 1)), Loss)
+        True
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def __call__(self, outputs: Tensor) -> Tensor:
+        """The loss.
+
+        Args:
+            outputs: Outputs of the block, shape ``(N, J)``.
+
+        Returns:
+            Loss, shape ``()``.
+        """
+
+    @abstractmethod
+    def gradient(self, outputs: Tensor) -> Tensor:
+        """The gradient at the outputs, one of the subgradients where the loss has a kink.
+
+        Args:
+            outputs: Outputs of the block, shape ``(N, J)``.
+
+        Returns:
+            Gradient, loss per unit of output, shape ``(N, J)``.
+        """
+
+    @abstractmethod
+    def curvature(self, outputs: Tensor, direction: Tensor) -> Tensor:
+        """The product of the Hessian at the outputs with a direction.
+
+        Args:
+            outputs: Outputs of the block, shape ``(N, J)``.
+            direction: What the outputs move by, shape ``(N, J)``.
+
+        Returns:
+            Product, shape ``(N, J)``.
+        """
+
+    @abstractmethod
+    def change(self, outputs: Tensor, step: Tensor) -> Tensor:
+        """What the loss changes by when the outputs take a step: small changes keep their digits.
+
+        Args:
+            outputs: Outputs of the block, shape ``(N, J)``.
+            step: What they move by, shape ``(N, J)``.
+
+        Returns:
+            Change of the loss, shape ``()``.
+        """
+
+    @abstractmethod
+    def conjugate(self, G: Tensor) -> Tensor:
+        """The Fenchel conjugate of the loss: the largest ``sum(G * outputs) - loss(outputs)`` over all outputs.
+
+        Args:
+            G: Where it is evaluated, shape ``(N, J)``.
+
+        Returns:
+            Value, shape ``()``; infinite outside the conjugate's domain, which is met to rounding.
+
+        Raises:
+            NotImplementedError: If nothing is known of it.
+        """
+
+    @property
+    @abstractmethod
+    def convex(self) -> bool:
+        """Whether the loss is a convex function of the outputs."""
+
+    @property
+    @abstractmethod
+    def smooth(self) -> bool:
+        """Whether it has a gradient everywhere, and near every point a bounded curvature."""
+
+    @property
+    @abstractmethod
+    def samples(self) -> int | None:
+        """Number of samples ``N``; None: any."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The loss in plain words, for messages."""
+
+    @abstractmethod
+    def double(self) -> Self:
+        """The loss in float64.
+
+        Returns:
+            The same loss.
+        """
+
+    @abstractmethod
+    def to(self, device: torch.device | str) -> Self:
+        """The loss on another device.
+
+        Args:
+            device: The device.
+
+        Returns:
+            The same loss.
+        """
+
+    @abstractmethod
+    def scaled(self, factor: float) -> Self:
+        """A multiple of the loss.
+
+        Args:
+            factor: What it is multiplied by, 0 or more.
+
+        Returns:
+            The multiple.
+        """
+
+    @abstractmethod
+    def rows(self, index: Any) -> Self:
+        """The part of the loss that some samples make; divisors stay those of all samples.
+
+        Args:
+            index: Anything that indexes the first dimension of a tensor and keeps it.
+
+        Returns:
+            Their part of the sum.
+
+        Raises:
+            NotImplementedError: If the loss is not known as a sum over samples.
+        """
+
+    @abstractmethod
+    def joined_with(self, others: list[Any], weights: list[float]) -> Self:
+        """See `joined`.
+
+        Args:
+            others: Losses of the same kind.
+            weights: Factor of every loss, this one's first.
+
+        Returns:
+            The loss of all their rows.
+        """
+
+
+def joined(losses: list[Loss], weights: list[float] | None = None) -> Loss:
+    """The losses of several batches as one loss of all their rows.
+
+    Args:
+        losses: Losses of one kind with the same constants.
+        weights: What each is multiplied by; None: 1.
+
+    Returns:
+        Their weighted sum, as a loss of the outputs of all batches below each other.
+
+    Raises:
+        ValueError: If there is no loss, or they are of different kinds.
+
+    Example:
+        >>> from relu_diag.functional import SquaredError
+        >>> batches = [SquaredError(torch.zeros(2, 1)), SquaredError(torch.ones(1, 1))]
+        >>> loss = joined(batches, [2 / 3, 1 / 3])
+        >>> loss(torch.tensor([[3.0], [0.0], [1.0]])), loss.samples
+        (tensor(3.), 3)
+    """
+    if not losses:
+        raise ValueError("`losses` must hold at least one loss; got none.")
+    weights = [1.0] * len(losses) if weights is None else weights
+    first, *others = losses
+    different = {other.name for other in others if type(other) is not type(first)}
+    if different:
+        raise ValueError(f"`losses` must be of one kind; got {first.name} and {', '.join(sorted(different))}.")
+    if len(weights) != len(losses):
+        raise ValueError(f"`weights` needs one number per loss, {len(losses)}; got {len(weights)}.")
+    return first.joined_with(others, weights)
