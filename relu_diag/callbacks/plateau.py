@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from matplotlib.figure import Figure
 
-from relu_diag.figures import plateau_figure
+from relu_diag.figures import story_figure
 from relu_diag.training import (
     Examination,
     Look,
@@ -325,7 +325,7 @@ class PlateauMonitor(Callback):
             shown[self._name] = self.plateaus[-1].short(trainer.global_step)
 
     def _figures(self, trainer: Trainer) -> dict[str, Figure]:
-        """The figure of the loss with the plateaus."""
-        bands = [plateau.band() for plateau in self.plateaus]
+        """The story of the run so far."""
+        steps, losses = zip(*self._curve.points, strict=True)
         marks = [mark for callback in listeners(trainer) for mark in callback.marks]
-        return {"loss": plateau_figure(self._curve.points, bands, marks)}
+        return {"loss": story_figure(steps, losses, self.plateaus, marks)}

@@ -5,21 +5,23 @@ from relu_diag.figures.convergence import certificate_figure, toy_figure
 from relu_diag.figures.descent import direction_figure, neuron_figure, perturbation_figure
 from relu_diag.figures.function import function_figure
 from relu_diag.figures.interval import interval_figure, ladder_figure
-from relu_diag.figures.plateaus import PlateauBand, plateau_figure
+from relu_diag.figures.story import forecast_error, plateau_words, story_figure, told_forecast
 from relu_diag.figures.training import TrainingHistory, training_figure
 
 __all__ = [
-    "PlateauBand",
     "TrainingHistory",
     "cell_figure",
     "certificate_figure",
     "direction_figure",
+    "forecast_error",
     "function_figure",
     "interval_figure",
     "ladder_figure",
     "neuron_figure",
     "perturbation_figure",
-    "plateau_figure",
+    "plateau_words",
+    "story_figure",
+    "told_forecast",
     "toy_figure",
     "training_figure",
 ]

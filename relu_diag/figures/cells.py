@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from relu_diag.figures.canvas import BLACK, GREY, PALETTE, to_numpy
+from relu_diag.figures.canvas import to_numpy
+from relu_diag.figures.palette import BLACK, GREY, PALETTE
 from relu_diag.functional import CellMinimum, ShallowBlock, cell_minimum, rho
 from relu_diag.functional.block import Reduction, residual_factor
 from relu_diag.functional.cells import cell_directions

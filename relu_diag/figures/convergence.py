@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from relu_diag.figures.canvas import BLACK, GREY, PALETTE, SHADE
+from relu_diag.figures.palette import BLACK, GREY, PALETTE, SHADE
 from relu_diag.functional import ConvergenceCertificate
 
 _GRID = 401

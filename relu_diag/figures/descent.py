@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 from torch import Tensor
 
-from relu_diag.figures.canvas import BLACK, GREY, PALETTE, to_numpy
+from relu_diag.figures.canvas import to_numpy
+from relu_diag.figures.palette import BLACK, GREY, PALETTE
 from relu_diag.functional import (
     BlockSignal,
     Direction,

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from relu_diag.figures.canvas import BLACK, PALETTE, limits_of, to_numpy
+from relu_diag.figures.canvas import limits_of, to_numpy
+from relu_diag.figures.palette import BLACK, PALETTE
 from relu_diag.functional import BlockSignal, ShallowBlock, neuron_states
 from relu_diag.functional.block import check_fit
 

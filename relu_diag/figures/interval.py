@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from relu_diag.figures.canvas import BLACK, GREY, PALETTE, to_numpy
+from relu_diag.figures.canvas import to_numpy
+from relu_diag.figures.palette import BLACK, GREY, PALETTE
 from relu_diag.functional import IntervalTarget, critical_levels, neuron_types
 from relu_diag.functional.integral import AffineProblem, Function1d, Guarantee, Interval, network_pieces
 

@@ -14,7 +14,8 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from relu_diag.figures.canvas import BLACK, GREY, PALETTE, SHADE, to_numpy
+from relu_diag.figures.canvas import to_numpy
+from relu_diag.figures.palette import BLACK, GREY, PALETTE, SHADE
 
 # More lines than this are neither readable nor fast to draw.
 _MAX_NEURONS = 512

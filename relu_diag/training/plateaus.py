@@ -9,7 +9,6 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from relu_diag.figures import PlateauBand
 from relu_diag.functional import EscapeForecast, Verdict
 from relu_diag.functional.assumptions import Assumptions
 from relu_diag.training.examination import Examination
@@ -136,15 +135,6 @@ class Plateau:
             return f"{self.verdict.kind}, no escape at this learning rate"
         when = f"in ~{_compact(left)} steps" if left >= 0 else f"overdue by ~{_compact(-left)} steps"
         return f"{self.verdict.kind}, escape {when}"
-
-    def band(self) -> PlateauBand:
-        """The plateau for `relu_diag.figures.plateau_figure`.
-
-        Returns:
-            Its steps, verdict and finite forecasts.
-        """
-        forecasts = [(one.step, one.end) for one in self.forecasts if math.isfinite(one.end)]
-        return PlateauBand(self.start, self.end, self.verdict.kind, forecasts)
 
     def scalars(self) -> dict[str, float]:
         """The plateau as numbers to log.

@@ -1,0 +1,158 @@
+"""Put words into a panel so that they cover neither each other nor the curve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.path import Path
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
+
+from relu_diag.figures.palette import GREY
+
+# Space around words, and half the size of a tick, points.
+_GAP = 2.5
+_TICK = 6.0
+# Cost of words below their point that belong above it, and of moving them aside by their width, in rows.
+_OTHER_SIDE = 0.9
+_ASIDE = 1.4
+# Distance from which words are tied to their point, in their height.
+_FAR = 1.5
+# Rows of words above a panel before they repeat.
+_MOST_ROWS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """Words beside a point.
+
+    Attributes:
+        text: The words.
+        point: The point, in data coordinates.
+        side: Whether the words begin ("left") or end ("right") at the point.
+        above: Whether they are rather above it than below.
+        size: Font size, points.
+        color: Colour.
+    """
+
+    text: str
+    point: tuple[float, float]
+    side: Literal["left", "right"]
+    above: bool
+    size: float
+    color: str
+
+
+def place_labels(
+    ax: Axes, labels: Sequence[Label], curve: NDArray[np.float64], ticks: Sequence[tuple[float, float]]
+) -> None:
+    """Write labels into a panel whose limits are set, each as near to its point as there is room.
+
+    A label that had to move far is tied to its point by a line. Where there is no room off the curve, it may cover the
+    curve; where there is none off other labels, it is left out.
+
+    Args:
+        ax: The panel.
+        labels: The labels, the most important first.
+        curve: A curve to keep free, shape ``(T, 2)``.
+        ticks: Points of marks to keep free.
+    """
+    figure = ax.get_figure(root=True)
+    if figure is None or not labels:
+        return
+    figure.draw_without_rendering()
+    point = figure.dpi / 72
+    path = Path(ax.transData.transform(curve)) if len(curve) > 1 else None
+    taken = [Bbox.from_extents(x, y, x, y).padded((_TICK - 1) * point) for x, y in map(ax.transData.transform, ticks)]
+    for label in labels:
+        text = ax.text(*label.point, label.text, fontsize=label.size, color=label.color, zorder=5)
+        text.set(in_layout=False, path_effects=[withStroke(linewidth=2.5, foreground="white")])
+        size = text.get_window_extent()
+        places = _places(ax, label, size.width, size.height, point)
+        free = [box for box in places if not any(box.overlaps(other) for other in taken)]
+        if not free:
+            text.remove()
+            continue
+        box = next((box for box in free if path is None or not path.intersects_bbox(box, filled=False)), free[0])
+        taken.append(box)
+        _move(text, box)
+        _tie(ax, label, box)
+
+
+def place_marks(ax: Axes, marks: Sequence[tuple[float, str]], size: float) -> None:
+    """Write words above a panel, in as many rows as keep them apart.
+
+    Args:
+        ax: The panel, whose limits are set.
+        marks: Horizontal place of each, and the words.
+        size: Font size, points.
+    """
+    figure = ax.get_figure(root=True)
+    if figure is None or not marks:
+        return
+    figure.draw_without_rendering()
+    ends = [-np.inf] * _MOST_ROWS
+    gap = _GAP * figure.dpi / 72
+    for step, words in sorted(marks):
+        text = ax.annotate(
+            words,
+            xy=(step, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, _GAP),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=size,
+        )
+        box = text.get_window_extent()
+        row = next((row for row, end in enumerate(ends) if box.x0 > end + gap), None)
+        if row is None:
+            text.remove()
+            continue
+        ends[row] = box.x1
+        text.set_position((0, _GAP + 1.2 * size * row))
+
+
+def _places(ax: Axes, label: Label, width: float, height: float, point: float) -> list[Bbox]:
+    """Boxes in the panel for words of a width and height, in pixels, the nearest to their point first."""
+    panel = ax.get_window_extent()
+    x, y = ax.transData.transform(label.point)
+    gap = _GAP * point
+    best = x + gap if label.side == "left" else x - gap - width
+    shifts = np.arange(-4, 5) / 4 * width
+    row = height + gap
+    boxes = []
+    for left in np.clip(best + shifts, panel.x0 + gap, panel.x1 - gap - width):
+        for k in np.arange(0, panel.height / row, 0.5):
+            for up in (True, False):
+                away = _TICK * point + k * row
+                bottom = y + away if up else y - away - height
+                if bottom >= panel.y0 and bottom + height <= panel.y1:
+                    cost = k + _OTHER_SIDE * (up != label.above) + _ASIDE * abs(left - best) / width
+                    boxes.append((cost, Bbox.from_bounds(left, bottom, width, height)))
+    return [box for _, box in sorted(boxes, key=lambda pair: pair[0])]
+
+
+def _move(text: Text, box: Bbox) -> None:
+    """Put a text's lower left corner into that of a box in pixels."""
+    text.set(ha="left", va="bottom")
+    now = text.get_window_extent()
+    to_data = text.get_transform().inverted()
+    x, y = text.get_transform().transform(text.get_position())
+    moved_x, moved_y = to_data.transform((x + box.x0 - now.x0, y + box.y0 - now.y0))
+    text.set_position((moved_x, moved_y))
+
+
+def _tie(ax: Axes, label: Label, box: Bbox) -> None:
+    """Draw a line from a box in pixels to the point of its label, if it is far off."""
+    point = ax.transData.transform(label.point)
+    foot = np.clip(point, box.min, box.max)
+    if np.linalg.norm(foot - point) > _FAR * box.height:
+        ends = ax.transData.inverted().transform([point, foot])
+        ax.plot(*ends.T, color=GREY, linewidth=0.6, zorder=3, label="_tie")
