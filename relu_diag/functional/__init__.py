@@ -26,6 +26,7 @@ from relu_diag.functional.integral import (
 from relu_diag.functional.local import (
     NeuronGeometry,
     NeuronStates,
+    directional_derivative,
     neuron_geometry,
     neuron_states,
     tangential_derivatives,
@@ -94,6 +95,7 @@ __all__ = [
     "convergence_certificate",
     "convergence_threshold",
     "critical_levels",
+    "directional_derivative",
     "escape_neurons",
     "extremal_directions",
     "forecast_escape",

@@ -4,6 +4,7 @@ Never a verdict: what the numbers mean for the point is said in `verdict`.
 """
 
 from relu_diag.functional.local.chunks import Chunk, chunks
+from relu_diag.functional.local.directional import directional_derivative
 from relu_diag.functional.local.directions import radial_directions, tangential_part
 from relu_diag.functional.local.fan import (
     Hyperplanes,
@@ -44,6 +45,7 @@ __all__ = [
     "all_fan_rays",
     "chunks",
     "dead_sector",
+    "directional_derivative",
     "fan_rays",
     "geometry_from_sums",
     "hyperplanes",
