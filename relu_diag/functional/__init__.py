@@ -24,8 +24,10 @@ from relu_diag.functional.integral import (
     neuron_types,
 )
 from relu_diag.functional.local import (
+    DeadCauses,
     NeuronGeometry,
     NeuronStates,
+    dead_causes,
     directional_derivative,
     neuron_geometry,
     neuron_states,
@@ -68,6 +70,7 @@ __all__ = [
     "CellMinimum",
     "ConvergenceCertificate",
     "CrossEntropy",
+    "DeadCauses",
     "Direction",
     "EscapeForecast",
     "EscapeNeurons",
@@ -95,6 +98,7 @@ __all__ = [
     "convergence_certificate",
     "convergence_threshold",
     "critical_levels",
+    "dead_causes",
     "directional_derivative",
     "escape_neurons",
     "extremal_directions",

@@ -40,10 +40,12 @@ class Tolerances:
         flat: Curvature, or slope along a cell's boundary, over its terms that counts as none.
         level: Rise over the height it starts from that an ascent counts as none.
         curved: Second-order rise over the height that an ascent counts as one.
+        same_neuron: Angle between the input weights of two neurons that do the same, rad.
         held: Neurons of one direction beside one kink from which they are there for a reason, not by accident.
         wider: Distance to a kink, over the one that training leaves, at which a sample is tried on the kink by itself.
         near: Square of its relative distance plus relative change of the loss, of a stationary point that is near.
         as_near: Score over the lowest up to which a point without the small neurons is preferred: they move little.
+        longest_turn: Newton step on an angle, rad, at most: roots of a polynomial are close to where they belong.
         same_maximum: Chord between two maxima on the unit sphere that are one.
         seen_as_one: The same where kinks are dense and maxima are approached only.
         smallest_damping: Damping at which an ascent among dense kinks ends.
@@ -114,10 +116,12 @@ class Tolerances:
     flat: float = 1e-10
     level: float = 1e-9
     curved: float = 1e-7
+    same_neuron: float = 1e-2
     held: int = 3
     wider: float = 10.0
     near: float = 0.1
     as_near: float = 1.1
+    longest_turn: float = 1e-2
     same_maximum: float = 1e-6
     seen_as_one: float = 0.05
     smallest_damping: float = 1e-3
@@ -225,6 +229,7 @@ class Budgets:
         faces: Faces of the arrangement of kinks, some of them listed twice, among which all maxima are looked for.
         few_samples: Samples beyond which kinks are dense: maxima are approached only.
         climbs: Climbs of an exact ascent from kink to kink.
+        bisections: Halvings of an arc in search of its highest point.
         damped_steps: Damped steps of an ascent among dense kinks.
         program_samples: Samples a linear program starts with, and samples added where its answer fails.
         kinks_in_reach: Samples within reach of a neuron beyond which the reach is more than its cell.
@@ -246,6 +251,10 @@ class Budgets:
         halvings: Halvings of a step on the way to the one that lowers the loss most.
         leaves: Tensors of a batch among which targets and weights of a loss are looked for, the last ones.
         weighted_classes: Classes whose weights are read off a smoothed cross-entropy.
+        samples_at_once: Samples in a piece where few numbers are made of each.
+        random_units: Random input weights for which it is seen whether they are silent.
+        quantiles: Points at which an average over a Gaussian variable is taken.
+        deviations: How many standard deviations they reach.
         exact_kinks: Kinks within reach beyond which the steepest direction is looked for among the simple ones.
 
     Example:
@@ -306,6 +315,7 @@ class Budgets:
     faces: int = 100_000
     few_samples: int = 32
     climbs: int = 300
+    bisections: int = 50
     damped_steps: int = 60
     program_samples: int = 1000
     kinks_in_reach: int = 256
@@ -327,6 +337,10 @@ class Budgets:
     halvings: int = 15
     leaves: int = 16
     weighted_classes: int = 64
+    samples_at_once: int = 4096
+    random_units: int = 256
+    quantiles: int = 4001
+    deviations: float = 8.0
     exact_kinks: int = 12
 
 

@@ -1,5 +1,7 @@
 """Steepest ascent of ``||D(v)||`` over the unit sphere, ``D_j(v) = sum_k e_kj rho(v . x_k)``, many starts at once.
 
+The same of ``||D(v)||`` less the price of being active (`Height`).
+
 A neuron with input weights ``v`` and output weights ``o = -D(v) / ||D(v)||`` sees the loss fall where ``||D||`` rises:
 with few samples its steepest one-sided descent leads, along kinks, to the maximum itself. With many samples kinks are
 dense and every climb would be short; damped steps ``v <- normalise((1 - t) v + t M^T D)`` come near the maxima.
@@ -13,46 +15,13 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional._arrays import row_space
-from relu_diag.functional.block import BlockSignal, ShallowBlock, chunk_rows, rho
+from relu_diag.functional.block import ShallowBlock
+from relu_diag.functional.dynamics._height import Height, pieces
 from relu_diag.functional.local import neuron_geometry, radial_directions, slopes_at, tangential_part
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64, kink_tolerance
 
-Pieces = list[tuple[Tensor, Tensor]]
 
-
-def pieces(signal: BlockSignal, neurons: int) -> Pieces:
-    """The samples in pieces small enough that their activations for some neurons fit into memory.
-
-    Args:
-        signal: Inputs and loss gradients.
-        neurons: Number of neurons at once.
-
-    Returns:
-        Inputs and loss gradients, piece by piece.
-    """
-    W = signal.X.new_empty(neurons, signal.X.shape[1], device="meta")
-    rows = chunk_rows(ShallowBlock(W, W[:, :1].T))
-    return list(zip(torch.split(signal.X, rows), torch.split(signal.G, rows), strict=True))
-
-
-def pull(V: Tensor, signal: BlockSignal, slopes: tuple[float, float]) -> Tensor:
-    """The derivatives of the loss per unit of output weight of neurons with given input weights.
-
-    Args:
-        V: Input weights, shape ``(n, d)``.
-        signal: Inputs and loss gradients.
-        slopes: ``(s-, s+)``.
-
-    Returns:
-        ``D(v)``, shape ``(n, J)``.
-    """
-    total = V.new_zeros(len(V), signal.G.shape[1])
-    for X, G in pieces(signal, max(len(V), 1)):
-        total += rho(V @ X.T, slopes) @ G
-    return total
-
-
-def ascend(starts: Tensor, others: Tensor, signal: BlockSignal, slopes: tuple[float, float], loud: float) -> Tensor:
+def ascend(starts: Tensor, others: Tensor, height: Height, loud: float) -> Tensor:
     """The local maxima of ``||D(v)||`` that ascents reach.
 
     With at most 32 samples exact ascents, from ``others`` after damped ones have brought them together, which is much
@@ -62,57 +31,56 @@ def ascend(starts: Tensor, others: Tensor, signal: BlockSignal, slopes: tuple[fl
     Args:
         starts: Directions, any length, shape ``(n, d)``.
         others: More of them, shape ``(m, d)``.
-        signal: Inputs and loss gradients, float64.
-        slopes: ``(s-, s+)``.
+        height: What to climb.
         loud: Largest ``||D||`` that counts as zero.
 
     Returns:
         Distinct maxima, unit vectors, shape ``(M, d)``.
     """
-    starts, others = (_felt(_distinct(radial_directions(some)), signal, slopes, loud) for some in (starts, others))
-    dense = len(signal.X) > BUDGETS.few_samples
-    V = _near_maxima(torch.cat([starts, others]) if dense else others, signal, slopes)
-    V = _distinct(V[pull(V, signal, slopes).norm(dim=1).argsort(descending=True)], FLOAT64.seen_as_one)
-    return V if dense else climb_to_maxima(torch.cat([starts, V]), signal, slopes)
+    starts, others = (_felt(_distinct(radial_directions(some)), height, loud) for some in (starts, others))
+    dense = len(height.signal.X) > BUDGETS.few_samples
+    V = _near_maxima(torch.cat([starts, others]) if dense else others, height)
+    V = _distinct(V[height.of(height.pull(V)).argsort(descending=True)], FLOAT64.seen_as_one)
+    return V if dense else climb_to_maxima(torch.cat([starts, V]), height)
 
 
-def _felt(V: Tensor, signal: BlockSignal, slopes: tuple[float, float], loud: float) -> Tensor:
+def _felt(V: Tensor, height: Height, loud: float) -> Tensor:
     """The directions with a pull, shape ``(n, d)``."""
-    return V[pull(V, signal, slopes).norm(dim=1) > loud]
+    return V[height.outputs(height.pull(V)).norm(dim=1) > loud]
 
 
-def _near_maxima(V: Tensor, signal: BlockSignal, slopes: tuple[float, float]) -> Tensor:
+def _near_maxima(V: Tensor, height: Height) -> Tensor:
     """Where damped steps end: twice as long after one that goes up, half as long after one that does not."""
     arrived, damping = [V[:0]], V.new_ones(len(V))
-    height, ahead = _uphill(V, signal, slopes)
+    level, ahead = _uphill(V, height)
     for _ in range(BUDGETS.damped_steps):
         on = (damping > FLOAT64.smallest_damping) & ((ahead - V).norm(dim=1) > FLOAT64.same_maximum)
         arrived.append(V[~on])
-        V, ahead, height, damping = V[on], ahead[on], height[on], damping[on]
+        V, ahead, level, damping = V[on], ahead[on], level[on], damping[on]
         trial = radial_directions(V + damping[:, None] * (ahead - V))
-        trial_height, trial_ahead = _uphill(trial, signal, slopes)
-        up = trial_height > height * (1 + FLOAT64.level)
+        trial_level, trial_ahead = _uphill(trial, height)
+        up = trial_level > level + FLOAT64.level * level.abs()
         V, ahead = torch.where(up[:, None], trial, V), torch.where(up[:, None], trial_ahead, ahead)
-        height = torch.where(up, trial_height, height)
+        level = torch.where(up, trial_level, level)
         damping = torch.where(up, (2 * damping).clamp(max=1), damping / 2)
     return torch.cat([*arrived, V])
 
 
-def _uphill(V: Tensor, signal: BlockSignal, slopes: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """``||D||``, and the unit direction of ``M^T D``."""
-    D, ahead = pull(V, signal, slopes), torch.zeros_like(V)
-    for X, G in pieces(signal, max(len(V), 1)):
-        ahead += (slopes_at(V @ X.T, slopes) * (D @ G.T)) @ X
-    return D.norm(dim=1), radial_directions(ahead)
+def _uphill(V: Tensor, height: Height) -> tuple[Tensor, Tensor]:
+    """The height, and the unit direction of its gradient."""
+    D, ahead = height.pull(V), torch.zeros_like(V)
+    lead = height.lead(D)
+    for X, G in pieces(height.signal, max(len(V), 1)):
+        ahead += (slopes_at(V @ X.T, height.slopes) * (lead @ G.T)) @ X
+    return height.of(D), radial_directions(ahead)
 
 
-def climb_to_maxima(V: Tensor, signal: BlockSignal, slopes: tuple[float, float]) -> Tensor:
+def climb_to_maxima(V: Tensor, height: Height) -> Tensor:
     """The maxima that steepest ascent reaches, each climb to the highest point of its arc or to the first kink before.
 
     Args:
         V: Unit vectors with ``D != 0``, shape ``(n, d)``.
-        signal: Inputs and loss gradients, float64.
-        slopes: ``(s-, s+)``.
+        height: What to climb.
 
     Returns:
         Distinct maxima, unit vectors, shape ``(M, d)``.
@@ -121,44 +89,52 @@ def climb_to_maxima(V: Tensor, signal: BlockSignal, slopes: tuple[float, float])
     for _ in range(BUDGETS.climbs):
         if not len(V):
             break
-        D = pull(V, signal, slopes)
-        along = _steepest(V, D, signal, slopes)
+        D = height.pull(V)
+        along = _steepest(V, D, height)
         rising = along.any(dim=1)
         found.append(V[~rising])
-        V = _distinct(_climb(V[rising], D[rising], along[rising], signal, slopes))
+        V = _distinct(_climb(V[rising], D[rising], along[rising], height))
     return _distinct(torch.cat(found))
 
 
-def _steepest(V: Tensor, D: Tensor, signal: BlockSignal, slopes: tuple[float, float]) -> Tensor:
+def _steepest(V: Tensor, D: Tensor, height: Height) -> Tensor:
     """Unit tangential directions of steepest ascent, zero at maxima."""
-    gain = D.norm(dim=1)
-    geometry = neuron_geometry(ShallowBlock(V, -(D / gain[:, None]).T, slopes), signal)
-    rising = geometry.steepest < -FLOAT64.level * gain
+    felt = height.outputs(D)
+    geometry = neuron_geometry(ShallowBlock(V, -height.lead(D).T, height.slopes), height.signal)
+    rising = geometry.steepest < -FLOAT64.level * felt.norm(dim=1)
     along = torch.where(rising[:, None], geometry.direction, 0.0)
-    if D.shape[1] > 1:
+    if felt.shape[1] > 1:
         for i in (~rising).nonzero().squeeze(1).tolist():
-            along[i] = _second_order(V[i], D[i], signal, slopes)
+            along[i] = _second_order(V[i], D[i], height)
     return along
 
 
-def _second_order(v: Tensor, D: Tensor, signal: BlockSignal, slopes: tuple[float, float]) -> Tensor:
-    """Where ``D`` keeps its length to first order and is longer a quarter turn away; zero for nowhere.
+def _second_order(v: Tensor, D: Tensor, height: Height) -> Tensor:
+    """Where the height is level to first order and ``D`` turns so fast that it rises beyond; zero for nowhere.
 
     Looked for on the kinks of ``v``, where one direction of a matrix decides, and straight off each of them.
     """
+    signal, slopes = height.signal, height.slopes
     z = signal.X @ v
     on_kink = z.abs() <= kink_tolerance(None, z.dtype) * signal.X.norm(dim=1)
     kinks = signal.X[on_kink]
-    M = (signal.G * slopes_at(torch.where(on_kink, 0.0, z), slopes)[:, None]).T @ signal.X
+    lead = height.lead(D)
+    o = height.outputs(lead)
+    M = (height.outputs(signal.G) * slopes_at(torch.where(on_kink, 0.0, z), slopes)[:, None]).T @ signal.X
+    M = M - torch.outer(o, o @ M)
     stay = torch.linalg.svd(without_span(M, torch.cat([v[None], kinks])), full_matrices=False)[2][:1]
     rows = torch.cat([stay, kinks, -kinks])
     directions = radial_directions(tangential_part(v.expand_as(rows), rows))
     B = directions @ signal.X.T
     ahead = (slopes_at(torch.where(on_kink, B, z), slopes) * B) @ signal.G
-    gain, length = D.norm(), ahead.norm(dim=1)
-    longer = (length > (1 + FLOAT64.curved) * gain) & (ahead @ D > -FLOAT64.level * gain * length)
-    best = int(torch.where(longer, length, 0.0).argmax())
-    return directions[best] if bool(longer[best]) else torch.zeros_like(v)
+    turning = height.outputs(ahead)
+    turning = turning - torch.outer(turning @ o, o)
+    # Along an arc the second derivative of the height is |turning|^2 / |D| minus the height.
+    needed = (height.outputs(D).norm() * height.of(D).clamp(min=0)).sqrt()
+    length = turning.norm(dim=1)
+    rises = (length > (1 + FLOAT64.curved) * needed) & (ahead @ lead > -FLOAT64.level * ahead.norm(dim=1))
+    best = int(torch.where(rises, length, 0.0).argmax())
+    return directions[best] if bool(rises[best]) else torch.zeros_like(v)
 
 
 def without_span(M: Tensor, rows: Tensor) -> Tensor:
@@ -175,19 +151,32 @@ def without_span(M: Tensor, rows: Tensor) -> Tensor:
     return M - M @ basis.T @ basis
 
 
-def _climb(V: Tensor, D: Tensor, along: Tensor, signal: BlockSignal, slopes: tuple[float, float]) -> Tensor:
+def _climb(V: Tensor, D: Tensor, along: Tensor, height: Height) -> Tensor:
     """The highest points of the arcs ``v cos t + along sin t`` up to the first kink, where ``D`` is linear in ``v``."""
     ahead, first = torch.zeros_like(D), V.new_full((len(V),), math.pi)
-    for X, G in pieces(signal, max(len(V), 1)):
+    for X, G in pieces(height.signal, max(len(V), 1)):
         Z, B = V @ X.T, along @ X.T
         on_kink = Z.abs() <= kink_tolerance(None, V.dtype) * X.norm(dim=1)
         side = torch.where(on_kink, B, Z).sign()
         crossing = torch.where(on_kink, math.pi, torch.atan2(Z.abs(), -side * B))
         first = torch.minimum(first, crossing.amin(dim=1))
-        ahead += (slopes_at(side, slopes) * B) @ G
-    highest = torch.atan2(2 * (D * ahead).sum(1), D.square().sum(1) - ahead.square().sum(1)) / 2
-    turn = torch.minimum(highest, first)[:, None]
+        ahead += (slopes_at(side, height.slopes) * B) @ G
+    turn = _highest(D, ahead, first, height)[:, None]
     return radial_directions(V * turn.cos() + along * turn.sin())
+
+
+def _highest(D: Tensor, ahead: Tensor, last: Tensor, height: Height) -> Tensor:
+    """The turn up to which the height rises along ``D cos t + ahead sin t``, the last one at most, ``(n,)``."""
+    if not height.priced:
+        top = torch.atan2(2 * (D * ahead).sum(1), D.square().sum(1) - ahead.square().sum(1)) / 2
+        return torch.minimum(top, last)
+    low, high = torch.zeros_like(last), last
+    for _ in range(BUDGETS.bisections):
+        turn = ((low + high) / 2)[:, None]
+        here, onwards = D * turn.cos() + ahead * turn.sin(), ahead * turn.cos() - D * turn.sin()
+        rising = (height.lead(here) * onwards).sum(1) > 0
+        low, high = torch.where(rising, turn[:, 0], low), torch.where(rising, high, turn[:, 0])
+    return high
 
 
 def _distinct(V: Tensor, apart: float = FLOAT64.same_maximum) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock
-from relu_diag.functional.dynamics._ascent import Pieces, pieces
+from relu_diag.functional.dynamics._height import Pieces, pieces
 from relu_diag.functional.dynamics._kinked_motion import KinkedMotion
 from relu_diag.functional.dynamics.extremal import ExtremalDirections, extremal_directions
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64

@@ -7,27 +7,29 @@ sphere and grow there at the rate ``||D||``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from relu_diag.functional._arrays import Array, row_space
+from relu_diag.functional._arrays import row_space
 from relu_diag.functional.block import BlockSignal, ShallowBlock
-from relu_diag.functional.dynamics._ascent import ascend, climb_to_maxima, pull
+from relu_diag.functional.dynamics._ascent import ascend, climb_to_maxima
 from relu_diag.functional.dynamics._faces import face_maxima
+from relu_diag.functional.dynamics._height import Height
 from relu_diag.functional.dynamics._starts import main_starts, other_starts
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64, tolerances
+from relu_diag.functional.dynamics._sweep import priced_sweep, sweep
+from relu_diag.functional.tolerances import BUDGETS, tolerances
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExtremalDirections:
-    """Local maxima of ``||D(v)||`` over the unit sphere, highest first, in float64.
+    """Local maxima of ``||D(v)||``, less the price of being active, over the unit sphere, highest first, in float64.
 
     Attributes:
         v: Unit input weights, shape ``(M, d)``.
-        gain: ``||D(v)||``: growth rate of both weights of a neuron there, loss per unit of output, shape ``(M,)``.
+        gain: ``||D(v)||`` less the price: growth rate of a neuron there, loss per unit of output, shape ``(M,)``.
         o: Unit output weights ``-D(v) / ||D(v)||`` with which a neuron there grows, shape ``(M, J)``.
         exhaustive: Whether all of them are listed; else there may be more, and higher ones.
 
@@ -48,16 +50,22 @@ class ExtremalDirections:
 
 
 def extremal_directions(
-    X: Tensor, G: Tensor, slopes: tuple[float, float] = (0.0, 1.0), starts: Tensor | None = None
+    X: Tensor,
+    G: Tensor,
+    slopes: tuple[float, float] = (0.0, 1.0),
+    starts: Tensor | None = None,
+    price: float = 0.0,
 ) -> ExtremalDirections:
     """The directions small neurons are attracted to: local maxima of ``||D(v)||`` over the unit sphere.
 
-    ``D_j(v) = sum_k e_kj rho(v . x_k)`` is what output ``j`` feels of a neuron with input weights ``v``.
+    ``D_j(v) = sum_k e_kj rho(v . x_k)`` is what output ``j`` feels of a neuron with input weights ``v``. Where activity
+    has a price, as under an L1 penalty, maxima of ``||D(v)|| - price mean_k |rho(v . x_k)|``, the positive ones.
 
-    All of them where the samples span one or two dimensions, or are few: up to 32, whose kinks cut the sphere into at
-    most 100,000 faces (`ExtremalDirections.exhaustive`). Else those that ascents reach, from ``starts`` and from each
-    of the 64 samples that weigh most, alone, against it, and against the others: up to 32 samples exactly, one-sided on
-    kinks; beyond, where kinks are dense, to about 1e-3 rad, and those within 0.05 rad as one.
+    All of them where the samples span one or two dimensions, or, without a price, are few: up to 32, whose kinks cut
+    the sphere into at most 100,000 faces (`ExtremalDirections.exhaustive`). Else those that ascents reach, from
+    ``starts`` and from each of the 64 samples that weigh most, alone, against it, and against the others: up to 32
+    samples exactly, one-sided on kinks; beyond, where kinks are dense, to about 1e-3 rad, and those within 0.05 rad as
+    one.
 
     Source: Maennel et al. 2018; Wu et al., section 4.2.
 
@@ -66,17 +74,20 @@ def extremal_directions(
         G: Loss gradient at the outputs, shape ``(N, J)``.
         slopes: ``(s-, s+)`` of the activation.
         starts: Input weights to start from besides, any length, shape ``(n, d)``; not needed where all are listed.
+        price: Loss per unit of mean activation, over the samples, of one neuron; for activations with one zero slope.
 
     Returns:
-        The directions; none where no direction is felt.
+        The directions; none where no direction is felt, or none is worth the price.
 
     Raises:
-        ValueError: If ``starts`` has not the columns of ``X``.
+        ValueError: If ``starts`` has not the columns of ``X``; or if the price is negative or not finite, or is asked
+            of an activation that is never zero.
 
     Example:
         >>> X = torch.eye(2, dtype=torch.float64)
-        >>> extremal_directions(X, G=torch.tensor([[3.0], [4.0]], dtype=torch.float64)).gain
-        tensor([5.], dtype=torch.float64)
+        >>> G = torch.tensor([[3.0], [4.0]], dtype=torch.float64)
+        >>> extremal_directions(X, G).gain, extremal_directions(X, G, price=4.0).gain  # each costs 2 a unit of rho(x)
+        (tensor([5.], dtype=torch.float64), tensor([2.2361], dtype=torch.float64))
     """
     BlockSignal(X, G)  # the checks every data set goes through
     ShallowBlock(X[:1], X.new_ones(1, 1), slopes)  # and those of slopes
@@ -84,16 +95,21 @@ def extremal_directions(
         starts = X[:0]
     if starts.ndim != 2 or starts.shape[1] != X.shape[1]:
         raise ValueError(f"`starts` needs the columns of X {tuple(X.shape)}; got {tuple(starts.shape)}.")
-    signal = BlockSignal(X.detach().double(), G.detach().double())
-    terms = max(map(abs, slopes)) * float(signal.X.norm(dim=1) @ signal.G.norm(dim=1))
+    if not (math.isfinite(price) and price >= 0):
+        raise ValueError(f"`price` is loss per unit of mean activation, finite and not negative; got {price!r}.")
+    if price and 0.0 not in slopes:
+        raise ValueError(f"`price` needs an activation with one zero slope, as the ReLU has; got slopes {slopes}.")
+    height = Height.over(BlockSignal(X.detach().double(), G.detach().double()), slopes, price)
+    terms = max(map(abs, slopes)) * float(height.signal.X.norm(dim=1) @ height.signal.G.norm(dim=1))
     # The rounding of a sum over the samples is a few of its terms'; where it all cancels, a hundred are none.
     loud = 100 * tolerances(torch.promote_types(X.dtype, torch.float32)).eps * terms
-    found = _maxima(signal, slopes, starts.detach().to(signal.X), loud)
-    D = pull(found.v, signal, slopes)
-    order = D.norm(dim=1).argsort(descending=True, stable=True)
-    order = order[D[order].norm(dim=1) > loud]
-    gain = D[order].norm(dim=1)
-    return ExtremalDirections(found.v[order], gain, -D[order] / gain[:, None], found.exhaustive)
+    found = _maxima(height, starts.detach().to(height.signal.X), loud)
+    D = height.pull(found.v)
+    order = height.of(D).argsort(descending=True, stable=True)
+    order = order[height.of(D)[order] > loud]
+    gain = height.of(D)[order]
+    o = -height.outputs(height.lead(D))[order]
+    return ExtremalDirections(found.v[order], gain, o, found.exhaustive)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,32 +120,35 @@ class _Maxima:
     exhaustive: bool
 
 
-def _maxima(signal: BlockSignal, slopes: tuple[float, float], starts: Tensor, loud: float) -> _Maxima:
+def _maxima(height: Height, starts: Tensor, loud: float) -> _Maxima:
     """The maxima in the span of the samples that the loss feels; a direction across it is felt less."""
+    signal = height.signal
     weight = signal.X.norm(dim=1) * signal.G.norm(dim=1)
     felt = weight.argsort(descending=True)[: int((weight > 0).sum())]
     if not len(felt):
         return _Maxima(signal.X[:0], exhaustive=True)
     basis = _span(signal.X[felt])
-    within = BlockSignal(signal.X[felt] @ basis.T, signal.G[felt])
-    found = _spanned_maxima(within, slopes, starts @ basis.T, loud)
+    within = replace(height, signal=BlockSignal(signal.X[felt] @ basis.T, signal.G[felt]))
+    found = _spanned_maxima(within, starts @ basis.T, loud)
     return _Maxima(found.v @ basis, found.exhaustive)
 
 
-def _spanned_maxima(signal: BlockSignal, slopes: tuple[float, float], starts: Tensor, loud: float) -> _Maxima:
+def _spanned_maxima(height: Height, starts: Tensor, loud: float) -> _Maxima:
     """All maxima in one or two dimensions, or on few faces, else those found, for samples that span the space."""
-    X, G = signal.X, signal.G
+    X, G = height.signal.X, height.signal.G
     if X.shape[1] == 1:
         return _Maxima(X.new_tensor([[1.0], [-1.0]]), exhaustive=True)
     if X.shape[1] == 2:
-        return _Maxima(torch.as_tensor(_sweep(X.cpu().numpy(), G.cpu().numpy(), slopes)).to(X), exhaustive=True)
-    listed = face_maxima(X.cpu().numpy(), G.cpu().numpy(), slopes) if len(X) <= BUDGETS.few_samples else None
+        around = priced_sweep if height.priced else sweep
+        return _Maxima(torch.as_tensor(around(X.cpu().numpy(), G.cpu().numpy(), height.slopes)).to(X), exhaustive=True)
+    few = len(X) <= BUDGETS.few_samples and not height.priced
+    listed = face_maxima(X.cpu().numpy(), G.cpu().numpy(), height.slopes) if few else None
     if listed is None:
-        main = torch.cat([main_starts(signal), starts])
-        return _Maxima(ascend(main, other_starts(signal), signal, slopes, loud), exhaustive=False)
+        main = torch.cat([main_starts(height.signal), starts])
+        return _Maxima(ascend(main, other_starts(height.signal), height, loud), exhaustive=False)
     V = torch.as_tensor(listed).to(X)
-    V = V[pull(V, signal, slopes).norm(dim=1) > loud]
-    return _Maxima(climb_to_maxima(V, signal, slopes), exhaustive=True)
+    V = V[height.pull(V).norm(dim=1) > loud]
+    return _Maxima(climb_to_maxima(V, height), exhaustive=True)
 
 
 def _span(X: Tensor) -> Tensor:
@@ -137,44 +156,3 @@ def _span(X: Tensor) -> Tensor:
     # The triangle has the singular values and right singular vectors of X, whatever the number of samples.
     basis = torch.as_tensor(row_space(torch.linalg.qr(X, mode="r").R.cpu().numpy())).to(X)
     return basis if len(basis) < X.shape[1] else torch.eye(len(basis)).to(X)
-
-
-def _sweep(X: Array, G: Array, slopes: tuple[float, float]) -> Array:
-    """Local maxima on the circle. Between kinks ``D = M v``, and ``||M v||^2`` is a sinusoid of twice the angle."""
-    edge, M = _sectors(X, G, slopes)
-    width = np.append(edge[1:], edge[0] + 2 * np.pi) - edge
-    a, b, c = (M[:, :, 0] ** 2).sum(1), (M[:, :, 0] * M[:, :, 1]).sum(1), (M[:, :, 1] ** 2).sum(1)
-    flat = np.hypot((a - c) / 2, b) <= FLOAT64.flat * (a + c) / 2
-    top = np.arctan2(2 * b, a - c) / 2
-    ahead = (top - edge) % np.pi
-    inside = (ahead > FLOAT64.same_angle) & (ahead < width - FLOAT64.same_angle) & ~flat
-    # On a kink: rising up to it on its left, not rising beyond it. At a quarter turn the sinusoid is lowest.
-    left, right = _half_turn(np.roll(top, 1) - edge), _half_turn(top - edge)
-    rises = (left >= -FLOAT64.same_angle) & (left < np.pi / 2 - FLOAT64.same_angle) | np.roll(flat, 1)
-    falls = (right <= FLOAT64.same_angle) & (right > FLOAT64.same_angle - np.pi / 2) | flat
-    angle = np.concatenate([(edge + ahead)[inside], edge[rises & falls]])
-    return np.stack([np.cos(angle), np.sin(angle)], axis=1)
-
-
-def _sectors(X: Array, G: Array, slopes: tuple[float, float]) -> tuple[Array, Array]:
-    """Angles of the kinks, ascending, and the matrix ``M`` with ``D(v) = M v`` in the sector after each."""
-    normal = np.arctan2(X[:, 1], X[:, 0])
-    jump = (slopes[1] - slopes[0]) * G[:, :, None] * X[:, None, :]
-    angle = np.concatenate([normal - np.pi / 2, normal + np.pi / 2]) % (2 * np.pi)
-    order = angle.argsort()
-    angle, jump = angle[order], np.concatenate([jump, -jump])[order]
-    # Counted from the middle of the widest sector, no kink is cut in two by the end of the count.
-    gap = np.append(angle[1:], angle[0] + 2 * np.pi) - angle
-    widest = int(gap.argmax())
-    origin = angle[widest] + gap[widest] / 2
-    angle, jump = np.roll(angle, -widest - 1), np.roll(jump, -widest - 1, axis=0)
-    start = np.where(X @ np.array([np.cos(origin), np.sin(origin)]) > 0, slopes[1], slopes[0])
-    M = (G * start[:, None]).T @ X + jump.cumsum(axis=0)
-    angle = origin + (angle - origin) % (2 * np.pi)
-    last = np.append(np.diff(angle) > FLOAT64.same_angle, True)
-    return angle[last], M[last]
-
-
-def _half_turn(angle: Array) -> Array:
-    """The angle modulo pi, in [-pi/2, pi/2)."""
-    return np.asarray((angle + np.pi / 2) % np.pi - np.pi / 2)

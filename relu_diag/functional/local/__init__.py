@@ -4,6 +4,7 @@ Never a verdict: what the numbers mean for the point is said in `verdict`.
 """
 
 from relu_diag.functional.local.chunks import Chunk, chunks
+from relu_diag.functional.local.dead_causes import DeadCauses, born_dead_share, dead_causes
 from relu_diag.functional.local.directional import directional_derivative
 from relu_diag.functional.local.directions import radial_directions, tangential_part
 from relu_diag.functional.local.fan import (
@@ -33,6 +34,7 @@ from relu_diag.functional.local.sums import NeuronSums, neuron_sums, slopes_at
 
 __all__ = [
     "Chunk",
+    "DeadCauses",
     "Hyperplanes",
     "KinkGroup",
     "KinkSamples",
@@ -43,7 +45,9 @@ __all__ = [
     "Pull",
     "Steepest",
     "all_fan_rays",
+    "born_dead_share",
     "chunks",
+    "dead_causes",
     "dead_sector",
     "directional_derivative",
     "fan_rays",
