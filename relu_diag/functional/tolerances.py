@@ -94,6 +94,10 @@ class Tolerances:
         noticed: Drop of the loss, over the one asked for, below which residuals do not notice small neurons.
         explained: Part of a gradient that the loss recognised in it may leave open, however coarse its numbers are.
         gain: Gain of a widening, or drop of the loss by one, over its terms that counts as none.
+        enclosed: Bound of a maximum over the largest value found, less 1, at which the two are one.
+        balanced: Sum of numbers over the sum of their sizes that counts as zero where it has been solved for.
+        pulled: Slope of an objective over the cost of a neuron at which amplitudes are fitted.
+        no_gap: Gap between the loss and a lower bound over that bound, at which a minimum counts as global.
     """
 
     eps: float
@@ -169,6 +173,10 @@ class Tolerances:
     noticed: float = 1e-2
     explained: float = 0.05
     gain: float = 1e-12
+    enclosed: float = 1e-5
+    balanced: float = 1e-12
+    pulled: float = 1e-7
+    no_gap: float = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +263,14 @@ class Budgets:
         random_units: Random input weights for which it is seen whether they are silent.
         quantiles: Points at which an average over a Gaussian variable is taken.
         deviations: How many standard deviations they reach.
+        cap_inputs: Dimensions up to which a maximum on the sphere is enclosed by caps.
+        cap_numbers: Loss gradients of all caps together in that search: about 2 s on one core.
+        free_bias_samples: Samples that are put on the kink one by one, for neurons whose bias does not decay.
+        shifts_of_outputs: Newton steps to the best constant added to the outputs.
+        scales: Scales of the dual variables tried.
+        refit_steps: Steps of a search for the best amplitudes of given neurons.
+        refit_numbers: Activations in it.
+        neurons_a_round: Neurons added before amplitudes are fitted again.
         exact_kinks: Kinks within reach beyond which the steepest direction is looked for among the simple ones.
 
     Example:
@@ -341,6 +357,14 @@ class Budgets:
     random_units: int = 256
     quantiles: int = 4001
     deviations: float = 8.0
+    cap_inputs: int = 6
+    cap_numbers: int = 2**26
+    free_bias_samples: int = 256
+    shifts_of_outputs: int = 50
+    scales: int = 60
+    refit_steps: int = 500
+    refit_numbers: int = 2**22
+    neurons_a_round: int = 16
     exact_kinks: int = 12
 
 

@@ -1,6 +1,6 @@
-"""What is certain about training from here: certificates of convergence to zero loss.
+"""What is certain about training from here: convergence to zero loss, and how far the best network of any width is.
 
-Never an estimate: where a bound fails, nothing is certified.
+Where a bound is not proved the result says so: `holds`, `certified`.
 """
 
 from relu_diag.functional.guarantee.convergence import (
@@ -10,11 +10,14 @@ from relu_diag.functional.guarantee.convergence import (
     smooth_convergence_certificate,
     smooth_leaky_relu,
 )
+from relu_diag.functional.guarantee.gap import Gap, optimality_gap
 
 __all__ = [
     "ConvergenceCertificate",
+    "Gap",
     "convergence_certificate",
     "lojasiewicz_ratio",
+    "optimality_gap",
     "smooth_convergence_certificate",
     "smooth_leaky_relu",
 ]
