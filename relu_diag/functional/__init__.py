@@ -12,7 +12,9 @@ from relu_diag.functional.dynamics import EscapeForecast, ExtremalDirections, ex
 from relu_diag.functional.errors import NotFiniteError
 from relu_diag.functional.guarantee import (
     ConvergenceCertificate,
+    Gap,
     convergence_certificate,
+    optimality_gap,
     smooth_convergence_certificate,
 )
 from relu_diag.functional.integral import (
@@ -54,6 +56,7 @@ from relu_diag.functional.verdict import (
     stationarity,
     taylor_expansion,
 )
+from relu_diag.functional.weight_decay import WeightDecay
 from relu_diag.functional.widening import (
     GrowthProposal,
     add_inactive_propagation,
@@ -75,6 +78,7 @@ __all__ = [
     "EscapeForecast",
     "EscapeNeurons",
     "ExtremalDirections",
+    "Gap",
     "GrowthProposal",
     "Huber",
     "IntervalTarget",
@@ -88,6 +92,7 @@ __all__ = [
     "SquaredError",
     "Stationarity",
     "Verdict",
+    "WeightDecay",
     "add_inactive_propagation",
     "add_inactive_units",
     "boundary_minimum",
@@ -109,6 +114,7 @@ __all__ = [
     "neuron_geometry",
     "neuron_states",
     "neuron_types",
+    "optimality_gap",
     "perturbation_test",
     "replicate_unit",
     "replication_preserves",

@@ -96,6 +96,8 @@ class Tolerances:
         gain: Gain of a widening, or drop of the loss by one, over its terms that counts as none.
         enclosed: Bound of a maximum over the largest value found, less 1, at which the two are one.
         balanced: Sum of numbers over the sum of their sizes that counts as zero where it has been solved for.
+        scaled_up: Factor up to which a gradient is tried as a dual variable: it is best as it is, but for neurons that
+            decay away.
         pulled: Slope of an objective over the cost of a neuron at which amplitudes are fitted.
         no_gap: Gap between the loss and a lower bound over that bound, at which a minimum counts as global.
     """
@@ -175,6 +177,7 @@ class Tolerances:
     gain: float = 1e-12
     enclosed: float = 1e-5
     balanced: float = 1e-12
+    scaled_up: float = 2.0
     pulled: float = 1e-7
     no_gap: float = 1e-6
 

@@ -76,7 +76,8 @@ def silent_part(signal: BlockSignal, slopes: tuple[float, float], balanced: bool
 
     def off_lines(values: Tensor) -> Tensor:
         felt = torch.zeros(len(first), values.shape[1]).to(X).index_add_(0, index, size * values)
-        return values - size * (felt / square)[index]
+        off: Tensor = values - size * (felt / square)[index]
+        return off
 
     linear = [X] if sum(slopes) != 0 else []
     constant = [torch.ones_like(size)] if balanced else []
@@ -88,7 +89,8 @@ def silent_part(signal: BlockSignal, slopes: tuple[float, float], balanced: bool
         off = off[:, off.norm(dim=0) > FLOAT64.dependent * columns.norm(dim=0)]
         basis = torch.as_tensor(row_space(off.T.cpu().numpy())).to(X)
         E = E - basis.T @ (basis @ E)
-    return torch.where(E.abs() > FLOAT64.dependent * signal.G.abs().max(), E, 0.0)
+    silent: Tensor = torch.where(E.abs() > FLOAT64.dependent * signal.G.abs().max(), E, 0.0)
+    return silent
 
 
 def best_scale(bound: Callable[[float], float], largest: float) -> float:

@@ -95,7 +95,7 @@ def largest_pull_with_free_bias(
         input, and for two where the samples are few.
     """
     X = signal.X[:, :-1]
-    kinks = X.unique(dim=0)
+    kinks = torch.unique(X, dim=0)
     listed = X.shape[1] == 1 or (X.shape[1] == 2 and len(kinks) <= BUDGETS.free_bias_samples)
     if not listed:
         return _with_bias_met_by_chance(signal, slopes, starts, enough)
@@ -202,7 +202,8 @@ class _Boxes:
         others = torch.stack([axes[axes != axis] for axis in axes])[self.axis]
         V.scatter_(1, others, points)
         V.scatter_(1, self.axis[:, None], self.sign[:, None])
-        return V / V.norm(dim=1, keepdim=True)
+        unit: Tensor = V / V.norm(dim=1, keepdim=True)
+        return unit
 
 
 def _whole_cube(X: Tensor) -> _Boxes:
@@ -217,7 +218,10 @@ def _whole_cube(X: Tensor) -> _Boxes:
 def _cap_bounds(C: Tensor, angle: Tensor, signal: BlockSignal, slopes: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Upper bounds of ``||D||`` on caps around ``C``, shape ``(n, d)``, and its values in the middle, both ``(n,)``."""
     rows = max(1, BUDGETS.chunk // signal.G.numel())
-    parts = [_some_cap_bounds(*one, signal, slopes) for one in zip(C.split(rows), angle.split(rows), strict=True)]
+    parts = [
+        _some_cap_bounds(*one, signal, slopes)
+        for one in zip(torch.split(C, rows), torch.split(angle, rows), strict=True)
+    ]
     return torch.cat([bound for bound, _ in parts]), torch.cat([height for _, height in parts])
 
 
@@ -255,4 +259,5 @@ def _highest_on_caps(M: Tensor, C: Tensor, D: Tensor, angle: Tensor) -> Tensor:
     # (cos t, sin t) [along, tilt; tilt, strongest] (cos t, sin t): a sinusoid of twice the angle.
     twice = torch.minimum(torch.atan2(2 * tilt, along - strongest), 2 * angle)
     square = (along + strongest) / 2 + (along - strongest) / 2 * twice.cos() + tilt * twice.sin()
-    return square.clamp(min=0).sqrt()
+    highest: Tensor = square.clamp(min=0).sqrt()
+    return highest

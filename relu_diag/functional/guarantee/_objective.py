@@ -13,10 +13,9 @@ from relu_diag.functional.block import BlockSignal, ShallowBlock, chunked_output
 from relu_diag.functional.guarantee._duals import balanced_gradient, best_scale
 from relu_diag.functional.guarantee._largest_pull import LargestPull, largest_pull, largest_pull_with_free_bias
 from relu_diag.functional.guarantee._refit import Amplitudes
-from relu_diag.functional.output_loss import Loss, WeightDecay
-
-# At the gradient itself the bound of a convex loss is highest, but for neurons that decay away.
-_LARGEST_SCALE = 2.0
+from relu_diag.functional.output_loss import Loss
+from relu_diag.functional.tolerances import FLOAT64
+from relu_diag.functional.weight_decay import WeightDecay
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ class DecayedObjective:
         def value(scale: float) -> float:
             return -float(self.loss.conjugate(scale * E)) - scale**2 * against_bias
 
-        return best_scale(value, min(largest, _LARGEST_SCALE))
+        return best_scale(value, min(largest, FLOAT64.scaled_up))
 
     def unit_neurons(self) -> tuple[Tensor, Amplitudes]:
         """The scaled neurons at unit length and their amplitudes; those that compute constants are in the bias."""
@@ -107,7 +106,7 @@ def decayed_objective(block: ShallowBlock, X: Tensor, loss: Loss, decay: WeightD
     X = X.detach().double()
     outputs = chunked_outputs(own, X)
     loss = loss.double()
-    last = decay.W if decay.hidden_bias is None else decay.hidden_bias
+    last = decay.last_column
     free = decay.W > 0 and decay.H > 0 and last == 0
     if free and not bool((X[:, -1] == X[0, -1]).all() and X[0, -1] != 0):
         raise ValueError(

@@ -45,12 +45,13 @@ def refit(loss: Loss, A: Tensor, start: Amplitudes, mu: float, bias_decay: float
         The amplitudes.
     """
     neurons, outputs = A.shape[1], len(start.bias)
+    parts = [neurons, outputs * neurons, outputs]
     root = start.H.norm(dim=0).sqrt()
     G = start.H / torch.where(root > 0, root, 1.0)
     x = torch.cat([root, G.flatten(), start.bias])
 
     def objective(packed: Array) -> tuple[float, Array]:
-        a, flat, bias = torch.as_tensor(packed).to(A).split([neurons, outputs * neurons, outputs])
+        a, flat, bias = torch.split(torch.as_tensor(packed).to(A), parts)
         G = flat.reshape(outputs, neurons)
         at = (A * a) @ G.T + bias
         cost = mu / 2 * (a.square().sum() + flat.square().sum()) + (bias_decay or 0.0) / 2 * bias.square().sum()
@@ -65,5 +66,5 @@ def refit(loss: Loss, A: Tensor, start: Amplitudes, mu: float, bias_decay: float
     # At the best amplitudes every neuron is pulled by `mu` exactly: as far as this is met the bound is tight.
     options = {"maxiter": BUDGETS.refit_steps, "ftol": FLOAT64.eps, "gtol": FLOAT64.pulled * mu}
     found = minimize(objective, x.cpu().numpy(), jac=True, method="L-BFGS-B", options=options)
-    a, flat, bias = torch.as_tensor(np.asarray(found.x)).to(A).split([neurons, outputs * neurons, outputs])
+    a, flat, bias = torch.split(torch.as_tensor(np.asarray(found.x)).to(A), parts)
     return Amplitudes(a * flat.reshape(outputs, neurons), bias)

@@ -24,8 +24,9 @@ from relu_diag.functional.dynamics import extremal_directions
 from relu_diag.functional.guarantee._duals import silent_part
 from relu_diag.functional.guarantee._generation import raised_bound
 from relu_diag.functional.guarantee._objective import Bound, DecayedObjective, decayed_objective
-from relu_diag.functional.output_loss import Loss, WeightDecay, as_loss, as_weight_decay
+from relu_diag.functional.output_loss import Loss, as_loss
 from relu_diag.functional.tolerances import FLOAT64
+from relu_diag.functional.weight_decay import WeightDecay, as_weight_decay
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,7 +107,8 @@ def optimality_gap(
         block: The network.
         X: All inputs of the loss, shape ``(N, d)``.
         loss: Targets of the squared error, shape ``(N, J)``, or a convex loss of the outputs.
-        weight_decay: Factor ``mu`` of the decay of all parameters, or one for each part.
+        weight_decay: Factor ``mu`` of input and output weights, an output bias being free of decay; or one for each
+            part.
         reduction: Of the squared error: "mean", "sum" or "half_sum".
         rounds: How often, at most, the network is made wider and fitted again in search of a better bound; 0: that of
             its own gradient.

@@ -34,8 +34,8 @@ def climbed(signal: BlockSignal, slopes: tuple[float, float], draws: int = 2000)
     V = torch.randn(draws, signal.X.shape[1], generator=generator, dtype=torch.float64)
     V = V / V.norm(dim=1, keepdim=True)
     V = V[pulled(V, signal, slopes).argsort(descending=True)[:20]]
-    for step in range(200):
-        near = V[:, None] + 0.1 * 0.95**step * torch.randn(20, 30, V.shape[1], generator=generator, dtype=torch.float64)
+    for step in range(120):
+        near = V[:, None] + 0.1 * 0.92**step * torch.randn(20, 30, V.shape[1], generator=generator, dtype=torch.float64)
         near = torch.cat([V[:, None], near], dim=1)
         near = near / near.norm(dim=2, keepdim=True)
         values = pulled(near.flatten(0, 1), signal, slopes).reshape(20, 31)
