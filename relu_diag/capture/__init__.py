@@ -1,6 +1,6 @@
 """Read a block and its signal off any module. The only forward hooks of the package are here."""
 
-from relu_diag.capture._sighting import Sighting
+from relu_diag.capture._sighting import Sighting, exactness
 from relu_diag.capture.find import choose_block, find_blocks, read_block, write_block
 from relu_diag.capture.live import LiveBlock, NeuronRows
 from relu_diag.capture.location import BlockLocation
@@ -16,6 +16,7 @@ __all__ = [
     "Ride",
     "Sighting",
     "choose_block",
+    "exactness",
     "find_blocks",
     "loss_at_outputs",
     "read_block",

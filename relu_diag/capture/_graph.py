@@ -208,14 +208,14 @@ class Graph:
         bias = products[node].bias if bias is None else bias
         return Passage(products[node], bias, top, frozenset(nodes), dropout)
 
-    def kinks_after(self, product: Product) -> set[str]:
+    def kinks_behind(self, product: Product) -> list[Node]:
         """Operations with a kink that the loss is computed through behind a product.
 
         Args:
             product: The product.
 
         Returns:
-            Their names.
+            Their nodes.
         """
         waiting = list(self._consumers.get(product.node, []))
         seen: set[Node] = set()
@@ -224,7 +224,7 @@ class Graph:
             if node not in seen:
                 seen.add(node)
                 waiting.extend(self._consumers.get(node, []))
-        return {operation(node) for node in seen if node.name() in KINKED}
+        return [node for node in seen if node.name() in KINKED]
 
     def read_before(self, passage: Passage) -> bool:
         """Whether something besides the activation reads the pre-activations.
@@ -377,7 +377,7 @@ def slopes_of(passage: Passage) -> tuple[float, float] | Tensor | None:
     (node,) = named
     if node.name() == "ReluBackward0":
         return 0.0, 1.0
-    if node.name() == "LeakyReluBackward0":
+    if node.name() in {"LeakyReluBackward0", "LeakyReluBackward1"}:
         return float(node._saved_negative_slope), 1.0  # type: ignore[attr-defined]
     if node.name() == "PreluKernelBackward0":
         weight = node._saved_weight.detach().flatten()  # type: ignore[attr-defined]

@@ -25,7 +25,13 @@ TURNED = {"TBackward0", "TransposeBackward0", "PermuteBackward0", "MtBackward0"}
 PRODUCTS = {"AddmmBackward0": (1, 2), "MmBackward0": (0, 1), "BmmBackward0": (0, 1)}
 DROPOUT = {"NativeDropoutBackward0"}
 SCALING = {"MulBackward0", "DivBackward0"}
-ACTIVATIONS = {"ReluBackward0", "LeakyReluBackward0", "PreluKernelBackward0", "ThresholdBackward0"}
+ACTIVATIONS = {
+    "ReluBackward0",
+    "LeakyReluBackward0",
+    "LeakyReluBackward1",  # in place
+    "PreluKernelBackward0",
+    "ThresholdBackward0",
+}
 # What an activation may be put together from; its numbers then say whether it is ReLU-like.
 ELEMENTWISE = {
     "AbsBackward0",
@@ -60,7 +66,36 @@ WEIGHT_MAKERS = {
     *LAYOUT,
     *TURNED,
 }
-KINKED = {*ACTIVATIONS, "AbsBackward0", "MaximumBackward0", "MinimumBackward0", "HardtanhBackward0"}
+# Their nodes keep what says which inputs sit on a kink; a ReLU's does not, and is told.
+BENT = {
+    *ACTIVATIONS,
+    "AbsBackward0",
+    "ClampBackward0",
+    "ClampBackward1",
+    "ClampMaxBackward0",
+    "ClampMinBackward0",
+    "HardsigmoidBackward0",
+    "HardswishBackward0",
+    "HardtanhBackward0",
+    "MaximumBackward0",
+    "MinimumBackward0",
+    "ThresholdBackward1",
+}
+# Ties of these are not counted.
+CHOOSING = {
+    "AdaptiveMaxPool2DBackward0",
+    "AdaptiveMaxPool3DBackward0",
+    "AmaxBackward0",
+    "AminBackward0",
+    "MaxBackward0",
+    "MaxBackward1",
+    "MaxPool2DWithIndicesBackward0",
+    "MaxPool3DWithIndicesBackward0",
+    "MinBackward0",
+    "MinBackward1",
+    "TopkBackward0",
+}
+KINKED = BENT | CHOOSING
 OPAQUE = {
     "CheckpointFunctionBackward": "part of the network is checkpointed with use_reentrant=True",
     "CompiledFunctionBackward": "part of the network is compiled",

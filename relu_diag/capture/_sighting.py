@@ -8,9 +8,12 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from relu_diag.capture._graph import Passage, Product, trained_slope
+from relu_diag.capture._kinks import LaterKink, later_kinks
+from relu_diag.capture._nodes import operation
 from relu_diag.capture.live import LiveBlock, stacked
 from relu_diag.functional import BlockSignal, ShallowBlock
 
@@ -32,11 +35,14 @@ class Sighting:
         dropout: Whether dropout or a factor stands behind the activation: it is in ``C``, and not in ``block``.
         tied: Whether both layers, or two readers, are the same parameter.
         from_data: Whether the inputs are data, with nothing trained below.
-        kinks_after: Operations with a kink that the loss is computed through behind the block. Where there is one,
-            ``G`` is one of many gradients, and slopes of the block hold only off those kinks.
+        kinks_after: Operations with a kink that the loss is computed through behind the block. Where an input sits on
+            one, ``G`` is one of many gradients, and the slopes of the block are not exact.
         to_the_loss: Whether all that stands between the block and the loss was seen.
         live: The block at the parameters of now; None for weights that are computed from others.
         parameters: The parameters that took part: weights, biases, the slope of a PReLU.
+        later_kinks: Number of inputs of those operations that sit on their kinks and get a gradient, shape ``()``, on
+            the block's device; None where nobody counted.
+        uncounted: Those operations whose inputs are not known: their kinks are missing from the count.
     """
 
     hidden: str
@@ -51,11 +57,45 @@ class Sighting:
     to_the_loss: bool
     live: LiveBlock | None
     parameters: tuple[nn.Parameter, ...] = ()
+    later_kinks: Tensor | None = None
+    uncounted: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """The block in a few words: ``net.0 -> net.2``."""
         return f"{self.hidden} -> {', '.join(self.readers)}"
+
+    @property
+    def exactness(self) -> str:
+        """Whether the slopes of the block are those of the loss, in a few words: it waits for the device."""
+        count = None if self.later_kinks is None else int(self.later_kinks)
+        return exactness(count, self.uncounted, self.to_the_loss)
+
+
+def exactness(later_kinks: int | None, uncounted: tuple[str, ...] = (), to_the_loss: bool = True) -> str:
+    """Whether slopes of a block are exactly those of the loss, in a few words.
+
+    Args:
+        later_kinks: Number of inputs behind the block that sit on a kink of a later operation; None: not counted.
+        uncounted: Later operations whose kinks are missing from the count.
+        to_the_loss: Whether all that stands between the block and the loss was seen.
+
+    Returns:
+        "exact", "not exact: 3 later kinks", or why that is not known.
+
+    Example:
+        >>> exactness(0), exactness(3)
+        ('exact', 'not exact: 3 later kinks')
+        >>> exactness(0, ("MaxPool2DWithIndices",))
+        'perhaps not exact: kinks of a later MaxPool2DWithIndices were not counted'
+    """
+    if later_kinks:
+        return f"not exact: {later_kinks:,} later kink{'s' if later_kinks > 1 else ''}"
+    if later_kinks is None or not to_the_loss:
+        return "perhaps not exact: later kinks were not counted"
+    if uncounted:
+        return f"perhaps not exact: kinks of a later {' and '.join(uncounted)} were not counted"
+    return "exact"
 
 
 @dataclass(slots=True, eq=False)
@@ -93,7 +133,7 @@ class Block:
     slopes: tuple[float, float]
     X: Tensor
     Z: Tensor | None
-    kinks_after: set[str]
+    kinks: dict[Node, LaterKink]
     to_the_loss: bool = False
     factor: float = 1.0
     C: Tensor | None = None
@@ -141,9 +181,11 @@ class Block:
             dropout=self.passage.dropout,
             tied=len({id(one.weight.parameter) for one in (self.hidden, *(r.product for r in heads))}) <= len(heads),
             from_data=self.hidden.input is None,
-            kinks_after=tuple(sorted(self.kinks_after)),
+            kinks_after=tuple(sorted({operation(node) for node in self.kinks})),
             to_the_loss=self.to_the_loss,
             live=self._live(heads),
+            later_kinks=later_kinks(self.kinks.values(), self.W),
+            uncounted=tuple(sorted({operation(node) for node, kink in self.kinks.items() if not kink.counted})),
             parameters=self._parameters(heads),
         )
 

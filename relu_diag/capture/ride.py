@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from relu_diag.capture._graph import Graph, Passage, Product, product_of, slopes_of
+from relu_diag.capture._kinks import Inputs, LaterKink
 from relu_diag.capture._sighting import Block, Sighting, layer_of, reader_of
 from relu_diag.capture.find import _fit_slopes
 from relu_diag.capture.live import with_bias
@@ -43,6 +44,8 @@ class Ride:
         self.reasons: dict[str, str] = {}
         self._module = module
         self._passed: dict[Node, _Passed] = {}
+        self._inputs = Inputs()
+        self._kinks: dict[Node, LaterKink] = {}
         self._blocks: dict[Node, Block] = {}
         self._handles: list[RemovableHandle] = []
         self._board_outputs = False
@@ -57,6 +60,9 @@ class Ride:
         """
         self._board_outputs = board_outputs
         for layer in self._module.modules():
+            if isinstance(layer, nn.ReLU):
+                note = partial(self._guarded, self._note_activation)
+                self._handles.append(layer.register_forward_pre_hook(note))
             if not isinstance(layer, nn.Linear):
                 continue
             catch = None
@@ -96,7 +102,7 @@ class Ride:
         for node, readers in read.items():
             known = self._blocks.get(node)
             if known is not None:
-                known.kinks_after.update(name for reader, _ in readers for name in graph.kinks_after(reader))
+                known.kinks.update(self._kinks_behind(graph, [reader for reader, _ in readers]))
                 known.to_the_loss |= to_the_loss
                 known.factor = factor if to_the_loss else known.factor
                 readers = [(reader, passage) for reader, passage in readers if not known.has(reader)]
@@ -123,6 +129,11 @@ class Ride:
         if self._error is not None:
             raise self._error
         blocks = [block for block in self._blocks.values() if block.complete]
+        behind: dict[int, dict[Node, LaterKink]] = {}
+        for block in blocks:  # what is behind several applications of the same weights counts once
+            together = behind.setdefault(id(block.hidden.weight.parameter), {})
+            together.update(block.kinks)
+            block.kinks = together
         self.leave()
         seen = [block.sighting() for block in blocks]
         names = dict.fromkeys(one.name for one in seen)
@@ -134,6 +145,8 @@ class Ride:
             handle.remove()
         self._handles.clear()
         self._passed.clear()
+        self._inputs.clear()
+        self._kinks.clear()
         self._blocks.clear()
 
     def _guarded(self, hook: Callable[..., None], *args: Any) -> None:
@@ -148,11 +161,17 @@ class Ride:
         node = product_of(Z) if isinstance(Z, Tensor) else None
         if node is None or torch._C._current_graph_task_id() != -1:
             return
+        self._inputs.keep(Z)
         if args:  # not where the inputs were given by keyword
             weight = None if catch is None else catch.weight
             self._passed[node] = _Passed(args[0].detach(), Z.detach(), Z._version, weight)
         if self._board_outputs:
             self._board(Z, 1.0, to_the_loss=False)
+
+    def _note_activation(self, layer: nn.ReLU, args: tuple[Tensor, ...]) -> None:
+        """Keep what goes into a ReLU."""
+        if args and torch._C._current_graph_task_id() == -1:
+            self._inputs.keep(args[0], overwritten=layer.inplace)
 
     def _block(self, graph: Graph, hidden: Product, read: list[tuple[Product, Passage]]) -> Block | str:
         readers = [reader for reader, _ in read]
@@ -185,8 +204,16 @@ class Ride:
             slopes=slopes,
             X=X,
             Z=Z,
-            kinks_after={name for reader in readers for name in graph.kinks_after(reader)},
+            kinks=self._kinks_behind(graph, readers),
         )
+
+    def _kinks_behind(self, graph: Graph, readers: list[Product]) -> dict[Node, LaterKink]:
+        """The kinks between readers and the loss, with a hook on each."""
+        nodes = {node for reader in readers for node in graph.kinks_behind(reader)}
+        for node in nodes - self._kinks.keys():
+            self._kinks[node] = LaterKink(node, self._inputs)
+            self._handles.append(self._kinks[node].listen(self._guarded))
+        return {node: self._kinks[node] for node in nodes}
 
     def _rows(self, hidden: Product) -> tuple[Tensor | None, Tensor | None]:
         """Inputs, and pre-activations unless an activation in place has overwritten them."""
@@ -250,7 +277,6 @@ def _together(seen: list[Sighting]) -> Sighting:
         dropout=any(one.dropout for one in seen),
         tied=any(one.tied for one in seen),
         from_data=all(one.from_data for one in seen),
-        kinks_after=tuple(sorted({name for one in seen for name in one.kinks_after})),
         to_the_loss=all(one.to_the_loss for one in seen),
     )
 
