@@ -1,4 +1,4 @@
-"""The squared loss of a block on its data: what the loss can be evaluated with at other parameters."""
+"""The loss of a block on its data: what it can be evaluated with at other parameters."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from relu_diag.functional._checks import check_matrix
 from relu_diag.functional.block import (
     BlockSignal,
     Reduction,
@@ -15,6 +16,7 @@ from relu_diag.functional.block import (
     chunked_outputs,
     residual_factor,
 )
+from relu_diag.functional.output_loss import Loss, SquaredError
 from relu_diag.functional.tolerances import FLOAT64, kink_tolerance
 
 
@@ -56,9 +58,57 @@ class SquaredProblem:
     @property
     def in_range(self) -> bool:
         """Whether the squares of its loss and derivatives are numbers of float64, neither overflowing nor vanishing."""
-        largest = (value.abs().max() for value in (self.signal.X, self.block.W, self.block.H, self.signal.G))
-        x, w, h, g = (math.log10(float(value)) if value != 0 else 0.0 for value in largest)
-        return all(abs(power) < FLOAT64.decades for power in (x, w, h, g, g + x, g + x + w, g + x + h))
+        return _in_range(self.block, self.signal)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LossProblem:
+    """Any loss of the outputs of a block on its data, in float64.
+
+    Attributes:
+        block: The network.
+        signal: Inputs, and the gradient of the loss as ``G``.
+        outputs: Outputs of the block, shape ``(N, J)``.
+        output_loss: The loss.
+        kink_tol: Relative distance that counts as on the kink.
+
+    Example:
+        >>> import torch
+        >>> from relu_diag.functional import Huber
+        >>> block = ShallowBlock(W=torch.tensor([[1.0]]), H=torch.tensor([[1.0]]))
+        >>> problem = loss_problem(block, torch.ones(2, 1), Huber(torch.tensor([[3.0], [0.0]]), reduction="sum"))
+        >>> problem.signal.G.tolist(), float(problem.loss), problem.in_range
+        ([[-1.0], [1.0]], 2.0, True)
+    """
+
+    block: ShallowBlock
+    signal: BlockSignal
+    outputs: Tensor
+    output_loss: Loss
+    kink_tol: float
+
+    @property
+    def factor(self) -> float:
+        """1: the gradient is that of the loss itself."""
+        return 1.0
+
+    @property
+    def loss(self) -> Tensor:
+        """The loss, shape ``()``."""
+        return self.output_loss(self.outputs)
+
+    @property
+    def loss_signal(self) -> BlockSignal:
+        """The signal, whose ``G`` is the gradient of the loss."""
+        return self.signal
+
+    @property
+    def in_range(self) -> bool:
+        """Whether the squares of its derivatives are numbers of float64, neither overflowing nor vanishing."""
+        return _in_range(self.block, self.signal)
+
+
+Problem = SquaredProblem | LossProblem
 
 
 def squared_problem(
@@ -89,3 +139,44 @@ def squared_problem(
     Y = Y.detach().double()
     outputs = chunked_outputs(block, X)
     return SquaredProblem(block, BlockSignal(X, outputs - Y), outputs, residual_factor(Y, reduction), tolerance)
+
+
+def loss_problem(block: ShallowBlock, X: Tensor, loss: Loss, kink_tol: float | None = None) -> Problem:
+    """A loss of the outputs, ready for evaluations in float64; a squared error without weights as just that.
+
+    Args:
+        block: The network.
+        X: Inputs, shape ``(N, d)``.
+        loss: The loss.
+        kink_tol: Relative distance that counts as on the kink; None: by the block's dtype before.
+
+    Returns:
+        The problem.
+
+    Raises:
+        ValueError: If the loss is of another number of samples.
+
+    Example:
+        >>> import torch
+        >>> block = ShallowBlock(W=torch.tensor([[1.0]]), H=torch.tensor([[1.0]]))
+        >>> float(loss_problem(block, torch.ones(2, 1), SquaredError(torch.zeros(2, 1)).scaled(3.0)).loss)
+        3.0
+    """
+    if loss.samples not in {None, len(X)}:
+        raise ValueError(f"the loss is of {loss.samples} samples, `X` has {len(X)}: pass the inputs it was made for.")
+    loss = loss.to(block.W.device)
+    if isinstance(loss, SquaredError) and loss.weight is None:
+        problem = squared_problem(block, X, loss.Y.to(X.dtype), "sum", kink_tol)
+        return replace(problem, factor=2 * loss.scale)
+    check_matrix("X", X)
+    tolerance = kink_tolerance(kink_tol, block.W.dtype)
+    block, X, loss = block.double(), X.detach().double(), loss.double()
+    outputs = chunked_outputs(block, X)
+    return LossProblem(block, BlockSignal(X, loss.gradient(outputs)), outputs, loss, tolerance)
+
+
+def _in_range(block: ShallowBlock, signal: BlockSignal) -> bool:
+    """Whether squares of derivatives, and sums of them, are numbers of float64."""
+    largest = (value.abs().max() for value in (signal.X, block.W, block.H, signal.G))
+    x, w, h, g = (math.log10(float(value)) if value != 0 else 0.0 for value in largest)
+    return all(abs(power) < FLOAT64.decades for power in (x, w, h, g, g + x, g + x + w, g + x + h))

@@ -260,6 +260,11 @@ class Budgets:
         search_numbers: Activations of all directions together in that search.
         amplitudes: Amplitudes of a new neuron at which the loss is evaluated.
         halvings: Halvings of a step on the way to the one that lowers the loss most.
+        steps_below: Steps along a move at which a loss is evaluated below the one that derivatives tell, each a fourth.
+        steps_above: The same above it.
+        steps_between: Steps on the way to the chosen one.
+        nodes_of_change: Gradients that a small change of a loss without a formula is added up from.
+        curvature_probes: Products with the curvature of a loss that its size is read off where outputs are many.
         leaves: Tensors of a batch among which targets and weights of a loss are looked for, the last ones.
         weighted_classes: Classes whose weights are read off a smoothed cross-entropy.
         samples_at_once: Samples in a piece where few numbers are made of each.
@@ -354,6 +359,11 @@ class Budgets:
     search_numbers: int = 2**17
     amplitudes: int = 50
     halvings: int = 15
+    steps_below: int = 20
+    steps_above: int = 1
+    steps_between: int = 8
+    nodes_of_change: int = 4
+    curvature_probes: int = 8
     leaves: int = 16
     weighted_classes: int = 64
     samples_at_once: int = 4096

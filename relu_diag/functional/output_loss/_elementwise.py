@@ -74,6 +74,13 @@ class Elementwise(Loss):
         absent = torch.where(G == 0, 0.0, torch.inf).to(G)
         return torch.where(present, coefficient * own, absent).sum()
 
+    def recession(self, direction: Tensor) -> Tensor:
+        """The slope far out in a direction, by samples, shape ``(N,)``."""
+        Y = self._targets(direction)
+        coefficients = self._coefficients(direction).expand_as(direction)
+        slope = self._recession(direction, Y)
+        return torch.where(coefficients > 0, coefficients * slope, 0.0).sum(1)
+
     @property
     def convex(self) -> bool:
         """True: weights are not negative."""
@@ -104,14 +111,14 @@ class Elementwise(Loss):
     def rows(self, index: Any) -> Self:
         """The part of some samples."""
         weight = None if self.weight is None else self.weight[index]
-        return replace(self, Y=self.Y[index], weight=weight, reduction="sum", factor=self._scale())  # type: ignore[type-var]
+        return replace(self, Y=self.Y[index], weight=weight, reduction="sum", factor=self.scale)  # type: ignore[type-var]
 
     def joined_with(self, others: list[Self], weights: list[float]) -> Self:
         """The loss of all rows."""
         losses = [self, *others]
         for name in self.constants:
             check_same(name, [getattr(loss, name) for loss in losses])
-        scales = [weight * loss._scale() for weight, loss in zip(weights, losses, strict=True)]
+        scales = [weight * loss.scale for weight, loss in zip(weights, losses, strict=True)]
         factor = max(scales) or 1.0
         targets = [loss.Y for loss in losses]
         weight = joined_weights([loss.weight for loss in losses], [scale / factor for scale in scales], targets)
@@ -126,8 +133,9 @@ class Elementwise(Loss):
         check_outputs(outputs, tuple(self.Y.shape))
         return self.Y.to(outputs)
 
-    def _scale(self) -> float:
-        """The factor over the divisor of the reduction."""
+    @property
+    def scale(self) -> float:
+        """The factor over the divisor of the reduction: what multiplies the sum of weighted values."""
         if self.reduction == "sum":
             return self.factor
         if self.reduction == "half_sum":
@@ -139,7 +147,7 @@ class Elementwise(Loss):
 
     def _coefficients(self, like: Tensor) -> Tensor:
         """What multiplies ``f``, broadcast to ``(N, J)``."""
-        scale = like.new_full((1, 1), self._scale())
+        scale = like.new_full((1, 1), self.scale)
         return scale if self.weight is None else scale * self.weight.to(like)
 
     @abstractmethod
@@ -161,6 +169,10 @@ class Elementwise(Loss):
     @abstractmethod
     def _conjugate(self, slope: Tensor, Y: Tensor) -> Tensor:
         """Its conjugate."""
+
+    @abstractmethod
+    def _recession(self, direction: Tensor, Y: Tensor) -> Tensor:
+        """Its slope far out in a direction."""
 
 
 def slack(like: Tensor) -> float:

@@ -100,6 +100,10 @@ class BinaryCrossEntropy(Elementwise):
         size = torch.where(both > 0, both, 1.0)
         return within(inside, torch.xlogy(share, share / size) + torch.xlogy(rest, rest / size))
 
+    def _recession(self, direction: Tensor, Y: Tensor) -> Tensor:
+        positive, both = self._masses(Y)
+        return (both - positive) * direction.clamp(min=0) - positive * direction.clamp(max=0)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CrossEntropy(Loss):
@@ -196,6 +200,12 @@ class CrossEntropy(Loss):
         entropy = torch.xlogy(share, share / torch.where(present, mass, 1.0)).sum(1, keepdim=True)
         absent = within((G == 0).all(1, keepdim=True), torch.zeros_like(mass))
         return torch.where(present, within(inside, coefficient * entropy), absent).sum()
+
+    def recession(self, direction: Tensor) -> Tensor:
+        """The slope far out in a direction, by samples, shape ``(N,)``."""
+        targets = self._targets(direction)
+        ahead = direction.amax(1, keepdim=True) - direction
+        return self._coefficients(direction)[:, 0] * (targets * ahead).sum(1)
 
     @property
     def soft(self) -> bool:
@@ -310,7 +320,11 @@ class CrossEntropy(Loss):
     @staticmethod
     def _slope(outputs: Tensor, targets: Tensor) -> Tensor:
         """Derivative of the loss of a sample by its outputs, shape ``(N, J)``."""
-        return targets.sum(1, keepdim=True) * outputs.softmax(1) - targets
+        slope = targets.sum(1, keepdim=True) * outputs.softmax(1) - targets
+        # The slopes of a sample add up to zero: of the likeliest class this keeps the digits that the others have.
+        top = targets.argmax(1, keepdim=True)
+        others = slope.scatter(1, top, 0.0)
+        return others.scatter(1, top, -others.sum(1, keepdim=True))
 
 
 def _as_labels(labels: Tensor) -> Tensor:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from relu_diag.functional.output_loss._targets import check_constants, check_outputs
 from relu_diag.functional.output_loss.loss import Loss
+from relu_diag.functional.tolerances import BUDGETS, tolerances
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,9 +75,15 @@ class OutputLoss(Loss):
         return product.detach()
 
     def change(self, outputs: Tensor, step: Tensor) -> Tensor:
-        """What the loss changes by, shape ``()``, with the digits that a difference of two values has."""
+        """What the loss changes by, shape ``()``: of a small step the mean slope, by Gauss and Legendre."""
         with torch.no_grad():
-            return self(outputs + step) - self(outputs)
+            before, after = self(outputs), self(outputs + step)
+        if bool((after - before).abs() > math.sqrt(tolerances(outputs.dtype).eps) * before.abs()):
+            return after - before
+        nodes, weights = np.polynomial.legendre.leggauss(BUDGETS.nodes_of_change)
+        slopes = [(self.gradient(outputs + (1 + node) / 2 * step) * step).sum() for node in nodes.tolist()]
+        mean: Tensor = torch.stack(slopes) @ torch.as_tensor(weights / 2).to(outputs)
+        return mean
 
     def conjugate(self, G: Tensor) -> NoReturn:
         """Nothing is known of it.
@@ -86,6 +95,10 @@ class OutputLoss(Loss):
             f"nothing is known of the conjugate of {self.name!r}: bounds need one of the losses that have their own "
             "class, such as CrossEntropy."
         )
+
+    def recession(self, direction: Tensor) -> Tensor:
+        """Infinite: nothing is known, shape ``(N,)``."""
+        return torch.full_like(direction[:, 0], torch.inf)
 
     def double(self) -> OutputLoss:
         """Itself: the function takes outputs of any dtype."""

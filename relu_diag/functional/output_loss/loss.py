@@ -82,6 +82,18 @@ class Loss(ABC):
             NotImplementedError: If nothing is known of it.
         """
 
+    @abstractmethod
+    def recession(self, direction: Tensor) -> Tensor:
+        """The slope of the loss far out in a direction: where it is not positive, there is no lowest point that way.
+
+        Args:
+            direction: What the outputs move by, shape ``(N, J)``.
+
+        Returns:
+            The part of every sample, shape ``(N,)``; infinite where the loss grows faster than in proportion, or where
+            nothing is known.
+        """
+
     @property
     @abstractmethod
     def convex(self) -> bool:

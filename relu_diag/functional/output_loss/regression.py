@@ -57,6 +57,9 @@ class SquaredError(Elementwise):
     def _conjugate(self, slope: Tensor, Y: Tensor) -> Tensor:
         return slope * Y + slope.square() / 4
 
+    def _recession(self, direction: Tensor, Y: Tensor) -> Tensor:
+        return torch.where(direction == 0, 0.0, torch.inf)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Huber(Elementwise):
@@ -120,6 +123,9 @@ class Huber(Elementwise):
         value = slope * Y + slope.square() / 2
         return within(slope.abs() <= self.delta * (1 + slack(slope)), value)
 
+    def _recession(self, direction: Tensor, Y: Tensor) -> Tensor:
+        return self.delta * direction.abs()
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AbsoluteError(Elementwise):
@@ -170,6 +176,9 @@ class AbsoluteError(Elementwise):
     def _conjugate(self, slope: Tensor, Y: Tensor) -> Tensor:
         return within(slope.abs() <= 1 + slack(slope), slope * Y)
 
+    def _recession(self, direction: Tensor, Y: Tensor) -> Tensor:
+        return direction.abs()
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Poisson(Elementwise):
@@ -215,6 +224,9 @@ class Poisson(Elementwise):
         inside = rate >= -slack(slope) * (slope.abs() + Y.abs())
         rate = rate.clamp(min=0)
         return within(inside, torch.xlogy(rate, rate) - rate)
+
+    def _recession(self, direction: Tensor, Y: Tensor) -> Tensor:
+        return torch.where(direction > 0, torch.inf, -Y * direction)
 
 
 def as_loss(Y_or_loss: Tensor | Loss, reduction: str = "mean") -> Loss:

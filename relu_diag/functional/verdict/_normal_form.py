@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock
-from relu_diag.functional.problem import SquaredProblem
+from relu_diag.functional.problem import LossProblem, Problem
 from relu_diag.functional.verdict.direction import Direction
 
 
@@ -17,19 +17,21 @@ from relu_diag.functional.verdict.direction import Direction
 class NormalForm:
     """A squared loss with inputs and targets near 1, ``||w_i||`` and ``||h_i||`` alike, and a factor of 1.
 
+    Of another loss the outputs keep their units, and its gradient is near 1.
+
     All units are powers of two, so the change is exact; it commutes with every rescaling by powers of two, and with
     ``(w, h) -> (c w, h / c)``. Weights whose counterpart is zero get length 1: their length has no say. Neurons
     without any weights keep their units, in which they are moved.
 
     Attributes:
-        problem: The squared loss in these units, with ``sum ||e_k||^2 / 2``.
+        problem: The loss in these units; a squared one is ``sum ||e_k||^2 / 2``.
         by_W: What the input weights were multiplied by, shape ``(I, 1)``.
         by_H: What the output weights were multiplied by, shape ``(I,)``.
         by_Y: What the targets were multiplied by.
         loss: What the loss was multiplied by.
     """
 
-    problem: SquaredProblem
+    problem: Problem
     by_W: Tensor
     by_H: Tensor
     by_Y: float
@@ -52,12 +54,41 @@ class NormalForm:
         )
 
 
-def normal_form(problem: SquaredProblem) -> NormalForm:
-    """A squared loss in its normal units."""
-    block, X, residual = problem.block, problem.signal.X, problem.signal.G
-    by_X = 1 / _power_of_two(float(X.norm(dim=1).max()))
+def normal_form(problem: Problem) -> NormalForm:
+    """A loss in its normal units."""
+    if isinstance(problem, LossProblem):
+        return _of_any_loss(problem)
+    residual = problem.signal.G
     Y = problem.outputs - residual
     by_Y = 1 / _power_of_two(max(float(Y.norm(dim=1).max()), float(problem.outputs.norm(dim=1).max())))
+    block, X, by_W, by_H = _balanced(problem, by_Y)
+    normal = replace(
+        problem,
+        block=block,
+        signal=BlockSignal(X, residual * by_Y),
+        outputs=problem.outputs * by_Y,
+        factor=1.0,
+    )
+    return NormalForm(normal, by_W, by_H, by_Y, by_Y * by_Y / problem.factor)
+
+
+def _of_any_loss(problem: LossProblem) -> NormalForm:
+    """Any loss: of the units only those of inputs, weights and the loss itself are free."""
+    unit = 1 / _power_of_two(float(problem.signal.G.norm(dim=1).max()))
+    block, X, by_W, by_H = _balanced(problem, 1.0)
+    normal = replace(
+        problem,
+        block=block,
+        signal=BlockSignal(X, problem.signal.G * unit),
+        output_loss=problem.output_loss.scaled(unit),
+    )
+    return NormalForm(normal, by_W, by_H, 1.0, unit)
+
+
+def _balanced(problem: Problem, by_Y: float) -> tuple[ShallowBlock, Tensor, Tensor, Tensor]:
+    """Block and inputs in units in which inputs are near 1 and neurons balanced; what W and H were multiplied by."""
+    block, X = problem.block, problem.signal.X
+    by_X = 1 / _power_of_two(float(X.norm(dim=1).max()))
     w_norm = block.W.norm(dim=1) / by_X
     h_norm = block.H.norm(dim=0) * by_Y
     both = (w_norm > 0) & (h_norm > 0)
@@ -66,14 +97,7 @@ def normal_form(problem: SquaredProblem) -> NormalForm:
     by_W = (balance / by_X)[:, None]
     by_H = by_Y / balance
     bias = None if block.output_bias is None else block.output_bias * by_Y
-    normal = replace(
-        problem,
-        block=ShallowBlock(block.W * by_W, block.H * by_H, block.slopes, bias),
-        signal=BlockSignal(X * by_X, residual * by_Y),
-        outputs=problem.outputs * by_Y,
-        factor=1.0,
-    )
-    return NormalForm(normal, by_W, by_H, by_Y, by_Y * by_Y / problem.factor)
+    return ShallowBlock(block.W * by_W, block.H * by_H, block.slopes, bias), X * by_X, by_W, by_H
 
 
 def _power_of_two(size: float) -> float:

@@ -1,7 +1,8 @@
 """Second-order descent with several outputs: where the loss bends down along directions of slope zero.
 
-Along them the loss changes by a quadratic form: ``f/2`` times the squared change of the outputs to first order, which
-is never negative, plus ``sum_ij delta h_ji D_j(delta w_i)``, which may be. Where input weights move orthogonally to the
+Along them the loss changes by a quadratic form: ``f/2`` times the squared change of the outputs to first order (the
+curvature of the loss in their direction), which is never negative where the loss is convex, plus
+``sum_ij delta h_ji D_j(delta w_i)``, which may be. Where input weights move orthogonally to the
 samples on their kinks it is an ordinary form. Off a kink they move along rays, one-sided; on the rays ``t >= 0`` of one
 cone it is an ordinary form again, and with the free directions eliminated (a Schur complement) a small one.
 """
@@ -21,8 +22,8 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import Array
 from relu_diag.functional.block import rho
-from relu_diag.functional.local import chunks, slopes_at
-from relu_diag.functional.problem import SquaredProblem
+from relu_diag.functional.local import Chunk, chunks, slopes_at
+from relu_diag.functional.problem import LossProblem, Problem
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 from relu_diag.functional.verdict._flat_rays import FlatRays, Mask, flat_rays
 from relu_diag.functional.verdict._witness import see_fall
@@ -37,7 +38,7 @@ class _Orthant:
     """The zero-slope directions of a balanced copy of the network.
 
     Attributes:
-        problem: The squared loss of the copy with ``||w_i|| = ||h_i||``.
+        problem: The loss of the copy with ``||w_i|| = ||h_i||``.
         biased: Whether the output bias moves.
         balance: ``delta w_i`` of the copy is this times that of the network, shape ``(I,)``.
         held: 0 for neurons with ``w = 0``, which have every sample on their kink, else 1, shape ``(I, 1)``.
@@ -46,7 +47,7 @@ class _Orthant:
         rays: The rays, shape ``(P, d)``.
     """
 
-    problem: SquaredProblem
+    problem: Problem
     biased: bool
     balance: Tensor
     held: Tensor
@@ -55,7 +56,7 @@ class _Orthant:
     rays: Tensor
 
 
-def orthant_fall(problem: SquaredProblem, found: Stationarity, escape: EscapeNeurons) -> Direction | None:
+def orthant_fall(problem: Problem, found: Stationarity, escape: EscapeNeurons) -> Direction | None:
     """A fall of second order over all output weights and all zero-slope directions of the input weights.
 
     What a gradient below the tolerance can bend the loss by is no fall of second order.
@@ -63,7 +64,7 @@ def orthant_fall(problem: SquaredProblem, found: Stationarity, escape: EscapeNeu
     Source: Wu et al., appendix F.2.1.
 
     Args:
-        problem: The squared loss.
+        problem: The loss.
         found: Its stationarity.
         escape: Its escape neurons.
 
@@ -81,7 +82,7 @@ def orthant_fall(problem: SquaredProblem, found: Stationarity, escape: EscapeNeu
     return None
 
 
-def _balanced(problem: SquaredProblem, found: Stationarity, escape: EscapeNeurons) -> _Orthant:
+def _balanced(problem: Problem, found: Stationarity, escape: EscapeNeurons) -> _Orthant:
     block = problem.block
     w_norm, h_norm = block.W.norm(dim=1), block.H.norm(dim=0)
     balance = torch.where((w_norm > 0) & (h_norm > 0), (h_norm / w_norm).sqrt(), 1.0)
@@ -125,7 +126,7 @@ def _falling(orthant: _Orthant, least: float) -> Iterator[Move]:
     least = max(least, FLOAT64.curvature * spectrum.largest)
     shifts = (BUDGETS.dense_shifts if free <= BUDGETS.dense_form else BUDGETS.shifts) if least > 0 else 0
     for shift in np.geomspace(max(spectrum.largest, least), least, shifts):
-        if spectrum.smallest < -shift:
+        if spectrum.smallest <= -shift:
             yield moved(spectrum.vector, still)
             return
         z = -spectrum.solve(columns[:free], shift)
@@ -214,19 +215,48 @@ def _hessian(orthant: _Orthant, move: Move, t: Tensor) -> tuple[Move, Tensor]:
     problem, neuron = orthant.problem, orthant.neuron
     block, f = problem.block, problem.factor
     by_W, by_H, by_ray = torch.zeros_like(move.dW), torch.zeros_like(move.dH), torch.zeros_like(t)
+    curved = _curved(orthant, move, t) if isinstance(problem, LossProblem) else None
+    still = ~problem.signal.X.any(dim=1)
     # Samples with x = 0 feel the bias alone.
-    by_bias = f * float((~problem.signal.X.any(dim=1)).sum()) * move.db
+    by_bias = f * float(still.sum()) * move.db if curved is None else curved[still].sum(0)
+    moving = (~still).nonzero().squeeze(1)
+    start = 0
     for chunk in chunks(block, problem.signal, problem.kink_tol):
-        slopes = slopes_at(chunk.Z, block.slopes)
-        along = chunk.X @ orthant.rays.T
-        ahead = torch.where(chunk.Z[:, neuron] == 0, rho(along, block.slopes), slopes[:, neuron] * along)
-        dA = slopes * (chunk.X @ move.dW.T)
-        dA = dA.index_add(1, neuron, ahead * t)
+        slopes, ahead, dA = _entered(orthant, chunk, move, t)
         A = rho(chunk.Z, block.slopes)
-        dy = A @ move.dH.T + dA @ block.H.T + move.db
+        if curved is None:
+            dy = A @ move.dH.T + dA @ block.H.T + move.db
+        else:
+            dy = curved[moving[start : start + len(chunk.X)]]
+            start += len(chunk.X)
         back = f * (dy @ block.H + chunk.G @ move.dH)
         by_W += (back * slopes).T @ chunk.X
         by_H += f * (dy.T @ A + chunk.G.T @ dA)
         by_bias += f * dy.sum(0)
         by_ray += (back[:, neuron] * ahead).sum(0)
     return Move(by_W, by_H, by_bias), by_ray
+
+
+def _curved(orthant: _Orthant, move: Move, t: Tensor) -> Tensor:
+    """The curvature of a loss applied to what a direction changes the outputs by to first order, shape ``(N, J)``."""
+    problem = orthant.problem
+    assert isinstance(problem, LossProblem)
+    block = problem.block
+    dy = move.db.expand_as(problem.outputs).clone()
+    moving = problem.signal.X.any(dim=1).nonzero().squeeze(1)
+    start = 0
+    for chunk in chunks(block, problem.signal, problem.kink_tol):
+        _, _, dA = _entered(orthant, chunk, move, t)
+        here = moving[start : start + len(chunk.X)]
+        start += len(chunk.X)
+        dy[here] += rho(chunk.Z, block.slopes) @ move.dH.T + dA @ block.H.T
+    return problem.output_loss.curvature(problem.outputs, dy)
+
+
+def _entered(orthant: _Orthant, chunk: Chunk, move: Move, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Slopes ``(n, M)``, activations per step along every ray ``(n, P)``, and their change along a move ``(n, M)``."""
+    neuron, slopes = orthant.neuron, slopes_at(chunk.Z, orthant.problem.block.slopes)
+    along = chunk.X @ orthant.rays.T
+    ahead = torch.where(chunk.Z[:, neuron] == 0, rho(along, orthant.problem.block.slopes), slopes[:, neuron] * along)
+    dA = slopes * (chunk.X @ move.dW.T)
+    return slopes, ahead, dA.index_add(1, neuron, ahead * t)

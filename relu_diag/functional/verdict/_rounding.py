@@ -10,20 +10,20 @@ from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock
 from relu_diag.functional.local import chunks, slopes_at
-from relu_diag.functional.problem import SquaredProblem
-from relu_diag.functional.tolerances import FLOAT64
+from relu_diag.functional.problem import LossProblem, Problem, SquaredProblem
+from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
 
 class ResidualRounding:
-    """What the gradient of a squared loss at the outputs may be wrong by.
+    """What the gradient of a loss at the outputs may be wrong by.
 
     Args:
         block: The network.
         signal: Its signal.
         kink_tol: Relative distance that counts as on the kink.
         given: Lengths of what the outputs are compared with and of the output bias, shape ``(N,)``.
-        size: Length of targets or outputs, whichever is larger.
-        unit: Multiple of outputs minus targets that the gradient is.
+        size: Length of targets or outputs, whichever is larger, in the unit.
+        unit: Multiple of outputs minus targets that the gradient is, one or one a sample, ``(N,)``.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class ResidualRounding:
         kink_tol: float,
         given: Tensor,
         size: float = math.inf,
-        unit: float = 1.0,
+        unit: float | Tensor = 1.0,
     ) -> None:
         self._block = block.double()
         self._signal = BlockSignal(signal.X.detach().double(), signal.G.detach().double())
@@ -69,12 +69,40 @@ class ResidualRounding:
         return self.exact if self.harmless else torch.zeros_like(self.exact)
 
 
-def rounding_of_problem(problem: SquaredProblem) -> ResidualRounding:
-    """That of the residuals of a squared loss with factor 1."""
+def rounding_of_problem(problem: Problem) -> ResidualRounding:
+    """That of the residuals of a squared loss with factor 1, or of the gradient of another loss."""
+    if isinstance(problem, LossProblem):
+        return _rounding_of_loss(problem)
     targets = (problem.outputs - problem.signal.G).norm(dim=1)
     bias = problem.block.output_bias
     given = targets if bias is None else targets + bias.norm()
     return ResidualRounding(problem.block, problem.signal, problem.kink_tol, given, output_size(problem))
+
+
+def _rounding_of_loss(problem: LossProblem) -> ResidualRounding:
+    """That of the outputs, times the curvature of the loss, and that of the gradient itself."""
+    unit = curvature_of_rows(problem)
+    own = problem.signal.G.norm(dim=1) / torch.where(unit > 0, unit, 1.0)
+    bias = problem.block.output_bias
+    given = own if bias is None else own + bias.norm()
+    size = float((unit * (problem.outputs.norm(dim=1) + own)).norm())
+    return ResidualRounding(problem.block, problem.signal, problem.kink_tol, given, size, unit)
+
+
+def curvature_of_rows(problem: LossProblem) -> Tensor:
+    """A bound on the curvature of the loss in the outputs of every sample, shape ``(N,)``."""
+    outputs, curved = problem.outputs, problem.output_loss.curvature
+    count = outputs.shape[1]
+    if count <= BUDGETS.curvature_probes:
+        axes = torch.eye(count).to(outputs)
+        products = [curved(outputs, axis.expand_as(outputs)).norm(dim=1) for axis in axes]
+        bound: Tensor = torch.stack(products).square().sum(0).sqrt()
+        return bound
+    # The mean squared length of products with random signs is that of all entries; twice that is hardly exceeded.
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(2, (BUDGETS.curvature_probes, *outputs.shape), generator=generator).to(outputs) * 2 - 1
+    squares = torch.stack([curved(outputs, sign).square().sum(1) for sign in signs])
+    return 2 * squares.mean(0).sqrt()
 
 
 def rounding_of_signal(block: ShallowBlock, signal: BlockSignal, kink_tol: float) -> ResidualRounding | None:

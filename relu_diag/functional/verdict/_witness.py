@@ -10,8 +10,9 @@ from torch import Tensor
 
 from relu_diag.functional.block import ShallowBlock, chunked_outputs, rho
 from relu_diag.functional.local import chunks, radial_directions
-from relu_diag.functional.problem import SquaredProblem
+from relu_diag.functional.problem import LossProblem, Problem, SquaredProblem
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.verdict._loss_line import see_fall_of_loss
 from relu_diag.functional.verdict._path import falling_stretch
 from relu_diag.functional.verdict._rounding import reach, seen_terms
 from relu_diag.functional.verdict.direction import Direction
@@ -20,16 +21,17 @@ from relu_diag.functional.verdict.line import Move, entered, expand
 from relu_diag.functional.verdict.stationarity import Stationarity
 
 
-def see_fall(problem: SquaredProblem, move: Move, rounding: Tensor | None = None) -> Direction | None:
+def see_fall(problem: Problem, move: Move, rounding: Tensor | None = None) -> Direction | None:
     """A step along a move at which the loss is lower by more than its rounding, if one is seen.
 
     The loss never rises on the way: the step ends where the exact loss along the move, kinks included, first does.
 
     Args:
-        problem: The squared loss.
+        problem: The loss.
         move: The direction, of any length.
-        rounding: What each residual may be wrong by, shape ``(N,)``; where given, a fall counts that the loss evaluated
-            at both ends would hide, if the loss along the move shows it beyond the rounding of its terms.
+        rounding: What each residual may be wrong by, shape ``(N,)``; where given, a fall of a squared loss counts that
+            the loss evaluated at both ends would hide, if the loss along the move shows it beyond the rounding of its
+            terms.
 
     Returns:
         The direction at unit length with the step and the fall, or None.
@@ -38,6 +40,8 @@ def see_fall(problem: SquaredProblem, move: Move, rounding: Tensor | None = None
     if length == 0:
         return None
     move = move.scaled(1 / length)
+    if isinstance(problem, LossProblem):
+        return see_fall_of_loss(problem, move)
     part, along = _moving_part(problem, move)
     slack = 0.0 if rounding is None else _slope_rounding(part, along, rounding)
     stretch = falling_stretch(part, along, expand(part, along), slack)
@@ -52,11 +56,11 @@ def see_fall(problem: SquaredProblem, move: Move, rounding: Tensor | None = None
     return Direction(move.dW, move.dH, stretch.step, change, move.db if bool(move.db.any()) else None)
 
 
-def first_order_fall(problem: SquaredProblem, found: Stationarity, rounding: Tensor | None = None) -> Direction | None:
+def first_order_fall(problem: Problem, found: Stationarity, rounding: Tensor | None = None) -> Direction | None:
     """The fall along the steepest descent of all neurons that are not stationary, or of the worst of them alone.
 
     Args:
-        problem: The squared loss.
+        problem: The loss.
         found: Its stationarity.
         rounding: As in `see_fall`.
 
@@ -67,7 +71,7 @@ def first_order_fall(problem: SquaredProblem, found: Stationarity, rounding: Ten
     return next((fall for fall in falls if fall is not None), None)
 
 
-def _descents(problem: SquaredProblem, found: Stationarity) -> Iterator[Move]:
+def _descents(problem: Problem, found: Stationarity) -> Iterator[Move]:
     """Descents of first order: of all neurons that are not stationary, and of the worst of them by themselves."""
     geometry = found.geometry
     dW = -geometry.steepest[:, None] * geometry.direction
@@ -87,13 +91,13 @@ def _descents(problem: SquaredProblem, found: Stationarity) -> Iterator[Move]:
         yield Move(0 * dW, dH * alone, none)
 
 
-def whitened_fall(problem: SquaredProblem, found: Stationarity) -> Direction | None:
+def whitened_fall(problem: Problem, found: Stationarity) -> Direction | None:
     """The fall along the steepest descents as seen by inputs of unit covariance, where the inputs are far from that.
 
     Directions that only short inputs see are as good as any there, and drown in the scale of long ones elsewhere.
 
     Args:
-        problem: The squared loss.
+        problem: The loss.
         found: Its stationarity.
 
     Returns:
@@ -111,18 +115,16 @@ def whitened_fall(problem: SquaredProblem, found: Stationarity) -> Direction | N
     return see_fall(problem, Move(dW, torch.zeros_like(problem.block.H), torch.zeros_like(problem.block.H[:, 0])))
 
 
-def silent_escape_fall(
-    problem: SquaredProblem, escape: EscapeNeurons, rounding: Tensor | None = None
-) -> Direction | None:
+def silent_escape_fall(problem: Problem, escape: EscapeNeurons, rounding: Tensor | None = None) -> Direction | None:
     """The fall that an escape neuron with ``h_i = 0`` opens: output weights against ``D``, input weights along ``v``.
 
     With ``delta h_i = -a D / ||D||`` and ``delta w_i = t v`` the loss changes by ``f/2 a^2 ||rho(z_i)||^2 - a t ||D||``
-    to second order, negative for ``t > f ||rho(z_i)||^2 a / (2 ||D||)``.
+    to second order, negative for ``t > f ||rho(z_i)||^2 a / (2 ||D||)``; ``f`` is the curvature of the loss there.
 
     Source: Wu et al., Corollary 4.4.
 
     Args:
-        problem: The squared loss, ``f / 2`` times a sum of squares.
+        problem: The loss.
         escape: Its escape neurons.
         rounding: As in `see_fall`.
 
@@ -135,8 +137,9 @@ def silent_escape_fall(
         D = escape.D[i]
         v = escape.direction[i]
         t = float(block.W[i].norm()) or 1.0
-        now, ahead = (rho(X @ w, block.slopes).square().sum() for w in (block.W[i], v))
-        a = t * pull[i] / (problem.factor * (now + t**2 * ahead))
+        now, ahead = (_bend(problem, rho(X @ w, block.slopes), D / pull[i]) for w in (block.W[i], v))
+        bend = now + t**2 * ahead
+        a = t * pull[i] / bend if bend > 0 else t
         move = Move(torch.zeros_like(block.W), torch.zeros_like(block.H), torch.zeros_like(D))
         move.dW[i] = t * v
         move.dH[:, i] = -a * D / pull[i]
@@ -144,6 +147,14 @@ def silent_escape_fall(
         if fall is not None:
             return fall
     return None
+
+
+def _bend(problem: Problem, A: Tensor, along: Tensor) -> Tensor:
+    """Curvature of the loss where activations ``(N,)`` are added along a unit vector of outputs ``(J,)``."""
+    if isinstance(problem, SquaredProblem):
+        return problem.factor * A.square().sum()
+    change = A[:, None] * along
+    return (change * problem.output_loss.curvature(problem.outputs, change)).sum()
 
 
 def _moving_part(problem: SquaredProblem, move: Move) -> tuple[SquaredProblem, Move]:

@@ -12,53 +12,61 @@ from torch import Tensor
 from relu_diag.functional.assumptions import Assumptions, State, checked
 from relu_diag.functional.block import BlockSignal, Reduction, ShallowBlock
 from relu_diag.functional.local import chunks, slopes_at
-from relu_diag.functional.problem import SquaredProblem, squared_problem
+from relu_diag.functional.output_loss import Loss, as_loss
+from relu_diag.functional.problem import LossProblem, Problem, SquaredProblem, loss_problem, squared_problem
 from relu_diag.functional.tolerances import FLOAT64, derivative_tolerance, kink_tolerance
+from relu_diag.functional.verdict._any_loss import KINKED_THEOREM, assumptions_of, of_any_loss
 from relu_diag.functional.verdict._normal_form import normal_form
-from relu_diag.functional.verdict._orthant import orthant_fall
-from relu_diag.functional.verdict._reach import nothing_reachable
+from relu_diag.functional.verdict._orders import (
+    CONVEX,
+    DESCENT,
+    ORTHOGONAL,
+    STATIONARY,
+    TOO_MANY,
+    at_best,
+    first_order,
+    margins_of,
+    named,
+    nobody,
+    second_order,
+)
 from relu_diag.functional.verdict._rounding import (
-    ResidualRounding,
     output_size,
     reach,
     rounding_of_problem,
     rounding_of_signal,
 )
-from relu_diag.functional.verdict._witness import first_order_fall, silent_escape_fall, whitened_fall
 from relu_diag.functional.verdict.escape import escapes_at, silent_escapes
-from relu_diag.functional.verdict.stationarity import Stationarity, assess
+from relu_diag.functional.verdict.stationarity import assess
 from relu_diag.functional.verdict.verdict import Verdict
 
-_STATIONARY = "Wu et al., Definition 3.3"
-_THEOREM = "Wu et al., Theorem 4.2"
-_CONVEX = "convexity in the outputs"
-_ORTHOGONAL = "the loss gradient is orthogonal to every function a neuron can compute"
-_DESCENT = "a first-order descent exists"
 _OUT_OF_RANGE = "weights or data so large or small that squares leave the range of float64: rescale them"
-_TOO_MANY = "the kinks of these neurons are too many to enumerate"
-_HIDDEN = "outputs whose terms cancel: their rounding is larger than the slopes of these neurons"
 
 
 def classify(
     block: ShallowBlock,
     X: Tensor,
-    Y: Tensor,
+    Y: Tensor | Loss,
     reduction: Reduction = "mean",
     kink_tol: float | None = None,
     tol: float | None = None,
 ) -> Verdict:
-    """What the point is for the squared loss, proven, or "undecided".
+    """What the point is for the squared loss, or any loss of the outputs, proven, or "undecided".
 
     "not stationary" and "saddle" carry a direction along which the loss, evaluated in float64, falls by more than its
     rounding. Samples on kinks need no smoothness: all derivatives are one-sided.
+
+    Under any convex loss a stationary point without escape neurons is a local minimum, kinks included. Where some
+    weights can grow for ever and lower the loss all the way, as with labels that are separable, the loss has no minimum
+    with these signs, and the reason says so. Of a loss that is not convex only descents are claimed.
 
     Source: Wu et al., Definition 3.3, Theorem 4.2 and Corollary 4.4.
 
     Args:
         block: The network.
         X: All inputs of the loss, shape ``(N, d)``.
-        Y: Targets, shape ``(N, J)``.
-        reduction: "mean", "sum" or "half_sum".
+        Y: Targets of the squared loss, shape ``(N, J)``, or a loss, such as `CrossEntropy`.
+        reduction: "mean", "sum" or "half_sum", of the squared loss.
         kink_tol: Relative distance that counts as on the kink; None: 1e-10 in float64, 1e-6 in float32.
         tol: Tolerance on derivatives relative to their natural scale (`Stationarity`), and on the residual relative to
             targets and outputs; None: 1e-9 in float64, 1e-5 in float32.
@@ -76,24 +84,38 @@ def classify(
         'local minimum'
     """
     tol = derivative_tolerance(tol, kink_tol, block.W.dtype)
-    problem = squared_problem(block, X, Y, reduction, kink_tol)
-    assumptions = Assumptions({"squared loss": "holds", **_assumptions(problem.block)})
+    if isinstance(Y, Tensor):
+        problem: Problem = squared_problem(block, X, Y, reduction, kink_tol)
+    else:
+        problem = loss_problem(block, X, as_loss(Y), kink_tol)
+    of_loss: dict[str, State] = {"squared loss": "holds"}
+    if isinstance(problem, LossProblem):
+        of_loss = assumptions_of(problem)
+    assumptions = Assumptions({**of_loss, **_assumptions(problem.block)})
     about = partial(replace, assumptions=assumptions, loss=float(problem.loss))
     if not problem.in_range:
-        return about(Verdict("undecided", _nobody(block), None, assumptions, reason=_OUT_OF_RANGE))
+        return about(Verdict("undecided", nobody(block), None, assumptions, reason=_OUT_OF_RANGE))
     normal = normal_form(problem)
-    found = about(_of_squared_loss(normal.problem, tol))
+    if isinstance(normal.problem, LossProblem):
+        found = about(of_any_loss(normal.problem, tol))
+    else:
+        found = about(_of_squared_loss(normal.problem, tol))
     return found if found.direction is None else replace(found, direction=normal.outside(found.direction))
 
 
 def classify_signal(
-    block: ShallowBlock, signal: BlockSignal, kink_tol: float | None = None, tol: float | None = None
+    block: ShallowBlock,
+    signal: BlockSignal,
+    kink_tol: float | None = None,
+    tol: float | None = None,
+    convex: bool = False,
 ) -> Verdict:
     """What the point is for any loss that is convex in the outputs (cross-entropy, say), from its gradient alone.
 
-    The first-order part holds for any differentiable loss. Minima and saddles are claimed only where no sample is on a
-    kink: there the loss is convex in the products ``R_i = h_i w_i``. With samples on kinks the answer ends at
-    "undecided" after the first order, and no direction is given, because a signal cannot be evaluated anywhere else.
+    The first-order part holds for any differentiable loss. With samples on kinks the answer ends at "undecided" after
+    the first order, unless the caller knows that the loss is convex in the outputs: then a stationary point without
+    escape neurons is a local minimum, kinks included, also with a price on the sum of all activations. No direction is
+    given, because a signal cannot be evaluated anywhere else.
 
     Source: Wu et al., Definition 3.3; Liu, Lemma 1 and Theorem 1.
 
@@ -102,6 +124,7 @@ def classify_signal(
         signal: Inputs and loss gradients of the whole data set.
         kink_tol: Relative distance that counts as on the kink; None: 1e-10 in float64, 1e-6 in float32.
         tol: Tolerance on derivatives relative to their natural scale; None: 1e-9 in float64, 1e-5 in float32.
+        convex: Whether the loss is known to be convex in the outputs.
 
     Returns:
         The verdict.
@@ -123,25 +146,32 @@ def classify_signal(
         "no sample on a kink": checked(smooth),
         **_assumptions(block),
     })
-    verdict = partial(Verdict, direction=None, assumptions=assumptions, margins=_margins(found))
-    nobody = _nobody(block)
-    if alone and _at_best(block, signal, tol, rounding):
-        return verdict("global minimum", nobody, theorem=_CONVEX, reason=_ORTHOGONAL)
+    verdict = partial(Verdict, direction=None, assumptions=assumptions, margins=margins_of(found))
+    none = nobody(block)
+    if alone and at_best(block, signal, tol, rounding):
+        return verdict("global minimum", none, theorem=CONVEX, reason=ORTHOGONAL)
     broken = found.violation > tol
     if bool(broken.any()) or found.bias_violation > tol:
-        return verdict("not stationary", _named(broken), theorem=_STATIONARY, reason=_DESCENT)
+        return verdict("not stationary", named(broken), theorem=STATIONARY, reason=DESCENT)
     if not bool(found.decided.all()):
-        return verdict("undecided", _named(~found.decided), theorem=_STATIONARY, reason=_TOO_MANY)
-    if not (smooth and alone):
-        return verdict("undecided", nobody, theorem=_STATIONARY, reason="stationary; no theorem goes on from here")
+        return verdict("undecided", named(~found.decided), theorem=STATIONARY, reason=TOO_MANY)
+    held = (smooth and alone) or (convex and _priced(block, signal, tol))
+    if not held:
+        return verdict("undecided", none, theorem=STATIONARY, reason="stationary; no theorem goes on from here")
     escape = escapes_at(block, signal, found, kink_tol)
     silent = silent_escapes(block, escape)
+    if not bool(escape.decided.all()):
+        return verdict("undecided", named(~escape.decided), theorem=STATIONARY, reason=TOO_MANY)
     if not bool(escape.mask.any()):
-        return verdict("local minimum", nobody, theorem="Liu, Theorem 1", reason="dL/dR = 0: the minimum of its cell")
+        if smooth and alone:
+            reason = "dL/dR = 0: the minimum of its cell"
+            return verdict("local minimum", none, theorem="Liu, Theorem 1", reason=reason)
+        return verdict("local minimum", none, theorem=KINKED_THEOREM, reason="stationary without escape neurons")
     if bool(silent.any()):
-        return verdict("saddle", _named(silent), theorem="Liu, Lemma 1", reason="dL/dR is not 0")
+        reason = "dL/dR is not 0" if smooth else "a neuron without output weights escapes"
+        return verdict("saddle", named(silent), theorem="Liu, Lemma 1" if smooth else KINKED_THEOREM, reason=reason)
     reason = "stationary with escape neurons; no theorem goes on from here for several outputs"
-    return verdict("undecided", _named(escape.mask), theorem="Liu, Theorem 1", reason=reason)
+    return verdict("undecided", named(escape.mask), theorem="Liu, Theorem 1", reason=reason)
 
 
 def is_zero(problem: SquaredProblem, tol: float) -> bool:
@@ -189,80 +219,25 @@ def _of_squared_loss(problem: SquaredProblem, tol: float) -> Verdict:
     block, signal = problem.block, problem.signal
     verdict = partial(Verdict, direction=None, assumptions=Assumptions({}))
     if is_zero(problem, tol):
-        return verdict("global minimum", _nobody(block), theorem="zero loss")
+        return verdict("global minimum", nobody(block), theorem="zero loss")
     rounding = rounding_of_problem(problem)
-    if _at_best(block, signal, tol, rounding):
-        return verdict("global minimum", _nobody(block), theorem=_CONVEX, reason=_ORTHOGONAL)
+    if at_best(block, signal, tol, rounding):
+        return verdict("global minimum", nobody(block), theorem=CONVEX, reason=ORTHOGONAL)
     found = assess(block, signal, problem.kink_tol, tol, rounding)
     if not bool(found.stationary.all()):
-        return _first_order(problem, found, rounding)
-    return _second_order(problem, found, rounding)
+        return first_order(problem, found, rounding)
+    return second_order(problem, found, rounding)
 
 
-def _at_best(block: ShallowBlock, signal: BlockSignal, tol: float, rounding: ResidualRounding | None) -> bool:
-    """Whether nothing is reachable, by the numbers or within their rounding."""
-    if rounding is None:
-        return nothing_reachable(block, signal, tol)
-    beyond_reach = partial(nothing_reachable, block, signal, tol)
-    return beyond_reach(0 * rounding.most) or (beyond_reach(rounding.most) and beyond_reach(rounding.usable))
-
-
-def _first_order(problem: SquaredProblem, found: Stationarity, rounding: ResidualRounding) -> Verdict:
-    """The verdict where not every neuron is stationary."""
-    verdict = partial(Verdict, theorem=_STATIONARY, assumptions=Assumptions({}), margins=_margins(found))
-    broken = found.violation > found.tol
-    if not bool(broken.any()) and found.bias_violation <= found.tol:
-        many = ~found.decided & ~found.geometry.exact
-        if bool(many.any()):
-            return verdict("undecided", _named(many), None, reason=_TOO_MANY)
-        return verdict("undecided", _named(~found.decided), None, reason=_HIDDEN)
-    direction = first_order_fall(problem, found)
-    if direction is None:  # the slopes are tiny: beside a saddle its second-order fall is larger
-        escape = escapes_at(problem.block, problem.signal, found, problem.kink_tol, rounding)
-        direction = silent_escape_fall(problem, escape)
-    if direction is None:
-        worst = max(float(found.violation.max()), found.bias_violation)
-        if worst <= FLOAT64.unseen * found.tol:
-            return _second_order(problem, found, rounding)
-        direction = first_order_fall(problem, found, rounding.exact)
-    if direction is None:
-        reason = f"slopes above tol={found.tol:.3g}, but no fall above the rounding of the loss: raise tol"
-        return verdict("undecided", _named(broken), None, reason=reason)
-    return verdict("not stationary", _named(broken), direction, reason=_DESCENT)
-
-
-def _second_order(problem: SquaredProblem, found: Stationarity, rounding: ResidualRounding) -> Verdict:
-    """The verdict where every neuron is stationary."""
-    escape = escapes_at(problem.block, problem.signal, found, problem.kink_tol, rounding)
-    margins = _margins(found) | {"largest pull": _largest(escape.D.norm(dim=1), found.pull_scale)}
-    verdict = partial(Verdict, theorem=_THEOREM, assumptions=Assumptions({}), margins=margins)
-    if not bool(escape.mask.any()):
-        if not bool(escape.decided.all()):
-            return verdict("undecided", _named(~escape.decided), None, reason=_TOO_MANY)
-        return _held(problem, found, verdict)
-    direction = silent_escape_fall(problem, escape) or silent_escape_fall(problem, escape, rounding.exact)
-    if direction is None and len(problem.block.H) > 1:
-        direction = orthant_fall(problem, found, escape)
-    if direction is not None:
-        return verdict("saddle", _named(escape.mask), direction, reason="stationary with escape neurons")
-    if margins["largest pull"] <= FLOAT64.unseen * found.tol:
-        return _held(problem, found, verdict)
-    if len(problem.block.H) > 1 and not bool(silent_escapes(problem.block, escape).any()):
-        reason = "stationary with escape neurons; no second-order descent found"
-        return verdict("type-2 candidate", _named(escape.mask), None, reason=reason)
-    reason = "an escape neuron makes it no minimum, but the fall is below the rounding of the loss"
-    return verdict("undecided", _named(escape.mask), None, reason=reason)
-
-
-def _held(problem: SquaredProblem, found: Stationarity, verdict: partial[Verdict]) -> Verdict:
-    """A local minimum, unless inputs of very different lengths hide a descent from scales that hold all of them."""
-    direction = whitened_fall(problem, found)
-    allowed = FLOAT64.left_to_fall * found.tol**2 * float(problem.loss)
-    if direction is None or -direction.loss_change <= allowed:
-        return verdict("local minimum", _nobody(problem.block), None, reason="stationary without escape neurons")
-    return replace(
-        verdict("not stationary", _named(direction.dW.any(dim=1)), direction, reason=_DESCENT), theorem=_STATIONARY
-    )
+def _priced(block: ShallowBlock, signal: BlockSignal, tol: float) -> bool:
+    """Whether the activations are felt through the outputs alone, but for one price on all of them, >= 0."""
+    if signal.C is None:
+        return True
+    C = signal.C.detach().double()
+    price = C - signal.G.detach().double() @ block.H.detach().double()
+    rounding = max(tol, FLOAT64.roundings * FLOAT64.eps) * float(C.abs().max())
+    mean = float(price.mean())
+    return mean >= -rounding and min(block.slopes) >= 0 and bool(((price - mean).abs() <= rounding).all())
 
 
 def _assumptions(block: ShallowBlock) -> dict[str, State]:
@@ -273,27 +248,3 @@ def _assumptions(block: ShallowBlock) -> dict[str, State]:
         "full data set": "assumed",
         "no regulariser": "assumed",
     }
-
-
-def _margins(found: Stationarity) -> dict[str, float]:
-    """The numbers behind a first-order answer."""
-    margins = {"largest violation": max(float(found.violation.max()), found.bias_violation), "tolerance": found.tol}
-    held = found.margin.isfinite() & (found.scale > 0)
-    if bool(held.any()):
-        margins["smallest kink margin"] = float((found.margin[held] / found.scale[held]).min())
-    return margins
-
-
-def _largest(values: Tensor, scales: Tensor) -> float:
-    """The largest of values relative to their scales."""
-    return float((values / torch.where(scales > 0, scales, 1.0)).max())
-
-
-def _named(mask: Tensor) -> Tensor:
-    """The neurons of a mask, long, shape ``(n,)``."""
-    return mask.nonzero().squeeze(1)
-
-
-def _nobody(block: ShallowBlock) -> Tensor:
-    """No neuron, long, shape ``(0,)``."""
-    return torch.empty(0, dtype=torch.long, device=block.W.device)

@@ -199,7 +199,7 @@ def test_beside_a_saddle_too_close_for_a_slope_the_second_order_fall_is_the_witn
 
 
 def test_a_saddle_whose_fall_is_not_seen_is_undecided_not_a_minimum(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relu_diag.functional.verdict.decision.silent_escape_fall", lambda *_: None)
+    monkeypatch.setattr("relu_diag.functional.verdict._orders.silent_escape_fall", lambda *_: None)
     verdict = F.classify(ShallowBlock(zeros(1, 2), zeros(1, 1)), tensor([1.0, 0.0]), tensor([1.0]))
     assert verdict.kind == "undecided"
     assert verdict.neurons.tolist() == [0]

@@ -103,7 +103,7 @@ def _starts(point: Point, box: _Box, rng: Rng, batch: int, reach: float) -> tupl
     dW[third : 2 * third] *= 10 ** rng.uniform(-6, 0, (third, 1, 1))
     dH[2 * third :] *= 10 ** rng.uniform(-6, 0, (batch - 2 * third, 1, 1))
     db *= 10 ** rng.uniform(-4, 0, (batch, 1)) * (rng.random((batch, 1)) < 0.5)
-    for row, (i, v) in enumerate(_escapes(point, rng, batch // 4)):
+    for row, (i, v) in enumerate(escapes(point, rng, batch // 4)):
         D = rho((np.where(point.kink[:, i], 0.0, 1.0) * 0 + box.X @ v), box.slopes) * point.kink[:, i]
         D = D + np.where(point.kink[:, i], 0.0, np.where(box.Z[:, i] > 0, *box.slopes[::-1]) * (box.X @ v))
         pull = D @ box.E
@@ -113,7 +113,7 @@ def _starts(point: Point, box: _Box, rng: Rng, batch: int, reach: float) -> tupl
     return _within(box, (dW, dH, db), reach)
 
 
-def _escapes(point: Point, rng: Rng, most: int) -> list[tuple[int, Array]]:
+def escapes(point: Point, rng: Rng, most: int) -> list[tuple[int, Array]]:
     """Neurons with directions that pull."""
     found = []
     for i in range(len(point.problem.W)):

@@ -108,19 +108,28 @@ def integers(rng: Rng) -> Problem:
     return Problem(*(value.astype(float) for value in (W, H, X, Y)), slopes)
 
 
-def backward(rng: Rng) -> Problem:
+def backward(rng: Rng, zero_sums: bool = False) -> Problem:
     """Stationary by construction: residuals from the null space of the conditions, on kinks of any structure.
 
     A sample on a kink acts with some slope between the two; with that slope fixed stationarity is linear in the
-    residuals, and what is left to ask is the sign of every kink coefficient.
+    residuals, and what is left to ask is the sign of every kink coefficient. With `zero_sums` the residuals of a sample
+    add up to zero, as the gradient of a cross-entropy does.
     """
     problem = skeleton(rng)
-    E = _stationary_residuals(rng, problem)
-    return with_targets(problem, E if E is not None else rng.standard_normal(problem.Y.shape))
+    while zero_sums and len(problem.H) < 2:
+        problem = skeleton(rng)
+    E = _stationary_residuals(rng, problem, zero_sums)
+    if E is None:
+        E = rng.standard_normal(problem.Y.shape)
+        E = E - E.mean(axis=1, keepdims=True) * zero_sums
+    return with_targets(problem, E)
 
 
-def _stationary_residuals(rng: Rng, problem: Problem) -> Array | None:
+def _stationary_residuals(rng: Rng, problem: Problem, zero_sums: bool) -> Array | None:
     conditions, signs = _conditions(rng, problem)
+    if zero_sums:
+        samples, outs = problem.Y.shape
+        conditions = np.concatenate([conditions, np.kron(np.eye(samples), np.ones((1, outs)))])
     size = problem.Y.size
     _, values, rows = np.linalg.svd(conditions, full_matrices=True)
     rank = int((values > 1e-10 * max(values.max(initial=0.0), 1.0)).sum())

@@ -1,0 +1,111 @@
+"""What a point is under any loss of the outputs: as far as it is convex, and as far as it is smooth."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from relu_diag.functional.assumptions import Assumptions, State, checked
+from relu_diag.functional.output_loss import OutputLoss
+from relu_diag.functional.problem import LossProblem
+from relu_diag.functional.tolerances import FLOAT64
+from relu_diag.functional.verdict._endless import falls_for_ever
+from relu_diag.functional.verdict._loss_line import loss_line
+from relu_diag.functional.verdict._orders import (
+    CONVEX,
+    ORTHOGONAL,
+    STATIONARY,
+    at_best,
+    first_order,
+    named,
+    nobody,
+    second_order,
+)
+from relu_diag.functional.verdict._rounding import curvature_of_rows, rounding_of_problem
+from relu_diag.functional.verdict.direction import Direction
+from relu_diag.functional.verdict.line import Move
+from relu_diag.functional.verdict.stationarity import assess
+from relu_diag.functional.verdict.verdict import Verdict
+
+KINKED_THEOREM = "a stationary point without escape neurons is a local minimum of any convex loss"
+_NO_MINIMUM = "the loss has no minimum in this cell: it falls for ever as weights grow"
+_NOT_CONVEX = "stationary, but the loss is not convex in the outputs: no theorem goes on from here"
+_NOT_SMOOTH = "targets that are met exactly, where this loss has a kink: one of its subgradients is not stationary"
+_MET = "no outputs at all have a lower loss"
+
+
+def of_any_loss(problem: LossProblem, tol: float) -> Verdict:
+    """The verdict on a loss in its normal form, its assumptions left to be said."""
+    block, signal, loss = problem.block, problem.signal, problem.output_loss
+    verdict = partial(Verdict, neurons=nobody(block), direction=None, assumptions=Assumptions({}))
+    rounding = rounding_of_problem(problem)
+    endless = falls_for_ever(problem)
+    if loss.convex and not endless:
+        if _no_lower_outputs(problem, tol):
+            return verdict("global minimum", theorem=CONVEX, reason=_MET)
+        if at_best(block, signal, tol, rounding):
+            return verdict("global minimum", theorem=CONVEX, reason=ORTHOGONAL)
+    found = assess(block, signal, problem.kink_tol, tol, rounding)
+    if bool(found.stationary.all()):
+        said = second_order(problem, found, rounding)
+    else:
+        said = first_order(problem, found, rounding)
+    if endless:
+        broken = said.neurons if said.kind == "not stationary" else named(block.H.any(dim=0))
+        direction = said.direction if said.kind == "not stationary" else None
+        return replace(
+            said, kind="not stationary", theorem=STATIONARY, neurons=broken, direction=direction, reason=_NO_MINIMUM
+        )
+    return _as_far_as_known(problem, said)
+
+
+def assumptions_of(problem: LossProblem) -> dict[str, State]:
+    """What the theorems assume of the loss; a function of the user's is taken at its word."""
+    loss = problem.output_loss
+    told = isinstance(loss, OutputLoss)
+    return {
+        "convex loss": "assumed" if told and loss.convex else checked(loss.convex),
+        "smooth loss": "assumed" if told and loss.smooth else checked(loss.smooth),
+    }
+
+
+def _as_far_as_known(problem: LossProblem, said: Verdict) -> Verdict:
+    """The verdict without what the loss does not allow to say."""
+    loss = problem.output_loss
+    if not loss.convex and said.kind in {"local minimum", "type-2 candidate"}:
+        return replace(said, kind="undecided", theorem=STATIONARY, reason=_NOT_CONVEX)
+    if not loss.smooth:
+        met = said.kind == "undecided" and said.reason.startswith(("slopes above", "an escape neuron"))
+        bent = (
+            said.kind == "not stationary" and said.direction is not None and not _starts_down(problem, said.direction)
+        )
+        if met or bent:
+            return replace(said, kind="undecided", direction=None, theorem=STATIONARY, reason=_NOT_SMOOTH)
+    if said.kind in {"local minimum", "type-2 candidate", "saddle"}:
+        return replace(said, theorem=KINKED_THEOREM)
+    return said
+
+
+def _no_lower_outputs(problem: LossProblem, tol: float) -> bool:
+    """Whether the outputs, each for itself, are where a convex loss is lowest, up to a tolerance of their size."""
+    G, outputs = problem.signal.G, problem.outputs
+    if not bool(G.any()):
+        return True
+    unit = curvature_of_rows(problem)
+    miss, size = G.norm(dim=1), unit * outputs.norm(dim=1)
+    near = size + unit * outputs.norm(dim=1).mean()
+    if bool((miss > math.sqrt(max(tol, FLOAT64.eps)) * near).any()):
+        return False
+    return float(miss.norm()) <= tol * float(size.norm())
+
+
+def _starts_down(problem: LossProblem, direction: Direction) -> bool:
+    """Whether the loss falls to first order along a direction: in proportion to short steps."""
+    db = torch.zeros_like(problem.outputs[0]) if direction.db is None else direction.db
+    line = loss_line(problem, Move(direction.dW, direction.dH, db))
+    short = min(direction.step, line.eps_max) * torch.tensor([FLOAT64.short**2, FLOAT64.short], dtype=torch.float64)
+    (near, far), (blur, _) = line.changes(short)
+    return bool(near < -blur) and bool(2 * near < FLOAT64.short * far)

@@ -1,0 +1,178 @@
+"""Any loss along a move: evaluated step by step, on the piece it starts on and across the kinks behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from relu_diag.functional.block import ShallowBlock, chunked_outputs, rho
+from relu_diag.functional.local import chunks
+from relu_diag.functional.problem import LossProblem
+from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.verdict._rounding import curvature_of_rows, seen_terms
+from relu_diag.functional.verdict.direction import Direction
+from relu_diag.functional.verdict.line import Move, TaylorExpansion, entered
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LossLine:
+    """The outputs along a move, a quadratic in the step up to the first kink, and the loss of them.
+
+    Attributes:
+        problem: The loss.
+        move: The direction.
+        first: What the outputs change by to first order, shape ``(N, J)``.
+        second: And to second order.
+        terms: Lengths of the terms that either is made of, shape ``(2, N)``.
+        eps_max: Step to the first kink.
+        bend: Largest curvature of the loss of every sample, shape ``(N,)``.
+    """
+
+    problem: LossProblem
+    move: Move
+    first: Tensor
+    second: Tensor
+    terms: Tensor
+    eps_max: float
+    bend: Tensor
+
+    def changes(self, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """Changes of the loss at steps ``(S,)`` in order, and their rounding, each of shape ``(S,)``."""
+        near = steps[steps <= self.eps_max]
+        far = steps[steps > self.eps_max]
+        outputs = [step * (self.first + step * self.second) for step in near]
+        if len(far):
+            outputs += list(self._across(far))
+        found = []
+        for step, change in zip(steps, outputs, strict=True):
+            value = self.problem.output_loss.change(self.problem.outputs, change)
+            weight = self.problem.signal.G.norm(dim=1) + self.bend * change.norm(dim=1)
+            terms = step * (self.terms[0] + step * self.terms[1])
+            found.append(torch.stack([value, FLOAT64.roundings * FLOAT64.eps * (weight @ terms)]))
+        values, rounding = torch.stack(found).unbind(1)
+        return values, rounding
+
+    @property
+    def end(self) -> float:
+        """Where the loss is lowest along the move as far as its first two derivatives tell, 0 where they do not."""
+        curved = self.problem.output_loss.curvature
+        outputs, G = self.problem.outputs, self.problem.signal.G
+        by_first, by_second = curved(outputs, self.first), curved(outputs, self.second)
+        coefficients = [
+            torch.zeros_like(G[0, 0]),
+            (G * self.first).sum(),
+            (G * self.second).sum() + (by_first * self.first).sum() / 2,
+            (by_first * self.second).sum(),
+            (by_second * self.second).sum() / 2,
+        ]
+        minima = TaylorExpansion(torch.stack(coefficients), self.eps_max).minima
+        return minima[0] if minima else 0.0
+
+    def _across(self, steps: Tensor) -> Tensor:
+        """Changes of the outputs at steps behind a kink, shape ``(S, N, J)``."""
+        block, move, signal = self.problem.block, self.move, self.problem.signal
+        changes = steps[:, None, None] * move.db.expand(len(steps), *self.first.shape)
+        moving = signal.X.any(dim=1).nonzero().squeeze(1)
+        start = 0
+        for chunk in chunks(block, signal, self.problem.kink_tol):
+            here = moving[start : start + len(chunk.X)]
+            start += len(chunk.X)
+            dZ = chunk.X @ move.dW.T
+            A = rho(chunk.Z, block.slopes)
+            ahead = entered(chunk.Z, dZ, block.slopes)
+            for number, step in enumerate(steps):
+                there = chunk.Z + step * dZ
+                crossed = chunk.Z * there < 0
+                dA = torch.where(crossed, rho(there, block.slopes) - A, step * ahead)
+                changes[number, here] += dA @ (block.H + step * move.dH).T + step * (A @ move.dH.T)
+        return changes
+
+
+def loss_line(problem: LossProblem, move: Move) -> LossLine:
+    """The outputs along a move."""
+    block, signal = problem.block, problem.signal
+    first = move.db.expand_as(signal.G).clone()
+    second = torch.zeros_like(first)
+    terms = torch.zeros(2, len(first), dtype=first.dtype, device=first.device)
+    terms[0] = move.db.norm()
+    h, dh = block.H.norm(dim=0), move.dH.norm(dim=0)
+    moving = signal.X.any(dim=1).nonzero().squeeze(1)
+    eps_max, start = torch.inf, 0
+    for chunk in chunks(block, signal, problem.kink_tol):
+        here = moving[start : start + len(chunk.X)]
+        start += len(chunk.X)
+        dZ = chunk.X @ move.dW.T
+        A = rho(chunk.Z, block.slopes)
+        dA = entered(chunk.Z, dZ, block.slopes)
+        first[here] += A @ move.dH.T + dA @ block.H.T
+        second[here] = dA @ move.dH.T
+        terms[0, here] += A.abs() @ dh + dA.abs() @ h
+        terms[1, here] = dA.abs() @ dh
+        root = -chunk.Z / dZ
+        eps_max = min(eps_max, float(torch.where(root > 0, root, torch.inf).amin()))
+    return LossLine(problem, move, first, second, terms, eps_max, curvature_of_rows(problem))
+
+
+def see_fall_of_loss(problem: LossProblem, move: Move) -> Direction | None:
+    """A step along a move of length 1 at which the loss, evaluated there, is lower by more than its rounding.
+
+    The loss is evaluated on a scale of steps and on points between: it does not rise on the way.
+    """
+    line = loss_line(*_moving_part(problem, move))
+    step = _lowest(line, _scale_of_steps(line))
+    if step == 0:
+        return None
+    # Points between those of the scale, as evenly as they are few.
+    step = _lowest(line, step * torch.linspace(0, 1, BUDGETS.steps_between + 1, dtype=torch.float64)[1:])
+    change = evaluated_change(problem, move, step) if step > 0 else 0.0
+    if change >= 0:
+        return None
+    return Direction(move.dW, move.dH, step, change, move.db if bool(move.db.any()) else None)
+
+
+def evaluated_change(problem: LossProblem, move: Move, step: float) -> float:
+    """The change of the loss between two evaluations, 0 where rounding could hide its sign."""
+    block = problem.block
+    bias = None if block.output_bias is None else block.output_bias + step * move.db
+    there = ShallowBlock(block.W + step * move.dW, block.H + step * move.dH, block.slopes, bias)
+    outputs = chunked_outputs(there, problem.signal.X)
+    change = float(problem.output_loss.change(problem.outputs, outputs - problem.outputs))
+    moved = (outputs - problem.outputs).norm(dim=1)
+    weight = problem.signal.G.norm(dim=1) + curvature_of_rows(problem) * moved
+    given = 0.0 if block.output_bias is None else block.output_bias.norm() + step * move.db.norm()
+    seen = sum(seen_terms(one, problem.signal, problem.kink_tol) for one in (block, there))
+    rounding = FLOAT64.roundings * FLOAT64.eps * float(weight @ (seen + given))
+    lower = bool(problem.output_loss(outputs) < problem.loss)
+    return change if change < -rounding and lower else 0.0
+
+
+def _scale_of_steps(line: LossLine) -> Tensor:
+    """Steps to look at, from tiny ones to beyond the end that the derivatives tell, in order, shape ``(S,)``."""
+    block = line.problem.block
+    size = float(torch.cat([block.W.flatten(), block.H.flatten()]).norm()) or 1.0
+    end = line.end or size
+    powers = torch.arange(-BUDGETS.steps_below, BUDGETS.steps_above + 1, dtype=torch.float64)
+    return end * 4.0**powers
+
+
+def _lowest(line: LossLine, steps: Tensor) -> float:
+    """The step at which the loss is lowest before it first rises, 0 where it rises at once."""
+    values, rounding = line.changes(steps.to(line.first.device))
+    lowest, at = 0.0, 0.0
+    for step, value, blur in zip(steps.tolist(), values.tolist(), rounding.tolist(), strict=True):
+        if not value <= lowest + blur:  # a number that is none is no fall
+            break
+        if value < lowest - blur:
+            lowest, at = value, step
+    return at
+
+
+def _moving_part(problem: LossProblem, move: Move) -> tuple[LossProblem, Move]:
+    """The neurons that move, at least one of them: the others add nothing to a change of the outputs."""
+    block = problem.block
+    moved = move.dW.any(dim=1) | move.dH.any(dim=0)
+    moved[0] |= not bool(moved.any())
+    part = replace(block, W=block.W[moved], H=block.H[:, moved])
+    return replace(problem, block=part), Move(move.dW[moved], move.dH[:, moved], move.db)
