@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -13,13 +13,15 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from relu_diag.training import Examination, Look, LossFunction, Report, examine, stop_or_wait
+from relu_diag.callbacks._passenger import Passenger
+from relu_diag.training import Examination, Examiner, LossFunction, Report, stop_or_wait
 
 
-class SaddleAwareEarlyStopping(EarlyStopping):
+class SaddleAwareEarlyStopping(Passenger, EarlyStopping):
     """Lightning's EarlyStopping, with a verdict on the weights before it stops.
 
-    When patience is exhausted, one full pass judges the weights. It stops at a certified local or global minimum, or if
+    It rides along on the user's own steps, and when patience is exhausted it judges the weights by the rows of the last
+    epoch; the training step is never run for it. It stops at a certified local or global minimum, or if
     every neuron is dead. At a saddle it waits until the escape is due, plus a margin, and stops if the metric has not
     improved by then. If the verdict is undecided or there is no forecast, it waits, and judges again each time patience
     is exhausted once more. NaN and thresholds stop training at once, as in `EarlyStopping`.
@@ -31,10 +33,11 @@ class SaddleAwareEarlyStopping(EarlyStopping):
         args: Further arguments of `EarlyStopping`, in its order.
         margin: Fraction by which it waits longer than forecast.
         drop: Fraction by which the loss falls in an escape.
-        block: Qualified name of the block's first Linear, if the module has several blocks.
-        dataloader: Data to judge on; None: the training data set, in order.
-        max_samples: Largest number of samples to judge on, evenly spaced; verdicts hold for their loss. None: all.
-        loss: Computes the loss of a batch, ``loss(module, batch)``; None: the module's own.
+        block: Name of the first layer of a block, a pattern (``encoder.*``), or several of them; None: all blocks.
+        dataloader: Data to judge on, in passes at fixed weights that need ``loss`` or ``module.batch_loss``; None: rows
+            of the training steps.
+        max_samples: Largest number of samples to judge on; verdicts hold for their loss. None: all.
+        loss: Loss of a pass, ``loss(module, batch)``. A module with a method ``batch_loss(batch)`` asks for passes too.
         kwargs: Further arguments of `EarlyStopping`: ``patience``, ``min_delta``, ``mode`` and so on.
 
     Attributes:
@@ -43,7 +46,7 @@ class SaddleAwareEarlyStopping(EarlyStopping):
         decision: Why it waits or has stopped; empty before patience was exhausted.
 
     Raises:
-        MisconfigurationException: If the margin is negative; or, at the start of training, if no block is found.
+        MisconfigurationException: If the margin is negative; or, in training, if a pass has no loss.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -56,7 +59,7 @@ class SaddleAwareEarlyStopping(EarlyStopping):
         *args: Any,
         margin: float = 0.2,
         drop: float = 0.01,
-        block: str | None = None,
+        block: str | Sequence[str] | None = None,
         dataloader: Iterable[Any] | None = None,
         max_samples: int | None = None,
         loss: LossFunction | None = None,
@@ -72,7 +75,7 @@ class SaddleAwareEarlyStopping(EarlyStopping):
         self.decision = ""
         # Value of `wait_count` from which the weights are judged again.
         self._judge_at_count = 0
-        self._looking = Look(type(self).__name__, block, dataloader, max_samples, loss)
+        self.examiner = Examiner(type(self).__name__, block, dataloader, max_samples, loss)
         self._report = Report("early_stopping/")
 
     def state_dict(self) -> dict[str, Any]:
@@ -108,14 +111,15 @@ class SaddleAwareEarlyStopping(EarlyStopping):
         self._judge_at_count = state_dict.get("look_at", 0)
         self.decision = state_dict.get("decision", "")
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the block.
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take up the rows of the epoch, and check as `EarlyStopping` does.
 
         Args:
             trainer: The trainer.
             pl_module: Its module.
         """
-        self._looking.find(trainer, pl_module)
+        self.examiner.epoch_ended(trainer)
+        EarlyStopping.on_train_epoch_end(self, trainer, pl_module)
 
     def _run_early_stopping_check(self, trainer: Trainer) -> None:
         """Keep the trainer for `_evaluate_stopping_criteria`, which Lightning calls without it."""
@@ -132,6 +136,8 @@ class SaddleAwareEarlyStopping(EarlyStopping):
             self.wait_until = None
             self._judge_at_count = 0
             self.decision = ""
+        if self.wait_count >= self.patience - 1:
+            self.examiner.want()  # in time: the rows of an epoch are kept before they are needed
         trainer = self._trainer
         exhausted = stop and self.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED
         # Either every rank looks or none does: a look sums over the ranks.
@@ -139,14 +145,16 @@ class SaddleAwareEarlyStopping(EarlyStopping):
             return stop, reason
         late = self.wait_until is not None and trainer.global_step > self.wait_until
         due = self.wait_count >= self._judge_at_count if self.wait_until is None else late
-        over = trainer.strategy.reduce_boolean_decision(due, all=False) and self._is_over(trainer)
+        due = trainer.strategy.reduce_boolean_decision(due, all=False) and self.examiner.agreed_ready(trainer)
+        over = due and self._is_over(trainer)
         self.stopping_reason = EarlyStoppingReason.PATIENCE_EXHAUSTED if over else EarlyStoppingReason.NOT_STOPPED
         return over, self.decision
 
     def _is_over(self, trainer: Trainer) -> bool:
         """Whether training is over, by a verdict on the weights; says and logs the decision."""
-        self.examination = examine(trainer, trainer.lightning_module, self._looking, self.drop)
-        decision = stop_or_wait(self.examination, self.wait_until, self.margin)
+        found = self.examiner.examine(trainer, trainer.lightning_module, self.drop)
+        self.examination = found[0] if found else None
+        decision = stop_or_wait(found, self.examiner.reason(), self.wait_until, self.margin)
         self.wait_until = decision.wait_until
         self._judge_at_count = self.wait_count + self.patience
         self.decision = f"step {trainer.global_step:,} {'stops' if decision.stop else 'waits'}: {decision.reason}"

@@ -117,24 +117,27 @@ class EscapeOnPlateau(PlateauListener):
         """Move the weights if they are at a saddle, none is frozen, and the move lowers the loss."""
         direction = examination.verdict.direction
         data = examination.data
-        if examination.verdict.kind != "saddle" or direction is None or data is None:
+        location = examination.location
+        if examination.verdict.kind != "saddle" or direction is None or data is None or location is None:
             return
-        layers = examination.location.linears(module)
-        if not all(parameter.requires_grad for layer in layers for parameter in layer.parameters()):
+        if not all(parameter.requires_grad for parameter in examination.parameters):
             return
         start = examination.block
         lowest = lowest_along(start, direction, data)
         if lowest is None:
             return
         look = examination.look
-        location = examination.location
-        whole = look.mean_loss(trainer, module) if look.sampled else math.inf
+        # Samples that were not looked at must not lose by it; without a pass nobody can say.
+        if not data.complete and look is None:
+            return
+        sampled = look is not None and look.sampled
+        whole = look.mean_loss(trainer, module) if look is not None and sampled else math.inf
         write_block(module, location, lowest)
         _share(trainer, list(module.parameters()))
-        # The loss must fall with the weights as rounded to the dtype of the module, and over samples not looked at.
+        # The loss must fall with the weights as rounded to the dtype of the module.
         before = data.loss_of(start)
         after = data.loss_of(read_block(module, location))
-        if not after < before or (look.sampled and not look.mean_loss(trainer, module) < whole):
+        if not after < before or (look is not None and sampled and not look.mean_loss(trainer, module) < whole):
             write_block(module, location, start)
             return
         forecast = event.plateau.forecast

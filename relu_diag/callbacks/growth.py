@@ -10,13 +10,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from relu_diag.callbacks._passenger import Passenger
 from relu_diag.callbacks.plateau import PlateauMonitor
 from relu_diag.growth import averaged_copies, check_strategy, grow_in_training, resize_on_load
 from relu_diag.training import (
     VERDICT_CODES,
     Examination,
+    Examiner,
     Growth,
-    Look,
     LossFunction,
     NoWidening,
     PlateauEvent,
@@ -24,7 +25,6 @@ from relu_diag.training import (
     Report,
     choose_widening,
     epochs_completed,
-    examine,
 )
 
 Embedding = Literal["best", "replication", "inactive propagation"]
@@ -32,7 +32,7 @@ Embedding = Literal["best", "replication", "inactive propagation"]
 _DROP = 0.01
 
 
-class GrowOnPlateau(PlateauListener):
+class GrowOnPlateau(Passenger, PlateauListener):
     """Adds neurons to a block when a `PlateauMonitor` of the same trainer reports that it rests at a local minimum.
 
     It grows the network in the way that lowers the loss most (`relu_diag.functional.growth_proposals`), under any
@@ -58,9 +58,9 @@ class GrowOnPlateau(PlateauListener):
         at_steps: Gradient steps at which to grow as well, whatever the verdict.
         block: Qualified name of the only block to grow; None: every block that is reported, and at ``at_steps`` the
             only block of the module.
-        dataloader: Data by which to choose at ``at_steps``; None: the training data set. On plateaus it is the
-            monitor's data.
-        loss: Computes the loss of a batch at ``at_steps``, ``loss(module, batch)``; None: the module's own.
+        dataloader: Data by which to choose at ``at_steps``, in passes at fixed weights that need ``loss`` or
+            ``module.batch_loss``; None: rows of the training steps. On plateaus the monitor's data are used.
+        loss: Loss of a pass at ``at_steps``, ``loss(module, batch)``.
 
     Attributes:
         growths: The growths so far, `Growth`.
@@ -104,7 +104,7 @@ class GrowOnPlateau(PlateauListener):
         # Consecutive reports of each block, and number of `at_steps` that are over.
         self._reports: dict[str, int] = {}
         self._scheduled = 0
-        self._look = Look("GrowOnPlateau", block, dataloader, None, loss)
+        self.examiner = Examiner("GrowOnPlateau", block, dataloader, None, loss)
         self._report = Report(f"growth/{block}/" if block else "growth/")
 
     @property
@@ -157,7 +157,7 @@ class GrowOnPlateau(PlateauListener):
             resize_on_load(module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the block, if it is to grow at given steps.
+        """Begin anew.
 
         Args:
             trainer: The trainer.
@@ -167,58 +167,95 @@ class GrowOnPlateau(PlateauListener):
             MisconfigurationException: If there is neither a `PlateauMonitor` nor a step at which to grow.
         """
         if self.at_steps:
-            self._look.find(trainer, pl_module)
+            super().on_train_start(trainer, pl_module)
+            self.examiner.want()
         elif not any(isinstance(callback, PlateauMonitor) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             raise MisconfigurationException(
                 "GrowOnPlateau waits for the reports of a PlateauMonitor, and there is none. Add PlateauMonitor() to "
                 "the trainer's callbacks, or give steps to grow at: GrowOnPlateau(at_steps=[...])."
             )
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Ride along, if a growth at a given step needs the rows.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+            batch: Unused.
+            batch_idx: Number of the batch in its epoch.
+        """
+        if self._scheduled < len(self.at_steps):
+            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Grow if one of the given steps is reached.
+        """Grow if one of the given steps is reached, and the rows to choose by are there.
 
         Args:
             trainer: The trainer.
             pl_module: Its module.
             outputs: Unused.
-            batch: Unused.
+            batch: The batch.
             batch_idx: Unused.
         """
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._grow_if_due(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Grow if a growth has waited for the rows of this epoch.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+        """
+        super().on_train_epoch_end(trainer, pl_module)
+        self._grow_if_due(trainer)
+
+    def _grow_if_due(self, trainer: Trainer) -> None:
+        """Grow where one of the given steps is reached."""
         due = sum(step <= trainer.global_step for step in self.at_steps)
-        if due > self._scheduled:
-            self._scheduled = due
-            examination = examine(trainer, pl_module, self._look, _DROP)
-            if examination is None:
-                rank_zero_warn(f"GrowOnPlateau: no growth at step {trainer.global_step:,}: the loss is not finite.")
-            else:
-                self._grow(trainer, examination)
+        if due <= self._scheduled or not self.examiner.agreed_ready(trainer):
+            return
+        self._scheduled = due
+        found = self.examiner.examine(trainer, trainer.lightning_module, _DROP)
+        if due < len(self.at_steps):
+            self.examiner.want()
+        if found is None:
+            rank_zero_warn(f"GrowOnPlateau: no growth at step {trainer.global_step:,}: the loss is not finite.")
+        elif not found:
+            reason = self.examiner.reason()
+            rank_zero_warn(f"GrowOnPlateau: no growth at step {trainer.global_step:,}: {reason}.")
+        else:
+            self._grow(trainer, found[0])
 
     def on_plateau(self, trainer: Trainer, pl_module: LightningModule, event: PlateauEvent) -> None:
-        """Grow if the plateau is of one of the kinds to grow on, and patience is exhausted.
+        """Grow the blocks that are at one of the kinds to grow on, and whose patience is exhausted.
 
         Args:
             trainer: The trainer.
             pl_module: Its module.
             event: The event.
         """
-        examination = event.examination
-        if examination is None:
-            return
-        name = examination.location.hidden
-        if self.block not in {None, name}:
-            return
-        if examination.verdict.kind not in self.verdicts:
-            self._reports[name] = 0
-            return
-        self._reports[name] = self._reports.get(name, 0) + 1
-        if self._reports[name] >= self.patience and not trainer.should_stop and _goes_on(trainer):
-            self._reports[name] = 0
-            self._grow(trainer, examination)
+        for examination in event.examinations:
+            name = examination.name
+            if self.block not in {None, name}:
+                continue
+            if examination.verdict.kind not in self.verdicts:
+                self._reports[name] = 0
+                continue
+            self._reports[name] = self._reports.get(name, 0) + 1
+            if self._reports[name] >= self.patience and not trainer.should_stop and _goes_on(trainer):
+                self._reports[name] = 0
+                self._grow(trainer, examination)
 
     def _grow(self, trainer: Trainer, examination: Examination) -> None:
         """Choose the neurons to add, add them, and report it; warn if there are none."""
+        location = examination.location
+        if location is None:
+            name, step = examination.name, examination.step
+            rank_zero_warn(f"GrowOnPlateau: no growth of {name} at step {step:,}: only two Linear layers can grow.")
+            return
         width = len(examination.block.W)
         room = self.units if self.max_width is None else min(self.units, self.max_width - width)
         if room < 1 or (self.max_growths is not None and len(self.growths) >= self.max_growths):
@@ -226,12 +263,12 @@ class GrowOnPlateau(PlateauListener):
         try:
             choice = choose_widening(trainer, trainer.lightning_module, examination, room, self.embedding, self.nudge)
         except NoWidening as why:
-            rank_zero_warn(f"GrowOnPlateau: no growth of {examination.location} at step {examination.step:,}: {why}.")
+            rank_zero_warn(f"GrowOnPlateau: no growth of {location} at step {examination.step:,}: {why}.")
             return
-        grow_in_training(trainer, examination.location, lambda block: choice.embed(block, examination.block))
+        grow_in_training(trainer, location, lambda block: choice.embed(block, examination.block))
         growth = Growth(
             step=examination.step,
-            block=examination.location.hidden,
+            block=examination.name,
             before=width,
             after=width + len(choice.proposals),
             embedding=tuple(str(one) for one in choice.proposals),

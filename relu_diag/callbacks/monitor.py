@@ -253,11 +253,6 @@ class LandscapeMonitor(Callback):
         """
         if not self.exact and not hasattr(pl_module, "batch_loss"):
             return
-        if self.loss is None and not hasattr(pl_module, "batch_loss"):
-            raise MisconfigurationException(
-                "A pass at fixed weights needs the loss of a batch, and training_step is never run for it: give "
-                f"{type(pl_module).__name__} a method batch_loss(batch), or the callback loss=lambda module, batch: ..."
-            )
         if self.block is not None and not isinstance(self.block, str):
             raise MisconfigurationException(f"A pass at fixed weights looks at one block; got block={self.block!r}.")
         self._look = Look(type(self).__name__, self.block, self.dataloader, self.max_samples, self.loss)
@@ -335,7 +330,7 @@ class LandscapeMonitor(Callback):
             return
         with self._careful:
             for watch in self.watched.values():
-                watch.rows.end_epoch()
+                watch.rows.finish(complete=True)
             if self._look is not None:
                 return
             far = self.step is None or steps_logged(trainer) - self.step >= trainer.log_every_n_steps  # type: ignore[attr-defined]

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from matplotlib.figure import Figure
 
+from relu_diag.callbacks._passenger import Passenger
 from relu_diag.figures import story_figure
 from relu_diag.training import (
     Examination,
-    Look,
+    Examiner,
     LossCurve,
     LossFunction,
     LossStream,
@@ -25,25 +26,27 @@ from relu_diag.training import (
     PlateauDetector,
     PlateauEvent,
     Report,
-    examine,
     listeners,
     progress_bar_texts,
+    verdict_in_training,
 )
 
 # A plateau is judged again when it is this many times as old as at the last time.
 _AGAIN = 1.5
 # Logged as ``verdict`` between plateaus.
 _NO_PLATEAU = -1
+_WAITS = "the rows of an epoch are being kept"
 
 
-class PlateauMonitor(Callback):
+class PlateauMonitor(Passenger):
     """Finds the plateaus of the training loss, judges which stationary point each is near, and forecasts its end.
 
     It watches the loss of the module's training steps, and finds plateaus of any length without settings, under noise
     and spikes (`relu_diag.training.PlateauDetector`). When a plateau is noticed, and each time it has become half as
-    old again, one full pass over the training data gives the verdict on the stationary point nearby, if the loss is the
-    squared error of the block's output, and the forecast, if the optimizer is SGD, with or without momentum, weight
-    decay and a schedule. Otherwise it says why there is none.
+    old again, it judges every block at the weights of then: by the rows of one epoch that it keeps while riding along
+    on the user's own steps. The training step is never run for it. A batch that is the whole data set is judged at
+    once. There is a forecast if the optimizer is SGD, with or without momentum, weight decay and a schedule; otherwise
+    it says why there is none.
 
     Each event logs, under the prefix ``plateau/`` (or ``plateau/<block>/``): ``verdict``
     (`relu_diag.training.VERDICT_CODES`, -1 between plateaus), ``escape_step`` with ``escape_low`` and ``escape_high``;
@@ -54,19 +57,21 @@ class PlateauMonitor(Callback):
         monitor: Name of a logged metric to watch instead, which falls as training succeeds; None: the training loss.
         drop: A plateau has ended when the loss is lower by this fraction.
         min_steps: Shortest plateau, in steps.
-        block: Qualified name of the block's first Linear, if the module has several blocks.
-        dataloader: Data to judge on; None: the training data set, in order.
-        max_samples: Largest number of samples to judge on, evenly spaced; verdicts hold for their loss. None: all.
-        loss: Computes the loss of a batch, ``loss(module, batch)``; None: the module's own.
+        block: Name of the first layer of a block, a pattern (``encoder.*``), or several of them; None: all blocks.
+        dataloader: Data to judge on, in passes at fixed weights that need ``loss`` or ``module.batch_loss``; None: rows
+            of the training steps.
+        max_samples: Largest number of samples to judge on; verdicts hold for their loss. None: all.
+        loss: Loss of a pass, ``loss(module, batch)``. A module with a method ``batch_loss(batch)`` asks for passes too.
 
     Attributes:
         plateaus: The plateaus so far, `Plateau`.
-        final: The weights at the end of training, judged, `Examination`; None before, and if the loss is not finite.
+        final: The weights at the end of training, judged, `Examination`; None before, without a block, and if the loss
+            is not finite.
         not_finite: First step at which the loss was NaN or infinite, or None.
 
     Raises:
-        MisconfigurationException: If an argument is out of range; or, in training, if no block is found, there is no
-            loss, or the metric is never logged.
+        MisconfigurationException: If an argument is out of range; or, in training, if a pass has no loss, or the metric
+            is never logged.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -78,7 +83,7 @@ class PlateauMonitor(Callback):
         monitor: str | None = None,
         drop: float = 0.01,
         min_steps: int = 100,
-        block: str | None = None,
+        block: str | Sequence[str] | None = None,
         dataloader: Iterable[Any] | None = None,
         max_samples: int | None = None,
         loss: LossFunction | None = None,
@@ -97,14 +102,16 @@ class PlateauMonitor(Callback):
         # Whether the last loss was finite, and whether there was a validation.
         self._finite = True
         self._validated = False
-        self._looking = Look("PlateauMonitor", block, dataloader, max_samples, loss)
+        self.examiner = Examiner("PlateauMonitor", block, dataloader, max_samples, loss)
         self._stream = LossStream(monitor)
         self._curve = LossCurve()
-        # Step at which the plateau is judged again, and its loss when it was judged.
+        # Step at which the plateau is judged again, whether a verdict is waited for, and the loss at the last one.
         self._judge_at = 0.0
+        self._asked = False
         self._judged_loss: float | None = None
-        self._name = f"plateau {block}" if block else "plateau"
-        self._report = Report(f"plateau/{block}/" if block else "plateau/")
+        named = block if isinstance(block, str) else ""
+        self._name = f"plateau {named}" if named else "plateau"
+        self._report = Report(f"plateau/{named}/" if named else "plateau/")
 
     @property
     def state_key(self) -> str:
@@ -156,14 +163,25 @@ class PlateauMonitor(Callback):
         self.not_finite = state_dict["not_finite"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the block.
+        """Begin anew.
 
         Args:
             trainer: The trainer.
             pl_module: Its module.
         """
-        self._looking.find(trainer, pl_module)
+        super().on_train_start(trainer, pl_module)
         self.final = None
+        self._asked = self._detector.loss is not None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the rows of the last epoch: the weights at the end are judged by them.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Unused.
+        """
+        if trainer.max_epochs == trainer.current_epoch + 1:
+            self.examiner.want()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -174,9 +192,10 @@ class PlateauMonitor(Callback):
             trainer: The trainer.
             pl_module: Its module.
             outputs: Result of the training step, with its loss.
-            batch: Unused.
+            batch: The batch.
             batch_idx: Unused.
         """
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self._stream.after_step(trainer, pl_module, outputs):
             self._look_for_plateaus(trainer, pl_module)
 
@@ -198,6 +217,7 @@ class PlateauMonitor(Callback):
             trainer: The trainer.
             pl_module: Its module.
         """
+        super().on_train_epoch_end(trainer, pl_module)
         self._stream.after_loop(trainer)
         if self._validated or not trainer.enable_validation:
             self._stream.check_seen(trainer)
@@ -211,28 +231,41 @@ class PlateauMonitor(Callback):
             pl_module: Its module.
         """
         self._look_for_plateaus(trainer, pl_module)
-        self.final = examine(trainer, pl_module, self._looking, self.drop)
-        if self.final is not None:
-            if self._detector.loss is not None:
-                self._judged(trainer, pl_module, self.final, "update")
-            self._say(trainer, self.timeline[-1])
-        elif self._finite:
+        found = self._examine(trainer, pl_module)
+        if found is None and self._finite:
             self._add(trainer, pl_module, trainer.global_step, math.nan)
+        elif found:
+            self.final = found[0]
+            if self._detector.loss is not None:
+                self._judged(trainer, pl_module, found, "update")
+            self._say(trainer, self.timeline[-1])
         self._progress(trainer)
         if self._curve.points:
             self._report.write_figures(trainer, trainer.global_step, lambda: self._figures(trainer))
+
+    def _examine(self, trainer: Trainer, module: LightningModule) -> list[Examination] | None:
+        """The blocks, examined; None if something is not finite."""
+        return self.examiner.examine(trainer, module, self.drop)
 
     def _look_for_plateaus(self, trainer: Trainer, module: LightningModule) -> None:
         """Pass the collected losses to the detector, and judge the current plateau again if it is time."""
         for step, loss in self._stream.hand_out(trainer):
             self._add(trainer, module, step, loss)
         if self._detector.loss is not None and trainer.global_step >= self._judge_at:
-            examination = examine(trainer, module, self._looking, self.drop)
-            if examination is None:  # Not finite, which the losses collected so far do not show yet.
+            self._ask()
+        if self._asked and self.examiner.agreed_ready(trainer):
+            found = self._examine(trainer, module)
+            if found is None:  # Not finite, which the losses collected so far do not show yet.
                 self._add(trainer, module, trainer.global_step, math.nan)
             else:
-                self._judged(trainer, module, examination, "update")
+                self._judged(trainer, module, found, "update")
         self._progress(trainer)
+
+    def _ask(self) -> None:
+        """Ask for a verdict, unless one is waited for."""
+        if not self._asked:
+            self._asked = True
+            self.examiner.want()
 
     def _add(self, trainer: Trainer, module: LightningModule, step: int, loss: float) -> None:
         """Pass a loss to the detector, and act on the start or the end of a plateau."""
@@ -252,44 +285,51 @@ class PlateauMonitor(Callback):
             self._ended(trainer, module, change)
 
     def _started(self, trainer: Trainer, module: LightningModule, change: PlateauChange) -> None:
-        """Judge a new plateau."""
+        """Note a new plateau, and judge it, now or when the rows of an epoch are there."""
         self._judged_loss = None
-        examination = examine(trainer, module, self._looking, self.drop)
-        if examination is None:  # The losses to come are not finite.
+        self._ask()
+        ready = self.examiner.agreed_ready(trainer)
+        found = self._examine(trainer, module) if ready else []
+        if found is None:  # The losses to come are not finite.
+            self._asked = False
             self._detector.add(change.step, math.nan)
             return
-        plateau = Plateau(
-            start=change.step,
-            end=None,
-            loss=change.loss,
-            verdict=examination.verdict,
-            forecast=None,
-            seen=examination.step,
-            no_forecast=examination.no_forecast,
-        )
-        self.plateaus.append(plateau)
-        self._judged(trainer, module, examination, "start")
+        reason = self.examiner.reason() if ready else _WAITS
+        nothing = verdict_in_training(None, reason, decayed=False)
+        step = trainer.global_step
+        self.plateaus.append(Plateau(change.step, None, change.loss, nothing, None, seen=step, no_forecast=reason))
+        self._judged(trainer, module, found, "start")
+        self._asked = not ready
 
     def _judged(
-        self, trainer: Trainer, module: LightningModule, examination: Examination, kind: Literal["start", "update"]
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        found: list[Examination],
+        kind: Literal["start", "update"],
     ) -> None:
-        """Write the verdict and the forecast of an examination into the current plateau."""
-        # Neurons that have begun to end the plateau are no longer small. Then the forecast is of the escape after it.
-        under_way = self._judged_loss is not None and examination.loss < (1 - self.drop / 4) * self._judged_loss
-        self._judged_loss = examination.loss
-        plateau = self.plateaus[-1].judged_again(examination, self._detector.loss, under_way)
-        self.plateaus[-1] = plateau
-        step = examination.step
+        """Write the verdict and the forecast of the first of the examinations into the current plateau."""
+        self._asked = False
+        plateau = self.plateaus[-1]
+        step = trainer.global_step
+        if found:
+            # Neurons that have begun to end the plateau are no longer small. Then the verdict is on what comes after.
+            under_way = self._judged_loss is not None and found[0].loss < (1 - self.drop / 4) * self._judged_loss
+            self._judged_loss = found[0].loss
+            plateau = plateau.judged_again(found[0], self._detector.loss, under_way)
+            self.plateaus[-1] = plateau
         age = step - plateau.start
         self._judge_at = plateau.start + max(_AGAIN * age, age + 1)
         self._report.log_scalars(trainer, step, plateau.scalars())
         if kind == "start":
             self._say(trainer, f"step {step:,} on a plateau {plateau}")
-        self._send(trainer, module, PlateauEvent(kind, step, plateau, self.block, examination))
+        first = found[0] if found else None
+        self._send(trainer, module, PlateauEvent(kind, step, plateau, self.block, first, tuple(found)))
 
     def _ended(self, trainer: Trainer, module: LightningModule, change: PlateauChange) -> None:
         """Close the current plateau, or drop it if it was a slide."""
         plateau = self.plateaus.pop()
+        self._asked = False
         step = trainer.global_step
         if change.how == "slide":
             self._say(trainer, f"step {step:,} no plateau since step {plateau.start:,}: the loss slides steadily")
@@ -307,7 +347,10 @@ class PlateauMonitor(Callback):
         """Send an event to the listeners; if one of them widens the block, the plateau ends."""
         for callback in listeners(trainer):
             callback.on_plateau(trainer, module, event)
-        if event.examination and self._looking.parameters(module).W.shape != event.examination.block.W.shape:
+        if any(
+            one.location and one.location.linears(module)[0].out_features != len(one.block.W)
+            for one in event.examinations
+        ):
             self._detector.interrupt(event.step)
             self.plateaus[-1] = replace(event.plateau, end=event.step, ended_by="growth")
             self._say(trainer, self.plateaus[-1].story()[-1])

@@ -7,7 +7,8 @@ says what the optimizer is (`pace`) and gives verdicts (`judge`).
 from relu_diag.training.careful import Careful
 from relu_diag.training.checks import check_callable, check_count, check_iterable
 from relu_diag.training.detector import PlateauChange, PlateauDetector
-from relu_diag.training.examination import MINIMA, Examination, examine
+from relu_diag.training.examination import MINIMA, Examination, examine_pass, examine_rows
+from relu_diag.training.examiner import Examiner
 from relu_diag.training.history import HistoryRecorder, LossCurve, Moment
 from relu_diag.training.judge import VERDICT_CODES, judge, verdict_in_training
 from relu_diag.training.lightning_internals import (
@@ -40,7 +41,7 @@ from relu_diag.training.plateaus import (
 )
 from relu_diag.training.report import Report, say
 from relu_diag.training.rider import Rider
-from relu_diag.training.rows import KeptRows, SquaredData
+from relu_diag.training.rows import KeptRows, SquaredData, tensors_of
 from relu_diag.training.stopping import Decision, stop_or_wait
 from relu_diag.training.stream import LossStream
 from relu_diag.training.watch import BlockWatch
@@ -57,6 +58,7 @@ __all__ = [
     "Decision",
     "Escape",
     "Examination",
+    "Examiner",
     "Growth",
     "HistoryRecorder",
     "KeptRows",
@@ -89,7 +91,8 @@ __all__ = [
     "choose_widening",
     "device_batches",
     "epochs_completed",
-    "examine",
+    "examine_pass",
+    "examine_rows",
     "is_plain_descent",
     "judge",
     "largest_weight_decay",
@@ -103,5 +106,6 @@ __all__ = [
     "steps_logged",
     "stop_or_wait",
     "targets_of",
+    "tensors_of",
     "verdict_in_training",
 ]

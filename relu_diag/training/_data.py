@@ -62,6 +62,25 @@ def leaves_out(trainer: Trainer, given: Iterable[Any] | None, max_samples: int |
     return max_samples is not None and not (isinstance(data, Sized) and len(data) <= max_samples)
 
 
+def is_epoch_of_all(trainer: Trainer) -> bool:
+    """Whether an epoch goes over all of the training data, as far as the loader tells.
+
+    Args:
+        trainer: The trainer, fitting.
+
+    Returns:
+        False where batches are left out, or samples are drawn with replacement.
+    """
+    loader = trainer.train_dataloader
+    sampler = getattr(loader, "sampler", None)
+    drawn = getattr(sampler, "replacement", False)
+    try:
+        batches = len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        return not drawn
+    return not drawn and (trainer.num_training_batches >= batches or bool(trainer.overfit_batches))  # type: ignore[attr-defined]
+
+
 def _batch_size(loader: DataLoader[Any]) -> int | None:
     """The batch size of a loader; None if its data set yields whole batches."""
     if loader.batch_sampler is None:

@@ -1,14 +1,16 @@
-"""Examine a block in training: one pass over the data, a verdict and a forecast."""
+"""Examine a block in training: a verdict and a forecast, from rows that were kept or from a pass over the data."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from relu_diag.capture import BlockLocation
+from relu_diag.capture import BlockLocation, Sighting
 from relu_diag.functional import (
     EscapeForecast,
     NearbyStationaryPoint,
@@ -17,14 +19,21 @@ from relu_diag.functional import (
     Verdict,
     forecast_escape,
 )
-from relu_diag.functional.local import states_from_sums
-from relu_diag.metrics import BlockMetric
 from relu_diag.training.judge import judge, verdict_in_training
 from relu_diag.training.look import Look
 from relu_diag.training.pace import NoForecast, check_unclipped, largest_weight_decay, schedule_of
 from relu_diag.training.rows import KeptRows, SquaredData
 
 MINIMA = ("local minimum", "global minimum")
+# Which block says most about where the loss of a module stands: one that has a way down, and last what is not known.
+_TELLING = (
+    "saddle",
+    "not stationary",
+    "type-2 candidate",
+    "local minimum",
+    "global minimum",
+    "undecided",
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,22 +42,24 @@ class Examination:
 
     Attributes:
         step: Gradient steps done.
-        look: The look that read its signals.
-        location: The place of the block in its module.
+        name: The block, by its first layer.
+        location: The place of the block in its module; None where its weights are not those of two Linear layers.
         block: Its parameters.
-        loss: Mean loss over all data looked at.
+        loss: Loss over all data looked at; that of the last step ridden where it is not recognised.
         verdict: Verdict on the stationary point nearby; "undecided", with the reason, if none can be given.
-        nearby: That point; None if the loss is not the squared error of the block's output.
-        data: The data looked at; None if the loss is not the squared error.
+        nearby: That point; None if the loss is not known.
+        data: The data looked at; None if the loss is not known.
         forecast: When the loss will have dropped by the fraction asked for, counted from ``step``; None without a
             forecast.
         no_forecast: Why there is no forecast; empty if there is one.
         dead: Whether every neuron is dead, so that a step can change the function only by the output bias.
+        look: The look that made a pass; None where the rows are those of training steps.
+        parameters: The parameters of the block.
     """
 
     step: int
-    look: Look
-    location: BlockLocation
+    name: str
+    location: BlockLocation | None
     block: ShallowBlock
     loss: float
     verdict: Verdict
@@ -57,9 +68,63 @@ class Examination:
     forecast: EscapeForecast | None
     no_forecast: str
     dead: bool
+    look: Look | None = None
+    parameters: tuple[nn.Parameter, ...] = ()
+
+    def has_grown(self, module: LightningModule) -> bool:
+        """Whether the block is wider now.
+
+        Args:
+            module: The module.
+
+        Returns:
+            Whether its first layer has more neurons than when it was examined.
+        """
+        return self.location is not None and len(self.location.linears(module)[0].weight) != len(self.block.W)
 
 
-def examine(trainer: Trainer, module: LightningModule, look: Look, drop: float) -> Examination | None:
+def examine_rows(
+    trainer: Trainer,
+    module: LightningModule,
+    seen: Mapping[str, Sighting],
+    kept: Mapping[str, KeptRows],
+    loss: float,
+    drop: float,
+) -> list[Examination] | None:
+    """Judge blocks at the weights of now by rows that were kept. A collective: every rank must call it.
+
+    Args:
+        trainer: The trainer.
+        module: Its module.
+        seen: The last sighting of every block.
+        kept: Rows of the blocks.
+        loss: Loss of the last step that was seen.
+        drop: Fraction by which the loss falls in an escape.
+
+    Returns:
+        Their examinations, the one that says most about the loss first; None if weights are not finite on any rank.
+    """
+    blocks = {name: one.block if one.live is None else one.live() for name, one in seen.items()}
+    finite = all(bool(torch.isfinite(block.W).all() & torch.isfinite(block.H).all()) for block in blocks.values())
+    if not trainer.strategy.reduce_boolean_decision(finite):
+        return None
+    found = []
+    for name, block in blocks.items():
+        one = seen[name]
+        rows = kept.get(name, KeptRows())
+        subject = _Subject(
+            name=name,
+            location=_location(module, one),
+            block=block,
+            parameters=one.parameters,
+            alone=one.from_data,
+            dead=_all_dead(block, rows.inputs()),
+        )
+        found.append(_judged(trainer, module, subject, rows, loss, drop))
+    return sorted(found, key=lambda examination: _TELLING.index(examination.verdict.kind))
+
+
+def examine_pass(trainer: Trainer, module: LightningModule, look: Look, drop: float) -> Examination | None:
     """Look at a block once, judge it, and forecast its escape. A collective: every rank must call it.
 
     Args:
@@ -71,98 +136,114 @@ def examine(trainer: Trainer, module: LightningModule, look: Look, drop: float) 
     Returns:
         The examination; None if the weights or the loss are not finite on any rank.
     """
-    # Early stopping calls this during validation, in inference mode, in which nothing has a gradient.
-    with torch.inference_mode(False):
-        sums = _pass(trainer, module, look)
-        if not trainer.strategy.reduce_boolean_decision(sums is not None):
-            return None
-        assert sums is not None
-        return _judged(trainer, module, look, sums, drop)
+    rows = KeptRows()
+    mean = MeanMetric().to(module.device)
+    finite = True
+    try:
+        block = look.parameters(module)
+        for seen, loss, batch in look.sightings(trainer, module):
+            mean.update(loss, weight=len(seen.signal.X))
+            rows.keep(seen, float(loss), batch)
+    except NotFiniteError:
+        finite = False
+    if not trainer.strategy.reduce_boolean_decision(finite):
+        return None
+    rows.finish(complete=not look.sampled)
+    subject = _Subject(
+        name=look.location.hidden,
+        location=look.location,
+        block=block,
+        parameters=look.trained(module),
+        alone=look.alone(module),
+        dead=_all_dead(block, rows.inputs()),
+    )
+    return replace(_judged(trainer, module, subject, rows, float(mean.compute()), drop), look=look)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Pass:
-    """The sums of one pass over the data, not yet reduced over the ranks."""
+class _Subject:
+    """A block to be judged: its name, place, weights, parameters, whether only it is trained, whether all is dead."""
 
+    name: str
+    location: BlockLocation | None
     block: ShallowBlock
-    metric: BlockMetric
-    loss: MeanMetric
-    rows: KeptRows
+    parameters: tuple[nn.Parameter, ...]
+    alone: bool
+    dead: bool
 
 
-def _pass(trainer: Trainer, module: LightningModule, look: Look) -> _Pass | None:
-    """One pass over this rank's data; None if something is not finite."""
-    try:
-        block = look.parameters(module)
-        outputs, neurons = block.H.shape
-        metric = BlockMetric(neurons, block.W.shape[1], outputs, reduction="mean").to(block.W.device)
-        mean = MeanMetric().to(block.W.device)
-        rows = KeptRows()
-        for one in look.signals(trainer, module):
-            metric.update(block, one.signal)
-            mean.update(one.loss, weight=len(one.signal.X))
-            rows.keep(look.sighting(module, block, one), float(one.loss), one.batch)
-        if not look.sampled:
-            rows.end_epoch()
-    except NotFiniteError:
-        return None
-    return _Pass(block, metric, mean, rows)
-
-
-def _judged(trainer: Trainer, module: LightningModule, look: Look, sums: _Pass, drop: float) -> Examination:
-    """The examination that follows from the sums of a pass."""
-    data = sums.rows.data()
-    nearby = None if data is None else judge(sums.block, data)
-    decayed = largest_weight_decay(trainer, module, look.location) > 0
-    verdict = verdict_in_training(nearby, sums.rows.reason, decayed)
+def _judged(
+    trainer: Trainer, module: LightningModule, subject: _Subject, rows: KeptRows, loss: float, drop: float
+) -> Examination:
+    """The examination of a block by its rows."""
+    data = rows.data()
+    block = subject.block
+    nearby = None if data is None else judge(block, data)
+    decayed = largest_weight_decay(trainer, subject.parameters) > 0
+    verdict = verdict_in_training(nearby, rows.reason, decayed)
     forecast = None
-    no_forecast = sums.rows.reason
+    no_forecast = rows.reason
     if verdict.kind in MINIMA:
         no_forecast = f"a {verdict.kind} has no escape"
     elif data is not None:
         try:
-            forecast = _forecast(trainer, module, look.location, sums.block, data, drop)
+            forecast = _forecast(trainer, module, subject, data, drop)
         except NoForecast as reason:
             no_forecast = str(reason)
     return Examination(
         step=trainer.global_step,
-        look=look,
-        location=look.location,
-        block=sums.block,
-        loss=float(sums.loss.compute()),
+        name=subject.name,
+        location=subject.location,
+        block=block,
+        loss=loss if data is None else data.loss_of(block),
         verdict=verdict,
         nearby=nearby,
         data=data,
         forecast=forecast,
         no_forecast=no_forecast,
-        dead=bool(states_from_sums(sums.block, sums.metric.sums(), scale=1.0).dead.all()),
+        dead=subject.dead,
+        parameters=subject.parameters,
     )
 
 
 def _forecast(
-    trainer: Trainer,
-    module: LightningModule,
-    location: BlockLocation,
-    block: ShallowBlock,
-    data: SquaredData,
-    drop: float,
+    trainer: Trainer, module: LightningModule, subject: _Subject, data: SquaredData, drop: float
 ) -> EscapeForecast:
     """The forecast in steps of the optimizer.
 
     Raises:
         NoForecast: If there is none.
     """
-    schedule = schedule_of(trainer, module, location)
-    forecast = forecast_escape(block, data.X, data.Y, 0.0, drop, data.reduction)
+    schedule = schedule_of(trainer, module, subject.parameters)
+    forecast = forecast_escape(subject.block, data.X, data.Y, 0.0, drop, data.reduction)
     if forecast is None:
         raise NoForecast("nothing grows")
     if forecast.reached < forecast.drop:
         raise NoForecast(str(forecast))
     forecast = replace(forecast, gain=data.scale * forecast.gain, time=forecast.time / data.scale)
-    check_unclipped(trainer, block, data, forecast)
+    check_unclipped(trainer, subject.block, data, forecast)
     # Weight decay lowers every growth rate by the same amount, and turns no neuron.
-    rate = forecast.gain - largest_weight_decay(trainer, module, location)
+    decay = largest_weight_decay(trainer, subject.parameters)
+    rate = forecast.gain - decay
     growth = forecast.gain * forecast.time
     if rate <= 0:
         raise NoForecast("the weight decay is stronger than every growth")
     return replace(forecast, steps=schedule.steps_until(growth, forecast.gain), time=growth / rate)
+
+
+def _all_dead(block: ShallowBlock, inputs: Sequence[Tensor]) -> bool:
+    """Whether every neuron is silent on all inputs; False where there are none."""
+    if block.slopes[0] != 0 or not inputs:
+        return False
+    return all(not bool((X.to(block.W) @ block.W.mT > 0).any()) for X in inputs)
+
+
+def _location(module: LightningModule, seen: Sighting) -> BlockLocation | None:
+    """The place of a block of two Linear layers."""
+    layers = dict(module.named_modules())
+    names = (seen.hidden, *seen.readers)
+    if len(names) != 2 or not all(isinstance(layers.get(name), nn.Linear) for name in names):
+        return None
+    own = {id(parameter) for parameter in seen.parameters}
+    slopes = (name for name, one in layers.items() if isinstance(one, nn.PReLU) and id(one.weight) in own)
+    return BlockLocation(names[0], names[1], seen.block.slopes, next(slopes, None))

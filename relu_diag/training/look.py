@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from relu_diag.capture import (
@@ -53,7 +52,7 @@ class Look:
         block: Qualified name of the block's first Linear, where the module has several blocks.
         dataloader: Data to look at; None: the training data set, in order.
         max_samples: Largest number of samples to look at, evenly spaced; None: all.
-        loss: Computes the loss of a batch, ``loss(module, batch)``; None: the module's own.
+        loss: Computes the loss of a batch, ``loss(module, batch)``; None: ``module.batch_loss``.
 
     Attributes:
         sampled: Whether it may leave out samples; final once `find` was called.
@@ -97,26 +96,22 @@ class Look:
         Raises:
             MisconfigurationException: If the block, the data or the loss cannot be found.
         """
-        if self.loss is None and not hasattr(module, "batch_loss") and not module.automatic_optimization:
+        if self.loss is None and not hasattr(module, "batch_loss"):
             raise MisconfigurationException(
-                f"{type(module).__name__} optimizes by hand, so its training_step cannot be run just to look. Give "
-                f"it a method batch_loss(batch), or the callback {self.owner}(loss=lambda module, batch: ...)."
+                "A pass at fixed weights needs the loss of a batch, and training_step is never run for it: give "
+                f"{type(module).__name__} a method batch_loss(batch), or {self.owner} loss=lambda module, batch: ..."
             )
         self._loader = own_loader(trainer, self.dataloader, self.max_samples, self.owner)
         self.sampled = leaves_out(trainer, self.dataloader, self.max_samples)
         with undisturbed(module):
-            for index, batch in enumerate(device_batches(trainer, module, self._loader)):
+            for batch in device_batches(trainer, module, self._loader):
                 try:
-                    self._location = choose_block(module, self.block, partial(self._loss, module, batch, index))
-                except _Skipped:
-                    continue
+                    self._location = choose_block(module, self.block, partial(self._loss, module, batch))
                 except ValueError as error:
                     cure = f" ({self.owner}(block=...))" if "several blocks" in str(error) else ""
                     raise MisconfigurationException(f"{error}{cure}") from error
                 return
-        raise MisconfigurationException(
-            f"The dataloader is empty, or all its batches are skipped: there is nothing for {self.owner} to look at."
-        )
+        raise MisconfigurationException(f"The dataloader is empty: there is nothing for {self.owner} to look at.")
 
     def parameters(self, module: LightningModule) -> ShallowBlock:
         """The block with its current parameters.
@@ -128,6 +123,29 @@ class Look:
             A copy of the parameters.
         """
         return read_block(module, self.location)
+
+    def trained(self, module: LightningModule) -> tuple[nn.Parameter, ...]:
+        """The parameters of the block.
+
+        Args:
+            module: The module.
+
+        Returns:
+            Those of its two layers.
+        """
+        return tuple(parameter for layer in self.location.linears(module) for parameter in layer.parameters())
+
+    def alone(self, module: LightningModule) -> bool:
+        """Whether nothing but the block is trained.
+
+        Args:
+            module: The module.
+
+        Returns:
+            Whether all other parameters are frozen.
+        """
+        own = {id(parameter) for parameter in self.trained(module)}
+        return not any(parameter.requires_grad and id(parameter) not in own for parameter in module.parameters())
 
     def mean_loss(self, trainer: Trainer, module: LightningModule) -> float:
         """The mean loss of the module over all data, also those beyond ``max_samples`` if their number is known.
@@ -213,8 +231,8 @@ class Look:
         seen = 0
         with undisturbed(module):
             module.eval()
-            for index, batch in enumerate(batches):
-                loss = partial(self._loss, module, batch, index)
+            for batch in batches:
+                loss = partial(self._loss, module, batch)
                 given = outputs[seen:].detach().requires_grad_(outputs.requires_grad)
                 value, rows = loss_at_outputs(module, self.location, given, loss)
                 total = total + rows * value.detach()
@@ -233,37 +251,19 @@ class Look:
         seen = 0
         with undisturbed(module):
             module.eval()
-            for index, batch in enumerate(device_batches(trainer, module, loader)):
-                try:
-                    signal, value = read_signal(module, self.location, partial(self._loss, module, batch, index))
-                except _Skipped:
-                    continue
+            for batch in device_batches(trainer, module, loader):
+                signal, value = read_signal(module, self.location, partial(self._loss, module, batch))
                 yield BatchSignal(signal, value, batch)
                 seen += len(signal.X) * trainer.world_size
                 if max_samples is not None and seen >= max_samples:
                     break
 
-    def _loss(self, module: LightningModule, batch: Any, index: int) -> Tensor:
-        """The loss of a batch: by the user's function, by ``module.batch_loss``, or by its training_step.
-
-        Raises:
-            _Skipped: If the training_step returns None.
-        """
+    def _loss(self, module: LightningModule, batch: Any) -> Tensor:
+        """The loss of a batch: by the user's function, or by ``module.batch_loss``."""
         if self.loss is not None:
             return self.loss(module, batch)
-        if hasattr(module, "batch_loss"):
-            value: Tensor = module.batch_loss(batch)  # type: ignore[operator]
-            return value
-        takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
-        out: Any = module.training_step(batch, index) if takes_index else module.training_step(batch)
-        if out is None:
-            raise _Skipped
-        loss: Tensor = out["loss"] if isinstance(out, Mapping) else out
-        return loss
-
-
-class _Skipped(Exception):
-    """The training_step returned None, as it may for a batch that is not to be trained on."""
+        value: Tensor = module.batch_loss(batch)  # type: ignore[operator]
+        return value
 
 
 def targets_of(batch: Any) -> Tensor | None:

@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from relu_diag.capture import BlockLocation
 from relu_diag.functional import EscapeForecast, ShallowBlock, squared_loss
 from relu_diag.training.lightning_internals import batches_done_in_epoch
 from relu_diag.training.rows import SquaredData
@@ -145,28 +144,27 @@ def is_plain_descent(trainer: Trainer) -> bool:
     return plain and one_rate and not trainer.lr_scheduler_configs and not trainer.gradient_clip_val
 
 
-def largest_weight_decay(trainer: Trainer, module: LightningModule, location: BlockLocation) -> float:
+def largest_weight_decay(trainer: Trainer, parameters: Sequence[nn.Parameter]) -> float:
     """The largest weight decay on a block.
 
     Args:
         trainer: The trainer.
-        module: Its module.
-        location: The block.
+        parameters: The parameters of the block.
 
     Returns:
         Weight decay, in the optimizer's own convention; 0 if it has none.
     """
-    groups = _groups_of(trainer, _parameters(module, location))
+    groups = _groups_of(trainer, parameters)
     return max((float(one.group.get("weight_decay", 0.0)) for one in groups), default=0.0)
 
 
-def schedule_of(trainer: Trainer, module: LightningModule, location: BlockLocation) -> Schedule:
+def schedule_of(trainer: Trainer, module: LightningModule, parameters: Sequence[nn.Parameter]) -> Schedule:
     """How the optimizer will move a block, if it is SGD.
 
     Args:
         trainer: The trainer.
         module: Its module.
-        location: The block.
+        parameters: The parameters of the block.
 
     Returns:
         The schedule.
@@ -174,7 +172,6 @@ def schedule_of(trainer: Trainer, module: LightningModule, location: BlockLocati
     Raises:
         NoForecast: If the optimizer is another one, or its settings in the future are not known.
     """
-    parameters = _parameters(module, location)
     groups = _groups_of(trainer, parameters)
     trained = sum(parameter.requires_grad for parameter in parameters)
     held = sum(parameter.requires_grad for one in groups for parameter in one.group["params"])
@@ -233,7 +230,7 @@ class _Group:
     group: dict[str, Any]
 
 
-def _groups_of(trainer: Trainer, parameters: list[nn.Parameter]) -> list[_Group]:
+def _groups_of(trainer: Trainer, parameters: Sequence[nn.Parameter]) -> list[_Group]:
     """The parameter groups of all optimizers that hold one of the parameters."""
     own = {id(parameter) for parameter in parameters}
     return [
@@ -242,11 +239,6 @@ def _groups_of(trainer: Trainer, parameters: list[nn.Parameter]) -> list[_Group]
         for group in optimizer.param_groups
         if any(id(parameter) in own for parameter in group["params"])
     ]
-
-
-def _parameters(module: LightningModule, location: BlockLocation) -> list[nn.Parameter]:
-    """The parameters of the two layers of a block."""
-    return [parameter for linear in location.linears(module) for parameter in linear.parameters()]
 
 
 def _pace(group: dict[str, Any]) -> Pace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -227,15 +228,18 @@ class PlateauEvent:
             was no plateau but a steady slide of the loss, and is no longer in the monitor's list.
         step: Gradient steps done.
         plateau: The plateau.
-        block: The ``block`` of the monitor that watches it; None if the module has only one.
-        examination: The block, its data, the verdict with its direction, the forecast; None for "end" and "slide".
+        block: The ``block`` of the monitor that watches it.
+        examination: The block that says most about the loss, its data, the verdict with its direction, the forecast;
+            None for "end" and "slide", and where no block was examined.
+        examinations: All blocks, that one first.
     """
 
     kind: Literal["start", "update", "end", "slide"]
     step: int
     plateau: Plateau
-    block: str | None
+    block: str | Sequence[str] | None
     examination: Examination | None
+    examinations: tuple[Examination, ...] = ()
 
 
 class PlateauListener(Callback):

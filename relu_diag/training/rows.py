@@ -1,7 +1,9 @@
-"""Inputs of a block and targets, kept while riding along: what a verdict at the weights of now is made of."""
+"""Inputs of a block and the loss of its outputs, kept while riding along: what a verdict at the weights of now is of."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,38 +12,33 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from relu_diag.capture import Sighting
-from relu_diag.functional import ShallowBlock
-from relu_diag.functional.block import Reduction
-from relu_diag.functional.problem import squared_problem
+from relu_diag.functional import BlockSignal, ShallowBlock
+from relu_diag.functional.block import chunked_outputs
+from relu_diag.functional.output_loss import Loss, joined, recognise
 from relu_diag.training._data import MAX_ELEMENTS, TOO_MANY
+from relu_diag.training.recipe import Recipe
 
 NOT_SEEN = "no step of the training was seen yet"
 # Relative deviation at which two gradients, or two losses, are the same.
 _SAME = 1e-3
 _ROUNDINGS = 8
-_NO_TARGETS = "no tensor of the batch has the shape of the block's outputs, as targets of a squared error have"
-_OTHER_LOSS = "the loss is not the squared error of the block's output"
-_PENALTY = "the loss has a part besides the squared error of the block's output"
+_ACTIVATIONS = "the loss reads the activations besides the outputs of the block"
 _DROPOUT = "dropout stands behind the activations, so that the loss of a step is not the loss of the network"
+_CHANGES = "the loss changes from batch to batch"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SquaredData:
-    """The data of a squared error.
+class TrainingData:
+    """What a block is trained on.
 
     Attributes:
         X: Block inputs, shape ``(N, d)``.
-        Y: Targets, shape ``(N, J)``.
-        reduction: Of the squared error.
-        scale: The training loss is so many times that error. A verdict does not depend on it, the time of a forecast
-            does.
+        loss: The loss of its outputs.
         complete: Whether these are all samples of an epoch.
     """
 
     X: Tensor
-    Y: Tensor
-    reduction: Reduction
-    scale: float = 1.0
+    loss: Loss
     complete: bool = False
 
     def loss_of(self, block: ShallowBlock) -> float:
@@ -53,27 +50,34 @@ class SquaredData:
         Returns:
             Loss.
         """
-        return self.scale * float(squared_problem(block, self.X, self.Y, self.reduction).loss)
+        return float(self.loss.double()(chunked_outputs(block.double(), self.X.double())))
 
 
 class KeptRows:
-    """Keeps the rows of one epoch, as long as the loss is the squared error of the block's outputs.
+    """Keeps the rows of one epoch, and their loss where it is recognised as one of the block's outputs.
 
     Args:
         max_samples: Keep no more than so many; None: as many as memory allows.
+        expected: Number of samples that will pass, among which those kept are spread evenly; 0: unknown.
 
     Attributes:
         complete: Whether every sample of an epoch was kept.
-        reason: Why there are no data, empty where there are.
+        full: Whether no more rows are to be kept.
+        reason: Why there is no loss, empty where there is.
+        recipe: How to read rows off a batch without riding along; None where that is not known.
     """
 
-    def __init__(self, max_samples: int | None = None) -> None:
+    def __init__(self, max_samples: int | None = None, expected: int = 0) -> None:
         self.max_samples = max_samples
+        self.expected = expected
         self.complete = False
+        self.full = False
         self.reason = NOT_SEEN
-        self._rows: list[tuple[Tensor, Tensor]] = []
-        self._scales: list[float] = []
-        self._full = False
+        self.recipe: Recipe | None = None
+        self._inputs: list[Tensor] = []
+        self._losses: list[Loss] = []
+        self._signals: list[BlockSignal] = []
+        self._passed = 0
 
     def keep(self, seen: Sighting, loss: float | None, batch: Any) -> None:
         """Keep the rows of a step.
@@ -83,49 +87,134 @@ class KeptRows:
             loss: The loss of the step.
             batch: Its batch, among whose tensors the targets are.
         """
-        if self._full or (self.reason and self.reason != NOT_SEEN):
+        if self.full:
             return
-        found = _squared_error(seen, loss, batch)
-        if isinstance(found, str):
-            self.reason = found
-            self._rows.clear()
-            return
-        self.reason = ""
-        X, Y, scale = found
-        kept = sum(len(rows) for rows, _ in self._rows)
-        room = len(X) if self.max_samples is None else min(len(X), self.max_samples - kept)
-        if (kept + room) * (X.shape[1] + Y.shape[1]) > MAX_ELEMENTS:
-            self.reason = TOO_MANY
-            self._rows.clear()
-            return
-        self._rows.append((X[:room].clone(), Y[:room].clone()))
-        self._scales.append(scale)
-        self._full = room < len(X)
+        if not self.reason or self.reason == NOT_SEEN:
+            found = self._recognised(seen, loss, batch)
+            self.reason = found if isinstance(found, str) else ""
+            if isinstance(found, Loss):
+                self._add(seen.signal.X, found)
+                return
+        # The loss is not known: first-order facts are all there is.
+        self._losses.clear()
+        if self._room(seen.signal.X, seen.block.H.shape[0]):
+            self._inputs.append(seen.signal.X.clone())
+            self._signals.append(seen.signal)
+            self._passed += len(seen.signal.X)
 
-    def end_epoch(self) -> None:
-        """Every sample of an epoch has passed by since the first one was kept."""
-        if self._rows and not self._full:
-            self.complete = self._full = True
+    def take(self, batch: Any) -> bool:
+        """Keep the rows of a batch by the recipe, nothing being ridden.
 
-    def data(self) -> SquaredData | None:
-        """The rows of all ranks.
+        Args:
+            batch: A batch.
+
+        Returns:
+            Whether it could be read.
+        """
+        rows = None if self.recipe is None else self.recipe.rows(tensors_of(batch))
+        if rows is None:
+            return False
+        if not self.full:
+            self._add(*rows)
+        return True
+
+    def finish(self, complete: bool) -> None:
+        """Keep no more.
+
+        Args:
+            complete: Whether every sample of an epoch has passed by since the first one was kept.
+        """
+        if self._inputs and not self.full:
+            self.complete = complete and self._passed == sum(len(rows) for rows in self._inputs)
+            self.full = True
+
+    def inputs(self) -> list[Tensor]:
+        """The inputs kept by this rank.
+
+        Returns:
+            Batches of rows, shape ``(N, d)`` each.
+        """
+        return self._inputs
+
+    def signals(self) -> list[BlockSignal]:
+        """Inputs and loss gradients of the steps, at their weights, where the loss is not known.
+
+        Returns:
+            Signals, batch by batch.
+        """
+        return self._signals
+
+    def data(self) -> TrainingData | None:
+        """The rows of all ranks. A collective: every rank must call it.
 
         Returns:
             The data; None where there are none, `reason` says why.
         """
-        everyone = _from_all_ranks((self._rows, self._scales, self.reason, self.complete))
-        rows = [pair for theirs, *_ in everyone for pair in theirs]
-        scales = [scale for _, theirs, *_ in everyone for scale in theirs]
+        everyone = _from_all_ranks((self._inputs, self._losses, self.reason, self.complete))
+        inputs = [X for theirs, *_ in everyone for X in theirs]
+        losses = [loss for _, theirs, *_ in everyone for loss in theirs]
         self.reason = next((reason for *_, reason, _ in everyone if reason), "")
-        if self.reason or not rows:
+        if self.reason or not inputs:
             return None
-        device = self._rows[0][0].device if self._rows else rows[0][0].device
-        X, Y = (torch.cat([pair[i].to(device) for pair in rows]) for i in range(2))
-        reduction, scale = _reduction(sum(scales) / len(scales), Y.numel())
-        return SquaredData(X, Y, reduction, scale, all(complete for *_, complete in everyone))
+        device = self._inputs[0].device if self._inputs else inputs[0].device
+        X = torch.cat([rows.to(device) for rows in inputs])
+        try:
+            loss = joined([one.to(device) for one in losses], [len(rows) / len(X) for rows in inputs])
+        except ValueError:
+            self.reason = _CHANGES
+            return None
+        return TrainingData(X, loss, all(complete for *_, complete in everyone))
+
+    def _recognised(self, seen: Sighting, loss: float | None, batch: Any) -> Loss | str:
+        """The loss of a step as one of the block's outputs; or what it is not."""
+        block, signal = seen.block, seen.signal
+        if seen.dropout:
+            return _DROPOUT
+        through = signal.G @ block.H
+        if signal.C is not None and bool((signal.C - through).norm() > _SAME * through.norm()):
+            return _ACTIVATIONS
+        outputs = block(signal.X)
+        leaves = tensors_of(batch)
+        found = None if self.recipe is None else self.recipe.loss_with_gradient(leaves, outputs, signal.G)
+        if found is None:
+            recognition = recognise(outputs, signal.G, batch)
+            if recognition.loss is None:
+                return recognition.reason
+            found = recognition.loss
+            self.recipe = Recipe.of(signal.X, found, leaves)
+        if not _is_all(loss, found, outputs):
+            return f"the loss has a part besides the {found.name}"
+        return found
+
+    def _add(self, X: Tensor, loss: Loss) -> None:
+        """Keep rows, no more than there is room for."""
+        if not self._room(X, 1):
+            self.reason = TOO_MANY
+            self._inputs.clear()
+            self._losses.clear()
+            return
+        self._passed += len(X)
+        kept = sum(len(rows) for rows in self._inputs)
+        room = len(X)
+        if self.max_samples is not None:
+            wanted = math.ceil(min(1.0, self._passed / max(self.expected, 1)) * self.max_samples)
+            room = min(len(X), wanted - kept)
+            self.full = kept + room >= self.max_samples
+        if 0 < room < len(X):  # evenly spaced: data may be in order
+            chosen = torch.arange(room, device=X.device) * len(X) // room
+            loss = loss.rows(chosen).scaled(len(X) / room)
+            X = X[chosen]
+        if room:
+            self._inputs.append(X.clone())
+            self._losses.append(loss)
+
+    def _room(self, X: Tensor, outputs: int) -> bool:
+        """Whether memory allows more rows."""
+        kept = sum(len(rows) for rows in self._inputs)
+        return (kept + len(X)) * (X.shape[1] + outputs) <= MAX_ELEMENTS
 
 
-def _tensors_of(batch: Any) -> list[Tensor]:
+def tensors_of(batch: Any) -> list[Tensor]:
     """The tensors in a batch, in order.
 
     Args:
@@ -139,80 +228,18 @@ def _tensors_of(batch: Any) -> list[Tensor]:
     return found
 
 
-def _squared_error(seen: Sighting, loss: float | None, batch: Any) -> tuple[Tensor, Tensor, float] | str:
-    """Inputs, targets and scale of a squared error, weights of samples drawn into the rows; or what the loss is not."""
-    block, signal = seen.block, seen.signal
-    if seen.dropout:
-        return _DROPOUT
-    through = signal.G @ block.H
-    if signal.C is not None and bool((signal.C - through).norm() > _SAME * through.norm()):
-        return _PENALTY
-    outputs = block(signal.X)
-    leaves = [leaf for leaf in _tensors_of(batch) if leaf.is_floating_point() and leaf.numel() == outputs.numel()]
-    if not leaves:
-        return _NO_TARGETS
-    reason = _OTHER_LOSS
-    for leaf in reversed(leaves):  # targets come after the inputs
-        Y = leaf.detach().reshape(outputs.shape).to(outputs)
-        for weight in _weights(batch, len(Y), outputs):
-            scale = _scale(outputs - Y, signal.G, weight)
-            if scale is None:
-                continue
-            if _is_all(loss, scale, outputs, Y, weight):
-                return _with_weights(seen, Y, weight, scale)
-            reason = _PENALTY
-    return reason
-
-
-def _reduction(scale: float, numbers: int) -> tuple[Reduction, float]:
-    """The reduction that makes a factor of the mean squared error 1, where there is one."""
-    known: dict[Reduction, float] = {"mean": 1.0, "half_sum": numbers / 2, "sum": float(numbers)}
-    for reduction, factor in known.items():
-        if abs(scale / factor - 1) <= _SAME:
-            return reduction, 1.0
-    return "mean", scale
-
-
-def _weights(batch: Any, rows: int, like: Tensor) -> list[Tensor]:
-    """Weights that samples may have: none, or one number a sample from the batch."""
-    given = [leaf for leaf in _tensors_of(batch) if leaf.is_floating_point() and leaf.numel() == rows]
-    return [like.new_ones(rows), *(leaf.detach().reshape(rows).to(like) for leaf in given if bool((leaf > 0).all()))]
-
-
-def _scale(residual: Tensor, G: Tensor, weight: Tensor) -> float | None:
-    """The factor between a weighted mean squared error and the loss with a gradient, where there is one."""
-    expected = 2 / residual.numel() * weight[:, None] * residual
-    square = float(expected.double().square().sum())
-    if square == 0:
-        return None
-    scale = float((G.double() * expected.double()).sum()) / square
-    miss = (G - scale * expected).norm()
-    rounding = torch.finfo(G.dtype).eps * G.norm()
-    return scale if scale > 0 and bool(miss <= _SAME * scale * expected.norm() + rounding) else None
-
-
-def _is_all(loss: float | None, scale: float, outputs: Tensor, Y: Tensor, weight: Tensor) -> bool:
-    """Whether the squared error is all of a loss, as far as the rounding of the outputs lets it be told."""
+def _is_all(loss: float | None, found: Loss, outputs: Tensor) -> bool:
+    """Whether a loss of the outputs is all of the loss of a step, as far as rounding lets it be told."""
     if loss is None:
         return True
-    if loss < 0:
-        return False
-    expected = (scale * float((weight[:, None] * (outputs - Y).square()).mean())) ** 0.5
-    rounding = torch.finfo(outputs.dtype).eps * float(Y.norm() + outputs.norm()) * (scale / Y.numel()) ** 0.5
-    return bool(abs(loss**0.5 - expected) <= _SAME * expected + _ROUNDINGS * rounding)
+    expected = float(found.double()(outputs.double()))
+    # The outputs are known to rounding, and with them the loss.
+    rounding = torch.finfo(outputs.dtype).eps
+    moved = float((found.gradient(outputs).double().abs() * (1 + outputs.double().abs())).sum()) * rounding
+    return abs(loss - expected) <= _SAME * abs(expected) + _ROUNDINGS * moved
 
 
-def _with_weights(seen: Sighting, Y: Tensor, weight: Tensor, scale: float) -> tuple[Tensor, Tensor, float] | str:
-    """The same loss without its weights: a positively homogeneous block takes their roots as factors of rows."""
-    if bool((weight == weight[0]).all()):
-        return seen.signal.X, Y, scale * float(weight[0])
-    if seen.block.output_bias is not None:
-        return f"{_OTHER_LOSS}; weights that differ need a block without output bias"
-    root = weight.sqrt()[:, None]
-    return root * seen.signal.X, root * Y, scale
-
-
-def _from_all_ranks(value: Any) -> list[Any]:
+def _from_all_ranks(value: Any) -> Sequence[Any]:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [value]
     gathered = [None] * torch.distributed.get_world_size()

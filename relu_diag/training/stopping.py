@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relu_diag.training.examination import MINIMA, Examination
@@ -26,21 +27,29 @@ class Decision:
     wait_until: float | None = None
 
 
-def stop_or_wait(examination: Examination | None, wait_until: float | None, margin: float) -> Decision:
+def stop_or_wait(
+    examinations: Sequence[Examination] | None, nothing: str, wait_until: float | None, margin: float
+) -> Decision:
     """Stop at a minimum, or if no neuron is alive; wait at a saddle until its escape is due.
 
     Args:
-        examination: The weights, examined; None if they or their loss are not finite.
+        examinations: The blocks, examined, the one that says most about the loss first; None if weights or loss are not
+            finite.
+        nothing: Why there is no examination.
         wait_until: Step until which an earlier decision waited for an escape, or None.
         margin: Fraction by which to wait longer than forecast.
 
     Returns:
         The decision.
     """
-    if examination is None:
+    if examinations is None:
         return Decision(True, "the loss is not finite", wait_until)
-    if examination.dead:
-        return Decision(True, "every neuron is dead", wait_until)
+    if not examinations:
+        return Decision(False, f"nothing is certain ({nothing})")
+    dead = next((one for one in examinations if one.dead), None)
+    if dead is not None:
+        return Decision(True, f"every neuron of {dead.name or 'the block'} is dead", wait_until)
+    examination = examinations[0]
     verdict = examination.verdict
     if verdict.kind in MINIMA:
         return Decision(True, f"near a {verdict.kind}", wait_until)

@@ -87,7 +87,7 @@ class BlockWatch:
         self._seen = seen
         if self.judging:
             if self.whole:
-                self.rows.end_epoch()
+                self.rows.finish(complete=True)
             self.rows.keep(seen, loss, batch)
 
     def look(self, seen: Iterable[tuple[Sighting, Tensor, Any]], step: int, everything: bool) -> float:
@@ -108,7 +108,7 @@ class BlockWatch:
             self.add(one, step, float(loss), batch)
             mean.to(loss.device).update(loss, weight=len(one.signal.X))
         if everything:
-            self.rows.end_epoch()
+            self.rows.finish(complete=True)
             self._window.whole = True
         return float(mean.compute())
 

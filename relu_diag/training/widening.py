@@ -159,7 +159,10 @@ def _search(trainer: Trainer, module: LightningModule, examination: Examination,
     batches = []
     elements = 0
     through_output = True
-    for one in examination.look.signals(trainer, module):
+    look = examination.look
+    if look is None:
+        raise NoWidening(f"{examination.no_forecast}; give the callback the loss of a batch, loss=lambda module, batch")
+    for one in look.signals(trainer, module):
         signal = one.signal
         expected = signal.G @ examination.block.H
         through_output &= signal.C is None or bool((signal.C - expected).norm() <= _SAME * expected.norm())
@@ -172,5 +175,5 @@ def _search(trainer: Trainer, module: LightningModule, examination: Examination,
     if not through_output:
         raise NoWidening("the loss reads the hidden activations besides the output of the block")
     X = torch.cat(inputs)
-    loss = partial(examination.look.loss_at, module, batches)
+    loss = partial(look.loss_at, module, batches)
     return _Search(X, partial(growth_proposals, X=X, Y=loss, nudge=nudge, candidates=_CANDIDATES))

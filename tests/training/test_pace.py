@@ -12,7 +12,6 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from relu_diag.callbacks import PlateauMonitor
-from relu_diag.capture import find_blocks
 from relu_diag.training import Pace, Schedule, Stretch, is_plain_descent, schedule_of
 
 
@@ -63,8 +62,8 @@ def test_schedule_is_foreseen_as_it_comes(interval: str, frequency: int, shared:
 
         def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
             if trainer.global_step > len(self.foreseen):
-                location, *_ = find_blocks(pl_module, lambda: pl_module.net(torch.eye(2).double()))
-                stretches = itertools.islice(schedule_of(trainer, pl_module, location).stretches, 40)
+                schedule = schedule_of(trainer, pl_module, list(pl_module.parameters()))
+                stretches = itertools.islice(schedule.stretches, 40)
                 coming = [one.pace.lr for one in stretches for _ in range(int(min(one.steps, 40)))]
                 self.foreseen.append(coming[:8])
 

@@ -10,7 +10,7 @@ import torch
 
 from relu_diag.functional import ShallowBlock, Verdict
 from relu_diag.functional.assumptions import Assumptions
-from relu_diag.training import Examination, Look, stop_or_wait
+from relu_diag.training import Examination, stop_or_wait
 
 
 def examined(kind: str, steps: float | None = None, dead: bool = False) -> Examination:
@@ -19,8 +19,8 @@ def examined(kind: str, steps: float | None = None, dead: bool = False) -> Exami
     forecast: Any = None if steps is None else SimpleNamespace(steps=steps)
     return Examination(
         step=1000,
-        look=Look("test", None, None, None, None),
-        location=None,  # type: ignore[arg-type]
+        name="net.0",
+        location=None,
         block=ShallowBlock(torch.ones(1, 1), torch.ones(1, 1)),
         loss=1.0,
         verdict=Verdict(kind, nobody, None, Assumptions({}), reason="a reason"),  # type: ignore[arg-type]
@@ -36,7 +36,7 @@ def examined(kind: str, steps: float | None = None, dead: bool = False) -> Exami
     ("examination", "waited_until", "stop", "reason"),
     [
         (None, None, True, "the loss is not finite"),
-        (examined("undecided", dead=True), None, True, "every neuron is dead"),
+        (examined("undecided", dead=True), None, True, "every neuron of net.0 is dead"),
         (examined("local minimum"), None, True, "near a local minimum"),
         (examined("global minimum"), None, True, "near a global minimum"),
         (examined("undecided"), None, False, "nothing is certain (undecided: a reason)"),
@@ -50,15 +50,15 @@ def examined(kind: str, steps: float | None = None, dead: bool = False) -> Exami
 def test_training_stops_at_minima_and_after_an_escape_that_did_not_come(
     examination: Examination | None, waited_until: float | None, stop: bool, reason: str
 ) -> None:
-    decision = stop_or_wait(examination, waited_until, margin=0.2)
+    decision = stop_or_wait(None if examination is None else [examination], "", waited_until, margin=0.2)
     assert decision.stop == stop
     assert reason in decision.reason
 
 
 def test_the_step_to_wait_for_is_the_forecast_and_a_margin() -> None:
-    assert stop_or_wait(examined("saddle", 500.0), None, margin=0.2).wait_until == 1600.0
-    assert stop_or_wait(examined("saddle", 500.0), None, margin=0.0).wait_until == 1500.0
+    assert stop_or_wait([examined("saddle", 500.0)], "", None, margin=0.2).wait_until == 1600.0
+    assert stop_or_wait([examined("saddle", 500.0)], "", None, margin=0.0).wait_until == 1500.0
     # An undecided verdict in between forgets the escape: the next saddle is waited for.
-    undecided = stop_or_wait(examined("undecided"), 900.0, margin=0.2)
+    undecided = stop_or_wait([examined("undecided")], "", 900.0, margin=0.2)
     assert undecided.wait_until is None
-    assert not stop_or_wait(replace(examined("saddle", 500.0)), undecided.wait_until, margin=0.2).stop
+    assert not stop_or_wait([replace(examined("saddle", 500.0))], "", undecided.wait_until, margin=0.2).stop

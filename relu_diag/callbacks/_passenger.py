@@ -1,0 +1,92 @@
+"""What callbacks that examine blocks have in common: they ride along on the steps their examiner asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from relu_diag.training import Examiner
+
+
+class Passenger(Callback):
+    """A callback with an examiner that rides along.
+
+    Attributes:
+        examiner: Keeps the rows of steps, and examines the blocks.
+    """
+
+    examiner: Examiner
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew; find the block of a pass, where one is asked for.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+        """
+        self.examiner.begin_fit(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Ride along on the step, if its rows are needed.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+            batch: Unused.
+            batch_idx: Number of the batch in its epoch.
+        """
+        self.examiner.step_begins(trainer, pl_module, batch_idx)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Note the gradients of a step that is ridden.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Unused.
+            loss: The loss.
+        """
+        self.examiner.board(trainer, loss)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let go of the graph of a step that is ridden.
+
+        Args:
+            trainer: Unused.
+            pl_module: Unused.
+        """
+        self.examiner.after_backward()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the rows of a step that was ridden.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Unused.
+            outputs: Unused.
+            batch: The batch.
+            batch_idx: Unused.
+        """
+        self.examiner.step_ended(trainer, batch)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The rows of an epoch are kept, if its steps were ridden.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Unused.
+        """
+        self.examiner.epoch_ended(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave no hook behind.
+
+        Args:
+            trainer: Unused.
+            pl_module: Unused.
+            exception: Unused.
+        """
+        self.examiner.leave()

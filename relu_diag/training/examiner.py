@@ -1,0 +1,256 @@
+"""Keep what a verdict needs while riding along on training steps, or take it from a pass that was asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from relu_diag.capture import Sighting
+from relu_diag.training._data import is_epoch_of_all
+from relu_diag.training.careful import Careful
+from relu_diag.training.examination import Examination, examine_pass, examine_rows
+from relu_diag.training.look import Look, LossFunction
+from relu_diag.training.rider import Rider
+from relu_diag.training.rows import KeptRows, tensors_of
+
+# Steps that are ridden at the beginning: two with the same inputs are steps on the whole data set.
+_FIRST = 2
+# Batches of an epoch whose rows are kept before anybody asks.
+_SHORT = 32
+# Samples that are kept of data without an end.
+_ENDLESS = 2**14
+
+
+class Examiner:
+    """Examines the blocks of a module in training, without running anything of the user's again.
+
+    It rides on the first two steps. When a verdict is wanted, it rides on the steps of one epoch and keeps their rows;
+    a batch that is the whole data set was kept before. Only where a loss or data were given, or the module has a method
+    ``batch_loss``, it makes a pass at fixed weights.
+
+    Args:
+        owner: Name of the callback, for messages.
+        block: Name or pattern of the blocks, by their first layer, or several of them; None: all.
+        dataloader: Data of a pass.
+        max_samples: Judge on no more than so many samples; None: all.
+        loss: Loss of a pass, ``loss(module, batch)``.
+
+    Attributes:
+        seen: The last sighting of every block, by name of its first layer.
+
+    Raises:
+        MisconfigurationException: If ``max_samples`` is not positive.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        block: str | Sequence[str] | None = None,
+        dataloader: Iterable[Any] | None = None,
+        max_samples: int | None = None,
+        loss: LossFunction | None = None,
+    ) -> None:
+        if max_samples is not None and max_samples < 1:
+            raise MisconfigurationException(f"`max_samples` must be a positive number; got {max_samples!r}.")
+        self.owner = owner
+        self.block = block
+        self.dataloader = dataloader
+        self.max_samples = max_samples
+        self.loss = loss
+        self.careful = Careful(owner)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.careful = Careful(self.owner)
+        self.seen: dict[str, Sighting] = {}
+        self._rider = Rider(self.block)
+        self._rows: dict[str, KeptRows] = {}
+        self._look: Look | None = None
+        self._ridden = 0
+        self._wanted = False
+        self._keeping = False
+        self._whole = False
+        self._batch: list[Tensor] = []
+
+    def begin_fit(self, trainer: Trainer, module: LightningModule) -> None:
+        """Forget the run before; find the block of a pass, where one is asked for.
+
+        Args:
+            trainer: The trainer, about to train.
+            module: Its module.
+
+        Raises:
+            MisconfigurationException: If a pass was asked for and has no loss, no data, or not the one block.
+        """
+        self._forget()
+        if self.loss is None and not hasattr(module, "batch_loss"):
+            if self.dataloader is not None:
+                raise MisconfigurationException(
+                    "A pass over data of your own needs the loss of a batch, and training_step is never run for it: "
+                    f"give {self.owner} loss=lambda module, batch: ..., or {type(module).__name__} a method "
+                    "batch_loss(batch)."
+                )
+            return
+        if self.block is not None and not isinstance(self.block, str):
+            raise MisconfigurationException(f"A pass at fixed weights looks at one block; got block={self.block!r}.")
+        self._look = Look(self.owner, self.block, self.dataloader, self.max_samples, self.loss)
+        self._look.find(trainer, module)
+
+    def step_begins(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
+        """Ride along on the step, if its rows are needed.
+
+        Args:
+            trainer: The trainer.
+            module: Its module.
+            batch_idx: Number of the batch in its epoch.
+        """
+        if self._look is not None or self.careful.off:
+            return
+        if batch_idx == 0 or not math.isfinite(trainer.num_training_batches):
+            self._begin_keeping(trainer)
+        if self._keeping or self._ridden < _FIRST:
+            with self.careful:
+                self._rider.begin(module)
+
+    def board(self, trainer: Trainer, loss: Tensor) -> None:
+        """Note the gradients of a step that is ridden.
+
+        Args:
+            trainer: The trainer.
+            loss: The loss whose backward pass is about to run.
+        """
+        if self._rider.riding and not self.careful.off:
+            with self.careful:
+                self._rider.board(trainer, loss)
+
+    def after_backward(self) -> None:
+        """Let go of the graph of a step that is ridden."""
+        if self._rider.riding and not self.careful.off:
+            with self.careful:
+                self._rider.after_backward()
+
+    def step_ended(self, trainer: Trainer, batch: Any) -> None:
+        """Keep the rows of a step that was ridden.
+
+        Args:
+            trainer: The trainer.
+            batch: Its batch.
+        """
+        if not self._rider.riding:
+            return
+        with self.careful:
+            seen = self._rider.end()
+            self._ridden += 1
+            self._whole = self._is_whole(trainer, batch)
+            for one in seen:
+                self._keep(one, batch)
+            self.seen.update({one.hidden: one for one in seen})
+            if self._whole:
+                self._finish_keeping(complete=True)
+            elif all(rows.full for rows in self._rows.values()) and self._keeping:
+                self._finish_keeping(complete=False)
+        self._rider.leave()
+
+    def epoch_ended(self, trainer: Trainer) -> None:
+        """The rows of an epoch are kept, if its first step was ridden.
+
+        Args:
+            trainer: The trainer.
+        """
+        if self._keeping:
+            self._finish_keeping(complete=is_epoch_of_all(trainer))
+
+    def leave(self) -> None:
+        """Leave no hook behind."""
+        self._rider.leave()
+
+    def want(self) -> None:
+        """Ask for a verdict. Inputs that layers below compute are kept anew, from the next epoch on."""
+        self._wanted = True
+        if not self._keeping and not all(one.from_data for one in self.seen.values()):
+            self._rows = {}
+
+    def agreed_ready(self, trainer: Trainer) -> bool:
+        """Whether an examination would find its rows. A collective: every rank must call it.
+
+        Args:
+            trainer: The trainer.
+
+        Returns:
+            Whether all ranks have theirs, or need none.
+        """
+        needless = self._look is not None or bool(self.careful.off) or (self._ridden >= _FIRST and not self.seen)
+        ready = needless or (bool(self._rows) and not self._keeping)
+        return trainer.strategy.reduce_boolean_decision(ready)
+
+    def examine(self, trainer: Trainer, module: LightningModule, drop: float) -> list[Examination] | None:
+        """Judge every block at the weights of now, and forecast its escape. A collective: every rank must call it.
+
+        Args:
+            trainer: The trainer.
+            module: Its module.
+            drop: Fraction by which the loss falls in an escape.
+
+        Returns:
+            The examinations, the block that says most about the loss first; None if the weights or the loss are not
+            finite on any rank.
+        """
+        # Early stopping calls this during validation, in inference mode, in which nothing has a gradient.
+        with torch.inference_mode(False):
+            if self._look is not None:
+                examination = examine_pass(trainer, module, self._look, drop)
+                return None if examination is None else [examination]
+            loss = math.nan if self._rider.loss is None else self._rider.loss
+            return examine_rows(trainer, module, self.seen, self._rows, loss, drop)
+
+    def reason(self) -> str:
+        """Why there is nothing to examine.
+
+        Returns:
+            A few words; empty where there is a block.
+        """
+        if self.careful.off:
+            return f"{self.owner} is off: {self.careful.off}"
+        if self.seen or self._look is not None:
+            return ""
+        if not self._ridden:
+            return "no step of the training was seen yet"
+        reasons = "; ".join(f"{layer or 'module'}: {reason}" for layer, reason in self._rider.reasons.items())
+        return f"found no Linear -> ReLU-like -> Linear block{': ' if reasons else ''}{reasons}"
+
+    def _begin_keeping(self, trainer: Trainer) -> None:
+        """Keep the rows of the steps to come, where they are needed."""
+        short = self._ridden == 0 and trainer.num_training_batches <= _SHORT
+        self._keeping = self._keeping or (not self._rows and (short or self._wanted))
+
+    def _finish_keeping(self, complete: bool) -> None:
+        """The rows are those of an epoch, or as many as are to be kept."""
+        for rows in self._rows.values():
+            rows.finish(complete)
+        self._keeping = False
+        self._wanted = False
+
+    def _keep(self, one: Sighting, batch: Any) -> None:
+        """Keep the rows of a block; a batch that is the whole data set alone."""
+        if self._whole or (self._keeping and one.hidden not in self._rows):
+            self._rows[one.hidden] = KeptRows(self.max_samples)
+        if one.hidden in self._rows:
+            self._rows[one.hidden].keep(one, self._rider.loss, batch)
+
+    def _is_whole(self, trainer: Trainer, batch: Any) -> bool:
+        """Whether a batch is the whole data set: an epoch has only one, or the one before was the same."""
+        before, self._batch = self._batch, [leaf.detach().clone() for leaf in tensors_of(batch)]
+        return trainer.num_training_batches == 1 or (bool(before) and _same(before, self._batch))
+
+
+def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether tensors are equal, one by one."""
+    return len(some) == len(others) and all(
+        one.shape == other.shape and torch.equal(one, other) for one, other in zip(some, others, strict=True)
+    )
