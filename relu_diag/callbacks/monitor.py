@@ -22,6 +22,7 @@ from relu_diag.training import (
     check_callable,
     check_count,
     check_iterable,
+    is_epoch_of_all,
     say,
     steps_logged,
 )
@@ -330,7 +331,7 @@ class LandscapeMonitor(Callback):
             return
         with self._careful:
             for watch in self.watched.values():
-                watch.rows.finish(complete=True)
+                watch.rows.finish(complete=is_epoch_of_all(trainer))
             if self._look is not None:
                 return
             far = self.step is None or steps_logged(trainer) - self.step >= trainer.log_every_n_steps  # type: ignore[attr-defined]

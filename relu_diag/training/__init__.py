@@ -4,9 +4,11 @@ It never changes weights, optimizers or modules. One file each reads Lightning's
 says what the optimizer is (`pace`) and gives verdicts (`judge`).
 """
 
+from relu_diag.training._data import is_epoch_of_all
 from relu_diag.training.careful import Careful
 from relu_diag.training.checks import check_callable, check_count, check_iterable
 from relu_diag.training.detector import PlateauChange, PlateauDetector
+from relu_diag.training.evidence import Evidence
 from relu_diag.training.examination import MINIMA, Examination, examine_pass, examine_rows
 from relu_diag.training.examiner import Examiner
 from relu_diag.training.history import HistoryRecorder, LossCurve, Moment
@@ -39,9 +41,10 @@ from relu_diag.training.plateaus import (
     PlateauListener,
     listeners,
 )
+from relu_diag.training.recipe import Recipe
 from relu_diag.training.report import Report, say
 from relu_diag.training.rider import Rider
-from relu_diag.training.rows import KeptRows, SquaredData, tensors_of
+from relu_diag.training.rows import KeptRows, SquaredView, TrainingData, tensors_of
 from relu_diag.training.stopping import Decision, stop_or_wait
 from relu_diag.training.stream import LossStream
 from relu_diag.training.watch import BlockWatch
@@ -57,6 +60,7 @@ __all__ = [
     "Careful",
     "Decision",
     "Escape",
+    "Evidence",
     "Examination",
     "Examiner",
     "Growth",
@@ -76,11 +80,13 @@ __all__ = [
     "PlateauEvent",
     "PlateauForecast",
     "PlateauListener",
+    "Recipe",
     "Report",
     "Rider",
     "Schedule",
-    "SquaredData",
+    "SquaredView",
     "Stretch",
+    "TrainingData",
     "WideningChoice",
     "Window",
     "batches_done_in_epoch",
@@ -93,6 +99,7 @@ __all__ = [
     "epochs_completed",
     "examine_pass",
     "examine_rows",
+    "is_epoch_of_all",
     "is_plain_descent",
     "judge",
     "largest_weight_decay",

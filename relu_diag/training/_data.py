@@ -62,23 +62,38 @@ def leaves_out(trainer: Trainer, given: Iterable[Any] | None, max_samples: int |
     return max_samples is not None and not (isinstance(data, Sized) and len(data) <= max_samples)
 
 
-def is_epoch_of_all(trainer: Trainer) -> bool:
-    """Whether an epoch goes over all of the training data, as far as the loader tells.
+def samples_of(trainer: Trainer) -> int:
+    """Number of training samples of this rank in an epoch.
 
     Args:
         trainer: The trainer, fitting.
 
     Returns:
-        False where batches are left out, or samples are drawn with replacement.
+        The number, 0 where it is unknown.
+    """
+    data = getattr(trainer.train_dataloader, "dataset", None)
+    return -(-len(data) // trainer.world_size) if isinstance(data, Sized) else 0
+
+
+def is_epoch_of_all(trainer: Trainer) -> bool:
+    """Whether the epoch that ends here went over all of the training data, as far as the loader tells.
+
+    Args:
+        trainer: The trainer, fitting.
+
+    Returns:
+        False where it ended early, batches are left out, or samples are drawn with replacement.
     """
     loader = trainer.train_dataloader
     sampler = getattr(loader, "sampler", None)
     drawn = getattr(sampler, "replacement", False)
+    if drawn or not trainer.is_last_batch:
+        return False
     try:
         batches = len(loader)  # type: ignore[arg-type]
     except TypeError:
-        return not drawn
-    return not drawn and (trainer.num_training_batches >= batches or bool(trainer.overfit_batches))  # type: ignore[attr-defined]
+        return True
+    return bool(trainer.num_training_batches >= batches or trainer.overfit_batches)  # type: ignore[attr-defined]
 
 
 def _batch_size(loader: DataLoader[Any]) -> int | None:

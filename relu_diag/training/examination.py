@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -22,7 +21,7 @@ from relu_diag.functional import (
 from relu_diag.training.judge import judge, verdict_in_training
 from relu_diag.training.look import Look
 from relu_diag.training.pace import NoForecast, check_unclipped, largest_weight_decay, schedule_of
-from relu_diag.training.rows import KeptRows, SquaredData
+from relu_diag.training.rows import KeptRows, TrainingData
 
 MINIMA = ("local minimum", "global minimum")
 # Which block says most about where the loss of a module stands: one that has a way down, and last what is not known.
@@ -64,12 +63,17 @@ class Examination:
     loss: float
     verdict: Verdict
     nearby: NearbyStationaryPoint | None
-    data: SquaredData | None
+    data: TrainingData | None
     forecast: EscapeForecast | None
     no_forecast: str
     dead: bool
     look: Look | None = None
     parameters: tuple[nn.Parameter, ...] = ()
+
+    @property
+    def all_dead(self) -> str:
+        """That every neuron is dead, in words."""
+        return f"all {len(self.block.W)} neurons of {self.name or 'the block'} are dead"
 
     def has_grown(self, module: LightningModule) -> bool:
         """Whether the block is wider now.
@@ -104,8 +108,11 @@ def examine_rows(
     Returns:
         Their examinations, the one that says most about the loss first; None if weights are not finite on any rank.
     """
-    blocks = {name: one.block if one.live is None else one.live() for name, one in seen.items()}
-    finite = all(bool(torch.isfinite(block.W).all() & torch.isfinite(block.H).all()) for block in blocks.values())
+    finite = True
+    try:
+        blocks = {name: one.block if one.live is None else one.live() for name, one in seen.items()}
+    except NotFiniteError:
+        finite = False
     if not trainer.strategy.reduce_boolean_decision(finite):
         return None
     found = []
@@ -207,7 +214,7 @@ def _judged(
 
 
 def _forecast(
-    trainer: Trainer, module: LightningModule, subject: _Subject, data: SquaredData, drop: float
+    trainer: Trainer, module: LightningModule, subject: _Subject, data: TrainingData, drop: float
 ) -> EscapeForecast:
     """The forecast in steps of the optimizer.
 
@@ -215,12 +222,15 @@ def _forecast(
         NoForecast: If there is none.
     """
     schedule = schedule_of(trainer, module, subject.parameters)
-    forecast = forecast_escape(subject.block, data.X, data.Y, 0.0, drop, data.reduction)
+    squared = data.squared(subject.block)
+    if squared is None:
+        raise NoForecast(f"of the {data.loss.name} there is no forecast")
+    forecast = forecast_escape(subject.block, squared.X, squared.Y, 0.0, drop)
     if forecast is None:
         raise NoForecast("nothing grows")
     if forecast.reached < forecast.drop:
         raise NoForecast(str(forecast))
-    forecast = replace(forecast, gain=data.scale * forecast.gain, time=forecast.time / data.scale)
+    forecast = replace(forecast, gain=squared.scale * forecast.gain, time=forecast.time / squared.scale)
     check_unclipped(trainer, subject.block, data, forecast)
     # Weight decay lowers every growth rate by the same amount, and turns no neuron.
     decay = largest_weight_decay(trainer, subject.parameters)

@@ -12,10 +12,12 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from relu_diag.capture import Sighting
-from relu_diag.training._data import is_epoch_of_all
+from relu_diag.training._data import is_epoch_of_all, samples_of
 from relu_diag.training.careful import Careful
 from relu_diag.training.examination import Examination, examine_pass, examine_rows
+from relu_diag.training.lightning_internals import device_batches
 from relu_diag.training.look import Look, LossFunction
+from relu_diag.training.recipe import Recipe
 from relu_diag.training.rider import Rider
 from relu_diag.training.rows import KeptRows, tensors_of
 
@@ -23,8 +25,16 @@ from relu_diag.training.rows import KeptRows, tensors_of
 _FIRST = 2
 # Batches of an epoch whose rows are kept before anybody asks.
 _SHORT = 32
+# Samples of a data set, and numbers of their inputs, that are kept before anybody asks, where they need no riding.
+_EARLY = 2**16
+_EARLY_NUMBERS = 2**22
+# One step of so many is ridden while rows are read off batches: inputs and loss may change.
+_RIDDEN = 32
 # Samples that are kept of data without an end.
 _ENDLESS = 2**14
+_NO_RECIPE = (
+    "inputs and targets are not found in the batches as they are; give the loss of a batch, loss=lambda module, batch"
+)
 
 
 class Examiner:
@@ -76,6 +86,13 @@ class Examiner:
         self._wanted = False
         self._keeping = False
         self._whole = False
+        self._most = self.max_samples
+        self._expected = 0
+        # Whether the present step is read off its batch, and the steps that were ridden or read.
+        self._reading = False
+        self._batches = 0
+        self._recipes: dict[str, Recipe] = {}
+        self._reasons: dict[str, str] = {}
         self._batch: list[Tensor] = []
 
     def begin_fit(self, trainer: Trainer, module: LightningModule) -> None:
@@ -90,12 +107,6 @@ class Examiner:
         """
         self._forget()
         if self.loss is None and not hasattr(module, "batch_loss"):
-            if self.dataloader is not None:
-                raise MisconfigurationException(
-                    "A pass over data of your own needs the loss of a batch, and training_step is never run for it: "
-                    f"give {self.owner} loss=lambda module, batch: ..., or {type(module).__name__} a method "
-                    "batch_loss(batch)."
-                )
             return
         if self.block is not None and not isinstance(self.block, str):
             raise MisconfigurationException(f"A pass at fixed weights looks at one block; got block={self.block!r}.")
@@ -114,7 +125,11 @@ class Examiner:
             return
         if batch_idx == 0 or not math.isfinite(trainer.num_training_batches):
             self._begin_keeping(trainer)
-        if self._keeping or self._ridden < _FIRST:
+        if not self._keeping and self._ridden >= _FIRST:
+            return
+        self._batches += 1
+        self._reading = self._ridden >= _FIRST and self._readable and self._batches % _RIDDEN != 0
+        if not self._reading:
             with self.careful:
                 self._rider.begin(module)
 
@@ -142,6 +157,10 @@ class Examiner:
             trainer: The trainer.
             batch: Its batch.
         """
+        if self._reading:
+            self._reading = False
+            with self.careful:
+                self._read(batch)
         if not self._rider.riding:
             return
         with self.careful:
@@ -153,7 +172,10 @@ class Examiner:
             self.seen.update({one.hidden: one for one in seen})
             if self._whole:
                 self._finish_keeping(complete=True)
-            elif all(rows.full for rows in self._rows.values()) and self._keeping:
+            elif self._ridden >= _FIRST and not self._worth_keeping(trainer):
+                self._rows = {}
+                self._keeping = False
+            elif self._keeping and all(rows.full for rows in self._rows.values()):
                 self._finish_keeping(complete=False)
         self._rider.leave()
 
@@ -186,7 +208,8 @@ class Examiner:
             Whether all ranks have theirs, or need none.
         """
         needless = self._look is not None or bool(self.careful.off) or (self._ridden >= _FIRST and not self.seen)
-        ready = needless or (bool(self._rows) and not self._keeping)
+        given = self.dataloader is not None and self._ridden >= _FIRST
+        ready = needless or given or (bool(self._rows) and not self._keeping)
         return trainer.strategy.reduce_boolean_decision(ready)
 
     def examine(self, trainer: Trainer, module: LightningModule, drop: float) -> list[Examination] | None:
@@ -207,7 +230,8 @@ class Examiner:
                 examination = examine_pass(trainer, module, self._look, drop)
                 return None if examination is None else [examination]
             loss = math.nan if self._rider.loss is None else self._rider.loss
-            return examine_rows(trainer, module, self.seen, self._rows, loss, drop)
+            rows = self._rows if self.dataloader is None else self._given_rows(trainer, module)
+            return examine_rows(trainer, module, self.seen, rows, loss, drop)
 
     def reason(self) -> str:
         """Why there is nothing to examine.
@@ -226,8 +250,23 @@ class Examiner:
 
     def _begin_keeping(self, trainer: Trainer) -> None:
         """Keep the rows of the steps to come, where they are needed."""
-        short = self._ridden == 0 and trainer.num_training_batches <= _SHORT
-        self._keeping = self._keeping or (not self._rows and (short or self._wanted))
+        early = self._ridden == 0 and (self._short(trainer) or samples_of(trainer) <= _EARLY)
+        self._keeping = self._keeping or (not self._rows and (early or self._wanted))
+        endless = not math.isfinite(trainer.num_training_batches)
+        self._most = _ENDLESS if endless and self.max_samples is None else self.max_samples
+        self._expected = 0 if endless else samples_of(trainer)
+
+    def _short(self, trainer: Trainer) -> bool:
+        """Whether the steps of an epoch are so few that all may be ridden."""
+        return trainer.num_training_batches <= _SHORT
+
+    def _worth_keeping(self, trainer: Trainer) -> bool:
+        """Whether the rows of the first epoch are kept although nobody has asked: where that costs next to nothing."""
+        recipes = [rows.recipe for rows in self._rows.values() if rows.recipe is not None]
+        numbers = sum(recipe.columns for recipe in recipes) * max(self._expected, 1)
+        waiting = self._ridden < _SHORT and any(rows.waiting for rows in self._rows.values())
+        cheap = waiting or (self._readable and numbers <= _EARLY_NUMBERS)
+        return self._wanted or (self._keeping and (self._short(trainer) or cheap))
 
     def _finish_keeping(self, complete: bool) -> None:
         """The rows are those of an epoch, or as many as are to be kept."""
@@ -238,10 +277,42 @@ class Examiner:
 
     def _keep(self, one: Sighting, batch: Any) -> None:
         """Keep the rows of a block; a batch that is the whole data set alone."""
-        if self._whole or (self._keeping and one.hidden not in self._rows):
-            self._rows[one.hidden] = KeptRows(self.max_samples)
-        if one.hidden in self._rows:
-            self._rows[one.hidden].keep(one, self._rider.loss, batch)
+        if self._whole or one.hidden not in self._rows:
+            self._rows[one.hidden] = KeptRows(self._most, self._expected)
+            self._rows[one.hidden].recipe = self._recipes.get(one.hidden)
+        rows = self._rows[one.hidden]
+        rows.keep(one, self._rider.loss, batch)
+        self._reasons[one.hidden] = rows.reason
+        if rows.recipe is not None:
+            self._recipes[one.hidden] = rows.recipe
+
+    @property
+    def _readable(self) -> bool:
+        """Whether rows can be read off batches, without riding along."""
+        recipes = [rows.recipe for rows in self._rows.values()]
+        return bool(recipes) and all(recipe is not None and recipe.inputs is not None for recipe in recipes)
+
+    def _read(self, batch: Any) -> None:
+        """Keep the rows of a batch that is not ridden."""
+        for rows in self._rows.values():
+            if not rows.take(batch):
+                rows.reason = "a batch has other tensors than those before"
+        if all(rows.full for rows in self._rows.values()):
+            self._finish_keeping(complete=False)
+
+    def _given_rows(self, trainer: Trainer, module: LightningModule) -> dict[str, KeptRows]:
+        """The rows of the data given, read as those of the training steps were found."""
+        given = {name: KeptRows(self.max_samples) for name in self.seen}
+        for name, rows in given.items():
+            rows.recipe = self._recipes.get(name)
+            rows.reason = self._reasons.get(name) or ("" if rows.recipe else _NO_RECIPE)
+        for batch in device_batches(trainer, module, self.dataloader or ()):
+            for rows in given.values():
+                if not rows.reason and not rows.take(batch):
+                    rows.reason = _NO_RECIPE
+        for rows in given.values():
+            rows.finish(complete=True)
+        return given
 
     def _is_whole(self, trainer: Trainer, batch: Any) -> bool:
         """Whether a batch is the whole data set: an epoch has only one, or the one before was the same."""

@@ -8,7 +8,7 @@ import torch
 
 from relu_diag.functional import NearbyStationaryPoint, ShallowBlock, Verdict, nearby_stationary_point
 from relu_diag.functional.assumptions import Assumptions, checked
-from relu_diag.training.rows import SquaredData
+from relu_diag.training.rows import TrainingData
 
 # One integer for each kind, for loggers; it rises with how final the verdict is.
 VERDICT_CODES = {
@@ -22,7 +22,7 @@ VERDICT_CODES = {
 _DECAYED = "the optimizer decays the weights: the theorem is about the loss alone"
 
 
-def judge(block: ShallowBlock, data: SquaredData) -> NearbyStationaryPoint:
+def judge(block: ShallowBlock, data: TrainingData) -> NearbyStationaryPoint | None:
     """Find the stationary point near a block in training.
 
     Args:
@@ -32,7 +32,10 @@ def judge(block: ShallowBlock, data: SquaredData) -> NearbyStationaryPoint:
     Returns:
         The point; its verdict says whether these are all data.
     """
-    nearby = nearby_stationary_point(block, data.X, data.Y, data.reduction)
+    squared = data.squared(block)
+    if squared is None:
+        return None
+    nearby = nearby_stationary_point(block, squared.X, squared.Y)
     assumptions = nearby.verdict.assumptions | {"full data set": checked(data.complete)}
     return replace(nearby, verdict=replace(nearby.verdict, assumptions=assumptions))
 

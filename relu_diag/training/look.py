@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric
 
 from relu_diag.capture import (
     BlockLocation,
+    LiveBlock,
     Sighting,
     choose_block,
     loss_at_outputs,
@@ -213,7 +214,7 @@ class Look:
             from_data=False,
             kinks_after=(),
             to_the_loss=True,
-            live=partial(self.parameters, module),
+            live=LiveBlock.at(module, self.location),
         )
 
     def loss_at(self, module: LightningModule, batches: Sequence[Any], outputs: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from relu_diag.functional import Direction, ShallowBlock
-from relu_diag.training.rows import SquaredData
+from relu_diag.training.rows import TrainingData
 
 # How often the step of the verdict is halved in search of the lowest loss.
 _HALVINGS = 20
@@ -41,7 +41,7 @@ class Escape:
         return f"step {self.step:,} moved off a saddle: loss {self.before:.6g} to {self.after:.6g}{gain}"
 
 
-def lowest_along(block: ShallowBlock, direction: Direction, data: SquaredData) -> ShallowBlock | None:
+def lowest_along(block: ShallowBlock, direction: Direction, data: TrainingData) -> ShallowBlock | None:
     """The point of lowest loss along a direction, among its own step and halvings of it.
 
     Args:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from relu_diag.functional import EscapeForecast, ShallowBlock, squared_loss
+from relu_diag.functional import EscapeForecast, ShallowBlock
 from relu_diag.training.lightning_internals import batches_done_in_epoch
-from relu_diag.training.rows import SquaredData
+from relu_diag.training.rows import TrainingData
 
 # Steps for which a scheduler is looked ahead; after them its last learning rate is taken to stay.
 _AHEAD = 100_000
@@ -189,7 +189,7 @@ def schedule_of(trainer: Trainer, module: LightningModule, parameters: Sequence[
     return Schedule(_stretches(trainer, module, optimizer, index))
 
 
-def check_unclipped(trainer: Trainer, block: ShallowBlock, data: SquaredData, forecast: EscapeForecast) -> None:
+def check_unclipped(trainer: Trainer, block: ShallowBlock, data: TrainingData, forecast: EscapeForecast) -> None:
     """Refuse a forecast if the trainer clips gradients on the way: clipped descent is slower.
 
     Args:
@@ -206,7 +206,7 @@ def check_unclipped(trainer: Trainer, block: ShallowBlock, data: SquaredData, fo
     weights = [weight.detach().clone().requires_grad_() for weight in (block.W, block.H)]
     moving = ShallowBlock(weights[0], weights[1], block.slopes, block.output_bias)
     with torch.enable_grad():
-        loss = data.scale * squared_loss(moving, data.X, data.Y, data.reduction)
+        loss = data.loss(moving(data.X))
         gradients = torch.autograd.grad(loss, weights)
     flat: Tensor = torch.cat([gradient.flatten() for gradient in gradients])
     # The growing neurons have input and output weights of equal size, and a gradient `gain` times as large.

@@ -1,4 +1,4 @@
-"""Inputs of a block and the loss of its outputs, kept while riding along: what a verdict at the weights of now is of."""
+"""Inputs of a block and the loss of its outputs, kept while riding along: what a verdict needs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from torch import Tensor
 from relu_diag.capture import Sighting
 from relu_diag.functional import BlockSignal, ShallowBlock
 from relu_diag.functional.block import chunked_outputs
-from relu_diag.functional.output_loss import Loss, joined, recognise
+from relu_diag.functional.output_loss import Loss, SquaredError, joined, recognise
 from relu_diag.training._data import MAX_ELEMENTS, TOO_MANY
+from relu_diag.training.evidence import Evidence
 from relu_diag.training.recipe import Recipe
 
 NOT_SEEN = "no step of the training was seen yet"
-# Relative deviation at which two gradients, or two losses, are the same.
+# Relative deviation at which two gradients are the same.
 _SAME = 1e-3
-_ROUNDINGS = 8
 _ACTIVATIONS = "the loss reads the activations besides the outputs of the block"
 _DROPOUT = "dropout stands behind the activations, so that the loss of a step is not the loss of the network"
+_TOO_FEW = "the samples seen are too few to tell which loss it is"
 _CHANGES = "the loss changes from batch to batch"
 
 
@@ -52,6 +53,35 @@ class TrainingData:
         """
         return float(self.loss.double()(chunked_outputs(block.double(), self.X.double())))
 
+    def squared(self, block: ShallowBlock) -> SquaredView | None:
+        """The data as those of a mean squared error, weights drawn into the rows.
+
+        Args:
+            block: The block.
+
+        Returns:
+            The view; None where the loss is another one.
+        """
+        if not isinstance(self.loss, SquaredError):
+            return None
+        Y = self.loss.Y.to(self.X.dtype)
+        weight = self.loss.curvature(Y, torch.ones_like(Y)) / 2 * Y.numel()
+        if bool((weight == weight[0, 0]).all()):
+            return SquaredView(self.X, Y, float(weight[0, 0]))
+        if block.output_bias is not None or not bool((weight == weight[:, :1]).all()):
+            return None
+        root = weight[:, :1].sqrt()
+        return SquaredView(root * self.X, root * Y, 1.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SquaredView:
+    """Inputs and targets of ``scale`` times a mean squared error."""
+
+    X: Tensor
+    Y: Tensor
+    scale: float
+
 
 class KeptRows:
     """Keeps the rows of one epoch, and their loss where it is recognised as one of the block's outputs.
@@ -78,6 +108,7 @@ class KeptRows:
         self._losses: list[Loss] = []
         self._signals: list[BlockSignal] = []
         self._passed = 0
+        self._evidence = Evidence()
 
     def keep(self, seen: Sighting, loss: float | None, batch: Any) -> None:
         """Keep the rows of a step.
@@ -90,10 +121,11 @@ class KeptRows:
         if self.full:
             return
         if not self.reason or self.reason == NOT_SEEN:
-            found = self._recognised(seen, loss, batch)
-            self.reason = found if isinstance(found, str) else ""
-            if isinstance(found, Loss):
-                self._add(seen.signal.X, found)
+            self.reason = _obstacle(seen)
+            if not self.reason:
+                self._evidence.add(seen, loss, tensors_of(batch))
+                self.reason = self._recognise()
+            if not self.reason:
                 return
         # The loss is not known: first-order facts are all there is.
         self._losses.clear()
@@ -117,6 +149,11 @@ class KeptRows:
         if not self.full:
             self._add(*rows)
         return True
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the loss may yet be recognised by further steps."""
+        return not self.reason and not self._losses
 
     def finish(self, complete: bool) -> None:
         """Keep no more.
@@ -154,7 +191,10 @@ class KeptRows:
         inputs = [X for theirs, *_ in everyone for X in theirs]
         losses = [loss for _, theirs, *_ in everyone for loss in theirs]
         self.reason = next((reason for *_, reason, _ in everyone if reason), "")
-        if self.reason or not inputs:
+        if self.reason:
+            return None
+        if not losses or not inputs:
+            self.reason = _TOO_FEW
             return None
         device = self._inputs[0].device if self._inputs else inputs[0].device
         X = torch.cat([rows.to(device) for rows in inputs])
@@ -165,26 +205,25 @@ class KeptRows:
             return None
         return TrainingData(X, loss, all(complete for *_, complete in everyone))
 
-    def _recognised(self, seen: Sighting, loss: float | None, batch: Any) -> Loss | str:
-        """The loss of a step as one of the block's outputs; or what it is not."""
-        block, signal = seen.block, seen.signal
-        if seen.dropout:
-            return _DROPOUT
-        through = signal.G @ block.H
-        if signal.C is not None and bool((signal.C - through).norm() > _SAME * through.norm()):
-            return _ACTIVATIONS
-        outputs = block(signal.X)
-        leaves = tensors_of(batch)
-        found = None if self.recipe is None else self.recipe.loss_with_gradient(leaves, outputs, signal.G)
+    def _recognise(self) -> str:
+        """Keep the rows of steps whose loss is recognised, and wait where more of them may tell; or what it is not."""
+        evidence = self._evidence
+        found = None
+        if self.recipe is not None:
+            found = self.recipe.loss_with_gradient(evidence.leaves(), evidence.outputs(), evidence.G())
         if found is None:
-            recognition = recognise(outputs, signal.G, batch)
-            if recognition.loss is None:
-                return recognition.reason
+            recognition = recognise(evidence.outputs(), evidence.G(), evidence.leaves())
             found = recognition.loss
-            self.recipe = Recipe.of(signal.X, found, leaves)
-        if not _is_all(loss, found, outputs):
+            if found is None:
+                return "" if evidence.few else recognition.reason
+        if not evidence.is_all(found):
             return f"the loss has a part besides the {found.name}"
-        return found
+        if self.recipe is None:
+            self.recipe = Recipe.of(evidence.X(), found, evidence.leaves())
+        for X, own in evidence.steps(found):
+            self._add(X, own)
+        self._evidence = Evidence()
+        return ""
 
     def _add(self, X: Tensor, loss: Loss) -> None:
         """Keep rows, no more than there is room for."""
@@ -228,15 +267,13 @@ def tensors_of(batch: Any) -> list[Tensor]:
     return found
 
 
-def _is_all(loss: float | None, found: Loss, outputs: Tensor) -> bool:
-    """Whether a loss of the outputs is all of the loss of a step, as far as rounding lets it be told."""
-    if loss is None:
-        return True
-    expected = float(found.double()(outputs.double()))
-    # The outputs are known to rounding, and with them the loss.
-    rounding = torch.finfo(outputs.dtype).eps
-    moved = float((found.gradient(outputs).double().abs() * (1 + outputs.double().abs())).sum()) * rounding
-    return abs(loss - expected) <= _SAME * abs(expected) + _ROUNDINGS * moved
+def _obstacle(seen: Sighting) -> str:
+    """What keeps the loss of a step from being one of the block's outputs."""
+    if seen.dropout:
+        return _DROPOUT
+    through = seen.signal.G @ seen.block.H
+    C = seen.signal.C
+    return _ACTIVATIONS if C is not None and bool((C - through).norm() > _SAME * through.norm()) else ""
 
 
 def _from_all_ranks(value: Any) -> Sequence[Any]:

@@ -48,7 +48,7 @@ def stop_or_wait(
         return Decision(False, f"nothing is certain ({nothing})")
     dead = next((one for one in examinations if one.dead), None)
     if dead is not None:
-        return Decision(True, f"every neuron of {dead.name or 'the block'} is dead", wait_until)
+        return Decision(True, f"nothing can change any more: {dead.all_dead}", wait_until)
     examination = examinations[0]
     verdict = examination.verdict
     if verdict.kind in MINIMA:

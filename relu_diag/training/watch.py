@@ -21,7 +21,7 @@ from relu_diag.training.history import HistoryRecorder, Moment
 from relu_diag.training.judge import VERDICT_CODES, judge
 from relu_diag.training.look import targets_of
 from relu_diag.training.report import Report
-from relu_diag.training.rows import KeptRows
+from relu_diag.training.rows import NOT_SEEN, KeptRows
 from relu_diag.training.window import BlockReport, Window
 
 # A share of dead neurons worth a word, and a share of small ones.
@@ -70,7 +70,7 @@ class BlockWatch:
     @property
     def wants_rows(self) -> bool:
         """Whether every step is to be ridden, until the rows of an epoch are kept."""
-        return self.judging and not self.rows.complete and not self.rows.reason
+        return self.judging and not self.rows.full and self.rows.reason in {"", NOT_SEEN}
 
     def add(self, seen: Sighting, step: int, loss: float | None, batch: Any) -> None:
         """Add what a step saw.

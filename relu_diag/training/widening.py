@@ -13,7 +13,7 @@ from torch import Tensor
 from relu_diag.functional import GrowthProposal, ShallowBlock, classify, growth_proposals
 from relu_diag.training._data import MAX_ELEMENTS, TOO_MANY
 from relu_diag.training.examination import Examination
-from relu_diag.training.rows import SquaredData
+from relu_diag.training.rows import SquaredView, TrainingData
 
 # Copies that are tried under any other loss, where a trial takes a dozen passes over the data.
 _CANDIDATES = 4
@@ -111,9 +111,9 @@ def choose_widening(
     Raises:
         NoWidening: If no neuron gains anything, or the loss cannot be evaluated.
     """
-    search = (
-        _search_squared(examination.data, nudge) if examination.data else _search(trainer, module, examination, nudge)
-    )
+    data = examination.data
+    squared = None if data is None else data.squared(examination.block)
+    search = _search_rows(data, squared, nudge) if data else _search(trainer, module, examination, nudge)
     chosen: list[GrowthProposal] = []
     block = examination.block
     for _ in range(count):
@@ -126,8 +126,7 @@ def choose_widening(
     if not chosen:
         raise NoWidening("no neuron and no direction gains anything")
     block = chosen[-1].new_block
-    data = examination.data
-    kind = classify(block, data.X, data.Y, data.reduction).kind if data else "undecided"
+    kind = "undecided" if squared is None else classify(block, squared.X, squared.Y).kind
     with torch.no_grad():
         change = float((block(search.X) - examination.block(search.X)).abs().max())
     return WideningChoice(chosen, kind, change)
@@ -141,10 +140,11 @@ class _Search:
     propose: Callable[[ShallowBlock], list[GrowthProposal]]
 
 
-def _search_squared(data: SquaredData, nudge: bool) -> _Search:
-    """The search under the squared error."""
-    propose = partial(growth_proposals, X=data.X, Y=data.Y, reduction=data.reduction, nudge=nudge)
-    return _Search(data.X, propose)
+def _search_rows(data: TrainingData, squared: SquaredView | None, nudge: bool) -> _Search:
+    """The search by the rows of training steps."""
+    if squared is not None and squared.scale == 1:
+        return _Search(data.X, partial(growth_proposals, X=squared.X, Y=squared.Y, nudge=nudge))
+    return _Search(data.X, partial(growth_proposals, X=data.X, Y=data.loss, nudge=nudge, candidates=_CANDIDATES))
 
 
 def _search(trainer: Trainer, module: LightningModule, examination: Examination, nudge: bool) -> _Search:

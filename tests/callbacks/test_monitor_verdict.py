@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from relu_diag import functional as F
 from relu_diag.callbacks import LandscapeMonitor
 from relu_diag.experiments import PointsDataModule, ReferenceRegression
-from relu_diag.training import VERDICT_CODES, SquaredData
+from relu_diag.training import VERDICT_CODES, TrainingData
 
 
 def five_points(**settings: Any) -> tuple[LandscapeMonitor, Trainer]:
@@ -49,7 +49,7 @@ def test_the_end_of_the_five_point_run_is_near_a_local_minimum(tmp_path: Path) -
     assert {"landscape/verdict/text_summary", "landscape/verdict_legend/text_summary"} <= set(events.Tags()["tensors"])
 
 
-def kept(loss: Any, *more: Tensor, batch_size: int = 8) -> tuple[SquaredData | None, str]:
+def kept(loss: Any, *more: Tensor, batch_size: int = 8) -> tuple[TrainingData | None, str]:
     """The data that a run keeps of its training set, and why it keeps none."""
 
     class Own(Regression):
@@ -76,14 +76,17 @@ def test_a_squared_error_is_recognised_up_to_a_factor_and_every_sample_kept_once
     found, reason = kept(loss, batch_size=4)
     assert found is not None, reason
     assert found.complete
-    assert found.scale == pytest.approx(scale, rel=1e-3)
     X, Y = data().tensors
     order = found.X[:, 0].argsort()
     assert_close(found.X[order][:, :-1], X[X[:, 0].argsort()])
-    assert_close(found.Y[order], Y[X[:, 0].argsort()])
+    zeros = torch.zeros_like(Y)
+    expected = scale * functional.mse_loss(zeros, Y)
+    assert_close(found.loss(zeros), expected, rtol=1e-3, atol=0)
+    assert isinstance(found.loss, F.SquaredError)
+    assert_close(found.loss.Y[order], Y[X[:, 0].argsort()])
 
 
-def test_weights_of_samples_are_drawn_into_the_rows_of_a_block_without_output_bias() -> None:
+def test_weights_of_samples_are_found_in_the_batch() -> None:
     class Weighted(Regression):
         def __init__(self) -> None:
             super().__init__(noisy=False)
@@ -104,12 +107,12 @@ def test_weights_of_samples_are_drawn_into_the_rows_of_a_block_without_output_bi
     live = monitor.watched["net.0"]._seen
     assert live is not None
     assert live.live is not None
-    assert_close(F.squared_loss(live.live(), found.X, found.Y), expected.detach())
+    assert found.loss_of(live.live()) == pytest.approx(float(expected))
 
 
 OTHERS: dict[str, tuple[Any, str]] = {
-    "huber": (lambda out, Y: functional.huber_loss(out, Y, delta=0.1), "not the squared error"),
-    "penalty on the outputs": (lambda out, Y: functional.mse_loss(out, Y) + out.square().mean(), "not the squared"),
+    "a root": (lambda out, Y: (out - Y).abs().sqrt().mean(), "not a squared"),
+    "penalty on the outputs": (lambda out, Y: functional.mse_loss(out, Y) + out.square().mean(), "not a squared"),
     "a constant": (lambda out, Y: functional.mse_loss(out, Y) + 1.0, "a part besides the squared error"),
 }
 
@@ -129,5 +132,5 @@ def test_a_batch_without_targets_says_so() -> None:
     monitor = LandscapeMonitor(verdict="nearby")
     trainer = fit(Own(noisy=False), monitor, loader=DataLoader(TensorDataset(data().tensors[0]), batch_size=8))
     assert monitor.nearby is None
-    assert "no tensor of the batch has the shape of the block's outputs" in monitor.watched["net.0"].rows.reason
+    assert "no tensor of the batch has the shape of targets" in monitor.watched["net.0"].rows.reason
     assert int(trainer.callback_metrics["landscape/verdict"]) == VERDICT_CODES["undecided"]

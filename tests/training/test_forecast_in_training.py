@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from support.five_points import SCHEDULES, SETTINGS, Five, Plain, Scheduled, fit, points
 from torch import Tensor, nn
@@ -186,7 +185,7 @@ def test_a_penalty_on_the_weights_is_not_taken_for_the_squared_error() -> None:
 
     first, *_ = watched(Penalised(lr=1e-7), 200).plateaus
     assert first.verdict.kind == "undecided"
-    assert first.no_forecast == "the loss has a part besides the squared error of the block's output"
+    assert first.no_forecast == "the loss has a part besides the squared error"
 
 
 def test_iterable_data_are_judged_on_data_given_for_it() -> None:
@@ -199,5 +198,3 @@ def test_iterable_data_are_judged_on_data_given_for_it() -> None:
     monitor = PlateauMonitor(dataloader=points())
     fit(Five(lr=0.02), monitor, loader=loader, max_steps=300)
     assert monitor.plateaus[0].verdict.kind == "saddle"
-    with pytest.raises(MisconfigurationException, match="cannot be read a second time"):
-        fit(Five(), PlateauMonitor(), loader=[points().dataset.tensors] * 10, max_steps=5)

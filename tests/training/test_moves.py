@@ -5,15 +5,16 @@ import torch
 
 from relu_diag import functional as F
 from relu_diag.functional import Direction, ShallowBlock
-from relu_diag.training import SquaredData, lowest_along
+from relu_diag.training import TrainingData, lowest_along
 
 X = torch.eye(2, dtype=torch.float64)
-DATA = SquaredData(X, torch.ones(2, 1, dtype=torch.float64), "mean")
+Y = torch.ones(2, 1, dtype=torch.float64)
+DATA = TrainingData(X, F.SquaredError(Y))
 ORIGIN = ShallowBlock(torch.zeros(1, 2, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64))
 
 
 def test_the_lowest_of_all_halvings_is_taken() -> None:
-    direction = F.classify(ORIGIN, DATA.X, DATA.Y).direction
+    direction = F.classify(ORIGIN, X, Y).direction
     assert direction is not None
     far = Direction(direction.dW, direction.dH, 64 * direction.step, direction.loss_change)
     lowest = lowest_along(ORIGIN, far, DATA)
@@ -29,5 +30,5 @@ def test_nothing_moves_where_no_step_lowers_the_loss() -> None:
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "half_sum"])
 def test_the_loss_of_a_block_is_the_squared_error(reduction: str) -> None:
-    data = SquaredData(DATA.X, DATA.Y, reduction)  # type: ignore[arg-type]
-    assert data.loss_of(ORIGIN) == pytest.approx(float(F.squared_loss(ORIGIN, data.X, data.Y, reduction)))
+    data = TrainingData(X, F.SquaredError(Y, reduction))
+    assert data.loss_of(ORIGIN) == pytest.approx(float(F.squared_loss(ORIGIN, X, Y, reduction)))  # type: ignore[arg-type]

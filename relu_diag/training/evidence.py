@@ -1,0 +1,110 @@
+"""What steps tell of their loss: outputs, gradients at them, and the tensors of the batches, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from relu_diag.capture import Sighting
+from relu_diag.functional.output_loss import Loss
+
+# Relative deviation at which two losses are the same.
+_SAME = 1e-3
+_ROUNDINGS = 8
+# Numbers of a gradient below which further steps may tell more.
+_FEW = 32
+
+
+class Evidence:
+    """Steps whose loss is not known yet. It is a function of the outputs alone, so that their weights may differ."""
+
+    def __init__(self) -> None:
+        self._inputs: list[Tensor] = []
+        self._outputs: list[Tensor] = []
+        self._gradients: list[Tensor] = []
+        self._leaves: list[list[Tensor]] = []
+        self._losses: list[float | None] = []
+
+    def add(self, seen: Sighting, loss: float | None, leaves: list[Tensor]) -> None:
+        """Add a step.
+
+        Args:
+            seen: The block.
+            loss: The loss.
+            leaves: The tensors of its batch.
+        """
+        self._inputs.append(seen.signal.X.clone())
+        self._outputs.append(seen.block(seen.signal.X))
+        self._gradients.append(seen.signal.G.clone())
+        self._leaves.append([leaf.detach().clone() for leaf in leaves])
+        self._losses.append(loss)
+
+    @property
+    def few(self) -> bool:
+        """Whether further steps may tell more."""
+        return sum(G.numel() for G in self._gradients) < _FEW
+
+    def X(self) -> Tensor:
+        """The inputs of all steps, shape ``(N, d)``."""
+        return torch.cat(self._inputs)
+
+    def outputs(self) -> Tensor:
+        """The outputs of all steps, shape ``(N, J)``."""
+        return torch.cat(self._outputs)
+
+    def G(self) -> Tensor:
+        """The gradients of all steps, shape ``(N, J)``; a step of fewer rows than another counts as its share."""
+        rows = [len(G) for G in self._gradients]
+        most = max(rows)
+        return torch.cat([G * (count / most) for G, count in zip(self._gradients, rows, strict=True)])
+
+    def leaves(self) -> list[Tensor]:
+        """The tensors of the batches, below each other where they fit."""
+        if len(self._leaves) == 1:
+            return self._leaves[0]
+        together = []
+        for parts in zip(*self._leaves, strict=False):
+            if all(part.dim() and part.shape[1:] == parts[0].shape[1:] for part in parts):
+                together.append(torch.cat(parts))
+        return together
+
+    def steps(self, loss: Loss) -> Iterator[tuple[Tensor, Loss]]:
+        """The steps one by one.
+
+        Args:
+            loss: The loss of all of them.
+
+        Yields:
+            Inputs and loss of a step.
+        """
+        if len(self._inputs) == 1:
+            yield self._inputs[0], loss
+            return
+        most = max(len(X) for X in self._inputs)
+        first = 0
+        for X in self._inputs:
+            rows = torch.arange(first, first + len(X), device=X.device)
+            yield X, loss.rows(rows).scaled(most / len(X))
+            first += len(X)
+
+    def is_all(self, found: Loss) -> bool:
+        """Whether a loss of the outputs is all of the loss of the steps, as far as rounding lets it be told.
+
+        Args:
+            found: The loss of all of them.
+
+        Returns:
+            Whether the values agree.
+        """
+        for outputs, loss, (_, own) in zip(self._outputs, self._losses, self.steps(found), strict=True):
+            if loss is None:
+                continue
+            expected = float(own.double()(outputs.double()))
+            # The outputs are known to rounding, and with them the loss.
+            rounding = torch.finfo(outputs.dtype).eps
+            moved = float((own.gradient(outputs).double().abs() * (1 + outputs.double().abs())).sum()) * rounding
+            if abs(loss - expected) > _SAME * abs(expected) + _ROUNDINGS * moved:
+                return False
+        return True
