@@ -168,12 +168,22 @@ class GrowOnPlateau(Passenger, PlateauListener):
         """
         if self.at_steps:
             super().on_train_start(trainer, pl_module)
-            self.examiner.want()
         elif not any(isinstance(callback, PlateauMonitor) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             raise MisconfigurationException(
                 "GrowOnPlateau waits for the reports of a PlateauMonitor, and there is none. Add PlateauMonitor() to "
                 "the trainer's callbacks, or give steps to grow at: GrowOnPlateau(at_steps=[...])."
             )
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the rows of the epoch, if a growth is due in it.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Unused.
+        """
+        steps = trainer.num_training_batches / trainer.accumulate_grad_batches
+        if any(step - trainer.global_step <= steps for step in self.at_steps[self._scheduled :]):
+            self.examiner.want()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Ride along, if a growth at a given step needs the rows.
@@ -219,8 +229,6 @@ class GrowOnPlateau(Passenger, PlateauListener):
             return
         self._scheduled = due
         found = self.examiner.examine(trainer, trainer.lightning_module, _DROP)
-        if due < len(self.at_steps):
-            self.examiner.want()
         if found is None:
             rank_zero_warn(f"GrowOnPlateau: no growth at step {trainer.global_step:,}: the loss is not finite.")
         elif not found:

@@ -46,6 +46,11 @@ class Evidence:
         """Whether further steps may tell more."""
         return sum(G.numel() for G in self._gradients) < _FEW
 
+    @property
+    def count(self) -> int:
+        """Number of rows of the largest step."""
+        return max(len(X) for X in self._inputs)
+
     def X(self) -> Tensor:
         """The inputs of all steps, shape ``(N, d)``."""
         return torch.cat(self._inputs)
@@ -56,9 +61,7 @@ class Evidence:
 
     def G(self) -> Tensor:
         """The gradients of all steps, shape ``(N, J)``; a step of fewer rows than another counts as its share."""
-        rows = [len(G) for G in self._gradients]
-        most = max(rows)
-        return torch.cat([G * (count / most) for G, count in zip(self._gradients, rows, strict=True)])
+        return torch.cat([G * (len(G) / self.count) for G in self._gradients])
 
     def leaves(self) -> list[Tensor]:
         """The tensors of the batches, below each other where they fit."""
@@ -82,11 +85,10 @@ class Evidence:
         if len(self._inputs) == 1:
             yield self._inputs[0], loss
             return
-        most = max(len(X) for X in self._inputs)
         first = 0
         for X in self._inputs:
             rows = torch.arange(first, first + len(X), device=X.device)
-            yield X, loss.rows(rows).scaled(most / len(X))
+            yield X, loss.rows(rows).scaled(self.count / len(X))
             first += len(X)
 
     def is_all(self, found: Loss) -> bool:

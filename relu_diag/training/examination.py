@@ -11,6 +11,7 @@ from torchmetrics import MeanMetric
 
 from relu_diag.capture import BlockLocation, Sighting
 from relu_diag.functional import (
+    BlockSignal,
     EscapeForecast,
     NearbyStationaryPoint,
     NotFiniteError,
@@ -54,6 +55,7 @@ class Examination:
         dead: Whether every neuron is dead, so that a step can change the function only by the output bias.
         look: The look that made a pass; None where the rows are those of training steps.
         parameters: The parameters of the block.
+        signals: Inputs and loss gradients of steps at their weights, where the loss is not known.
     """
 
     step: int
@@ -69,6 +71,7 @@ class Examination:
     dead: bool
     look: Look | None = None
     parameters: tuple[nn.Parameter, ...] = ()
+    signals: Sequence[BlockSignal] = ()
 
     @property
     def all_dead(self) -> str:
@@ -210,6 +213,7 @@ def _judged(
         no_forecast=no_forecast,
         dead=subject.dead,
         parameters=subject.parameters,
+        signals=rows.signals(),
     )
 
 

@@ -88,12 +88,14 @@ class Examiner:
         self._whole = False
         self._most = self.max_samples
         self._expected = 0
-        # Whether the present step is read off its batch, and the steps that were ridden or read.
+        # Whether the present step is read off its batch, and the number of steps.
         self._reading = False
         self._batches = 0
         self._recipes: dict[str, Recipe] = {}
         self._reasons: dict[str, str] = {}
+        # The last batch that was ridden, and its number.
         self._batch: list[Tensor] = []
+        self._compared = 0
 
     def begin_fit(self, trainer: Trainer, module: LightningModule) -> None:
         """Forget the run before; find the block of a pass, where one is asked for.
@@ -125,9 +127,9 @@ class Examiner:
             return
         if batch_idx == 0 or not math.isfinite(trainer.num_training_batches):
             self._begin_keeping(trainer)
+        self._batches += 1
         if not self._keeping and self._ridden >= _FIRST:
             return
-        self._batches += 1
         self._reading = self._ridden >= _FIRST and self._readable and self._batches % _RIDDEN != 0
         if not self._reading:
             with self.careful:
@@ -193,9 +195,10 @@ class Examiner:
         self._rider.leave()
 
     def want(self) -> None:
-        """Ask for a verdict. Inputs that layers below compute are kept anew, from the next epoch on."""
+        """Ask for a verdict. Inputs that layers below compute, and gradients, are kept anew from the next epoch on."""
         self._wanted = True
-        if not self._keeping and not all(one.from_data for one in self.seen.values()):
+        lasting = all(one.from_data for one in self.seen.values()) and not any(self._reasons.values())
+        if not self._keeping and not lasting:
             self._rows = {}
 
     def agreed_ready(self, trainer: Trainer) -> bool:
@@ -315,8 +318,10 @@ class Examiner:
         return given
 
     def _is_whole(self, trainer: Trainer, batch: Any) -> bool:
-        """Whether a batch is the whole data set: an epoch has only one, or the one before was the same."""
-        before, self._batch = self._batch, [leaf.detach().clone() for leaf in tensors_of(batch)]
+        """Whether a batch is the whole data set: an epoch has only one, or the one just before was the same."""
+        before = self._batch if self._batches == self._compared + 1 else []
+        self._batch = [leaf.detach().clone() for leaf in tensors_of(batch)]
+        self._compared = self._batches
         return trainer.num_training_batches == 1 or (bool(before) and _same(before, self._batch))
 
 

@@ -24,7 +24,8 @@ class Recipe:
         columns: Number of inputs, without the constant one.
         constant: Whether a constant input follows, for the hidden bias.
         dtype: Of the inputs.
-        loss: The loss of one batch.
+        loss: The loss of the batches by which it was found.
+        count: Number of rows of one of them.
         targets: For a field of the loss, the number of the tensor that holds it.
     """
 
@@ -33,16 +34,18 @@ class Recipe:
     constant: bool
     dtype: torch.dtype
     loss: Loss
+    count: int
     targets: dict[str, int]
 
     @classmethod
-    def of(cls, X: Tensor, loss: Loss, leaves: Sequence[Tensor]) -> Recipe | None:
-        """The recipe by one batch whose loss is known.
+    def of(cls, X: Tensor, loss: Loss, leaves: Sequence[Tensor], count: int) -> Recipe | None:
+        """The recipe by batches whose loss is known.
 
         Args:
-            X: Block inputs of the batch, shape ``(N, d)``.
-            loss: Its loss.
-            leaves: The tensors of the batch.
+            X: Their block inputs, shape ``(N, d)``.
+            loss: Their loss.
+            leaves: Their tensors, those of all batches below each other.
+            count: Number of rows of one batch.
 
         Returns:
             The recipe; None where targets are not found as they are.
@@ -62,7 +65,7 @@ class Recipe:
             constant = False
             columns = X.shape[1]
             inputs = _place(X, leaves)
-        return cls(inputs, columns, constant, X.dtype, loss, targets) if targets else None
+        return cls(inputs, columns, constant, X.dtype, loss, count, targets) if targets else None
 
     def rows(self, leaves: Sequence[Tensor]) -> tuple[Tensor, Loss] | None:
         """Inputs and loss of a batch.
@@ -101,8 +104,7 @@ class Recipe:
             if place >= len(leaves) or leaves[place].numel() != shape.numel():
                 return None
             changed[name] = leaves[place].detach().reshape(shape).to(value.dtype).clone()
-        samples = self.loss.samples or count
-        return replace(self.loss, **changed).scaled(samples / count)  # type: ignore[type-var]
+        return replace(self.loss, **changed).scaled(self.count / count)  # type: ignore[type-var]
 
     def loss_with_gradient(self, leaves: Sequence[Tensor], outputs: Tensor, G: Tensor) -> Loss | None:
         """The loss of a batch, scaled to have a gradient.

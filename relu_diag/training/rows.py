@@ -24,7 +24,6 @@ NOT_SEEN = "no step of the training was seen yet"
 _SAME = 1e-3
 _ACTIVATIONS = "the loss reads the activations besides the outputs of the block"
 _DROPOUT = "dropout stands behind the activations, so that the loss of a step is not the loss of the network"
-_TOO_FEW = "the samples seen are too few to tell which loss it is"
 _CHANGES = "the loss changes from batch to batch"
 
 
@@ -98,7 +97,7 @@ class KeptRows:
     """
 
     def __init__(self, max_samples: int | None = None, expected: int = 0) -> None:
-        self.max_samples = max_samples
+        self.max_samples = None if expected and max_samples and expected <= max_samples else max_samples
         self.expected = expected
         self.complete = False
         self.full = False
@@ -109,6 +108,8 @@ class KeptRows:
         self._signals: list[BlockSignal] = []
         self._passed = 0
         self._evidence = Evidence()
+        # What the loss of the evidence is not, so far.
+        self._unknown = NOT_SEEN
 
     def keep(self, seen: Sighting, loss: float | None, batch: Any) -> None:
         """Keep the rows of a step.
@@ -131,7 +132,8 @@ class KeptRows:
         self._losses.clear()
         if self._room(seen.signal.X, seen.block.H.shape[0]):
             self._inputs.append(seen.signal.X.clone())
-            self._signals.append(seen.signal)
+            if self.reason != _ACTIVATIONS:
+                self._signals.append(seen.signal)
             self._passed += len(seen.signal.X)
 
     def take(self, batch: Any) -> bool:
@@ -194,7 +196,7 @@ class KeptRows:
         if self.reason:
             return None
         if not losses or not inputs:
-            self.reason = _TOO_FEW
+            self.reason = self._unknown
             return None
         device = self._inputs[0].device if self._inputs else inputs[0].device
         X = torch.cat([rows.to(device) for rows in inputs])
@@ -215,11 +217,12 @@ class KeptRows:
             recognition = recognise(evidence.outputs(), evidence.G(), evidence.leaves())
             found = recognition.loss
             if found is None:
+                self._unknown = recognition.reason
                 return "" if evidence.few else recognition.reason
         if not evidence.is_all(found):
             return f"the loss has a part besides the {found.name}"
         if self.recipe is None:
-            self.recipe = Recipe.of(evidence.X(), found, evidence.leaves())
+            self.recipe = Recipe.of(evidence.X(), found, evidence.leaves(), evidence.count)
         for X, own in evidence.steps(found):
             self._add(X, own)
         self._evidence = Evidence()

@@ -13,6 +13,7 @@ from torch import Tensor
 from relu_diag.functional import GrowthProposal, ShallowBlock, classify, growth_proposals
 from relu_diag.training._data import MAX_ELEMENTS, TOO_MANY
 from relu_diag.training.examination import Examination
+from relu_diag.training.look import Look
 from relu_diag.training.rows import SquaredView, TrainingData
 
 # Copies that are tried under any other loss, where a trial takes a dozen passes over the data.
@@ -113,7 +114,12 @@ def choose_widening(
     """
     data = examination.data
     squared = None if data is None else data.squared(examination.block)
-    search = _search_rows(data, squared, nudge) if data else _search(trainer, module, examination, nudge)
+    if data is not None:
+        search = _search_rows(data, squared, nudge)
+    elif examination.look is not None:
+        search = _search(trainer, module, examination, examination.look, nudge)
+    else:
+        search = _search_signals(examination)
     chosen: list[GrowthProposal] = []
     block = examination.block
     for _ in range(count):
@@ -147,7 +153,25 @@ def _search_rows(data: TrainingData, squared: SquaredView | None, nudge: bool) -
     return _Search(data.X, partial(growth_proposals, X=data.X, Y=data.loss, nudge=nudge, candidates=_CANDIDATES))
 
 
-def _search(trainer: Trainer, module: LightningModule, examination: Examination, nudge: bool) -> _Search:
+def _search_signals(examination: Examination) -> _Search:
+    """The search by loss gradients alone: nothing can be evaluated, so that the function is kept.
+
+    Raises:
+        NoWidening: If there are none.
+    """
+    signals = examination.signals
+    if not signals:
+        raise NoWidening(examination.no_forecast)
+    X = torch.cat([signal.X for signal in signals])
+    G = torch.cat([signal.G for signal in signals]) / len(signals)
+
+    def to_first_order(outputs: Tensor) -> Tensor:
+        return (G.to(outputs) * outputs).sum()
+
+    return _Search(X, partial(growth_proposals, X=X, Y=to_first_order, nudge=False, candidates=_CANDIDATES))
+
+
+def _search(trainer: Trainer, module: LightningModule, examination: Examination, look: Look, nudge: bool) -> _Search:
     """The search under the module's own loss, evaluated by passes over the data.
 
     Raises:
@@ -159,9 +183,6 @@ def _search(trainer: Trainer, module: LightningModule, examination: Examination,
     batches = []
     elements = 0
     through_output = True
-    look = examination.look
-    if look is None:
-        raise NoWidening(f"{examination.no_forecast}; give the callback the loss of a batch, loss=lambda module, batch")
     for one in look.signals(trainer, module):
         signal = one.signal
         expected = signal.G @ examination.block.H

@@ -16,6 +16,11 @@ from torch import Tensor, nn
 from relu_diag.callbacks import GrowOnPlateau, PlateauMonitor
 
 
+def own_loss(module: LightningModule, batch: Any) -> Tensor:
+    loss: Tensor = module.training_step(batch)
+    return loss
+
+
 def everything(module: Classifier) -> dict[str, Tensor]:
     values = {name: value.clone() for name, value in module.state_dict().items()}
     return values | {"random state": torch.get_rng_state()}
@@ -34,7 +39,7 @@ class AroundGrowth(GrowOnPlateau):
 
 @pytest.mark.parametrize("embedding", ["replication", "inactive propagation", "best"])
 def test_a_block_inside_a_classifier_grows_and_the_loss_falls_as_said(embedding: Any) -> None:
-    growth = AroundGrowth(at_steps=(10,), units=2, embedding=embedding)
+    growth = AroundGrowth(at_steps=(10,), units=2, embedding=embedding, loss=own_loss)
     fit(Classifier(), growth, steps=12)
     (one,) = growth.growths
     assert (one.before, one.after, one.verdict_before, one.verdict_after) == (3, 5, "undecided", "undecided")
@@ -46,7 +51,7 @@ def test_a_block_inside_a_classifier_grows_and_the_loss_falls_as_said(embedding:
 
 
 def test_without_a_nudge_the_classifier_stays_the_same() -> None:
-    growth = AroundGrowth(at_steps=(10,), units=2, nudge=False)
+    growth = AroundGrowth(at_steps=(10,), units=2, nudge=False, loss=own_loss)
     fit(Classifier(), growth, steps=12)
     assert abs(growth.drop) < 1e-6
     assert growth.growths[0].function_change < 1e-6

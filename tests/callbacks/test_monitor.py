@@ -327,7 +327,7 @@ PASSES: dict[str, tuple[type[LightningModule], dict[str, Any], str]] = {
     "empty loader": (
         Regression,
         {"loss": lambda module, batch: 0, "dataloader": []},
-        "dataloader is empty, or all its batches are skipped",
+        "dataloader is empty",
     ),
 }
 

@@ -107,7 +107,7 @@ def test_weights_of_samples_are_found_in_the_batch() -> None:
     live = monitor.watched["net.0"]._seen
     assert live is not None
     assert live.live is not None
-    assert found.loss_of(live.live()) == pytest.approx(float(expected))
+    assert found.loss_of(live.live()) == pytest.approx(float(expected.detach()))
 
 
 OTHERS: dict[str, tuple[Any, str]] = {
