@@ -22,7 +22,7 @@ from relu_diag.training.recipe import Recipe
 NOT_SEEN = "no step of the training was seen yet"
 # Relative deviation at which two gradients are the same.
 _SAME = 1e-3
-_ACTIVATIONS = "the loss reads the activations besides the outputs of the block"
+_ACTIVATIONS = "the loss reads the hidden activations besides the outputs of the block"
 _DROPOUT = "dropout stands behind the activations, so that the loss of a step is not the loss of the network"
 _CHANGES = "the loss changes from batch to batch"
 
