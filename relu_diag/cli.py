@@ -83,7 +83,7 @@ def inspect(
     console.print(table)
     for text in (verdict.summary(), f"\nnearby stationary point: {nearby}\n{nearby.verdict}\n"):
         console.print(text, markup=False, highlight=False)
-    figures = inspection_figures(block, X, Y, verdict, reduction)
+    figures = inspection_figures(block, X, Y, verdict, reduction, nearby)
     folder = out or checkpoint.parent
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from relu_diag.capture import read_block
 from relu_diag.figures import direction_figure, function_figure, neuron_figure, perturbation_figure
 from relu_diag.functional import (
+    NearbyStationaryPoint,
     NeuronGeometry,
     NeuronStates,
     ShallowBlock,
     Verdict,
+    nearby_stationary_point,
     neuron_geometry,
     neuron_states,
     perturbation_test,
@@ -151,9 +153,17 @@ def neuron_table(
 
 
 def inspection_figures(
-    block: ShallowBlock, X: Tensor, Y: Tensor, verdict: Verdict, reduction: Reduction = "mean"
+    block: ShallowBlock,
+    X: Tensor,
+    Y: Tensor,
+    verdict: Verdict,
+    reduction: Reduction = "mean",
+    nearby: NearbyStationaryPoint | None = None,
 ) -> dict[str, Figure]:
     """Figures of a point: its function, the loss as one neuron turns, along the witness, and under perturbations.
+
+    The perturbations are of the stationary point nearby, if there is one. At the weights themselves the gradient that
+    training has left decides which way most small perturbations go, and says nothing about the point.
 
     Args:
         block: The network.
@@ -161,6 +171,7 @@ def inspection_figures(
         Y: Targets, shape ``(N, J)``.
         verdict: The verdict on the point.
         reduction: "mean", "sum" or "half_sum".
+        nearby: The stationary point near it; None: it is searched.
 
     Returns:
         Figures by name; "function" only with two inputs, "witness" only if the verdict has a direction.
@@ -175,8 +186,11 @@ def inspection_figures(
         figures[f"neuron_{neuron}"] = neuron_figure(block, X, Y, neuron, reduction)
     if verdict.direction is not None:
         figures["witness"] = direction_figure(block, X, Y, verdict.direction, reduction)
-    draw = torch.Generator().manual_seed(0)
-    figures["perturbations"] = perturbation_figure(perturbation_test(block, X, Y, reduction, generator=draw))
+    nearby = nearby or nearby_stationary_point(block, X, Y, reduction)
+    perturbed = nearby.block if nearby.genuine else block
+    test = perturbation_test(perturbed, X, Y, reduction, generator=torch.Generator().manual_seed(0))
+    where = f"at the {nearby.verdict.kind} nearby" if nearby.genuine else "at these weights"
+    figures["perturbations"] = perturbation_figure(test, where)
     return figures
 
 

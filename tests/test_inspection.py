@@ -9,8 +9,10 @@ from rich.console import Console
 from torch import nn
 from torch.testing import assert_close
 
+from relu_diag import ShallowBlock
+from relu_diag import functional as F
 from relu_diag.cli import main
-from relu_diag.inspection import load_block, load_data, neuron_table
+from relu_diag.inspection import inspection_figures, load_block, load_data, neuron_table
 from relu_diag.nn import ShallowNet
 
 
@@ -167,3 +169,23 @@ def test_a_first_row_with_a_nan_is_no_header(tmp_path: Path, net: ShallowNet) ->
 def test_inspect_ends_with_one_line_on_bad_input(tmp_path: Path, net: ShallowNet) -> None:
     with pytest.raises(SystemExit, match=r"relu-diag inspect: .*absent"):
         main(["inspect", str(saved(tmp_path, net)), "--data", str(tmp_path / "absent.npz")])
+
+
+def test_a_certified_minimum_is_not_titled_with_perturbations_that_lower_the_loss() -> None:
+    """On the way to a minimum the gradient decides which way half of all perturbations go."""
+    draw = torch.Generator().manual_seed(3)
+    X = torch.cat([torch.randn(6, 1, generator=draw), torch.ones(6, 1)], dim=1).double()
+    Y = torch.randn(6, 1, generator=draw).double()
+    W, H = 0.3 * torch.randn(4, 2, generator=draw).double(), 0.3 * torch.randn(1, 4, generator=draw).double()
+    for _ in range(2000):
+        active = (X @ W.T > 0).double()
+        hidden = active * (X @ W.T)
+        residual = (hidden @ H.T - Y) / 3
+        W, H = W - 0.05 * ((residual @ H) * active).T @ X, H - 0.05 * residual.T @ hidden
+    block = ShallowBlock(W, H)
+    nearby = F.nearby_stationary_point(block, X, Y)
+    assert nearby.verdict.kind == "local minimum"
+    assert int((F.perturbation_test(block, X, Y, generator=draw).changes < 0).sum()) > 500
+    (panel,) = inspection_figures(block, X, Y, F.classify(block, X, Y))["perturbations"].axes
+    title = " ".join(panel.get_title().split())
+    assert title.startswith("at the local minimum nearby: 0 of 5000 perturbations")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ from torch import Tensor
 
 # Margin on each side of the data, as a fraction of their range.
 _MARGIN = 0.15
+# Size of titles, points, and the width of their letters as a fraction of that, rather more than less.
+_TITLE_SIZE = 9.0
+_LETTER = 0.58
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,20 @@ class Canvas:
         else:
             inside: dict[str, Any] = {"loc": "best", "fontsize": "x-small"}
             self.axes[0].legend(handles=handles, **(inside | options))
+
+
+def set_title(ax: Axes, text: str) -> None:
+    """Give a panel a small title, in as many lines as it needs.
+
+    Args:
+        ax: The panel.
+        text: The title.
+    """
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    points = figure.get_figwidth() * 72 * ax.get_position().width
+    title = textwrap.fill(text, max(20, int(points / (_LETTER * _TITLE_SIZE))), break_long_words=False)
+    ax.set_title(title, fontsize=_TITLE_SIZE)
 
 
 def _cells(ax: Axes, rows: int, columns: int, height_ratios: Sequence[float]) -> GridSpec | GridSpecFromSubplotSpec:

@@ -8,22 +8,24 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from relu_diag.figures.canvas import to_numpy
-from relu_diag.figures.palette import BLACK, GREY, PALETTE
+from relu_diag.figures.canvas import Canvas, to_numpy
+from relu_diag.figures.labels import Ray, place_on_rays
+from relu_diag.figures.palette import BLACK, DARK, PALETTE
 from relu_diag.functional import CellMinimum, ShallowBlock, cell_minimum, rho
 from relu_diag.functional.block import Reduction, residual_factor
 from relu_diag.functional.cells import cell_directions
 
 _GRID = 301
 _LINE_POINTS = 2001
-# Reach of the axes relative to the furthest minimum, and of the labels relative to the axes.
+# Reach of the axes relative to the furthest minimum.
 _REACH = 1.6
-_LABEL = 0.8
 # Singular values below this fraction of the data's norm count as zero.
 _FLAT = 1e-12
 
 
-def cell_figure(block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reduction = "mean") -> Figure:
+def cell_figure(
+    block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reduction = "mean", ax: Axes | None = None
+) -> Figure:
     """The loss over the input weights of one neuron, its cells, and the minimum of each cell, at a fixed output weight.
 
     A star or a line shows where a cell attains its minimum; a flat cell attains it everywhere. A number in brackets
@@ -36,6 +38,7 @@ def cell_figure(block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reduction 
         X: Inputs, shape ``(N, 2)``.
         Y: Targets, shape ``(N, 1)``.
         reduction: "mean", "sum" or "half_sum".
+        ax: Axes in whose place it is drawn; None: a new figure.
 
     Returns:
         Figure.
@@ -53,31 +56,27 @@ def cell_figure(block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reduction 
     h = block.H.detach()[0, 0]
     at = torch.stack([block.W.detach()[0], *(cell.R[0] / h for cell in minima)])
     reach = _REACH * float(at.norm(dim=1).max()) or 1.0
-    figure = Figure(figsize=(5.6, 4.8), layout="constrained")
-    ax = figure.add_subplot(aspect="equal", xlabel="$w_1$", ylabel="$w_2$", xlim=(-reach, reach), ylim=(-reach, reach))
+    canvas = Canvas.at(ax, (5.6, 4.8))
+    panel = canvas.axes[0]
+    panel.set(aspect="equal", xlabel="$w_1$", ylabel="$w_2$", xlim=(-reach, reach), ylim=(-reach, reach))
     axis = torch.linspace(-reach, reach, _GRID, dtype=X.dtype, device=X.device)
     outputs = h * rho(torch.cartesian_prod(axis, axis) @ X.T, block.slopes)
     loss = to_numpy(residual_factor(Y, reduction) / 2 * (outputs - Y.T).square().sum(dim=1)).reshape(_GRID, _GRID)
     # The valleys matter: everything above twice the loss of the zero function gets one colour.
     top = residual_factor(Y, reduction) * float(Y.square().sum()) or float(loss.max())
     levels = MaxNLocator(24).tick_values(0.0, top)
-    filled = ax.contourf(to_numpy(axis), to_numpy(axis), loss.T, levels, cmap="Blues", extend="max")
-    figure.colorbar(filled, ax=ax, label="loss", ticks=MaxNLocator(6))
+    filled = panel.contourf(to_numpy(axis), to_numpy(axis), loss.T, levels, cmap="Blues", extend="max")
+    canvas.figure.colorbar(filled, ax=panel, label="loss", ticks=MaxNLocator(6))
     for x in to_numpy(X[X.any(dim=1)]):
-        ax.axline((0, 0), (-x[1], x[0]), color=BLACK, linewidth=0.8)
+        panel.axline((0, 0), (-x[1], x[0]), color=BLACK, linewidth=0.8)
+    words = []
     for w, cell in zip(to_numpy(directions), minima, strict=True):
-        attained = _draw_minimum(ax, block, X, cell)
-        ax.text(
-            _LABEL * reach * w[0],
-            _LABEL * reach * w[1],
-            f"{cell.loss:.3g}" if attained else f"({cell.loss:.3g})",
-            color=BLACK if attained else GREY,
-            bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
-            ha="center",
-            va="center",
-        )
-    ax.plot(*to_numpy(block.W[0])[:, None], "o", color="white", markeredgecolor=BLACK, label="now")
-    return figure
+        attained = _draw_minimum(panel, block, X, cell)
+        text = f"{cell.loss:.3g}" if attained else f"({cell.loss:.3g})"
+        words.append(Ray(text, w * reach, BLACK if attained else DARK))
+    panel.plot(*to_numpy(block.W[0])[:, None], "o", color="white", markeredgecolor=BLACK, label="now")
+    place_on_rays(panel, words)
+    return canvas.figure
 
 
 def _draw_minimum(ax: Axes, block: ShallowBlock, X: Tensor, cell: CellMinimum) -> bool:

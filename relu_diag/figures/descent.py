@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.markers import CARETLEFTBASE, CARETRIGHTBASE
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 from torch import Tensor
 
-from relu_diag.figures.canvas import to_numpy
+from relu_diag.figures.canvas import Canvas, set_title, to_numpy
 from relu_diag.figures.palette import BLACK, GREY, PALETTE
 from relu_diag.functional import (
     BlockSignal,
@@ -33,7 +35,12 @@ _ANGLES = 721
 
 
 def direction_figure(
-    block: ShallowBlock, X: Tensor, Y: Tensor, direction: Direction, reduction: Reduction = "mean"
+    block: ShallowBlock,
+    X: Tensor,
+    Y: Tensor,
+    direction: Direction,
+    reduction: Reduction = "mean",
+    ax: Axes | None = None,
 ) -> Figure:
     """The evaluated loss change along a witness direction, with the quartic drawn over it as far as it is exact.
 
@@ -45,6 +52,7 @@ def direction_figure(
         Y: Targets, shape ``(N, J)``.
         direction: The direction of a verdict.
         reduction: "mean", "sum" or "half_sum".
+        ax: Axes in whose place it is drawn; None: a new figure.
 
     Returns:
         Figure.
@@ -53,14 +61,16 @@ def direction_figure(
     X, Y = X.detach().double(), Y.detach().double()
     steps = torch.linspace(0, 2 * direction.step, _STEPS, dtype=torch.float64)
     losses = torch.stack([squared_loss(direction.applied_to(block, float(t)), X, Y, reduction) for t in steps])
-    figure = Figure(figsize=(5.5, 4.0), layout="constrained")
-    ax = figure.subplots()
-    ax.axhline(0, color=GREY, linewidth=0.6)
-    ax.plot(to_numpy(steps), to_numpy(losses - losses[0]), color=BLACK, linewidth=1.2, label="loss change, evaluated")
+    canvas = Canvas.at(ax, (5.5, 4.0))
+    panel = canvas.axes[0]
+    panel.axhline(0, color=GREY, linewidth=0.6)
+    panel.plot(
+        to_numpy(steps), to_numpy(losses - losses[0]), color=BLACK, linewidth=1.2, label="loss change, evaluated"
+    )
     if direction.db is None:
         line = taylor_expansion(block, X, Y, direction.dW, direction.dH, reduction)
         exact = steps[steps <= line.eps_max]
-        ax.plot(
+        panel.plot(
             to_numpy(exact),
             to_numpy(line(exact) - line(0.0)),
             "--",
@@ -69,16 +79,23 @@ def direction_figure(
             label="exact quartic",
         )
         if line.eps_max < float(steps[-1]):
-            ax.axvline(line.eps_max, color=GREY, linestyle=":", label="a sample crosses a kink")
-    ax.plot([direction.step], [direction.loss_change], "o", color=PALETTE[1], label="witness")
-    ax.set(xlabel="step along the direction", ylabel="loss change")
-    ax.xaxis.set_major_locator(MaxNLocator(5))
-    ax.ticklabel_format(style="sci", scilimits=(-3, 3))
-    figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
-    return figure
+            panel.axvline(line.eps_max, color=GREY, linestyle=":", label="a sample crosses a kink")
+    panel.plot([direction.step], [direction.loss_change], "o", color=PALETTE[1], label="witness")
+    panel.set(xlabel="step along the direction", ylabel="loss change")
+    panel.xaxis.set_major_locator(MaxNLocator(5))
+    panel.ticklabel_format(style="sci", scilimits=(-3, 3))
+    canvas.legend(fontsize="small")
+    return canvas.figure
 
 
-def neuron_figure(block: ShallowBlock, X: Tensor, Y: Tensor, neuron: int, reduction: Reduction = "mean") -> Figure:
+def neuron_figure(
+    block: ShallowBlock,
+    X: Tensor,
+    Y: Tensor,
+    neuron: int,
+    reduction: Reduction = "mean",
+    ax: Axes | None = None,
+) -> Figure:
     """The loss and its slope as one neuron turns in a plane at a fixed norm, the others at rest; kinks are dotted.
 
     With more than two inputs the plane is that of the neuron and its steepest tangential direction. The slope jumps at
@@ -93,6 +110,7 @@ def neuron_figure(block: ShallowBlock, X: Tensor, Y: Tensor, neuron: int, reduct
         Y: Targets, shape ``(N, J)``.
         neuron: Index of the neuron.
         reduction: "mean", "sum" or "half_sum".
+        ax: Axes in whose place it is drawn; None: a new figure.
 
     Returns:
         Figure.
@@ -110,9 +128,10 @@ def neuron_figure(block: ShallowBlock, X: Tensor, Y: Tensor, neuron: int, reduct
     signal = squared_error_signal(block, X, Y, reduction)
     plane = _plane(block, signal, neuron)
     angle = torch.linspace(0, 2 * math.pi, _ANGLES, dtype=X.dtype, device=X.device)
-    figure = Figure(figsize=(5.5, 5.0), layout="constrained")
-    if bool(block.H[:, neuron].any()):
-        axes = list(figure.subplots(2, sharex=True))
+    loud = bool(block.H[:, neuron].any())
+    canvas = Canvas.at(ax, (5.5, 5.0), (1, 1) if loud else (1,), sharex=True)
+    axes = canvas.axes
+    if loud:
         losses, slopes = _turned(block, X, Y, neuron, plane, angle, reduction)
         axes[0].plot(to_numpy(angle), to_numpy(losses), color=BLACK)
         axes[0].set(ylabel="loss")
@@ -120,30 +139,35 @@ def neuron_figure(block: ShallowBlock, X: Tensor, Y: Tensor, neuron: int, reduct
         axes[1].set(ylabel="slope")
         _mark_own_slopes(axes[1], block, signal, neuron, plane)
     else:
-        axes = [figure.subplots()]
         _draw_pull(axes[0], block, signal, plane, angle)
-    axes[0].set(title=f"neuron {neuron} turning in a plane")
-    _finish(figure, axes, X @ plane.axes.T, plane.angle)
-    return figure
+    set_title(axes[0], f"neuron {neuron} turning in a plane")
+    _finish(axes, X @ plane.axes.T, plane.angle)
+    canvas.legend(axes[-1].get_legend_handles_labels()[0], columns=3)
+    return canvas.figure
 
 
-def perturbation_figure(test: PerturbationTest) -> Figure:
+def perturbation_figure(test: PerturbationTest, where: str = "", ax: Axes | None = None) -> Figure:
     """The histogram of the loss changes under random perturbations.
 
     Source: Wu et al., Figures 10 and 13.
 
     Args:
         test: Result of `relu_diag.functional.perturbation_test`.
+        where: Name of the point that was perturbed, for the title.
+        ax: Axes in whose place it is drawn; None: a new figure.
 
     Returns:
         Figure.
     """
-    figure = Figure(figsize=(5.5, 3.5), layout="constrained")
-    ax = figure.subplots()
-    ax.hist(to_numpy(test.changes), bins=60, color=PALETTE[1])
-    ax.axvline(0, color=BLACK, linewidth=0.8)
-    ax.set(xlabel=f"loss change, noise up to {test.zeta:.2g}", ylabel="perturbations", title=str(test))
-    return figure
+    canvas = Canvas.at(ax, (5.5, 3.5))
+    panel = canvas.axes[0]
+    panel.hist(to_numpy(test.changes), bins=60, color=PALETTE[1])
+    panel.axvline(0, color=BLACK, linewidth=0.8)
+    panel.set(xlabel=f"loss change, noise up to {test.zeta:.2g}", ylabel="perturbations")
+    panel.xaxis.set_major_locator(MaxNLocator(5))
+    panel.ticklabel_format(axis="x", style="sci", scilimits=(-3, 3))
+    set_title(panel, f"{where}: {test}" if where else str(test))
+    return canvas.figure
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -192,11 +216,13 @@ def _turned(
 def _mark_own_slopes(ax: Axes, block: ShallowBlock, signal: BlockSignal, neuron: int, plane: _Plane) -> None:
     """Mark both one-sided slopes at the neuron's own orientation."""
     left = plane.directions(torch.as_tensor([plane.angle + math.pi / 2], dtype=block.W.dtype))[0]
-    for sign, marker, name in ((1.0, ">", "turning left"), (-1.0, "<", "turning right")):
+    # The base of a caret is its point: equal slopes do not cover each other.
+    for sign, marker, name in ((1.0, CARETRIGHTBASE, "turning left"), (-1.0, CARETLEFTBASE, "turning right")):
         V = torch.zeros_like(block.W)
         V[neuron] = sign * left
         slope = sign * float(tangential_derivatives(block, signal, V)[neuron])
-        ax.plot([plane.angle], [slope], marker, color=PALETTE[0], label=f"its slope {name}")
+        style: dict[str, Any] = {"marker": marker, "markersize": 8, "linestyle": "none", "zorder": 4}
+        ax.plot([plane.angle], [slope], color=PALETTE[0], label=f"its slope {name}", **style)
 
 
 def _draw_pull(ax: Axes, block: ShallowBlock, signal: BlockSignal, plane: _Plane, angle: Tensor) -> None:
@@ -208,7 +234,7 @@ def _draw_pull(ax: Axes, block: ShallowBlock, signal: BlockSignal, plane: _Plane
     ax.set(ylabel="pull on the output weight")
 
 
-def _finish(figure: Figure, axes: list[Axes], seen: Tensor, now: float) -> None:
+def _finish(axes: list[Axes], seen: Tensor, now: float) -> None:
     """Mark the kinks of the samples, seen in the plane as ``(N, 2)``, and the neuron's present angle."""
     kinks = [float(torch.atan2(x[1], x[0])) + side * math.pi / 2 for x in seen if bool(x.any()) for side in (1, -1)]
     for ax in axes:
@@ -218,4 +244,3 @@ def _finish(figure: Figure, axes: list[Axes], seen: Tensor, now: float) -> None:
     axes[-1].set(xlabel="orientation (rad)", xlim=(0, 2 * math.pi))
     axes[-1].xaxis.set_major_locator(MultipleLocator(math.pi / 2))
     axes[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / math.pi:g}$\\pi$" if value else "0"))
-    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)

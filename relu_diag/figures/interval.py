@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from relu_diag.figures.canvas import to_numpy
+from relu_diag.figures.canvas import Canvas, set_title, to_numpy
+from relu_diag.figures.labels import place_beside
 from relu_diag.figures.palette import BLACK, GREY, PALETTE
 from relu_diag.functional import IntervalTarget, critical_levels, neuron_types
 from relu_diag.functional.integral import AffineProblem, Function1d, Guarantee, Interval, network_pieces
@@ -30,6 +31,7 @@ def interval_figure(
     target: Function1d | IntervalTarget,
     interval: Interval,
     slopes: tuple[float, float] = (0.0, 1.0),
+    ax: Axes | None = None,
 ) -> Figure:
     """The learned function over the target; below it, every breakpoint with the size of its kink and its neuron's type.
 
@@ -44,14 +46,15 @@ def interval_figure(
         target: Vectorised target.
         interval: ``(A, B)``.
         slopes: ``(s-, s+)``.
+        ax: Axes in whose place it is drawn; None: a new figure.
 
     Returns:
         Figure.
     """
     w, b, h = neurons.detach().double()
     pieces = network_pieces(w, b, h, c if isinstance(c, float) else c.detach().double(), interval, slopes)
-    figure = Figure(figsize=(6.0, 5.0), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    canvas = Canvas.at(ax, (6.0, 5.0), (2, 1), sharex=True)
+    top, bottom = canvas.axes
     x = torch.linspace(*interval, _TARGET_POINTS, dtype=torch.float64, device=w.device)
     function = target.function if isinstance(target, IntervalTarget) else target
     ends = torch.stack([pieces.edges[:-1], pieces.edges[1:]], dim=1)
@@ -60,10 +63,10 @@ def interval_figure(
     top.plot(to_numpy(x), to_numpy(function(x)), color=BLACK, linewidth=1.0, linestyle="--", label="target")
     top.set(ylabel="output")
     without = int((w == 0).sum())
-    top.set_title(f"{len(w)} neurons" + (f", {without} of them without a breakpoint" if without else ""))
+    set_title(top, f"{len(w)} neurons" + (f", {without} of them without a breakpoint" if without else ""))
     _draw_breakpoints(bottom, neurons.detach().double(), interval, slopes)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    return figure
+    canvas.legend(columns=3)
+    return canvas.figure
 
 
 def _draw_breakpoints(ax: Axes, neurons: Tensor, interval: Interval, slopes: tuple[float, float]) -> None:
@@ -84,7 +87,7 @@ def _draw_breakpoints(ax: Axes, neurons: Tensor, interval: Interval, slopes: tup
     ax.axhline(0, color=GREY, linewidth=0.6)
     for end in interval:
         ax.axvline(end, color=GREY, linewidth=0.6)
-    ax.set(xlabel="input", ylabel="kink at the breakpoint", xlim=(A - 1.5 * margin, B + 1.5 * margin))
+    ax.set(xlabel="input", ylabel="kink", xlim=(A - 1.5 * margin, B + 1.5 * margin))
 
 
 def ladder_figure(
@@ -93,6 +96,7 @@ def ladder_figure(
     problem: AffineProblem,
     guarantee: Guarantee,
     certain_from: float | None = None,
+    ax: Axes | None = None,
 ) -> Figure:
     """The loss over the steps, the critical levels, and the threshold below which a global minimum is certain.
 
@@ -106,23 +110,24 @@ def ladder_figure(
         problem: Target, interval and width.
         guarantee: Result of `relu_diag.functional.convergence_threshold`.
         certain_from: Step from which a global minimum is certain, marked; None: no mark.
+        ax: Axes in whose place it is drawn; None: a new figure.
 
     Returns:
         Figure.
     """
-    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
-    ax = figure.subplots()
+    canvas = Canvas.at(ax, (6.0, 4.0))
+    panel = canvas.axes[0]
     relu = problem.slopes[0] == 0
     levels = to_numpy(critical_levels(problem.slope, problem.interval, len(problem.w))) if relu else ()
-    for k, level in enumerate(levels):
-        ax.axhline(level, color=GREY, linewidth=0.6)
-        if k < 6 or k == len(levels) - 1:
-            ax.annotate(f" n = {2 * k}", (1, level), xycoords=("axes fraction", "data"), fontsize=7, va="center")
-    ax.plot(steps, losses, color=PALETTE[1], label="loss")
+    for level in levels:
+        panel.axhline(level, color=GREY, linewidth=0.6)
+    panel.plot(steps, losses, color=PALETTE[1], label="loss")
     if 0 < guarantee.threshold < float("inf"):
-        ax.axhline(guarantee.threshold, color=PALETTE[2], linestyle="--", label=f"below: {guarantee.statement}")
+        panel.axhline(guarantee.threshold, color=PALETTE[2], linestyle="--", label=f"below: {guarantee.statement}")
     if certain_from is not None:
-        ax.axvline(certain_from, color=PALETTE[0], linestyle=":", label=f"certain from step {certain_from:g}")
-    ax.set(xlabel="step", ylabel="loss", yscale="log", title=guarantee.theorem)
-    figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize="small")
-    return figure
+        panel.axvline(certain_from, color=PALETTE[0], linestyle=":", label=f"certain from step {certain_from:g}")
+    panel.set(xlabel="step", ylabel="loss", yscale="log")
+    set_title(panel, guarantee.theorem)
+    canvas.legend(columns=1, fontsize="small")
+    place_beside(panel, [(level, f"n = {2 * k}") for k, level in enumerate(levels)], size=7)
+    return canvas.figure

@@ -24,6 +24,8 @@ _OTHER_SIDE = 0.9
 _ASIDE = 1.4
 # Distance from which words are tied to their point, in their height.
 _FAR = 1.5
+# Places of words on a ray, as shares of its length, in the order of preference.
+_SHARES = (0.8, 0.7, 0.9, 0.6, 0.5, 0.4, 0.3)
 # Rows of words above a panel before they repeat.
 _MOST_ROWS = 4
 
@@ -47,6 +49,51 @@ class Label:
     above: bool
     size: float
     color: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ray:
+    """Words that may stand anywhere on a ray from the origin.
+
+    Attributes:
+        text: The words.
+        end: Its end, in data coordinates.
+        color: Colour.
+    """
+
+    text: str
+    end: NDArray[np.float64]
+    color: str
+
+
+def place_on_rays(ax: Axes, rays: Sequence[Ray]) -> None:
+    """Write words on their rays, off the points drawn so far; those for which there is no room are left out.
+
+    Args:
+        ax: The panel.
+        rays: The words, the most important first.
+    """
+    figure = ax.get_figure(root=True)
+    if figure is None or not rays:
+        return
+    figure.draw_without_rendering()
+    point = figure.dpi / 72
+    drawn = [np.asarray(line.get_xydata()) for line in ax.lines]
+    marked = [ax.transData.transform(points[0]) for points in drawn if len(points) == 1]
+    taken = [Bbox.from_extents(x, y, x, y).padded(_TICK * point) for x, y in marked]
+    panel = ax.get_window_extent()
+    for ray in rays:
+        style = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": _GAP}
+        text = ax.text(0, 0, ray.text, color=ray.color, bbox=style, ha="center", va="center", zorder=5)
+        for share in _SHARES:
+            text.set(x=share * ray.end[0], y=share * ray.end[1])
+            box = text.get_window_extent().padded(_GAP * point)
+            inside = panel.contains(*box.min) and panel.contains(*box.max)
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+        else:
+            text.remove()
 
 
 def place_labels(
@@ -75,7 +122,7 @@ def place_labels(
         text.set(in_layout=False, path_effects=[withStroke(linewidth=2.5, foreground="white")])
         size = text.get_window_extent()
         places = _places(ax, label, size.width, size.height, point)
-        free = [box for box in places if not any(box.overlaps(other) for other in taken)]
+        free = [Bbox(corners) for corners in places[~_overlap(places, taken)]]
         if not free:
             text.remove()
             continue
@@ -119,24 +166,60 @@ def place_marks(ax: Axes, marks: Sequence[tuple[float, str]], size: float) -> No
         text.set_position((0, _GAP + 1.2 * size * row))
 
 
-def _places(ax: Axes, label: Label, width: float, height: float, point: float) -> list[Bbox]:
-    """Boxes in the panel for words of a width and height, in pixels, the nearest to their point first."""
+def place_beside(ax: Axes, rows: Sequence[tuple[float, str]], size: float) -> None:
+    """Write words on the right of a panel, each at its height; those that would cover earlier ones are left out.
+
+    Args:
+        ax: The panel.
+        rows: Height of each in data coordinates, and the words, the most important first.
+        size: Font size, points.
+    """
+    figure = ax.get_figure(root=True)
+    if figure is None or not rows:
+        return
+    figure.draw_without_rendering()
+    taken: list[Bbox] = []
+    for height, words in rows:
+        text = ax.annotate(
+            words,
+            xy=(1.0, height),
+            xycoords=("axes fraction", "data"),
+            xytext=(_GAP, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=size,
+        )
+        box = text.get_window_extent()
+        if any(box.overlaps(other) for other in taken):
+            text.remove()
+        else:
+            taken.append(box)
+
+
+def _places(ax: Axes, label: Label, width: float, height: float, point: float) -> NDArray[np.float64]:
+    """Corners of boxes in the panel for words of a size in pixels, the nearest to their point first, ``(n, 2, 2)``."""
     panel = ax.get_window_extent()
     x, y = ax.transData.transform(label.point)
     gap = _GAP * point
     best = x + gap if label.side == "left" else x - gap - width
-    shifts = np.arange(-4, 5) / 4 * width
-    row = height + gap
-    boxes = []
-    for left in np.clip(best + shifts, panel.x0 + gap, panel.x1 - gap - width):
-        for k in np.arange(0, panel.height / row, 0.5):
-            for up in (True, False):
-                away = _TICK * point + k * row
-                bottom = y + away if up else y - away - height
-                if bottom >= panel.y0 and bottom + height <= panel.y1:
-                    cost = k + _OTHER_SIDE * (up != label.above) + _ASIDE * abs(left - best) / width
-                    boxes.append((cost, Bbox.from_bounds(left, bottom, width, height)))
-    return [box for _, box in sorted(boxes, key=lambda pair: pair[0])]
+    lefts = np.clip(best + np.arange(-4, 5) / 4 * width, panel.x0 + gap, panel.x1 - gap - width)
+    rows = np.arange(0, panel.height / (height + gap), 0.5)
+    away = _TICK * point + rows * (height + gap)
+    bottoms = np.concatenate([y + away, y - away - height])
+    costs = np.concatenate([rows + _OTHER_SIDE * (not label.above), rows + _OTHER_SIDE * label.above])
+    inside = (bottoms >= panel.y0) & (bottoms + height <= panel.y1)
+    left, bottom = (axis.ravel() for axis in np.meshgrid(lefts, bottoms[inside]))
+    cost = (_ASIDE * np.abs(lefts - best) / width + costs[inside, None]).ravel()
+    corner = np.column_stack([left, bottom])[cost.argsort(kind="stable")]
+    size = np.array([width, height])
+    return np.stack([corner, corner + size], axis=1)
+
+
+def _overlap(boxes: NDArray[np.float64], taken: Sequence[Bbox]) -> NDArray[np.bool_]:
+    """Which of ``n`` boxes, corners of shape ``(n, 2, 2)``, cover one that is taken."""
+    other = np.array([box.get_points() for box in taken]).reshape(-1, 2, 2)
+    meet = (boxes[:, None, 0] <= other[:, 1]) & (other[:, 0] <= boxes[:, None, 1])
+    return np.asarray(np.any(np.all(meet, axis=2), axis=1))
 
 
 def _move(text: Text, box: Bbox) -> None:

@@ -16,6 +16,9 @@ from relu_diag.functional import NeuronStates, ShallowBlock
 # Bounds of a recorder: moments, and numbers in all of them.
 _MAX_MOMENTS = 2000
 _MAX_NUMBERS = 2**24
+# Numbers in the directions of a moment, and samples on which neurons are looked at.
+_MAX_DIRECTIONS = 2**18
+_MAX_ROWS = 256
 # Points of a loss curve.
 _MAX_POINTS = 1000
 
@@ -29,6 +32,9 @@ class Moment(NamedTuple):
         angle: Orientations, rad, float32, shape ``(I,)``.
         input_norm: Norms of the input weights, float32, shape ``(I,)``.
         output: Output weights, float32, shape ``(J, I)``.
+        direction: Unit input weights of every n-th neuron, the n that memory allows, float32, shape ``(ceil(I/n), d)``;
+            None with two inputs, where the angle says it all.
+        active: Share of the samples on the leg of slope ``s+``, float32, shape ``(I,)``, or None.
     """
 
     step: int
@@ -36,6 +42,8 @@ class Moment(NamedTuple):
     angle: Tensor
     input_norm: Tensor
     output: Tensor
+    direction: Tensor | None = None
+    active: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -57,7 +65,7 @@ class HistoryRecorder:
     stride: int = 1
     offered: int = 0
 
-    def add(self, step: int, loss: float, block: ShallowBlock, states: NeuronStates) -> None:
+    def add(self, step: int, loss: float, block: ShallowBlock, states: NeuronStates, X: Tensor | None = None) -> None:
         """Offer a moment.
 
         Args:
@@ -65,6 +73,7 @@ class HistoryRecorder:
             loss: Loss.
             block: The block.
             states: Its neuron states.
+            X: Inputs of the block, shape ``(N, d)``, to tell how many of them each neuron is active on; None: unknown.
         """
         if self.moments:
             outputs, neurons = self.moments[-1].output.shape
@@ -74,8 +83,10 @@ class HistoryRecorder:
         if (self.offered - 1) % self.stride:
             return
         angle, norm, output = (v.detach().float().cpu() for v in (states.angle, block.W.double().norm(dim=1), block.H))
-        self.moments.append(Moment(step, loss, angle, norm, output))
-        most = max(16, min(_MAX_MOMENTS, _MAX_NUMBERS // (block.H.numel() + 2 * block.H.shape[1])))
+        moment = Moment(step, loss, angle, norm, output, _directions(block), _active(block, X))
+        self.moments.append(moment)
+        numbers = sum(part.numel() for part in moment if isinstance(part, Tensor))
+        most = max(16, min(_MAX_MOMENTS, _MAX_NUMBERS // numbers))
         if len(self.moments) > most:
             self.moments = self.moments[::2]
             self.stride *= 2
@@ -99,13 +110,69 @@ class HistoryRecorder:
             group=states.group.cpu(),
             dead=states.dead.cpu(),
             dead_sector=dead_sector,
+            alignment=self._alignment(),
+            active=self._active(),
         )
+
+    def _alignment(self) -> Tensor | None:
+        """Cosines with the directions at the end, NaN where one of both was not kept, shape ``(T, I)``."""
+        last = self.moments[-1]
+        if last.direction is None:
+            return None
+        end = _spread(last.direction, len(last.input_norm))
+        rows = []
+        for moment in self.moments:
+            row = torch.full((len(last.input_norm),), torch.nan)
+            if moment.direction is not None:
+                kept = _kept(len(moment.input_norm), end.shape[1])
+                row[kept] = (moment.direction * end[kept]).sum(dim=1)
+            rows.append(row)
+        return torch.stack(rows)
+
+    def _active(self) -> Tensor | None:
+        """Shares of active samples, shape ``(T, I)``; None if the last moment has none."""
+        if self.moments[-1].active is None:
+            return None
+        unknown = [torch.full_like(moment.input_norm, torch.nan) for moment in self.moments]
+        known = [moment.active for moment in self.moments]
+        return _stacked([other if one is None else one for one, other in zip(known, unknown, strict=True)])
 
 
 def _stacked(values: Sequence[Tensor]) -> Tensor:
     """``T`` tensors over neurons, stacked to ``(T, ..., I)``; NaN for neurons that were added later."""
     width = values[-1].shape[-1]
     return torch.stack([pad(value, (0, width - value.shape[-1]), value=torch.nan) for value in values])
+
+
+def _directions(block: ShallowBlock) -> Tensor | None:
+    """Unit input weights of every n-th neuron, float32, NaN for ``w_i = 0``; None with at most two inputs."""
+    neurons, inputs = block.W.shape
+    if inputs <= 2:
+        return None
+    W = block.W.detach()[_kept(neurons, inputs)].double()
+    unit: Tensor = W / W.norm(dim=1, keepdim=True)
+    return unit.float().cpu()
+
+
+def _kept(neurons: int, inputs: int) -> Tensor:
+    """Indices of the neurons whose directions are kept, long, evenly spaced."""
+    return torch.arange(0, neurons, -(-neurons * inputs // _MAX_DIRECTIONS))
+
+
+def _spread(direction: Tensor, neurons: int) -> Tensor:
+    """Directions of all neurons, shape ``(I, d)``, NaN for those that were not kept."""
+    inputs = direction.shape[1]
+    spread = direction.new_full((neurons, inputs), torch.nan)
+    spread[_kept(neurons, inputs)] = direction
+    return spread
+
+
+def _active(block: ShallowBlock, X: Tensor | None) -> Tensor | None:
+    """Share of some of the samples on which each neuron is active, float32, shape ``(I,)``."""
+    if X is None:
+        return None
+    X = X.detach()[:: max(1, -(-len(X) // _MAX_ROWS))]
+    return (X.to(block.W) @ block.W.detach().T > 0).float().mean(dim=0).cpu()
 
 
 @dataclass(slots=True)

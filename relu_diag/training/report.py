@@ -16,7 +16,9 @@ from torch import Tensor
 
 from relu_diag.figures import TrainingHistory, function_figure, training_figure
 from relu_diag.functional import NeuronGeometry, NeuronStates, ShallowBlock
+from relu_diag.functional.integral import Box
 from relu_diag.functional.local import dead_sector
+from relu_diag.losses import IntegralLoss
 from relu_diag.training.judge import VERDICT_CODES
 from relu_diag.training.look import targets_of
 
@@ -37,6 +39,7 @@ class Report:
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
         self._data: tuple[Tensor, Tensor] | None = None
+        self._interval: tuple[float, float] | None = None
         self._last_figure = time.monotonic()
         self._explained = False
 
@@ -67,6 +70,7 @@ class Report:
             geometry: One-sided derivatives.
             states: Neuron states.
         """
+        self._interval = _interval_of(trainer)
         self.log_scalars(trainer, step, scalars)
         histograms = {"amplitude": states.amplitude, "angle": states.angle, "slope": geometry.steepest}
         for logger in trainer.loggers:
@@ -134,7 +138,7 @@ class Report:
         """
         figures = {"training": training_figure(history)}
         if self._data:
-            figures["function"] = function_figure(block, *self._data)
+            figures["function"] = function_figure(block, *self._data, interval=self._interval)
         return figures
 
     def send_figures(self, trainer: Trainer, step: int, draw: Callable[[], dict[str, Figure]]) -> dict[str, Figure]:
@@ -198,6 +202,14 @@ def say(trainer: Trainer, name: str, line: str) -> None:
             logger.experiment.summary[name] = line
         elif isinstance(logger, MLFlowLogger):
             logger.experiment.set_tag(logger.run_id, name, line)
+
+
+def _interval_of(trainer: Trainer) -> tuple[float, float] | None:
+    """The interval over which the loss of the module integrates, if it does over one input."""
+    loss = getattr(trainer.lightning_module, "loss", None)
+    if not isinstance(loss, IntegralLoss) or not isinstance(loss.domain, Box) or len(loss.domain.sides) != 1:
+        return None
+    return loss.domain.sides[0]
 
 
 def _log_histogram(logger: Logger, name: str, values: Tensor, step: int) -> None:

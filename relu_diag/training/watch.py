@@ -126,7 +126,8 @@ class BlockWatch:
         if found is None:
             return None
         self.last = found
-        self.recorder.add(found.step, loss or 0.0, found.block, found.states)
+        inputs = None if self._seen is None else self._seen.signal.X
+        self.recorder.add(found.step, loss or 0.0, found.block, found.states, inputs)
         scalars = self._scalars(found, loss)
         if self.judging:
             scalars["verdict"] = self._judge(trainer, found)

@@ -7,15 +7,15 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
-from support.drawn import rendered
+from support.drawn import overprinted, rendered
 from torch import Tensor
 from torch.testing import assert_close
 
 from relu_diag.figures import TrainingHistory, function_figure, training_figure
+from relu_diag.figures.palette import BLACK, GREY, PALETTE
 from relu_diag.functional import ShallowBlock
 from relu_diag.functional.local import dead_sector
 
-BLACK = "#000000"
 FIVE = torch.tensor([[-1.0, 1.0], [-0.6, 1.0], [-0.1, 1.0], [0.3, 1.0], [0.7, 1.0]], dtype=torch.float64)
 
 
@@ -65,28 +65,56 @@ def test_more_than_two_outputs_are_drawn_as_a_norm(tmp_path: Path) -> None:
     in_some_order(axes[3], run.output.norm(dim=1))
 
 
-def test_dead_neurons_are_black_and_effective_neurons_have_one_colour_each() -> None:
-    run = history(neurons=10)
+def test_groups_of_two_or_more_have_one_colour_each_dead_neurons_are_black_others_grey() -> None:
+    pairs = torch.arange(18) // 2  # eight groups of two, of which six have a colour
+    run = replace(history(neurons=20), group=torch.cat([torch.tensor([-1, 9]), pairs]))
     for ax, values in zip(training_figure(run).axes[1:], [run.angle, run.input_norm, run.output[:, 0]], strict=True):
         color = {}
         for line in ax.lines:
             neuron = int((values[0] - float(line.get_ydata()[0])).abs().argmin())
-            color[neuron] = to_hex(line.get_color())
-        assert color[0].upper() == BLACK
-        assert color[1] == color[3]
-        # Groups 0 to 5 are told apart; the two smallest, neurons 8 and 9, share the colour of the rest.
-        assert len({color[i] for i in range(8)}) == 7
-        assert color[9] == color[8] not in {color[i] for i in range(8)}
+            color[neuron] = to_hex(line.get_color()).upper()
+        assert color[0] == BLACK
+        assert color[1] == GREY  # alone
+        by_group = [{color[2 + 2 * g], color[3 + 2 * g]} for g in range(9)]
+        assert all(len(colors) == 1 for colors in by_group)
+        assert [colors.pop() for colors in by_group] == [*PALETTE, GREY, GREY, GREY]
 
 
 def test_the_legend_counts_the_neurons_of_each_group() -> None:
     legend = training_figure(history()).legends[0]
     assert [text.get_text() for text in legend.get_texts()] == [
         "group 0 (2 neurons)",
-        "group 1 (1 neuron)",
+        "alone (1 neuron)",
         "dead (1 neuron)",
         "dead sector",
     ]
+
+
+def test_dead_neurons_do_not_set_the_scale() -> None:
+    run = history(neurons=10)
+    run.input_norm[:, 0] = 1000.0
+    figure = training_figure(run)
+    assert figure.axes[2].get_ylim()[1] < 2
+    assert figure.legends[0].get_title().get_text() == "dead neurons may be off the scale"
+    everybody = replace(run, dead=torch.ones(10, dtype=torch.bool))
+    assert training_figure(everybody).axes[2].get_ylim()[1] > 1000
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 3])
+def test_more_inputs_show_alignment_with_the_end_and_every_run_the_share_of_active_samples(
+    outputs: int, tmp_path: Path
+) -> None:
+    run = history(outputs=outputs)
+    run = replace(run, alignment=run.angle.cos(), active=torch.rand(6, 4))
+    figure = rendered(training_figure(run), tmp_path)
+    assert run.alignment is not None
+    assert run.active is not None
+    in_some_order(figure.axes[1], run.alignment)
+    in_some_order(figure.axes[-1], run.active)
+    assert figure.axes[1].get_ylabel() == "alignment of $w_i$"
+    assert figure.axes[-1].get_ylabel() == "share active"
+    assert "dead sector" not in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert overprinted(figure) == []
 
 
 def test_a_wide_layer_draws_the_largest_512_and_says_so() -> None:
