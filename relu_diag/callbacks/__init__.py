@@ -9,7 +9,8 @@ from relu_diag.callbacks.growth import GrowOnPlateau
 from relu_diag.callbacks.guarantee import GuaranteeMonitor
 from relu_diag.callbacks.monitor import LandscapeMonitor
 from relu_diag.callbacks.plateau import PlateauMonitor
-from relu_diag.training import Escape, Growth, Plateau, PlateauEvent, PlateauForecast, PlateauListener
+from relu_diag.callbacks.revive import ReviveDeadUnits
+from relu_diag.training import Escape, Growth, Plateau, PlateauEvent, PlateauForecast, PlateauListener, Revival
 
 __all__ = [
     "Escape",
@@ -23,5 +24,7 @@ __all__ = [
     "PlateauForecast",
     "PlateauListener",
     "PlateauMonitor",
+    "Revival",
+    "ReviveDeadUnits",
     "SaddleAwareEarlyStopping",
 ]

@@ -40,6 +40,13 @@ class Tolerances:
         flat: Curvature, or slope along a cell's boundary, over its terms that counts as none.
         level: Rise over the height it starts from that an ascent counts as none.
         curved: Second-order rise over the height that an ascent counts as one.
+        even_lengths: Difference of lengths, over one of them, at which all were made the same.
+        whisper: Length of new input weights, over the usual, whose neuron changes next to nothing.
+        likeness: Share of its own size that a sample must have along another one to count as like it.
+        overlap: Cosine of what two neurons add to the outputs from which on one of them is enough.
+        wide_overlap: The same where each is placed against all of the loss.
+        agreement: Gain on samples held out over the one on those it was chosen by, from which it is no accident.
+        sure: Standard errors above which a sum over samples is no accident.
         same_neuron: Angle between the input weights of two neurons that do the same, rad.
         held: Neurons of one direction beside one kink from which they are there for a reason, not by accident.
         wider: Distance to a kink, over the one that training leaves, at which a sample is tried on the kink by itself.
@@ -122,6 +129,13 @@ class Tolerances:
     flat: float = 1e-10
     level: float = 1e-9
     curved: float = 1e-7
+    even_lengths: float = 1e-3
+    whisper: float = 1e-4
+    likeness: float = 0.3
+    overlap: float = 0.7
+    wide_overlap: float = 0.95
+    agreement: float = 0.4
+    sure: float = 1.5
     same_neuron: float = 1e-2
     held: int = 3
     wider: float = 10.0
@@ -267,6 +281,11 @@ class Budgets:
         curvature_probes: Products with the curvature of a loss that its size is read off where outputs are many.
         leaves: Tensors of a batch among which targets and weights of a loss are looked for, the last ones.
         weighted_classes: Classes whose weights are read off a smoothed cross-entropy.
+        placements: Batches in which neurons are placed one after the other.
+        placed_at_once: Neurons in one of them.
+        climbed_steps: Steps uphill of each of them.
+        held_out: Samples from which on every second one is held out.
+        listed_numbers: Numbers in the inputs up to which all maxima are looked for.
         samples_at_once: Samples in a piece where few numbers are made of each.
         random_units: Random input weights for which it is seen whether they are silent.
         quantiles: Points at which an average over a Gaussian variable is taken.
@@ -366,6 +385,11 @@ class Budgets:
     curvature_probes: int = 8
     leaves: int = 16
     weighted_classes: int = 64
+    placements: int = 8
+    placed_at_once: int = 2048
+    climbed_steps: int = 10
+    held_out: int = 256
+    listed_numbers: int = 2**10
     samples_at_once: int = 4096
     random_units: int = 256
     quantiles: int = 4001

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from lightning.pytorch import Trainer
@@ -23,6 +23,7 @@ def replace_units(
     units: Sequence[int] | Tensor,
     block: ShallowBlock,
     optimizers: Iterable[Optimizer] = (),
+    restart: bool = True,
 ) -> None:
     """Give some neurons of a block the weights they have in another block, in place.
 
@@ -43,6 +44,7 @@ def replace_units(
         block: Their new weights: a block of all neurons, of which only the rows of ``units`` are read; or one of as
             many neurons as ``units``, in their order.
         optimizers: All optimizers in use.
+        restart: Whether the neurons start again in them; False where they are the same neurons, corrected.
 
     Raises:
         TypeError: If the module is a wrapper, or its parameters are sharded.
@@ -78,27 +80,35 @@ def replace_units(
         here = at.to(rows.parameter.device)
         with torch.no_grad():
             for optimizer in owners:
-                if owns(optimizer, rows.parameter):
+                if restart and owns(optimizer, rows.parameter):
                     restart_rows(optimizer, rows.parameter, rows.axis, here, rows.values)
             rows.parameter.index_copy_(rows.axis, here, rows.values.to(rows.parameter))
-            if rows.parameter.grad is not None:
+            if restart and rows.parameter.grad is not None:
                 rows.parameter.grad.index_fill_(rows.axis, here, 0.0)
 
 
-def replace_in_training(trainer: Trainer, live: LiveBlock, units: Sequence[int] | Tensor, block: ShallowBlock) -> None:
+def replace_in_training(
+    trainer: Trainer,
+    live: LiveBlock,
+    units: Sequence[int] | Tensor,
+    change: Callable[[ShallowBlock], ShallowBlock],
+    restart: bool = True,
+) -> None:
     """Replace neurons of the module in training, and of its averaged copies (EMA, SWA) in the same way.
 
     Args:
         trainer: The trainer, fitting.
         live: The block's parameters.
         units: The neurons to replace.
-        block: Their new weights, as in `replace_units`.
+        change: Maps a block to one that has their new weights.
+        restart: As in `replace_units`.
     """
     check_strategy(trainer)
     module = trainer.lightning_module
-    replace_units(module, live, units, block, trainer.optimizers)
+    replace_units(module, live, units, change(live()), trainer.optimizers, restart)
     for copy in averaged_copies(trainer):
-        replace_units(copy, live.within(module, copy), units, block)
+        theirs = live.within(module, copy)
+        replace_units(copy, theirs, units, change(theirs()), (), restart)
 
 
 def _indices(units: Sequence[int] | Tensor, width: int) -> Tensor:

@@ -43,6 +43,7 @@ from relu_diag.training.plateaus import (
 )
 from relu_diag.training.recipe import Recipe
 from relu_diag.training.report import Report, say
+from relu_diag.training.revival import BlockRevival, NewPlaces, Revival
 from relu_diag.training.rider import Rider
 from relu_diag.training.rows import KeptRows, SquaredView, TrainingData, tensors_of
 from relu_diag.training.stopping import Decision, stop_or_wait
@@ -56,6 +57,7 @@ __all__ = [
     "VERDICT_CODES",
     "BatchSignal",
     "BlockReport",
+    "BlockRevival",
     "BlockWatch",
     "Careful",
     "Decision",
@@ -71,6 +73,7 @@ __all__ = [
     "LossFunction",
     "LossStream",
     "Moment",
+    "NewPlaces",
     "NoForecast",
     "NoWidening",
     "Pace",
@@ -82,6 +85,7 @@ __all__ = [
     "PlateauListener",
     "Recipe",
     "Report",
+    "Revival",
     "Rider",
     "Schedule",
     "SquaredView",

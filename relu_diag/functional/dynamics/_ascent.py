@@ -39,7 +39,7 @@ def ascend(starts: Tensor, others: Tensor, height: Height, loud: float) -> Tenso
     """
     starts, others = (_felt(_distinct(radial_directions(some)), height, loud) for some in (starts, others))
     dense = len(height.signal.X) > BUDGETS.few_samples
-    V = _near_maxima(torch.cat([starts, others]) if dense else others, height)
+    V = near_maxima(torch.cat([starts, others]) if dense else others, height, BUDGETS.damped_steps)
     V = _distinct(V[height.of(height.pull(V)).argsort(descending=True)], FLOAT64.seen_as_one)
     return V if dense else climb_to_maxima(torch.cat([starts, V]), height)
 
@@ -49,11 +49,20 @@ def _felt(V: Tensor, height: Height, loud: float) -> Tensor:
     return V[height.outputs(height.pull(V)).norm(dim=1) > loud]
 
 
-def _near_maxima(V: Tensor, height: Height) -> Tensor:
-    """Where damped steps end: twice as long after one that goes up, half as long after one that does not."""
+def near_maxima(V: Tensor, height: Height, steps: int) -> Tensor:
+    """Where damped steps end: twice as long after one that goes up, half as long after one that does not.
+
+    Args:
+        V: Unit vectors, shape ``(n, d)``.
+        height: What to climb.
+        steps: Number of steps at most.
+
+    Returns:
+        Unit vectors, in another order, shape ``(n, d)``.
+    """
     arrived, damping = [V[:0]], V.new_ones(len(V))
     level, ahead = _uphill(V, height)
-    for _ in range(BUDGETS.damped_steps):
+    for _ in range(steps):
         on = (damping > FLOAT64.smallest_damping) & ((ahead - V).norm(dim=1) > FLOAT64.same_maximum)
         arrived.append(V[~on])
         V, ahead, level, damping = V[on], ahead[on], level[on], damping[on]

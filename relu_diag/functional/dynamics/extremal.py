@@ -15,11 +15,12 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import row_space
 from relu_diag.functional.block import BlockSignal, ShallowBlock
-from relu_diag.functional.dynamics._ascent import ascend, climb_to_maxima
+from relu_diag.functional.dynamics._ascent import ascend, climb_to_maxima, near_maxima
 from relu_diag.functional.dynamics._faces import face_maxima
 from relu_diag.functional.dynamics._height import Height
 from relu_diag.functional.dynamics._starts import main_starts, other_starts
 from relu_diag.functional.dynamics._sweep import priced_sweep, sweep
+from relu_diag.functional.local import radial_directions
 from relu_diag.functional.tolerances import BUDGETS, tolerances
 
 
@@ -110,6 +111,35 @@ def extremal_directions(
     gain = height.of(D)[order]
     o = -height.outputs(height.lead(D))[order]
     return ExtremalDirections(found.v[order], gain, o, found.exhaustive)
+
+
+def climbed_directions(
+    X: Tensor, G: Tensor, slopes: tuple[float, float], starts: Tensor, price: float = 0.0, steps: int = 10
+) -> ExtremalDirections:
+    """Where a few steps uphill from given directions end, for blocks too large to look for all maxima.
+
+    Args:
+        X: Inputs, shape ``(N, d)``; it computes in their dtype.
+        G: Loss gradient at the outputs, shape ``(N, J)``.
+        slopes: ``(s-, s+)`` of the activation.
+        starts: Where to start, any length, shape ``(n, d)``.
+        price: As in `extremal_directions`.
+        steps: Number of steps.
+
+    Returns:
+        One direction for every start that ends where a neuron gains, highest first.
+
+    Example:
+        >>> X = torch.eye(2)
+        >>> climbed_directions(X, torch.tensor([[3.0], [4.0]]), (0.0, 1.0), torch.tensor([[1.0, 0.9]])).gain
+        tensor([5.])
+    """
+    height = Height.over(BlockSignal(X.detach(), G.detach()), slopes, price)
+    V = near_maxima(radial_directions(starts.detach().to(X)), height, steps)
+    D = height.pull(V)
+    order = height.of(D).argsort(descending=True, stable=True)
+    order = order[height.of(D)[order] > 0]
+    return ExtremalDirections(V[order], height.of(D)[order], -height.outputs(height.lead(D))[order], exhaustive=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,7 +23,14 @@ from relu_diag.functional.local.geometry import (
 )
 from relu_diag.functional.local.kink_groups import KinkGroup, kink_groups
 from relu_diag.functional.local.kink_samples import KinkSamples
-from relu_diag.functional.local.neurons import NeuronStates, dead_sector, neuron_states, states_from_sums, target_scale
+from relu_diag.functional.local.neurons import (
+    NeuronStates,
+    dead_sector,
+    neuron_states,
+    repeated_neurons,
+    states_from_sums,
+    target_scale,
+)
 from relu_diag.functional.local.pulls import (
     OneNeuron,
     Pull,
@@ -61,6 +68,7 @@ __all__ = [
     "neuron_sums",
     "one_sided",
     "radial_directions",
+    "repeated_neurons",
     "slopes_at",
     "states_from_sums",
     "steepest_descent",

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock, check_fit, chunk_rows, rho
-from relu_diag.functional.local.neurons import states_from_sums
+from relu_diag.functional.local.neurons import repeated_neurons
 from relu_diag.functional.local.sums import neuron_sums
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64, derivative_tolerance, kink_tolerance
+from relu_diag.functional.tolerances import BUDGETS, derivative_tolerance, kink_tolerance
 
 _CURES = {
     "offset": "centre the inputs of the block, or add their mean times its input weights to its bias",
@@ -88,15 +88,14 @@ def dead_causes(block: ShallowBlock, signal: BlockSignal, price: float = 0.0) ->
     check_fit(block, signal)
     inputs = _Inputs.of(block, signal.X)
     sums = neuron_sums(block, signal)
-    group = states_from_sums(block, sums, 0.0, group_angle=FLOAT64.same_neuron).group
-    causes = ["alive"] * len(block.W)
-    for i in _repeats(block, group).tolist():
-        causes[i] = "duplicate"
-    if 0.0 in block.slopes:
-        side = 1.0 if block.slopes[0] == 0 else -1.0
-        top = sums.z_max if side > 0 else -sums.z_min
-        reach = kink_tolerance(None, block.W.dtype) * float(signal.X.double().norm(dim=1).max())
-        dead = (top <= reach * block.W.double().norm(dim=1)).nonzero().squeeze(1)
+    side = 1.0 if block.slopes[0] == 0 else -1.0
+    top = sums.z_max if side > 0 else -sums.z_min
+    reach = kink_tolerance(None, block.W.dtype) * float(signal.X.double().norm(dim=1).max())
+    silent = (top <= reach * block.W.detach().double().norm(dim=1)) & (0.0 in block.slopes)
+    repeated = repeated_neurons(block, ~silent) >= 0
+    causes = ["duplicate" if one else "alive" for one in repeated.tolist()]
+    dead = silent.nonzero().squeeze(1)
+    if len(dead):
         words = _held_down(inputs, side, top, dead)
         futile = _futile(inputs, block, signal, dead, price)
         for i, word, reason in zip(dead.tolist(), words, futile, strict=True):
@@ -165,17 +164,6 @@ class _Inputs:
         """Length of the mean over the spread."""
         length = float(self.mean.norm())
         return length / self.spread if self.spread else (math.inf if length else 0.0)
-
-
-def _repeats(block: ShallowBlock, group: Tensor) -> Tensor:
-    """Living neurons of one direction that are not the first of largest amplitude in their group, ``(n,)``."""
-    amplitude = block.W.detach().double().norm(dim=1) * block.H.detach().double().norm(dim=0)
-    members = (group >= 0).nonzero().squeeze(1)
-    members = members[amplitude[members].argsort(descending=True, stable=True)]
-    members = members[group[members].argsort(stable=True)]
-    later = torch.zeros_like(members, dtype=torch.bool)
-    later[1:] = group[members][1:] == group[members][:-1]
-    return members[later]
 
 
 def _held_down(inputs: _Inputs, side: float, top: Tensor, dead: Tensor) -> list[str]:

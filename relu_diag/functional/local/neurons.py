@@ -246,6 +246,36 @@ def dead_sector(X: Tensor, slopes: tuple[float, float] = (0.0, 1.0)) -> tuple[fl
     return float(start), float(start + gaps[widest] - np.pi)
 
 
+def repeated_neurons(block: ShallowBlock, living: Tensor, angle: float = FLOAT64.same_neuron) -> Tensor:
+    """For each neuron the one that it repeats: of more amplitude, along the same input weights.
+
+    Args:
+        block: The network.
+        living: The neurons to compare, bool, shape ``(I,)``.
+        angle: Angle up to which input weights are the same, rad.
+
+    Returns:
+        Index of that neuron, -1 where there is none, long, shape ``(I,)``.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]), H=torch.ones(1, 3))
+        >>> repeated_neurons(block, torch.ones(3, dtype=torch.bool))
+        tensor([ 1, -1, -1])
+    """
+    W = block.W.detach().double()
+    norm = W.norm(dim=1)
+    amplitude = norm * block.H.detach().double().norm(dim=0)
+    group, _ = _effective_neurons(W, living & (norm > 0), amplitude, angle)
+    members = (group >= 0).nonzero().squeeze(1)
+    members = members[amplitude[members].argsort(descending=True, stable=True)]
+    members = members[group[members].argsort(stable=True)]
+    first = torch.ones_like(members, dtype=torch.bool)
+    first[1:] = group[members][1:] != group[members][:-1]
+    into = torch.full_like(group, -1)
+    into[members[~first]] = members[first][group[members[~first]]]
+    return into
+
+
 def _effective_neurons(W: Tensor, living: Tensor, amplitude: Tensor, angle: float) -> tuple[Tensor, Tensor]:
     """Connected components of "within an angle", numbered by falling amplitude; -1 outside."""
     label = _components(radial_directions(W[living]), angle)

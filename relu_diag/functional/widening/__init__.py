@@ -4,16 +4,21 @@ Never touches a module: widening a live network is the business of `relu_diag.gr
 """
 
 from relu_diag.functional.widening.embedding import add_inactive_propagation, add_inactive_units, replicate_unit
+from relu_diag.functional.widening.placement import Placement, merge_units, output_length, place_units
 from relu_diag.functional.widening.preservation import Preservation, addition_preserves, replication_preserves
 from relu_diag.functional.widening.proposal import GrowthProposal, growth_proposals
 
 __all__ = [
     "GrowthProposal",
+    "Placement",
     "Preservation",
     "add_inactive_propagation",
     "add_inactive_units",
     "addition_preserves",
     "growth_proposals",
+    "merge_units",
+    "output_length",
+    "place_units",
     "replicate_unit",
     "replication_preserves",
 ]

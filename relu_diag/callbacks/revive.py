@@ -1,0 +1,371 @@
+"""ReviveDeadUnits: place neurons that do nothing where they gain most, in the middle of training."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from relu_diag.functional.widening import merge_units
+from relu_diag.growth import check_strategy, replace_in_training
+from relu_diag.training import (
+    BlockRevival,
+    Careful,
+    NewPlaces,
+    Report,
+    Revival,
+    Rider,
+    check_count,
+    say,
+)
+
+# Activations by which of them are largest, and not by their sign.
+_REFUSED = re.compile(r"(top_?k|jump_?relu)", re.IGNORECASE)
+
+
+class ReviveDeadUnits(Callback):
+    """Places dead, dormant and duplicate neurons anew, where the loss falls most with them.
+
+    Every so many steps the neurons of each Linear -> ReLU-like -> Linear block that have been silent since, nearly
+    silent, or that repeat another neuron get the weights of an extremal direction of the loss gradient
+    (`relu_diag.functional.widening.place_units`), on rows kept while riding along on the steps before; training_step is
+    never run. Where the loss of the block's outputs is recognised, the amplitude is the one at which it falls most, and
+    the drop has been evaluated on rows kept; else output weights are zero, and the function stays. An L1 price on the
+    activations is read off and counted. Output weights that are kept at one length, as a dictionary's, stay at it.
+    Raw parameters are blocks as well (sparse autoencoders).
+
+    Shapes, Parameters and compiled code stay; optimizers start again for these neurons only, averaged copies follow,
+    all processes do the same (`relu_diag.growth.replace_units`). Whether a neuron is silent is read off the gradient of
+    its bias at every step, where it has one, else off the steps that are ridden. On those, compiled modules run
+    uncompiled.
+
+    Each revival logs, under the prefix ``revive/`` (for several blocks ``revive/<block>/``): ``dead``, ``dormant``,
+    ``duplicate``, ``revived``, ``gain``, ``drop``, ``function_change``; at the end a line of text ``found``.
+
+    Args:
+        every_n_steps: Optimizer steps between revivals.
+        samples: Rows to keep for each, of the steps right before it.
+        block: Name of the first layer of a block, a pattern (``encoder.*``), or several of them; None: all blocks.
+        dormant: A neuron counts as dormant up to so many times the mean activation of its layer; 0: none does.
+
+    Attributes:
+        revivals: The revivals so far, `Revival`.
+        off: Why the callback has switched itself off; empty while it is on.
+
+    Raises:
+        MisconfigurationException: If an argument is not what it should be, the parameters are sharded, or an activation
+            keeps the largest pre-activations (TopK, JumpReLU): no ReLU, and neurons die of other causes there.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[ReviveDeadUnits(every_n_steps=500)], logger=False)
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 1000,
+        samples: int = 2048,
+        block: str | Sequence[str] | None = None,
+        dormant: float = 0.025,
+    ) -> None:
+        super().__init__()
+        self.every_n_steps = check_count("every_n_steps", every_n_steps)
+        self.samples = check_count("samples", samples)
+        if isinstance(dormant, bool) or not isinstance(dormant, int | float) or not 0 <= dormant < 1:
+            raise MisconfigurationException(f"`dormant` must be a share of the mean activation; got {dormant!r}.")
+        self.block = block
+        self.dormant = float(dormant)
+        self.revivals: list[Revival] = []
+        self._state: dict[str, Tensor] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget the run before, not its revivals."""
+        self._rider = Rider(self.block)
+        self._careful = Careful(type(self).__name__)
+        self._blocks: dict[str, BlockRevival] = {}
+        self._uncompiled = ExitStack()
+        self._ridden = False
+        self._step = 0
+
+    @property
+    def off(self) -> str:
+        """Why the callback has switched itself off.
+
+        Returns:
+            The error, or nothing.
+        """
+        return self._careful.off
+
+    @property
+    def state_key(self) -> str:
+        """Callbacks for different blocks are told apart.
+
+        Returns:
+            Key of this callback's state in checkpoints.
+        """
+        return self._generate_state_key(block=self.block)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State for a checkpoint: the revivals, and which neurons have been active since the last one.
+
+        Returns:
+            Plain numbers and tensors.
+        """
+        alive = {name: one.alive.cpu() for name, one in self._blocks.items() if one.alive is not None}
+        return {"revivals": [asdict(one) for one in self.revivals], "alive": {**self._state, **alive}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from the state of a checkpoint.
+
+        Args:
+            state_dict: Result of `state_dict`.
+        """
+        self.revivals = [Revival(**one) for one in state_dict["revivals"]]
+        self._state = dict(state_dict["alive"])
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot be revived.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+            stage: What the trainer is about to do.
+        """
+        if stage == "fit":
+            check_strategy(trainer)
+            _check_activations(pl_module, self._rider.patterns)
+            self._begin()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Ride along, where a revival is near.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+            batch: Unused.
+            batch_idx: Unused.
+        """
+        self._step = trainer.global_step
+        if self.off or not self._near():
+            return
+        with self._careful:
+            self._uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
+            self._rider.begin(pl_module)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Note the gradients of a step that is ridden.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Unused.
+            loss: The loss.
+        """
+        if self._rider.riding and not self.off:
+            with self._careful:
+                self._rider.board(trainer, loss)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let go of the graph of a step that is ridden.
+
+        Args:
+            trainer: Unused.
+            pl_module: Unused.
+        """
+        if self._rider.riding and not self.off:
+            with self._careful:
+                self._rider.after_backward()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Note which neurons were active.
+
+        Args:
+            trainer: Unused.
+            pl_module: Unused.
+            optimizer: Unused.
+        """
+        if not self.off:
+            with self._careful:
+                for one in self._blocks.values():
+                    one.note_gradients()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the rows of a step that was ridden; revive where it is time.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+            outputs: Unused.
+            batch: The batch.
+            batch_idx: Unused.
+        """
+        if self._rider.riding:
+            with self._careful:
+                self._took(batch)
+            self._leave()
+            self._refuse()
+        now = trainer.global_step
+        if now // self.every_n_steps == self._step // self.every_n_steps:
+            return
+        # A decision of all processes: one that is off would leave the others waiting.
+        together = trainer.strategy.reduce_boolean_decision(not self.off, all=True)
+        if together and not trainer.should_stop and not _is_last(trainer):
+            with self._careful:
+                self._revive(trainer, now)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what was done.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Unused.
+        """
+        if self.off:
+            return
+        last = {one.block: one for one in self.revivals}
+        lines = []
+        for name, one in self._blocks.items():
+            total = sum(revival.revived for revival in self.revivals if revival.block == name)
+            if one.reason:
+                lines.append(f"{name}: nothing revived, {one.reason}")
+            elif name in last:
+                lines.append(f"{name}: {total} neurons placed anew in all; last {last[name]}")
+        if not self._blocks:
+            reasons = "; ".join(f"{layer}: {reason}" for layer, reason in self._rider.reasons.items())
+            lines.append(f"ReviveDeadUnits found no Linear -> ReLU-like -> Linear block. {reasons}".strip())
+        if lines:
+            say(trainer, "revive/found", "; ".join(lines))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave no hook behind.
+
+        Args:
+            trainer: Unused.
+            pl_module: Unused.
+            exception: Unused.
+        """
+        self._leave()
+
+    def __repr__(self) -> str:
+        words = f"off: {self.off}" if self.off else ", ".join(self._blocks) or "nothing seen yet"
+        return f"{type(self).__name__}({words})"
+
+    def _leave(self) -> None:
+        """Take the hooks off; compiled code runs again."""
+        self._rider.leave()
+        self._uncompiled.close()
+
+    def _near(self) -> bool:
+        """Whether a step is ridden: the first, and as many before a revival as it takes to keep the rows."""
+        if not self._ridden:
+            return True
+        left = self.every_n_steps - self._step % self.every_n_steps
+        able = [one for one in self._blocks.values() if not one.reason]
+        return any(one.rows < one.samples and left <= one.steps_needed for one in able)
+
+    def _took(self, batch: Any) -> None:
+        """Take in a step that was ridden; the first one only shows the blocks, unless a revival is near."""
+        seen = self._rider.end()
+        if not self._rider.finite or not (seen or self._rider.reasons):
+            return
+        for one in seen:
+            known = self._blocks.setdefault(one.hidden, BlockRevival(one.hidden, self.samples, self.dormant))
+            if one.hidden in self._state:
+                known.alive = self._state.pop(one.hidden).to(one.signal.X.device)
+            known.keep(one, batch)
+            if not self._ridden and self._step % self.every_n_steps + known.steps_needed < self.every_n_steps:
+                known.forget_rows()
+        self._ridden = True
+
+    def _refuse(self) -> None:
+        """Refuse layers behind which a step has shown an activation that keeps the largest pre-activations.
+
+        Raises:
+            MisconfigurationException: If there is one.
+        """
+        reasons = {name: one.reason for name, one in self._blocks.items()} or self._rider.reasons
+        told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
+        if _REFUSED.search(told) or (told and not self._blocks):
+            raise MisconfigurationException(
+                f"ReviveDeadUnits revives Linear -> ReLU-like -> Linear blocks; {told}. Activations that keep the "
+                "largest pre-activations (TopK, JumpReLU) are none: name other blocks by `block`."
+            )
+
+    def _revive(self, trainer: Trainer, step: int) -> None:
+        """Find what to do on the first process, and do it on all of them."""
+        names = trainer.strategy.broadcast([name for name, one in self._blocks.items() if not one.reason])
+        for name in names:
+            one = self._blocks[name]
+            width = 0 if one.live is None else len(one.live.hidden.value())
+            alive = torch.zeros(width, device=trainer.strategy.root_device) if one.alive is None else one.alive.float()
+            alive = trainer.strategy.reduce(alive, reduce_op="sum") > 0
+            found = one.find(alive) if trainer.is_global_zero else None
+            if trainer.world_size > 1:
+                found = trainer.strategy.broadcast(None if found is None else found.cpu())
+            if found is not None:
+                self._apply(trainer, one, found, step)
+            one.begin_again()
+
+    def _apply(self, trainer: Trainer, one: BlockRevival, found: NewPlaces, step: int) -> None:
+        """Merge and replace neurons, and report it."""
+        assert one.live is not None
+        placement = found.placement
+        if len(found.merged):
+            replace_in_training(
+                trainer, one.live, torch.unique(found.into), lambda b: merge_units(b, *_on(b.W, found)), restart=False
+            )
+        if len(placement.units):
+            replace_in_training(trainer, one.live, placement.units, placement.applied_to)
+        dead, dormant, duplicate = found.counts
+        revival = Revival(
+            step=step,
+            block=one.hidden,
+            width=len(one.live.hidden.value()),
+            dead=dead,
+            dormant=dormant,
+            duplicate=duplicate,
+            revived=len(placement.units),
+            gain=float(placement.gain.sum()),
+            drop=placement.drop,
+            function_change=placement.function_change,
+        )
+        self.revivals.append(revival)
+        named = self.block is not None or len(self._blocks) > 1
+        numbers = {name: float(value) for name, value in asdict(revival).items() if name not in {"step", "block"}}
+        Report(f"revive/{one.hidden}/" if named else "revive/").log_scalars(trainer, step, numbers)
+
+
+def _on(like: Tensor, found: NewPlaces) -> tuple[Tensor, Tensor]:
+    """Merged neurons and those that they are merged into, on a device."""
+    return found.merged.to(like.device), found.into.to(like.device)
+
+
+def _is_last(trainer: Trainer) -> bool:
+    """Whether no step will follow in which new neurons could be trained."""
+    last_epoch = trainer.current_epoch + 1 == trainer.max_epochs and trainer.is_last_batch
+    return last_epoch or 0 <= trainer.max_steps <= trainer.global_step
+
+
+def _check_activations(module: nn.Module, patterns: Sequence[str]) -> None:
+    """Refuse modules whose names say that they keep the largest pre-activations, beside what is to be revived.
+
+    Raises:
+        MisconfigurationException: If there is one.
+    """
+    for name, part in module.named_modules():
+        found = _REFUSED.search(type(part).__name__)
+        if found and "*" in patterns:
+            raise MisconfigurationException(
+                f"ReviveDeadUnits cannot revive what {name or 'the module'}, a {type(part).__name__}, makes of its "
+                f"inputs: {found.group()} is no ReLU. Name the blocks to revive by `block`, or use AuxK there."
+            )

@@ -1,0 +1,409 @@
+"""Where neurons that do nothing gain most: input weights, output weights, and by how much the loss falls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from relu_diag.functional.block import BlockSignal, ShallowBlock, check_fit, chunked_outputs, rho
+from relu_diag.functional.dynamics import ExtremalDirections, climbed_directions, extremal_directions
+from relu_diag.functional.output_loss import CrossEntropy, Loss, OutputLoss
+from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Placement:
+    """Neurons of a block, placed anew.
+
+    Attributes:
+        units: Which neurons, those that gain most first, long, shape ``(n,)``.
+        W: Their input weights, shape ``(n, d)``.
+        H: Their output weights, shape ``(J, n)``.
+        gain: Rate at which the loss falls with the amplitude of each, of activations times the length of its output
+            weights, less the price, shape ``(n,)``.
+        drop: Drop of the loss as evaluated, on samples by which the neurons were not chosen where there are enough; 0
+            where nothing was evaluated, output weights being zero.
+        function_change: Largest change of an output on the samples.
+
+    Example:
+        >>> X = torch.eye(2)
+        >>> block = ShallowBlock(W=-torch.ones(1, 2), H=torch.zeros(1, 1))
+        >>> found = place_units(block, torch.tensor([0]), BlockSignal(X, G=-torch.ones(2, 1)), everything=True)
+        >>> found.units.tolist(), found.drop, found.H.tolist()
+        ([0], 0.0, [[0.0]])
+    """
+
+    units: Tensor
+    W: Tensor
+    H: Tensor
+    gain: Tensor
+    drop: float
+    function_change: float
+
+    def __str__(self) -> str:
+        best = f", largest gain {self.gain[0]:.3g}" if len(self.gain) else ""
+        return f"{len(self.units)} neurons placed anew{best}; the loss drops by {self.drop:.3g}"
+
+    def applied_to(self, block: ShallowBlock) -> ShallowBlock:
+        """A block with these neurons.
+
+        Args:
+            block: The block.
+
+        Returns:
+            The block with new weights in the places of the neurons.
+        """
+        W = block.W.clone()
+        H = block.H.clone()
+        units = self.units.to(W.device)
+        W[units] = self.W.to(W)
+        H[:, units] = self.H.to(H)
+        return replace(block, W=W, H=H)
+
+
+def place_units(
+    block: ShallowBlock,
+    units: Tensor,
+    signal: BlockSignal,
+    loss: Loss | None = None,
+    price: float = 0.0,
+    everything: bool = False,
+) -> Placement:
+    """Place neurons where they gain most: along different extremal directions, in a block in which they do nothing.
+
+    Directions are climbed to from the samples that weigh most, in centred inputs where there is a bias. On every
+    second sample they are chosen, on the others they must gain too, unless the samples are few or all there are. Where
+    the loss is known, neurons get the amplitude at which it falls most, batch after batch against what is left, and
+    their drop is evaluated; else output weights of zero, so that the function stays. Where all output weights have one
+    length, as those of a dictionary that is kept normalised, theirs have it as well, and the usual one where activity
+    has a price; without a loss the input weights are then small.
+
+    Args:
+        block: The block.
+        units: The neurons, whose present output weights count as zero, long, shape ``(n,)``.
+        signal: Inputs and loss gradients.
+        loss: Loss of the outputs on these samples, in place of ``signal.G``.
+        price: Loss per unit of mean activation of one neuron, as in `extremal_directions`.
+        everything: Whether the samples are all there are.
+
+    Returns:
+        As many of the neurons as gain something.
+
+    Example:
+        >>> from relu_diag.functional import SquaredError
+        >>> X = torch.eye(2)
+        >>> block = ShallowBlock(W=-torch.ones(2, 2), H=torch.zeros(1, 2))
+        >>> Y = torch.tensor([[1.0], [-1.0]])
+        >>> found = place_units(block, torch.tensor([0, 1]), BlockSignal(X, -Y), SquaredError(Y), everything=True)
+        >>> print(found)
+        2 neurons placed anew, largest gain 1; the loss drops by 1
+    """
+    check_fit(block, signal)
+    search = _Search.begin(block, units, signal, loss, price, everything)
+    for _ in range(BUDGETS.placements):
+        if not search.place_some():
+            break
+    return search.placement(signal.X)
+
+
+def merge_units(block: ShallowBlock, units: Tensor, into: Tensor) -> ShallowBlock:
+    """A block in which neurons hand their output weights to others along the same input weights.
+
+    The function stays where the input weights point the same way exactly: the reverse of `replicate_unit`.
+
+    Args:
+        block: The block.
+        units: Neurons that hand them over, long, shape ``(n,)``.
+        into: Neurons that get them, none of them among ``units``, long, shape ``(n,)``.
+
+    Returns:
+        The block, with output weights of zero at ``units``.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0], [2.0]]), H=torch.tensor([[3.0, 1.0]]))
+        >>> merge_units(block, torch.tensor([1]), torch.tensor([0])).H
+        tensor([[5., 0.]])
+    """
+    norm = block.W.norm(dim=1)
+    H = block.H.clone()
+    H.index_add_(1, into, H[:, units] * (norm[units] / norm[into]))
+    H[:, units] = 0.0
+    return replace(block, H=H)
+
+
+def output_length(block: ShallowBlock) -> float | None:
+    """The length of the output weights, where somebody keeps all of them at one.
+
+    Args:
+        block: The block.
+
+    Returns:
+        Length; None where they differ.
+
+    Example:
+        >>> output_length(ShallowBlock(W=torch.ones(2, 1), H=torch.tensor([[1.0, -1.0]])))
+        1.0
+    """
+    length = block.H.detach().norm(dim=0)
+    even = len(length) > 1 and bool((length - length[0]).abs().max() <= FLOAT64.even_lengths * length[0])
+    return float(length[0]) if even and bool(length[0] > 0) else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Data:
+    """Centred inputs ``(N, d)``, what the outputs are without the neurons ``(N, J)``, gradients, and their loss."""
+
+    X: Tensor
+    outputs: Tensor
+    G: Tensor
+    loss: Loss | None
+
+    def part(self, start: int, step: int) -> _Data:
+        """Every so many samples, as if they were all."""
+        index = torch.arange(start, len(self.X), step, device=self.X.device)
+        weight = len(self.X) / len(index)
+        loss = None if self.loss is None else self.loss.rows(index).scaled(weight)
+        return _Data(self.X[index], self.outputs[index], weight * self.G[index], loss)
+
+    def moved(self, change: Tensor) -> _Data:
+        """The outputs after a change."""
+        outputs = self.outputs + change
+        return replace(self, outputs=outputs, G=self.G if self.loss is None else self.loss.gradient(outputs))
+
+
+class _Search:
+    """Places neurons batch after batch."""
+
+    def __init__(self, block: ShallowBlock, units: Tensor, chosen_by: _Data, held_out: _Data, price: float) -> None:
+        self.block = block
+        self.units = units
+        self.data = chosen_by
+        self.check = held_out
+        self.lengths = _Lengths.of(block, units, price > 0)
+        # Of a unit of amplitude.
+        self.price = price / self.lengths.fixed if self.lengths.fixed else price
+        self.known: list[tuple[Tensor, Tensor]] = []
+        self.W: list[Tensor] = []
+        self.H: list[Tensor] = []
+        self.gains: list[Tensor] = []
+        self.drop = 0.0
+        self.placed = 0
+
+    @classmethod
+    def begin(
+        cls, block: ShallowBlock, units: Tensor, signal: BlockSignal, loss: Loss | None, price: float, everything: bool
+    ) -> _Search:
+        """The search, with data centred and split."""
+        H = block.H.detach().clone()
+        H[:, units] = 0.0
+        X = signal.X.detach()
+        outputs = chunked_outputs(replace(block, W=block.W.detach(), H=H), X)
+        G = signal.G.detach() if loss is None else loss.gradient(outputs)
+        frame = _Frame.of(X)
+        data = _Data(frame.centred(X), outputs, G, loss)
+        split = not everything and len(X) >= BUDGETS.held_out
+        search = cls(block, units, data.part(0, 2) if split else data, data.part(1, 2) if split else data, price)
+        search.frame = frame
+        search.everything = everything
+        return search
+
+    frame: _Frame
+    everything: bool
+
+    def place_some(self) -> bool:
+        """Place a batch; whether there may be more to place."""
+        room = min(len(self.units) - self.placed, BUDGETS.placed_at_once)
+        if room < 1:
+            return False
+        found = self._directions(room)
+        A = rho(self.check.X @ found.v.T, self.block.slopes)
+        gain = self._gains(A, found.o)
+        kept = (gain > self._least_gain(A, found)).nonzero().squeeze(1)
+        kept = kept[self._different(A[:, kept], found.o[kept])][:room]
+        if not len(kept):
+            return False
+        v, o, A, gain = found.v[kept], found.o[kept], A[:, kept], gain[kept]
+        if self.check.loss is None:
+            self.known.append((A, o))
+            self._add(v, o, gain, torch.zeros_like(gain))
+            return True
+        amplitude, drop = self._amplitudes(A, o, gain)
+        if not drop > 0:
+            return False
+        self._add(v, o, gain, amplitude)
+        self.drop += drop
+        self.check = self.check.moved((A * amplitude) @ o)
+        self.data = self.data.moved((rho(self.data.X @ v.T, self.block.slopes) * amplitude) @ o)
+        return True
+
+    def _directions(self, count: int) -> ExtremalDirections:
+        """Directions in which the samples chosen by gain; few steps uphill where the best are taken already."""
+        X, G = self.data.X, self.data.G
+        starts = _starts(X, G, count)
+        if len(X) * X.shape[1] <= BUDGETS.listed_numbers and not self.price and not self.known:
+            found = extremal_directions(X, G, self.block.slopes, starts)
+            return ExtremalDirections(found.v.to(X), found.gain.to(X), found.o.to(X), found.exhaustive)
+        steps = 1 if self.known else BUDGETS.climbed_steps
+        return climbed_directions(X, G, self.block.slopes, starts, self.price, steps)
+
+    def _different(self, A: Tensor, o: Tensor) -> Tensor:
+        """Neurons, the best first, without those that do much of what one before does: ``A (N, n)``, long."""
+        before = sum(len(one) for _, one in self.known)
+        A = torch.cat([*(known for known, _ in self.known), A], dim=1)
+        o = torch.cat([*(known for _, known in self.known), o])
+        size = A.norm(dim=0)
+        U = A / size.clamp(min=torch.finfo(A.dtype).tiny)
+        # With a loss, what one neuron does is no longer there to be done when the next batch is chosen.
+        most = FLOAT64.overlap if self.check.loss is not None else FLOAT64.wide_overlap
+        alike = (((U.T @ U) * (o @ o.T)).abs() > most).cpu()
+        kept = (size > 0).cpu()
+        for i in range(len(o)):
+            if kept[i]:
+                kept[i + 1 :] &= ~alike[i, i + 1 :]
+        chosen: Tensor = kept[before:].nonzero().squeeze(1)
+        return chosen.to(A.device)
+
+    def _gains(self, A: Tensor, o: Tensor) -> Tensor:
+        """Rates at which the loss falls on the samples held out, ``(n,)``."""
+        felt: Tensor = ((A.T @ self.check.G) * o).sum(dim=1)
+        return -felt - self.price * A.abs().mean(dim=0)
+
+    def _least_gain(self, A: Tensor, found: ExtremalDirections) -> Tensor:
+        """The gains above which those of directions are no accident of the samples, ``(n,)``."""
+        if self.everything:
+            return torch.zeros_like(found.gain)
+        noise: Tensor = (A * (self.check.G @ found.o.T)).square().sum(dim=0).sqrt()
+        return torch.maximum(FLOAT64.agreement * found.gain, FLOAT64.sure * noise)
+
+    def _amplitudes(self, A: Tensor, o: Tensor, gain: Tensor) -> tuple[Tensor, float]:
+        """Amplitudes ``(n,)`` of the largest drop along one ray, and that drop on the samples held out."""
+        loss = self.check.loss
+        assert loss is not None
+        bend = _curvatures(loss, self.check.outputs, A, o)
+        largest = loss(self.check.outputs).abs() / gain
+        alone = torch.where(bend > 0, torch.minimum(gain / bend, largest), largest)
+        costs = self.price * A.abs().mean(dim=0)
+        best = torch.zeros_like(alone)
+        drop = 0.0
+        for halvings in range(BUDGETS.halvings):
+            amplitude = alone / 2**halvings
+            step = (A * amplitude) @ o
+            now = -float(loss.change(self.check.outputs, step)) - float(amplitude @ costs)
+            if now < drop:
+                break
+            if now > drop:
+                best, drop = amplitude, now
+        return best, drop
+
+    def _add(self, v: Tensor, o: Tensor, gain: Tensor, amplitude: Tensor) -> None:
+        """Note neurons of some amplitudes, zero for such as leave the function as it is."""
+        W, H = self.lengths.weights(v, o, amplitude)
+        self.W.append(W)
+        self.H.append(H)
+        self.gains.append(gain)
+        self.placed += len(v)
+
+    def placement(self, X: Tensor) -> Placement:
+        """What was placed."""
+        outputs, inputs = len(self.block.H), self.block.W.shape[1]
+        if not self.W:
+            empty = self.block.W.new_empty(0, inputs)
+            return Placement(self.units[:0], empty, empty.new_empty(outputs, 0), empty[:, 0], 0.0, 0.0)
+        W = self.frame.back(torch.cat(self.W))
+        H = torch.cat(self.H, dim=1)
+        new = ShallowBlock(W, H, self.block.slopes)
+        change = float(chunked_outputs(new, X.detach()).abs().max())
+        return Placement(self.units[: len(W)], W, H, torch.cat(self.gains), self.drop, change)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Frame:
+    """Coordinates in which inputs with a constant last column are centred, and that column is as long as they are."""
+
+    mean: Tensor | None
+    spread: float
+
+    @classmethod
+    def of(cls, X: Tensor) -> _Frame:
+        """The frame of some inputs; as they are without a constant column."""
+        if X.shape[1] < 2 or not bool((X[:, -1] == 1).all()) or len(X) < 2:
+            return cls(None, 1.0)
+        mean = X[:, :-1].mean(dim=0)
+        spread = float((X[:, :-1] - mean).square().sum(dim=1).mean().sqrt())
+        return cls(mean, spread) if spread > 0 else cls(None, 1.0)
+
+    def centred(self, X: Tensor) -> Tensor:
+        """Inputs in these coordinates."""
+        return X if self.mean is None else torch.cat([X[:, :-1] - self.mean, self.spread * X[:, -1:]], dim=1)
+
+    def back(self, V: Tensor) -> Tensor:
+        """Input weights, of these coordinates, as those of the inputs."""
+        if self.mean is None:
+            return V
+        bias = self.spread * V[:, -1] - V[:, :-1] @ self.mean
+        return torch.cat([V[:, :-1], bias[:, None]], dim=1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Lengths:
+    """Usual length of input weights, ratio to that of output weights, and the length all of those have, or None."""
+
+    usual: float
+    ratio: float
+    fixed: float | None
+
+    @classmethod
+    def of(cls, block: ShallowBlock, units: Tensor, priced: bool) -> _Lengths:
+        """Those of the neurons that stay."""
+        stay = torch.ones(len(block.W), dtype=torch.bool, device=block.W.device)
+        stay[units] = False
+        W = block.W.detach().norm(dim=1)
+        H = block.H.detach().norm(dim=0)
+        living = stay & (W > 0) & (H > 0)
+        fixed = output_length(block)
+        if not bool(living.any()):
+            usual = float(W[W > 0].median()) if bool((W > 0).any()) else 1.0
+            return cls(usual, 1.0, fixed)
+        usual, out = float(W[living].median()), float(H[living].median())
+        return cls(usual, usual / out, out if priced and fixed is None else fixed)
+
+    def weights(self, v: Tensor, o: Tensor, amplitude: Tensor) -> tuple[Tensor, Tensor]:
+        """Input weights ``(n, d)`` and output weights ``(J, n)`` of neurons of some amplitudes."""
+        silent = amplitude == 0
+        if self.fixed is not None:
+            w = torch.where(silent, FLOAT64.whisper * self.usual, amplitude / self.fixed)
+            return w[:, None] * v, self.fixed * o.T
+        w = torch.where(silent, self.usual, (amplitude * self.ratio).sqrt())
+        h = torch.where(silent, 0.0, (amplitude / self.ratio).sqrt())
+        return w[:, None] * v, (h[:, None] * o).T
+
+
+def _starts(X: Tensor, G: Tensor, count: int) -> Tensor:
+    """The samples that weigh most, a little at random, as directions, shape ``(n, d)``."""
+    weight = X.norm(dim=1) * G.norm(dim=1)
+    draw = torch.Generator().manual_seed(len(X))
+    chance = torch.rand(len(X), generator=draw, dtype=torch.float64).to(X)
+    # The largest of these are a sample without replacement, by the squares of the weights.
+    key = torch.where(weight > 0, chance.log() / weight.square(), -torch.inf)
+    order = key.argsort(descending=True)[: min(count, int((weight > 0).sum()))]
+    starts = X[order].clone()
+    if X.shape[1] > 1 and bool((X[:, -1] == X[0, -1]).all()):
+        # Active where a sample is at least so much like this one.
+        starts[:, -1] = -FLOAT64.likeness * starts[:, :-1].square().sum(dim=1) / X[0, -1]
+    return starts
+
+
+def _curvatures(loss: Loss, outputs: Tensor, A: Tensor, o: Tensor) -> Tensor:
+    """Second derivative of the loss by the amplitude of each neuron, ``(n,)``."""
+    if not isinstance(loss, CrossEntropy | OutputLoss):
+        # The Hessian is diagonal.
+        diagonal = loss.curvature(outputs, torch.ones_like(outputs))
+        alone: Tensor = ((A.square().T @ diagonal) * o.square()).sum(dim=1)
+        return alone
+    bends = []
+    for a, direction in zip(A.T, o, strict=True):
+        step = torch.outer(a, direction)
+        bends.append((step * loss.curvature(outputs, step)).sum())
+    return torch.stack(bends)

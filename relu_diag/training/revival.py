@@ -1,0 +1,375 @@
+"""Which neurons of a block in training do nothing, and where they would gain most: from rows of ridden steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from relu_diag.capture import LiveBlock, Sighting
+from relu_diag.functional import BlockSignal, ShallowBlock, rho
+from relu_diag.functional.block import chunk_rows, chunked_outputs
+from relu_diag.functional.local import repeated_neurons
+from relu_diag.functional.output_loss import Loss, joined, recognise
+from relu_diag.functional.widening import Placement, merge_units, output_length, place_units
+
+# Rows whose gradients tell the price of an activation.
+_ROWS = 256
+# A price over the gradients at the activations that is none, and its largest spread.
+_NO_PRICE = 1e-3
+_SPREAD = 0.1
+# A change of the outputs over their size that is none, where no loss is known to evaluate it.
+_UNSEEN = 1e-3
+# Pairs of neurons times inputs up to which a CPU looks for duplicates.
+_PAIRS_ON_CPU = 2**36
+
+
+@dataclass(frozen=True, slots=True)
+class Revival:
+    """Neurons of a block that were placed anew.
+
+    Attributes:
+        step: Gradient steps done.
+        block: Name of the block's first layer.
+        width: Number of neurons.
+        dead: How many were silent since the last revival.
+        dormant: How many were nearly silent.
+        duplicate: How many repeated another one.
+        revived: How many were placed anew.
+        gain: Rate at which the loss falls with their amplitudes, together.
+        drop: Drop of the loss as evaluated on rows kept; 0 where the function stayed.
+        function_change: Largest change of an output on the rows.
+    """
+
+    step: int
+    block: str
+    width: int
+    dead: int
+    dormant: int
+    duplicate: int
+    revived: int
+    gain: float
+    drop: float
+    function_change: float
+
+    def __str__(self) -> str:
+        found = f"{self.dead} dead, {self.dormant} dormant, {self.duplicate} duplicate of {self.width}"
+        done = f"{self.revived} placed anew, gain {self.gain:.3g}, drop {self.drop:.3g}"
+        return f"step {self.step:,} {self.block}: {found}; {done}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NewPlaces:
+    """What is to be done to a block, the same on all ranks.
+
+    Attributes:
+        placement: The neurons and their new weights.
+        merged: Neurons that hand their output weights over, long, shape ``(n,)``.
+        into: Neurons that get them, long, shape ``(n,)``.
+        counts: Numbers of neurons found: dead, dormant, duplicate.
+    """
+
+    placement: Placement
+    merged: Tensor
+    into: Tensor
+    counts: tuple[int, int, int]
+
+    def cpu(self) -> NewPlaces:
+        """The same in the memory of the CPU, to be sent to other processes."""
+        one = self.placement
+        placement = replace(one, units=one.units.cpu(), W=one.W.cpu(), H=one.H.cpu(), gain=one.gain.cpu())
+        return NewPlaces(placement, self.merged.cpu(), self.into.cpu(), self.counts)
+
+
+class BlockRevival:
+    """Keeps what is known of a block between two revivals.
+
+    Args:
+        hidden: Name of its first layer.
+        samples: Number of rows to keep.
+        dormant: A neuron counts as dormant up to so many times the mean activation of the layer.
+
+    Attributes:
+        live: Its parameters; None before the first step that was ridden.
+        alive: Neurons that had a gradient since the last revival, bool, shape ``(I,)``.
+        reason: Why it cannot be revived, empty where it can.
+        rows_a_step: Rows of the last step that was ridden.
+        everything: Whether the last two had the same rows: a batch is the whole data set.
+    """
+
+    def __init__(self, hidden: str, samples: int, dormant: float) -> None:
+        self.hidden = hidden
+        self.samples = samples
+        self.dormant = dormant
+        self.live: LiveBlock | None = None
+        self.alive: Tensor | None = None
+        self.reason = ""
+        self.rows_a_step = 1
+        self.everything = False
+        self._gradients_tell = True
+        self._steps: list[_Step] = []
+
+    @property
+    def steps_needed(self) -> int:
+        """Number of steps to ride for the rows of a revival."""
+        return 2 if self.everything else -(-self.samples // self.rows_a_step)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows kept."""
+        return sum(len(step.X) for step in self._steps)
+
+    def note_gradients(self) -> None:
+        """Note which neurons have a gradient in this step: those that were active in it."""
+        if self.live is None or self.live.hidden_bias is None or not self._gradients_tell:
+            return
+        gradient = self.live.hidden_bias.grad
+        if gradient is not None:
+            active = (gradient != 0) & gradient.isfinite()  # a loss scale may have overflowed
+            self.alive = active if self.alive is None else self.alive.logical_or_(active)
+
+    def keep(self, seen: Sighting, batch: Any) -> None:
+        """Keep rows of a step that was ridden.
+
+        Args:
+            seen: The block, as the step saw it.
+            batch: Its batch, among whose tensors the targets may be.
+        """
+        self.reason = _obstacle(seen)
+        if self.reason:
+            return
+        self.live = seen.live
+        self.rows_a_step = len(seen.signal.X)
+        active = _active(seen)
+        self._compare(active)
+        self.alive = active if self.alive is None else self.alive | active
+        self.everything = bool(self._steps) and _same(self._steps[-1].X, seen.signal.X)
+        if self.everything:  # a batch that is the whole data set
+            self._steps.clear()
+        room = self.samples - self.rows
+        if room < 1:
+            return
+        loss = None
+        if not seen.dropout:
+            loss = recognise(chunked_outputs(seen.block, seen.signal.X), seen.signal.G, batch).loss
+        step = _Step(seen.signal.X, seen.signal.G, loss, _price(seen))
+        self._steps.append(step if len(step.X) <= room else step.first(room))
+
+    def find(self, alive: Tensor) -> NewPlaces | None:
+        """The neurons that do nothing, and where they gain most.
+
+        Args:
+            alive: Neurons that were active on some rank since the last revival, bool, shape ``(I,)``.
+
+        Returns:
+            What to do; None where nothing was seen.
+        """
+        if self.live is None or not self._steps:
+            return None
+        rows = _together(self._steps)
+        block = self.live()
+        states = _States.of(block, rows.X, alive.to(block.W.device), self.dormant)
+        for units, merged in states.choices():
+            found = _placed(block, rows, states, units, merged, self.everything)
+            if found is not None:
+                return found
+        nothing = place_units(block, states.dead[:0], BlockSignal(rows.X[:1], rows.G[:1]))
+        return NewPlaces(nothing, states.dead[:0], states.dead[:0], states.counts)
+
+    def forget_rows(self) -> None:
+        """Keep no rows that are long past when it is time."""
+        self._steps.clear()
+
+    def begin_again(self) -> None:
+        """Forget the rows and the activity: another window begins."""
+        self._steps.clear()
+        self.alive = None
+
+    def _compare(self, active: Tensor) -> None:
+        """Whether gradients say what was seen: a penalty on the weights gives one to silent neurons as well."""
+        bias = None if self.live is None else self.live.hidden_bias
+        if bias is None or bias.grad is None or bool(active.all()):
+            return
+        if bool((bias.grad[~active] != 0).all()):
+            self._gradients_tell = False
+            self.alive = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Step:
+    """Rows of one step or several: inputs ``(N, d)``, gradients ``(N, J)``, their loss, and the price of activity."""
+
+    X: Tensor
+    G: Tensor
+    loss: Loss | None
+    price: float
+
+    def first(self, count: int) -> _Step:
+        """The first rows, as if they were all."""
+        weight = len(self.X) / count
+        index = torch.arange(count, device=self.X.device)
+        loss = None if self.loss is None else self.loss.rows(index).scaled(weight)
+        return _Step(self.X[:count], weight * self.G[:count], loss, self.price)
+
+
+def _same(X: Tensor, other: Tensor) -> bool:
+    return X.shape == other.shape and torch.equal(X, other)
+
+
+def _together(steps: list[_Step]) -> _Step:
+    """The mean over several steps as one."""
+    share = [len(step.X) / sum(len(step.X) for step in steps) for step in steps]
+    X = torch.cat([step.X for step in steps])
+    G = torch.cat([weight * step.G for weight, step in zip(share, steps, strict=True)])
+    losses = [step.loss for step in steps]
+    loss = None
+    if all(one is not None for one in losses):
+        try:
+            loss = joined([one for one in losses if one is not None], share)
+        except ValueError:  # of different kinds
+            loss = None
+    price = sum(weight * step.price for weight, step in zip(share, steps, strict=True))
+    return _Step(X, G, loss, price)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _States:
+    """Neurons that do nothing, long: dead, dormant ones, and such as repeat another one with the one they repeat."""
+
+    dead: Tensor
+    dormant: Tensor
+    duplicate: Tensor
+    repeated: Tensor
+
+    @classmethod
+    def of(cls, block: ShallowBlock, X: Tensor, alive: Tensor, tau: float) -> _States:
+        """The states on some rows, for neurons known to be alive besides."""
+        active = torch.zeros_like(alive)
+        activation = torch.zeros(len(alive), dtype=torch.float64, device=alive.device)
+        for part in torch.split(X, chunk_rows(block)):
+            A = rho(part @ block.W.T, block.slopes)
+            active |= (A != 0).any(dim=0)
+            activation += A.abs().sum(dim=0)
+        dead = ~alive & ~active
+        # A neuron that was active in other rows than these is rare, and not small.
+        dormant = active & (activation <= tau * activation.mean())
+        into = torch.full_like(alive, -1, dtype=torch.long)
+        affordable = block.W.is_cuda or len(alive) ** 2 * X.shape[1] <= _PAIRS_ON_CPU
+        # Where all output weights are kept at one length, none can take over another's.
+        if affordable and output_length(block) is None:
+            into = repeated_neurons(block, active & ~dormant)
+        duplicate = (into >= 0).nonzero().squeeze(1)
+        return cls(dead.nonzero().squeeze(1), dormant.nonzero().squeeze(1), duplicate, into[duplicate])
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Numbers of each kind."""
+        return len(self.dead), len(self.dormant), len(self.duplicate)
+
+    def choices(self) -> list[tuple[Tensor, int]]:
+        """Neurons to place anew and how many of the last ones hand their output weights over, the most first."""
+        every = (torch.cat([self.dead, self.dormant, self.duplicate]), len(self.duplicate))
+        exact = (torch.cat([self.dead, self.duplicate]), len(self.duplicate))
+        choices = [every, exact, (self.dead, 0)]
+        different = {len(units): (units, merged) for units, merged in reversed(choices) if len(units)}
+        return sorted(different.values(), key=lambda choice: -len(choice[0]))
+
+
+def _placed(
+    block: ShallowBlock, rows: _Step, states: _States, units: Tensor, merged: int, everything: bool
+) -> NewPlaces | None:
+    """Neurons placed anew, where that lowers the loss as evaluated or leaves the function; else None."""
+    start = len(states.duplicate) - merged
+    duplicate, into = states.duplicate[start:], states.repeated[start:]
+    without = merge_units(block, duplicate, into) if merged else block
+    placement = place_units(without, units, BlockSignal(rows.X, rows.G), rows.loss, rows.price, everything)
+    if not len(placement.units):
+        return None
+    gone = torch.isin(duplicate, placement.units)
+    duplicate, into = duplicate[gone], into[gone]
+    moved = torch.cat([placement.units, torch.unique(into)])
+    old = _part(block, moved)
+    new = _part(placement.applied_to(merge_units(block, duplicate, into) if len(duplicate) else block), moved)
+    outputs = chunked_outputs(block, rows.X)
+    change = chunked_outputs(new, rows.X) - chunked_outputs(old, rows.X)
+    drop = 0.0
+    if rows.loss is None:
+        small = float(change.norm()) <= _UNSEEN * float(outputs.norm())
+        allowed = small or not bool(change.any())
+    else:
+        costs = rows.price * (_activity(new, rows.X) - _activity(old, rows.X))
+        drop = -float(rows.loss.change(outputs, change)) - costs
+        allowed = drop > 0
+    if not allowed:
+        return None
+    placement = replace(placement, drop=drop, function_change=float(change.abs().max()))
+    return NewPlaces(placement, duplicate, into, states.counts)
+
+
+def _part(block: ShallowBlock, units: Tensor) -> ShallowBlock:
+    """What some neurons add to the outputs."""
+    return ShallowBlock(block.W[units], block.H[:, units], block.slopes)
+
+
+def _activity(block: ShallowBlock, X: Tensor) -> float:
+    """The mean activation of all neurons together."""
+    return sum(
+        float(rho(part @ block.W.T, block.slopes).abs().sum()) for part in torch.split(X, chunk_rows(block))
+    ) / len(X)
+
+
+def _obstacle(seen: Sighting) -> str:
+    """What keeps the neurons of a block from being placed anew, in words."""
+    if named := _masked_activation(seen):
+        return named
+    if seen.tied:
+        return "its layers share a weight: no neuron can be given other output weights than input weights"
+    if seen.live is None:
+        return "its weights are computed from others (weight_norm, spectral_norm)"
+    return ""
+
+
+def _masked_activation(seen: Sighting) -> str:
+    """The name of an activation that lets the largest pre-activations pass, where the mask behind it says so."""
+    Z, C = seen.signal.Z, seen.signal.C
+    if not seen.dropout or Z is None or C is None:
+        return ""
+    Z, C = Z[:_ROWS], C[:_ROWS]
+    positive = Z > 0
+    cut, kept = positive & (C == 0), positive & (C != 0)
+    if not bool(cut.any()) or not bool(kept.any()):
+        return ""
+    for axis, name in ((0, "JumpReLU"), (1, "TopK")):
+        highest_cut = torch.where(cut, Z, -torch.inf).amax(dim=axis)
+        lowest_kept = torch.where(kept, Z, torch.inf).amin(dim=axis)
+        if bool((highest_cut <= lowest_kept).all()):
+            return f"{name} stands behind it: an activation that is no ReLU"
+    return ""
+
+
+def _active(seen: Sighting) -> Tensor:
+    """Which neurons were active on some row, bool ``(I,)``."""
+    block = seen.block
+    if seen.signal.Z is not None:
+        return (rho(seen.signal.Z, block.slopes) != 0).any(dim=0)
+    parts = torch.split(seen.signal.X, chunk_rows(block))
+    active = [(rho(part @ block.W.T, block.slopes) != 0).any(dim=0) for part in parts]
+    return torch.stack(active).any(dim=0)
+
+
+def _price(seen: Sighting) -> float:
+    """What a unit of mean activation costs, read off the gradients at the activations that do not come from outputs."""
+    signal = seen.signal
+    if signal.C is None:
+        return 0.0
+    X, G, C = signal.X[:_ROWS], signal.G[:_ROWS], signal.C[:_ROWS]
+    active = rho(X @ seen.block.W.T, seen.block.slopes) != 0
+    own = (C - G @ seen.block.H)[active & (C != 0)]
+    if not len(own):
+        return 0.0
+    price = float(own.median())
+    spread = float((own - price).abs().median())
+    real = price > _NO_PRICE * float(C.abs().max()) and spread <= _SPREAD * price
+    return price * len(signal.X) if real else 0.0

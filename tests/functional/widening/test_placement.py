@@ -1,0 +1,120 @@
+"""Neurons placed anew: gains and drops by their definitions, the function kept, the lengths of a dictionary."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.tensors import normal
+from torch import Tensor
+from torch.testing import assert_close
+
+from relu_diag import BlockSignal, ShallowBlock
+from relu_diag import functional as F
+from relu_diag.functional.output_loss import CrossEntropy, SquaredError
+from relu_diag.functional.widening import merge_units, place_units, replicate_unit
+
+DEAD = torch.tensor([1, 3, 4])
+
+
+def problem(seed: int = 0, samples: int = 40) -> tuple[ShallowBlock, Tensor, Tensor]:
+    """A block with three dead neurons, inputs with a column of ones, targets."""
+    draw = torch.Generator().manual_seed(seed)
+    X = torch.cat([normal(draw, samples, 4) + 1, torch.ones(samples, 1).double()], dim=1)
+    W = normal(draw, 6, 5)
+    W[DEAD, -1] = -100.0
+    return ShallowBlock(W, normal(draw, 2, 6), output_bias=normal(draw, 2)), X, normal(draw, samples, 2)
+
+
+@pytest.mark.parametrize("price", [0.0, 0.05])
+def test_the_drop_is_the_one_of_the_loss_and_every_gain_is_that_of_its_direction(price: float) -> None:
+    block, X, Y = problem()
+    loss = SquaredError(Y)
+    G = loss.gradient(block(X))
+    found = place_units(block, DEAD, BlockSignal(X, G), loss, price, everything=True)
+    new = found.applied_to(block)
+
+    def cost(of: ShallowBlock) -> float:
+        return float(loss(of(X))) + price * float(F.rho(X @ of.W.T, of.slopes).mean(dim=0).sum())
+
+    assert found.drop > 0
+    assert cost(block) - cost(new) == pytest.approx(found.drop, rel=1e-9)
+    assert float((new(X) - block(X)).abs().max()) == pytest.approx(found.function_change)
+    assert set(found.units.tolist()) <= set(DEAD.tolist())
+    kept = [i for i in range(6) if i not in found.units.tolist()]
+    assert torch.equal(new.W[kept], block.W[kept])
+    first = F.rho(X @ found.W[0], block.slopes)
+    o = found.H[:, 0] / found.H[:, 0].norm()
+    rate = -float((first @ G) @ o) - price * float(first.mean() / found.H[:, 0].norm())
+    centred = X[:, :-1] - X[:, :-1].mean(dim=0)
+    spread = centred.square().sum(dim=1).mean().sqrt()
+    length = torch.stack([*found.W[0, :-1], (found.W[0, -1] + found.W[0, :-1] @ X[:, :-1].mean(0)) / spread]).norm()
+    assert rate / float(length) == pytest.approx(float(found.gain[0]), rel=1e-6)
+
+
+def test_no_random_neuron_gains_more_than_the_first_one() -> None:
+    block, X, Y = problem(3)
+    G = SquaredError(Y).gradient(block(X))
+    found = place_units(block, DEAD, BlockSignal(X, G), everything=True)
+    draw = torch.Generator().manual_seed(0)
+    centred = X[:, :-1] - X[:, :-1].mean(dim=0)
+    rows = torch.cat([centred, centred.square().sum(dim=1).mean().sqrt() * X[:, -1:]], dim=1)
+    V = torch.nn.functional.normalize(normal(draw, 20_000, 5), dim=1)
+    gains = ((rows @ V.T).relu().T @ G).norm(dim=1)
+    assert float(found.gain[0]) >= 0.999 * float(gains.max())
+
+
+def test_without_a_loss_the_function_stays_and_the_neurons_are_as_long_as_others() -> None:
+    block, X, Y = problem()
+    found = place_units(block, DEAD, BlockSignal(X, SquaredError(Y).gradient(block(X))), everything=True)
+    assert len(found.units) >= 2
+    assert found.drop == found.function_change == 0
+    assert not found.H.any()
+    assert_close(found.applied_to(block)(X), block(X))
+
+
+def test_under_cross_entropy_the_loss_falls_by_what_is_said() -> None:
+    block, X, _ = problem()
+    labels = torch.arange(len(X)) % 2
+    loss = CrossEntropy(labels)
+    found = place_units(block, DEAD, BlockSignal(X, loss.gradient(block(X))), loss, everything=True)
+    assert float(loss(block(X)) - loss(found.applied_to(block)(X))) == pytest.approx(found.drop)
+    assert found.drop > 0
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_output_weights_of_one_length_keep_it(known: bool) -> None:
+    block, X, Y = problem()
+    block = ShallowBlock(block.W, 2 * block.H / block.H.norm(dim=0), block.slopes, block.output_bias)
+    loss = SquaredError(Y)
+    found = place_units(block, DEAD, BlockSignal(X, loss.gradient(block(X))), loss if known else None, everything=True)
+    assert_close(found.H.norm(dim=0), torch.full_like(found.gain, 2.0))
+    change = float((found.applied_to(block)(X) - block(X)).abs().max())
+    assert (found.drop > 0) == known
+    assert known or change < 1e-2 * float(block(X).norm(dim=1).mean())
+
+
+def test_nothing_is_placed_where_nothing_gains_or_nothing_is_worth_the_price() -> None:
+    block, X, Y = problem()
+    G = SquaredError(Y).gradient(block(X))
+    assert len(place_units(block, DEAD, BlockSignal(X, 0 * G)).units) == 0
+    assert len(place_units(block, DEAD, BlockSignal(X, G), price=1e3).units) == 0
+    assert len(place_units(block, DEAD[:0], BlockSignal(X, G)).units) == 0
+
+
+def test_noise_that_gains_only_where_it_was_chosen_is_not_placed_by_much() -> None:
+    """With pure noise as gradient, what every second sample suggests fails on the others."""
+    draw = torch.Generator().manual_seed(1)
+    X = torch.cat([normal(draw, 600, 20), torch.ones(600, 1).double()], dim=1).float()
+    block = ShallowBlock(normal(draw, 64, 21).float(), torch.zeros(8, 64))
+    G = normal(draw, 600, 8).float()
+    found = place_units(block, torch.arange(64), BlockSignal(X, G))
+    sure = place_units(block, torch.arange(64), BlockSignal(X, G), everything=True)
+    assert len(found.units) <= 0.6 * len(sure.units)
+
+
+def test_merging_is_the_reverse_of_replication() -> None:
+    block, X, _ = problem()
+    wider = replicate_unit(block, 0, (1.0, 2.0), (0.5, 0.25))
+    merged = merge_units(wider, torch.tensor([6]), torch.tensor([0]))
+    assert_close(merged(X), block(X))
+    assert not merged.H[:, 6].any()
