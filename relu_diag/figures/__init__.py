@@ -1,5 +1,6 @@
 """Draw results with matplotlib's object interface: no pyplot, so no global state and no window."""
 
+from relu_diag.figures.canvas import png_of
 from relu_diag.figures.cells import cell_figure
 from relu_diag.figures.convergence import certificate_figure, toy_figure
 from relu_diag.figures.descent import direction_figure, neuron_figure, perturbation_figure
@@ -20,6 +21,7 @@ __all__ = [
     "neuron_figure",
     "perturbation_figure",
     "plateau_words",
+    "png_of",
     "story_figure",
     "told_forecast",
     "toy_figure",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,6 +118,21 @@ def _cells(ax: Axes, rows: int, columns: int, height_ratios: Sequence[float]) ->
     box = ax.get_position()
     edges = {"left": box.x0, "right": box.x1, "bottom": box.y0, "top": box.y1}
     return GridSpec(rows, columns, height_ratios=height_ratios, **edges)
+
+
+def png_of(figure: Figure, dpi: float = 120.0) -> bytes:
+    """A figure as the content of a PNG file.
+
+    Args:
+        figure: The figure.
+        dpi: Pixels per inch.
+
+    Returns:
+        Bytes.
+    """
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=dpi)
+    return file.getvalue()
 
 
 def limits_of(values: Tensor) -> tuple[float, float]:

@@ -10,8 +10,10 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from relu_diag.figures import png_of, story_figure
 from relu_diag.functional import EscapeForecast, Verdict
 from relu_diag.functional.assumptions import Assumptions
+from relu_diag.functional.tables import html_table, summary_of
 from relu_diag.training.examination import Examination
 from relu_diag.training.judge import VERDICT_CODES
 
@@ -72,6 +74,24 @@ class PlateauForecast:
             band = max((abs(other.end - end) for other in before[1 - _COMPARED :]), default=0.0)
         return cls(step, escape.steps, end - band, end + band, escape.gain, escape.neurons)
 
+    def summary(self) -> str:
+        """The forecast as a table.
+
+        Returns:
+            Text, one fact a line.
+        """
+        rows = [
+            ("end of the plateau", f"step {self.end:,.0f}"),
+            ("between", f"steps {self.low:,.0f} and {self.high:,.0f}"),
+            ("made at", f"step {self.step:,}"),
+            ("growth rate", f"{self.gain:.3g}"),
+            ("growing neurons", str(len(self.neurons))),
+        ]
+        return summary_of(rows)
+
+    def _repr_html_(self) -> str:
+        return html_table(self.summary())
+
     def __str__(self) -> str:
         if not math.isfinite(self.end):
             return f"no escape at the learning rates to come (made at step {self.step:,})"
@@ -114,6 +134,30 @@ class Plateau:
     def __str__(self) -> str:
         where = f"steps {self.start:,} to {self.end:,}" if self.end is not None else f"since step {self.start:,}"
         return f"{where}, loss {self.loss:.6g}: {self.verdict.kind}" + (f"; {self.outlook}" if self.outlook else "")
+
+    def summary(self) -> str:
+        """The plateau as a table.
+
+        Returns:
+            Text, one fact a line.
+        """
+        rows = [
+            ("plateau", self.verdict.kind),
+            ("loss", f"{self.loss:.6g}"),
+            ("from step", f"{self.start:,}"),
+            ("to step", "it lasts" if self.end is None else f"{self.end:,}"),
+            ("ended by", self.ended_by),
+            ("forecast", self.outlook),
+            ("because", self.verdict.reason),
+        ]
+        return summary_of(rows)
+
+    def _repr_html_(self) -> str:
+        return html_table(self.summary())
+
+    def _repr_png_(self) -> bytes:
+        last = self.end if self.end is not None else max(self.seen, self.start)
+        return png_of(story_figure([self.start, last], [self.loss, self.loss], [self]))
 
     @property
     def outlook(self) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from relu_diag.functional.block import Reduction, ShallowBlock
 from relu_diag.functional.dynamics._escape import Plateau, escape
 from relu_diag.functional.problem import squared_problem
+from relu_diag.functional.tables import html_table, summary_of
 from relu_diag.functional.tolerances import derivative_tolerance
 
 
@@ -59,6 +60,26 @@ class EscapeForecast:
         if math.isfinite(self.steps):
             return f"escape in ~{self.steps:,.0f} steps: {growth}, time {self.time:.4g}"
         return f"no escape at a learning rate of 0: {growth}, time {self.time:.4g}"
+
+    def summary(self) -> str:
+        """The forecast as a table.
+
+        Returns:
+            Text, one fact a line.
+        """
+        rows = [
+            ("steps", f"{self.steps:,.0f}"),
+            ("time", f"{self.time:.4g}"),
+            ("growth rate", f"{self.gain:.3g}"),
+            ("amplitude", f"{self.amplitude:.3g}"),
+            ("growing neurons", str(len(self.neurons))),
+            ("drop asked for", f"{self.drop:.3g} of the loss"),
+            ("drop reached", f"{self.reached:.3g} of the loss"),
+        ]
+        return summary_of(rows)
+
+    def _repr_html_(self) -> str:
+        return html_table(self.summary())
 
 
 def forecast_escape(

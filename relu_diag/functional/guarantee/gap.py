@@ -25,6 +25,7 @@ from relu_diag.functional.guarantee._duals import silent_part
 from relu_diag.functional.guarantee._generation import raised_bound
 from relu_diag.functional.guarantee._objective import Bound, DecayedObjective, decayed_objective
 from relu_diag.functional.output_loss import Loss, as_loss
+from relu_diag.functional.tables import html_table, summary_of
 from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.weight_decay import WeightDecay, as_weight_decay
 
@@ -75,6 +76,24 @@ class Gap:
         if self.share < 1:
             return f"{estimate}within {100 * self.share:.2g} % of the best network of any width"
         return f"{estimate}the best network of any width may gain {self.gap:.3g} of {self.primal:.3g}"
+
+    def summary(self) -> str:
+        """The gap as a table.
+
+        Returns:
+            Text, one fact a line.
+        """
+        rows = [
+            ("loss", f"{self.primal:.6g}"),
+            ("no network of any width below", f"{self.dual:.6g}"),
+            ("gap", f"{self.gap:.3g}"),
+            ("pull over decay", f"{self.pull:.3g}"),
+            ("bound", "proved" if self.certified else "an estimate"),
+        ]
+        return summary_of(rows)
+
+    def _repr_html_(self) -> str:
+        return html_table(self.summary())
 
 
 def optimality_gap(

@@ -13,6 +13,7 @@ from relu_diag.functional.local.chunks import chunks
 from relu_diag.functional.local.directions import radial_directions, tangential_part
 from relu_diag.functional.local.kink_samples import KinkSamples
 from relu_diag.functional.local.sums import NeuronSums, neuron_sums, slopes_at
+from relu_diag.functional.tables import html_table, summary_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +55,27 @@ class NeuronGeometry:
             f"{len(self.steepest)} neurons, {int((self.kink_count > 0).sum())} on a kink; steepest tangential slope "
             f"{self.steepest[neuron]:.3g} (neuron {neuron}), largest |radial derivative| {self.radial.abs().max():.3g}"
         )
+
+    def summary(self) -> str:
+        """The geometry of the layer as a table.
+
+        Returns:
+            Text, one fact a line.
+        """
+        neuron = int(self.steepest.argmin())
+        unproven = int((~self.exact).sum())
+        rows = [
+            ("neurons", str(len(self.steepest))),
+            ("on a kink", str(int((self.kink_count > 0).sum()))),
+            ("steepest tangential slope", f"{self.steepest[neuron]:.3g} (neuron {neuron})"),
+            ("slopes proven to be the steepest", f"{len(self.exact) - unproven} of {len(self.exact)}"),
+            ("largest |radial derivative|", f"{self.radial.abs().max():.3g}"),
+            ("largest |output gradient|", f"{self.output_gradient.abs().max():.3g}"),
+        ]
+        return summary_of(rows)
+
+    def _repr_html_(self) -> str:
+        return html_table(self.summary())
 
 
 def neuron_geometry(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None = None) -> NeuronGeometry:

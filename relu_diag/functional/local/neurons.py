@@ -15,7 +15,11 @@ from relu_diag.functional._arrays import Index
 from relu_diag.functional.block import BlockSignal, ShallowBlock, rho
 from relu_diag.functional.local.directions import radial_directions
 from relu_diag.functional.local.sums import NeuronSums, neuron_sums
+from relu_diag.functional.tables import html_table, summary_of
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+
+# Groups that a summary names.
+_NAMED = 6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +75,29 @@ class NeuronStates:
             f"{int(self.linear.sum())} linear, {int(self.small_living.sum())} small living; "
             f"{len(self.group_amplitude)} effective neurons"
         )
+
+    def summary(self) -> str:
+        """The states of the layer as a table, with the largest groups.
+
+        Returns:
+            Text, one fact a line.
+        """
+        counts = {
+            "dead": self.dead,
+            "on the brink": self.brink,
+            "linear": self.linear,
+            "small living": self.small_living,
+        }
+        rows = [("neurons", str(len(self.dead)))]
+        rows += [(name, str(int(mask.sum()))) for name, mask in counts.items()]
+        rows.append(("effective neurons", str(len(self.group_amplitude))))
+        for group, amplitude in enumerate(self.group_amplitude[:_NAMED].tolist()):
+            members = int((self.group == group).sum())
+            rows.append((f"group {group}", f"{members} neuron{'s' if members > 1 else ''}, amplitude {amplitude:.3g}"))
+        return summary_of(rows)
+
+    def _repr_html_(self) -> str:
+        return html_table(self.summary())
 
 
 def neuron_states(

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from relu_diag.functional.assumptions import Assumptions
+from relu_diag.functional.tables import html_table, summary_of
 from relu_diag.functional.verdict.direction import Direction
 
 Kind = Literal["not stationary", "saddle", "local minimum", "global minimum", "type-2 candidate", "undecided"]
@@ -68,9 +69,11 @@ class Verdict:
             Text, one fact a line.
         """
         neurons = ", ".join(str(i) for i in self.neurons.tolist()) or "none"
-        rows = [("verdict", self.kind), ("loss", f"{self.loss:.6g}"), ("neurons", neurons)]
+        rows: list[tuple[str, str]] = [("verdict", self.kind), ("loss", f"{self.loss:.6g}"), ("neurons", neurons)]
         rows += [("direction", str(self.direction or "none")), ("rests on", self.theorem), ("because", self.reason)]
         rows += [(name, f"{value:.3g}") for name, value in self.margins.items()]
         rows += [(f"assumes {name}", state) for name, state in self.assumptions.items()]
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {text}".rstrip() for name, text in rows)
+        return summary_of(rows)
+
+    def _repr_html_(self) -> str:
+        return html_table(self.summary())

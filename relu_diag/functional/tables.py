@@ -1,0 +1,41 @@
+"""Summaries of results: a table as text, and the same in HTML for notebooks, where results show themselves."""
+
+from __future__ import annotations
+
+from html import escape
+
+
+def html_table(summary: str) -> str:
+    """A summary, one fact a line, as an HTML table.
+
+    Args:
+        summary: Lines of a name and a text, two spaces or more between them.
+
+    Returns:
+        A table without styles of its own.
+
+    Example:
+        >>> html_table("verdict  saddle")
+        '<table class="relu-diag"><tr><th scope="row">verdict</th><td>saddle</td></tr></table>'
+    """
+    rows = [line.partition("  ")[::2] for line in summary.splitlines() if line.strip()]
+    cells = [f'<tr><th scope="row">{escape(name)}</th><td>{escape(text.strip())}</td></tr>' for name, text in rows]
+    return f'<table class="relu-diag">{"".join(cells)}</table>'
+
+
+def summary_of(rows: list[tuple[str, str]]) -> str:
+    """Facts as a summary, one a line, the texts below each other.
+
+    Args:
+        rows: Name and text of each.
+
+    Returns:
+        Text.
+
+    Example:
+        >>> print(summary_of([("loss", "0.5"), ("rests on", "")]))
+        loss      0.5
+        rests on
+    """
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{name:<{width}}  {text}".rstrip() for name, text in rows)
