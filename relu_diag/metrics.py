@@ -75,6 +75,8 @@ class BlockMetric(Metric):
             "terms": none.new_zeros(neurons),
             "terms_per_output": none.new_zeros(neurons),
             "output_terms": none.new_zeros(neurons),
+            "squares": none.new_zeros(neurons),
+            "by_chance": none.new_zeros(neurons),
             "samples": torch.tensor(0),
         }
         for name in _SUMS:
@@ -155,6 +157,33 @@ class BlockMetric(Metric):
         """The sums, divided by the number of samples if the reduction is "mean"."""
         sums = self._local()
         return sums.scaled(1 / max(int(sums.samples), 1)) if self.reduction == "mean" else sums
+
+
+def sums_of_all_ranks(sums: NeuronSums) -> NeuronSums:
+    """The sums of every rank, added up; a collective, where there are several.
+
+    Args:
+        sums: Sums over this rank's samples.
+
+    Returns:
+        Sums over all samples.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.eye(2), H=torch.ones(1, 2))
+        >>> sums = neuron_sums(block, BlockSignal(torch.eye(2), torch.ones(2, 1)))
+        >>> sums_of_all_ranks(sums) is sums  # one rank
+        True
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return sums
+    neurons, inputs = sums.smooth.shape
+    metric = BlockMetric(neurons, inputs, len(sums.output_gradient)).to(sums.smooth.device)
+    for name in _SUMS:
+        setattr(metric, name, getattr(sums, name))
+    for name in _KINKS:
+        setattr(metric, name, [getattr(sums.kinks, name)])
+    metric.output_gradient = metric.output_gradient.double()
+    return metric.sums()
 
 
 def landscape_scalars(geometry: NeuronGeometry, states: NeuronStates) -> dict[str, Tensor]:

@@ -107,6 +107,9 @@ class Tolerances:
             decay away.
         pulled: Slope of an objective over the cost of a neuron at which amplitudes are fitted.
         no_gap: Gap between the loss and a lower bound over that bound, at which a minimum counts as global.
+        beside: Distance from a kink, over the sizes of neuron and sample, within which samples show how dense they are.
+        chance: Probability of so many samples on a kink by chance, below which the neuron counts as on it.
+        enough: Samples from which on their density says something.
     """
 
     eps: float
@@ -194,6 +197,9 @@ class Tolerances:
     scaled_up: float = 2.0
     pulled: float = 1e-7
     no_gap: float = 1e-6
+    beside: float = 1e-2
+    chance: float = 1e-3
+    enough: int = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +208,7 @@ class Budgets:
 
     Attributes:
         chunk: Numbers in a piece of the data: few enough for the cache, enough for fast products.
+        cached: Numbers that stay in the fastest memory from one operation to the next.
         kinks: Kink samples kept of one neuron.
         kink_numbers: Numbers in all kink samples kept.
         vertex_kinks: Kinks of a neuron whose vertices are looked at together with those of other neurons.
@@ -217,6 +224,8 @@ class Budgets:
         polished: How many of its best directions are followed to their end.
         ascents: Steps of the search for a loud direction, which is over where one is found.
         pairs: Pairs of neurons compared at once.
+        pairs_a_neuron: Pairs over neurons that a look at a few coordinates may leave to be compared one by one.
+        coordinates: How many these coordinates are.
         cells: Activation cells of one neuron that are listed.
         bent_neurons: Neurons among whose parameters a Hessian is diagonalised.
         nodes: Nodes of an integral in a piece: a CPU wants them in its cache.
@@ -306,6 +315,7 @@ class Budgets:
     """
 
     chunk: int = 2**20
+    cached: int = 2**15
     kinks: int = 1024
     kink_numbers: int = 2**23
     vertex_kinks: int = 6
@@ -321,6 +331,8 @@ class Budgets:
     polished: int = 3
     ascents: int = 4
     pairs: int = 2**22
+    pairs_a_neuron: int = 2
+    coordinates: int = 32
     cells: int = 10_000
     bent_neurons: int = 256
     nodes: int = 2**16

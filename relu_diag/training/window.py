@@ -9,8 +9,8 @@ from torch import Tensor
 
 from relu_diag.capture import Sighting
 from relu_diag.functional import NeuronGeometry, NeuronStates, ShallowBlock
-from relu_diag.functional.local import geometry_from_sums, states_from_sums
-from relu_diag.metrics import BlockMetric
+from relu_diag.functional.local import RunningSums, geometry_from_sums, states_from_sums, without_chance_kinks
+from relu_diag.metrics import sums_of_all_ranks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +56,7 @@ class Window:
         self.one_pass = one_pass
         self.sightings = 0
         self.whole = False
-        self._metric: BlockMetric | None = None
+        self._running: RunningSums | None = None
         self._last: Sighting | None = None
         self._inputs: Tensor | None = None
         self._scale = (0.0, 0)
@@ -73,11 +73,13 @@ class Window:
         X = seen.signal.X
         same = self._inputs is not None and X.shape == self._inputs.shape and torch.equal(X, self._inputs)
         self.whole = same and not self.one_pass
-        if self.whole or self._metric is None or self._grown(seen):
-            self._begin(seen.block)
-        assert self._metric is not None
+        if self.whole or self._running is None or self._grown(seen):
+            self._running = RunningSums()
+            self.sightings = 0
+            self._scale = (0.0, 0)
         self._inputs = X
-        self._metric.update(seen.block, seen.signal, seen.gradients)
+        # A signal is that of its batch's mean loss, and the sums are those of the mean over all samples.
+        self._running.add(seen.block, seen.signal, weight=len(X), gradients=seen.gradients)
         self._last, self._step = seen, step
         self.sightings += 1
         squares, rows = self._scale
@@ -89,9 +91,12 @@ class Window:
         Returns:
             The report, of all ranks; None where nothing was seen.
         """
-        if self._metric is None or self._last is None:
+        if self._running is None or self._last is None:
             return None
-        sums = self._metric.sums()
+        sums = sums_of_all_ranks(self._running.sums())
+        sums = sums.scaled(1 / int(sums.samples))
+        if not self.whole:
+            sums = without_chance_kinks(sums)
         block = self._last.block
         squares, rows = self._scale
         report = BlockReport(
@@ -104,17 +109,11 @@ class Window:
             exact=self.whole,
             caveats=_caveats(self._last),
         )
-        self._metric = None
+        self._running = None
         return report
 
     def _grown(self, seen: Sighting) -> bool:
         return self._last is None or self._last.block.W.shape != seen.block.W.shape
-
-    def _begin(self, block: ShallowBlock) -> None:
-        outputs, neurons = block.H.shape
-        self._metric = BlockMetric(neurons, block.W.shape[1], outputs, reduction="mean").to(block.W.device)
-        self.sightings = 0
-        self._scale = (0.0, 0)
 
 
 def _caveats(seen: Sighting) -> tuple[str, ...]:

@@ -31,13 +31,15 @@ from relu_diag.functional.local.neurons import (
     states_from_sums,
     target_scale,
 )
+from relu_diag.functional.local.neurons import NeuronStates, dead_sector, neuron_states, states_from_sums, target_scale
+from relu_diag.functional.local.noise import kinks_beyond_chance, slope_noise, slope_to_noise, without_chance_kinks
 from relu_diag.functional.local.pulls import (
     OneNeuron,
     Pull,
     loudest_flat_directions,
 )
 from relu_diag.functional.local.steepest import Steepest, steepest_descent
-from relu_diag.functional.local.sums import NeuronSums, neuron_sums, slopes_at
+from relu_diag.functional.local.sums import NeuronSums, RunningSums, neuron_sums, slopes_at
 
 __all__ = [
     "Chunk",
@@ -50,6 +52,7 @@ __all__ = [
     "NeuronSums",
     "OneNeuron",
     "Pull",
+    "RunningSums",
     "Steepest",
     "all_fan_rays",
     "born_dead_share",
@@ -61,6 +64,7 @@ __all__ = [
     "geometry_from_sums",
     "hyperplanes",
     "kink_groups",
+    "kinks_beyond_chance",
     "loudest_flat_directions",
     "merge_collinear",
     "neuron_geometry",
@@ -69,10 +73,13 @@ __all__ = [
     "one_sided",
     "radial_directions",
     "repeated_neurons",
+    "slope_noise",
+    "slope_to_noise",
     "slopes_at",
     "states_from_sums",
     "steepest_descent",
     "tangential_derivatives",
     "tangential_part",
     "target_scale",
+    "without_chance_kinks",
 ]

@@ -24,11 +24,13 @@ class Descents:
         slope: Smallest one-sided derivative over tangential unit vectors and zero, shape ``(n,)``.
         direction: Unit tangential direction that attains it, zero where the slope is, shape ``(n, d)``.
         exact: Whether the slope is proven to be the minimum, bool, shape ``(n,)``.
+        radial: Derivative along the weights themselves, shape ``(n,)``.
     """
 
     slope: Tensor
     direction: Tensor
     exact: Tensor
+    radial: Tensor
 
     def overwrite(self, at: Tensor, slope: Tensor | float, direction: Tensor | float, exact: Tensor | bool) -> None:
         """Take the results of some neurons, long or bool ``(I,)``."""
@@ -39,20 +41,37 @@ class Descents:
 
 def steepest_descents(block: ShallowBlock, sums: NeuronSums) -> Descents:
     """Those of a block, from sums over all samples with smooth parts in float64."""
+    descents = _smooth_descents(block.W.detach(), sums.smooth)
+    if not len(sums.kinks.c) and not bool(sums.lost.any()):
+        return descents
     U = radial_directions(block.W.detach().double())
-    descents = _smooth_descents(tangential_part(U, sums.smooth))
     left = _descend_at_vertices(block, U, sums, descents)
-    _descend_in_groups(kink_groups(block, sums.smooth, sums.kinks.chosen(left)), U, descents)
+    if bool(left.any()):
+        _descend_in_groups(kink_groups(block, sums.smooth, sums.kinks.chosen(left)), U, descents)
     # Without all its kink samples nothing is known of a neuron but that standing still gives zero.
     descents.overwrite(sums.lost > 0, 0.0, 0.0, exact=False)
     return descents
 
 
-def _smooth_descents(g: Tensor) -> Descents:
-    """Without kinks the steepest descent is against the tangential part ``(I, d)`` of the gradient."""
-    slope = g.norm(dim=1)
-    direction = g * torch.where(slope > 0, -1 / slope, 0.0)[:, None]
-    return Descents(torch.where(slope > 0, -slope, 0.0), direction, torch.ones_like(slope, dtype=torch.bool))
+def _smooth_descents(W: Tensor, smooth: Tensor) -> Descents:
+    """Without kinks the steepest descent is against the tangential part of the gradient ``(I, d)``."""
+    descents = Descents(
+        slope=torch.empty_like(smooth[:, 0]),
+        direction=torch.empty_like(smooth),
+        exact=torch.ones_like(smooth[:, 0], dtype=torch.bool),
+        radial=torch.empty_like(smooth[:, 0]),
+    )
+    rows = max(1, BUDGETS.cached // smooth.shape[1])
+    for start in range(0, len(W), rows):
+        some = slice(start, start + rows)
+        g = smooth[some]
+        U = radial_directions(W[some].double())
+        torch.linalg.vecdot(g, U, out=descents.radial[some])
+        tangential = tangential_part(U, g)
+        slope = tangential.norm(dim=1)
+        torch.mul(tangential, torch.where(slope > 0, -1 / slope, 0.0)[:, None], out=descents.direction[some])
+        descents.slope[some] = torch.where(slope > 0, -slope, 0.0)
+    return descents
 
 
 def _descend_at_vertices(block: ShallowBlock, U: Tensor, sums: NeuronSums, descents: Descents) -> Tensor:
@@ -61,7 +80,7 @@ def _descend_at_vertices(block: ShallowBlock, U: Tensor, sums: NeuronSums, desce
     count = torch.bincount(sums.kinks.neuron, minlength=len(U))
     first = count.cumsum(0) - count
     left = count > 0
-    for size in range(1, BUDGETS.vertex_kinks + 1):
+    for size in count[left & (count <= BUDGETS.vertex_kinks)].unique().tolist():
         at = (count == size).nonzero().squeeze(1)
         pairs = order[first[at, None] + torch.arange(size, device=order.device)]
         slope, direction, proven = descend_at_vertices(

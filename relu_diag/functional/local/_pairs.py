@@ -24,11 +24,18 @@ class CollectedPairs:
         none = torch.empty(0, inputs, dtype=torch.float64, device=device)
         self.parts = [KinkSamples(torch.empty(0, dtype=torch.long, device=device), none, none[:, 0])]
         self.lost = torch.zeros(neurons, dtype=torch.long, device=device)
+        self._offered = 0
 
-    def add(self, chunk: Chunk) -> None:
-        """Add the pairs of a chunk that have a gradient."""
+    def add(self, chunk: Chunk, weight: float = 1.0) -> None:
+        """Add the pairs of a chunk that have a gradient, times a factor of the loss."""
         row, neuron = chunk.kinks.unbind(1)
-        c = chunk.C[row, neuron].double()
+        c = weight * chunk.C[row, neuron].double()
+        self._offered += len(row)
+        if self._offered <= BUDGETS.kinks and self._offered * chunk.X.shape[1] <= BUDGETS.kink_numbers:
+            # However they lie, they are not too many.
+            felt = c != 0
+            self.parts.append(KinkSamples(neuron[felt], chunk.X[row[felt]].double(), c[felt]))
+            return
         felt = (c != 0) & (self.lost[neuron] == 0)
         self.lost += torch.bincount(neuron[(c != 0) & ~felt], minlength=len(self.lost))
         row, neuron, c = row[felt], neuron[felt], c[felt]

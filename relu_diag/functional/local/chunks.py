@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock, check_fit, chunk_rows
+from relu_diag.functional.local._lengths import lengths
 from relu_diag.functional.tolerances import kink_tolerance
 
 
@@ -17,7 +18,7 @@ class Chunk:
     """Some consecutive samples of a signal, with everything the sums over samples need.
 
     Samples with ``x_k = 0`` are left out: no weight can move them off ``z = 0``. Entries on the kink are exactly zero.
-    ``C`` and ``Z`` may be overwritten, and the next chunk overwrites them.
+    ``C`` and ``Z`` may be the signal's own and are not to be written to; the next chunk overwrites those that are not.
 
     Attributes:
         X: Inputs, shape ``(n, d)``.
@@ -27,6 +28,7 @@ class Chunk:
         kinks: Row and neuron of the pairs on the kink, long, shape ``(M, 2)``.
         beside: Pre-activations of these pairs as they were, shape ``(M,)``.
         length: Lengths ``||x_k||``, shape ``(n,)``.
+        w_length: Lengths ``||w_i||``, float64, shape ``(I,)``.
 
     Example:
         >>> block = ShallowBlock(W=torch.tensor([[1.0, 0.0]]), H=torch.tensor([[2.0]]))
@@ -43,6 +45,7 @@ class Chunk:
     kinks: Tensor
     beside: Tensor
     length: Tensor
+    w_length: Tensor
 
 
 def chunks(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None = None) -> Iterator[Chunk]:
@@ -65,7 +68,8 @@ def chunks(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None = No
     wide = torch.promote_types(block.W.dtype, torch.float32)
     W = block.W.detach().to(wide)
     H = block.H.detach().to(wide)
-    reach = kink_tolerance(kink_tol, block.W.dtype) * _lengths(W)
+    w_length = lengths(W)
+    reach = kink_tolerance(kink_tol, block.W.dtype) * w_length
     rows = chunk_rows(block)
     # One piece of memory for all chunks: fresh pages cost more than the arithmetic on them.
     memory = torch.empty(3, min(rows, len(signal.X)), len(W), dtype=wide, device=W.device)
@@ -80,30 +84,23 @@ def chunks(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None = No
             here = moving + start
             X = X[moving]
             length = length[moving]
-        distance, Z, C = memory[:, : len(X)]
+        distance, for_Z, for_C = memory[:, : len(X)]
         G = signal.G[here].detach().to(wide)
-        _fill(C, signal.C, here, G, H)
-        _fill(Z, signal.Z, here, X, W.T)
+        C = _given_or_product(signal.C, here, G, H, for_C)
+        Z = _given_or_product(signal.Z, here, X, W.T, for_Z)
         kinks = _find_kinks(torch.abs(Z, out=distance), reach, length)
         beside = Z[kinks.unbind(1)]
-        Z[kinks.unbind(1)] = 0.0
-        yield Chunk(X, G, C, Z, kinks, beside, length)
+        if len(kinks):
+            Z = Z if Z is for_Z else for_Z.copy_(Z)
+            Z[kinks.unbind(1)] = 0.0
+        yield Chunk(X, G, C, Z, kinks, beside, length, w_length)
 
 
-def _fill(out: Tensor, given: Tensor | None, here: slice | Tensor, left: Tensor, right: Tensor) -> None:
+def _given_or_product(given: Tensor | None, here: slice | Tensor, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
     """Rows of a matrix that is given, or a product where it is not, ``(n, I)``."""
     if given is None:
-        torch.mm(left, right, out=out)
-    else:
-        out.copy_(given.detach()[here])
-
-
-def _lengths(W: Tensor) -> Tensor:
-    """Lengths of the input weights, float64 ``(I,)``, also where their squares underflow in float32."""
-    length: Tensor = W.norm(dim=1).double()
-    small = length < torch.finfo(W.dtype).tiny ** 0.4
-    length[small] = W[small].double().norm(dim=1)
-    return length
+        return torch.mm(left, right, out=out)
+    return given.detach()[here].to(out.dtype)
 
 
 def _find_kinks(distance: Tensor, reach: Tensor, length: Tensor) -> Tensor:

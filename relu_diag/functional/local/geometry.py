@@ -12,6 +12,7 @@ from relu_diag.functional.local._descents import steepest_descents
 from relu_diag.functional.local.chunks import chunks
 from relu_diag.functional.local.directions import radial_directions, tangential_part
 from relu_diag.functional.local.kink_samples import KinkSamples
+from relu_diag.functional.local.noise import kinks_beyond_chance, slope_noise, slope_to_noise
 from relu_diag.functional.local.sums import NeuronSums, neuron_sums, slopes_at
 from relu_diag.functional.tables import html_table, summary_of
 
@@ -28,7 +29,10 @@ class NeuronGeometry:
         steepest: Smallest one-sided derivative over tangential unit vectors and zero, <= 0, shape ``(I,)``.
         direction: Unit tangential direction that attains it, zero where the slope is, shape ``(I, d)``.
         output_gradient: Loss gradient with respect to ``H``, shape ``(J, I)``.
-        kink_count: Number of samples on the kink of each neuron, long, shape ``(I,)``.
+        kink_count: Number of samples on the kink of each neuron, 0 where chance alone puts so many there, long, shape
+            ``(I,)``.
+        within: Number of samples on the kink of each neuron, those by chance as well, long, shape ``(I,)``.
+        noise: Standard error of the derivative, shape ``(I,)``; a slope below it says nothing (`slope_to_noise`).
         smooth: Smooth part of the derivative, shape ``(I, d)``.
         kinks: Kink samples with nonzero gradient.
         exact: Whether ``steepest`` is proven to be the minimum; where not, it is attained, shape ``(I,)``, bool.
@@ -45,9 +49,16 @@ class NeuronGeometry:
     direction: Tensor
     output_gradient: Tensor
     kink_count: Tensor
+    within: Tensor
+    noise: Tensor
     smooth: Tensor
     kinks: KinkSamples
     exact: Tensor
+
+    @property
+    def slope_to_noise(self) -> Tensor:
+        """The steepest slope in standard errors, about 1 where only noise is there, shape ``(I,)``."""
+        return slope_to_noise(self.steepest, self.noise)
 
     def __str__(self) -> str:
         neuron = int(self.steepest.argmin())
@@ -118,14 +129,15 @@ def geometry_from_sums(block: ShallowBlock, sums: NeuronSums) -> NeuronGeometry:
         [-5.0]
     """
     sums = replace(sums, smooth=sums.smooth.double().contiguous())
-    U = radial_directions(block.W.detach().double())
     descents = steepest_descents(block, sums)
     return NeuronGeometry(
-        radial=torch.einsum("id,id->i", sums.smooth, U),
+        radial=descents.radial,
         steepest=descents.slope,
         direction=descents.direction,
-        output_gradient=sums.output_gradient,
-        kink_count=sums.kink_count,
+        output_gradient=sums.output_gradient.double(),
+        kink_count=torch.where(kinks_beyond_chance(sums), sums.kink_count, 0),
+        within=sums.kink_count,
+        noise=slope_noise(sums),
         smooth=sums.smooth,
         kinks=sums.kinks,
         exact=descents.exact,

@@ -81,20 +81,21 @@ def kink_groups(block: ShallowBlock, smooth: Tensor, kinks: KinkSamples) -> list
         >>> [group.neurons.tolist() for group in kink_groups(block, torch.zeros(2, 2), kinks)]
         [[0], [1]]
     """
-    U = radial_directions(block.W.detach().double())
     order = kinks.neuron.argsort(stable=True)
     X = kinks.X[order].cpu().numpy()
     q = (block.slopes[1] - block.slopes[0]) / 2 * kinks.c[order].cpu().numpy()
     neuron, first = np.unique(kinks.neuron[order].cpu().numpy(), return_index=True)
     rows = dict(zip(neuron.tolist(), np.split(np.arange(len(X)), first[1:]), strict=False))
-    lines = _lines(U.cpu().numpy()[neuron])
+    U = radial_directions(block.W.detach()[torch.from_numpy(neuron)].double())
+    lines = _lines(U.cpu().numpy())
+    place = {i: at for at, i in enumerate(rows)}
     alike = defaultdict(list)
     for i, line in zip(rows, lines, strict=True):
         alike[line, X[rows[i]].tobytes()].append(i)
     groups = []
     for members in alike.values():
         at = np.array(members)
-        u = U[at[0], None]
+        u = U[place[members[0]], None]
         g = tangential_part(u, smooth[at].double()).cpu().numpy()
         normals = tangential_part(u, torch.from_numpy(X[rows[at[0]]]).to(u)).cpu().numpy()
         groups.append(_group(at, g, np.stack([q[rows[i]] for i in members]), normals))

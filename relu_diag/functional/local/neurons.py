@@ -193,9 +193,9 @@ def states_from_sums(
         raise ValueError(f"`group_angle` is an angle in [0, pi] rad; got {group_angle!r}.")
     if not (math.isfinite(small * scale) and small >= 0 and scale >= 0):
         raise ValueError(f"`small` and `scale` must be finite and not negative; got {small!r} and {scale!r}.")
-    W = block.W.detach().double()
-    w_norm = W.norm(dim=1)
-    h_norm = block.H.detach().double().norm(dim=0)
+    W = block.W.detach()
+    w_norm = torch.linalg.vector_norm(W, dim=1, dtype=torch.float64)
+    h_norm = torch.linalg.vector_norm(block.H.detach(), dim=0, dtype=torch.float64)
     dead, brink, linear = _legs(sums, block.slopes)
     amplitude = w_norm * h_norm
     peak = torch.maximum(rho(sums.z_max, block.slopes).abs(), rho(sums.z_min, block.slopes).abs())
@@ -215,7 +215,7 @@ def states_from_sums(
         group_amplitude=group_amplitude,
         amplitude=amplitude,
         balancedness=w_norm.square() - h_norm.square(),
-        angle=_angle(W),
+        angle=_angle(W[:, :2].double()),
     )
 
 
@@ -305,8 +305,8 @@ def repeated_neurons(block: ShallowBlock, living: Tensor, angle: float = FLOAT64
 
 def _effective_neurons(W: Tensor, living: Tensor, amplitude: Tensor, angle: float) -> tuple[Tensor, Tensor]:
     """Connected components of "within an angle", numbered by falling amplitude; -1 outside."""
-    label = _components(radial_directions(W[living]), angle)
-    total = torch.zeros(int(label.max()) + 1 if len(label) else 0, dtype=W.dtype, device=W.device)
+    label = _components(W if bool(living.all()) else W[living], angle)
+    total = torch.zeros(int(label.max()) + 1 if len(label) else 0, dtype=amplitude.dtype, device=W.device)
     total.index_add_(0, label, amplitude[living])
     group_amplitude, order = total.sort(descending=True, stable=True)
     group = torch.full_like(living, -1, dtype=torch.long)
@@ -314,18 +314,46 @@ def _effective_neurons(W: Tensor, living: Tensor, amplitude: Tensor, angle: floa
     return group, group_amplitude
 
 
-def _components(U: Tensor, angle: float) -> Tensor:
+def _components(W: Tensor, angle: float) -> Tensor:
     """Components of the graph of close directions, block of rows by block of rows: a spanning forest is carried on."""
-    count = len(U)
+    count = len(W)
     label = np.arange(count)
     rows = max(1, BUDGETS.pairs // max(count, 1))
     for start in range(0, count, rows):
-        row, column = _close(U[start : start + rows], U, angle).nonzero().cpu().numpy().T
-        sources = np.concatenate([row + start, np.arange(count)])
+        row, column = _close_pairs(W, slice(start, start + rows), angle).cpu().numpy().T
+        sources = np.concatenate([row, np.arange(count)])
         targets = np.concatenate([column, label])
         graph = coo_array((np.ones(len(sources), dtype=bool), (sources, targets)), shape=(count, count))
-        label = _first_member(connected_components(graph, directed=False)[1])
-    return torch.as_tensor(np.unique(label, return_inverse=True)[1], device=U.device)
+        label = _first_member(connected_components(graph, directed=False)[1]) if len(row) else label
+    return torch.as_tensor(np.unique(label, return_inverse=True)[1], device=W.device)
+
+
+def _close_pairs(W: Tensor, some: slice, angle: float) -> Tensor:
+    """Pairs of some rows ``(n, d)`` with all whose directions are within an angle, long ``(M, 2)``; not with itself."""
+    if angle > FLOAT64.short:
+        pairs = _perhaps_close(radial_directions(W), some, angle)
+        if len(pairs) <= BUDGETS.pairs_a_neuron * len(W):
+            one, other = (radial_directions(W[neuron].double()) for neuron in pairs.unbind(1))
+            return pairs[(one * other).sum(1) >= math.cos(angle) - FLOAT64.cosine]
+    U = radial_directions(W.double())
+    pairs = _close(U[some], U, angle).nonzero()
+    pairs[:, 0] += some.start
+    return pairs[pairs[:, 0] != pairs[:, 1]]
+
+
+def _perhaps_close(U: Tensor, some: slice, angle: float) -> Tensor:
+    """All close pairs and perhaps more, by a few coordinates: no two directions are closer than their shadows."""
+    shadow = U[:, :: -(-U.shape[1] // BUDGETS.coordinates)].float()
+    half_square = shadow.square().sum(1) / 2
+    # Minus half the squared distance of two shadows.
+    close = torch.addmm(-half_square, shadow[some], shadow.T).sub_(half_square[some, None])
+    close.diagonal(some.start).fill_(-torch.inf)
+    least = math.cos(angle) - 1 - FLOAT64.float32_cosine * U.shape[1]
+    if len(close) == 0 or float(close.max()) < least:
+        return torch.empty(0, 2, dtype=torch.long, device=U.device)
+    pairs = (close >= least).nonzero()
+    pairs[:, 0] += some.start
+    return pairs
 
 
 def _close(U: Tensor, V: Tensor, angle: float) -> Tensor:

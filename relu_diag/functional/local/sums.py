@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock, chunk_rows, rho
+from relu_diag.functional.local._lengths import column_lengths
 from relu_diag.functional.local._pairs import CollectedPairs, joined, keep_pairs
 from relu_diag.functional.local.chunks import Chunk, chunks
 from relu_diag.functional.local.kink_samples import KinkSamples
+from relu_diag.functional.tolerances import BUDGETS, FLOAT64, kink_tolerance
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,7 +22,7 @@ class NeuronSums:
     Attributes:
         smooth: Smooth part ``g`` of the one-sided derivative, of the block's dtype (float32 at least) for one signal,
             float64 once added, shape ``(I, d)``.
-        output_gradient: Loss gradient with respect to ``H``, float64, shape ``(J, I)``.
+        output_gradient: Loss gradient with respect to ``H``, of the dtype of ``smooth``, shape ``(J, I)``.
         kinks: Kink samples with nonzero gradient: all of a neuron's, or none where they were too many.
         lost: Number of kink samples with nonzero gradient that were too many to keep, long, shape ``(I,)``.
         kink_count: Number of samples on the kink of each neuron, long, shape ``(I,)``.
@@ -35,6 +37,10 @@ class NeuronSums:
             derivatives of the outputs' parts, float64, shape ``(I,)``.
         output_terms: Sum of the absolute terms of the derivative by the output weights, ``sum_k ||e_k|| |rho(z_ki)|``,
             float64, shape ``(I,)``.
+        squares: Sum of the squared lengths of the samples' own derivatives by the input weights,
+            ``(s(z_ki) c_ki ||x_k||)^2``, with the larger slope on the kink, float64, shape ``(I,)``.
+        by_chance: Number of samples that chance alone would put on the kink, from how many are beside it, float64,
+            shape ``(I,)``.
         samples: Number of samples, long, shape ``()``.
 
     Example:
@@ -55,13 +61,15 @@ class NeuronSums:
     terms: Tensor
     terms_per_output: Tensor
     output_terms: Tensor
+    squares: Tensor
+    by_chance: Tensor
     samples: Tensor
 
     def __add__(self, other: NeuronSums) -> NeuronSums:
         kinks, lost = keep_pairs([self.kinks, other.kinks], self.lost + other.lost)
         return NeuronSums(
             smooth=self.smooth.double() + other.smooth,
-            output_gradient=self.output_gradient + other.output_gradient,
+            output_gradient=self.output_gradient.double() + other.output_gradient,
             kinks=kinks,
             lost=lost,
             kink_count=self.kink_count + other.kink_count,
@@ -71,6 +79,8 @@ class NeuronSums:
             terms=self.terms + other.terms,
             terms_per_output=self.terms_per_output + other.terms_per_output,
             output_terms=self.output_terms + other.output_terms,
+            squares=self.squares + other.squares,
+            by_chance=self.by_chance + other.by_chance,
             samples=self.samples + other.samples,
         )
 
@@ -89,6 +99,7 @@ class NeuronSums:
             terms=self.terms * size,
             terms_per_output=self.terms_per_output * size,
             output_terms=self.output_terms * size,
+            squares=self.squares * size**2,
             smooth=self.smooth * factor,
             output_gradient=self.output_gradient * factor,
             kinks=replace(self.kinks, c=self.kinks.c * factor),
@@ -120,10 +131,9 @@ def neuron_sums(
         >>> sums.smooth.item(), sums.z_min.item(), sums.samples.item()
         (6.0, -1.0, 4)
     """
-    totals = _Totals(block, signal, gradients)
-    for chunk in chunks(block, signal, kink_tol):
-        totals.add(chunk)
-    return totals.sums(len(signal.X))
+    running = RunningSums()
+    running.add(block, signal, kink_tol=kink_tol, gradients=gradients)
+    return running.sums()
 
 
 def slopes_at(Z: Tensor, slopes: tuple[float, float]) -> Tensor:
@@ -144,91 +154,183 @@ def slopes_at(Z: Tensor, slopes: tuple[float, float]) -> Tensor:
     return Z.sign().mul_((s_plus - s_minus) / 2).add_((s_plus + s_minus) / 2)
 
 
-class _Totals:
-    """What `neuron_sums` adds up, chunk by chunk, in the dtype of the products."""
+class RunningSums:
+    """Sums that grow batch by batch, in place: watching a step of training must cost next to nothing.
 
-    def __init__(
-        self, block: ShallowBlock, signal: BlockSignal, gradients: tuple[Tensor, Tensor] | None = None
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0]]), H=torch.tensor([[1.0]]))
+        >>> running = RunningSums()
+        >>> for x in (3.0, 1.0):
+        ...     running.add(block, BlockSignal(torch.full((2, 1), x), torch.ones(2, 1)), weight=2.0)
+        >>> running.sums().smooth.item(), running.sums().samples.item()
+        (16.0, 4)
+    """
+
+    def __init__(self) -> None:
+        self._totals: _Totals | None = None
+
+    def add(
+        self,
+        block: ShallowBlock,
+        signal: BlockSignal,
+        weight: float = 1.0,
+        kink_tol: float | None = None,
+        gradients: tuple[Tensor, Tensor] | None = None,
     ) -> None:
+        """Add the sums over the samples of a signal.
+
+        Args:
+            block: The network, of the shape of the first one.
+            signal: Its signal.
+            weight: Factor of the loss whose signal it is, positive.
+            kink_tol: Relative distance that counts as on the kink; None: by dtype.
+            gradients: The gradients of the loss by ``W`` and ``H`` where a backward pass has computed them.
+        """
+        if self._totals is None:
+            self._totals = _Totals(block, given=gradients is not None)
+        self._totals.begin(block, signal, weight, kink_tolerance(kink_tol, block.W.dtype))
+        if gradients is not None:
+            self._totals.add_gradients(*gradients)
+        for chunk in chunks(block, signal, kink_tol):
+            self._totals.add(chunk, given=gradients is not None)
+
+    def sums(self) -> NeuronSums:
+        """What was added so far; later additions change it.
+
+        Returns:
+            The sums.
+
+        Raises:
+            ValueError: If nothing was added.
+        """
+        if self._totals is None:
+            raise ValueError("Nothing was added: there are no sums without a sample.")
+        return self._totals.sums()
+
+
+class _Totals:
+    """What is added up, chunk by chunk: the large sums in the dtype of the products, the small ones in float64."""
+
+    def __init__(self, block: ShallowBlock, given: bool) -> None:
         neurons, inputs = block.W.shape
-        outputs = len(block.H)
         device = block.W.device
         wide = torch.promote_types(block.W.dtype, torch.float32)
         none = torch.zeros(neurons, dtype=wide, device=device)
-        self.slopes = block.slopes
-        self.steep = (abs(block.slopes[0]), abs(block.slopes[1]))
-        self.h_norm = block.H.detach().double().norm(dim=0)
-        self.given = gradients is not None
-        # This way round the product is faster.
-        self.smooth = gradients[0].detach().to(wide).T if gradients else none.new_zeros(inputs, neurons)
-        self.behind = none.new_zeros(outputs + 2, neurons)  # output gradient, its terms, activations
-        if gradients is not None:
-            self.behind[:outputs] += gradients[1].detach()
-        self.terms_per_output = torch.zeros_like(self.h_norm)
-        self.own_terms = torch.zeros_like(self.h_norm) if signal.C is not None else None
+        # The products are faster this way round; gradients that are given have the other one.
+        self.smooth = none.new_zeros(neurons, inputs) if given else none.new_zeros(inputs, neurons).T
+        self.output_gradient = none.new_zeros(len(block.H), neurons)
+        # Rows: activation, terms, terms_per_output, output_terms, squares, by_chance.
+        self.small = none.new_zeros(6, neurons, dtype=torch.float64)
         self.z_min = none + torch.inf
         self.z_max = none - torch.inf
         self.kink_count = none.long()
         self.pairs = CollectedPairs(neurons, inputs, device)
-        self.memory = none.new_empty(min(chunk_rows(block), len(signal.X)), neurons)
+        self.memory = none.new_empty(0)
+        self.samples = 0
 
-    def add(self, chunk: Chunk) -> None:
-        """Add the sums of a chunk, whose pre-activations are overwritten."""
-        memory = self.memory[: len(chunk.Z)]
-        self.z_min = torch.minimum(self.z_min, chunk.Z.amin(0))
-        self.z_max = torch.maximum(self.z_max, chunk.Z.amax(0))
-        if self.given:
+    def begin(self, block: ShallowBlock, signal: BlockSignal, weight: float, kink_tol: float) -> None:
+        """Turn to another signal."""
+        self.slopes = block.slopes
+        self.steep = (abs(block.slopes[0]), abs(block.slopes[1]))
+        self.weight = weight
+        self.kink_tol = kink_tol
+        self.h_norm = column_lengths(block.H.detach().to(self.z_min.dtype))
+        self.own_terms = signal.C is not None
+        self.samples += len(signal.X)
+        rows = min(chunk_rows(block), len(signal.X))
+        if self.memory.numel() < 2 * rows * len(self.z_min):
+            self.memory = self.z_min.new_empty(2, rows, len(self.z_min))
+
+    def add_gradients(self, by_W: Tensor, by_H: Tensor) -> None:
+        """Add gradients that are given, ``(I, d)`` and ``(J, I)``."""
+        self.smooth.add_(by_W.detach(), alpha=self.weight)
+        self.output_gradient.add_(by_H.detach(), alpha=self.weight)
+
+    def add(self, chunk: Chunk, given: bool) -> None:
+        """Add the sums of a chunk; of the gradients only what autograd leaves out, where they are given."""
+        memory, other = self.memory[:, : len(chunk.Z)]
+        torch.minimum(self.z_min, chunk.Z.amin(0), out=self.z_min)
+        torch.maximum(self.z_max, chunk.Z.amax(0), out=self.z_max)
+        if given:
             self._move_onto_kinks(chunk)
         else:
-            self.smooth.addmm_(chunk.X.T, _times_slopes(chunk.C, chunk, self.slopes, sum(self.slopes) / 2, memory))
+            pushed = _times_slopes(chunk.C, chunk, self.slopes, sum(self.slopes) / 2, memory)
+            self.smooth.T.addmm_(chunk.X.T, pushed, alpha=self.weight)
         size = chunk.G.norm(dim=1)
-        self._add_terms(chunk, size, memory)
-        A = rho(chunk.Z, self.slopes, inplace=True)
-        if not self.given:
-            self.behind[:-2].addmm_(chunk.G.T, A)
+        self._add_terms(chunk, size, memory, other)
+        A = _activations(chunk.Z, self.slopes, memory)
+        if not given:
+            self.output_gradient.addmm_(chunk.G.T, A, alpha=self.weight)
         # With a zero slope all activations have one sign.
-        sizes = torch.stack([size, torch.ones_like(size)])
-        self.behind[-2:].addmm_(sizes, A if 0 in self.slopes else torch.abs(A, out=memory))
+        sizes = torch.stack([torch.ones_like(size), self.weight * size])
+        activation, output_terms = sizes @ (A.abs_() if 0 not in self.slopes else A)
+        self.small[0] += activation.abs_()
+        self.small[3] += output_terms.abs_()
+        self._add_chance(chunk)
         if len(chunk.kinks):
             self.kink_count += torch.bincount(chunk.kinks[:, 1], minlength=len(self.kink_count))
-            self.pairs.add(chunk)
+            self.pairs.add(chunk, self.weight)
 
-    def sums(self, samples: int) -> NeuronSums:
-        """The sums over so many samples."""
-        own = self.own_terms
+    def sums(self) -> NeuronSums:
+        """The sums so far."""
+        activation, terms, terms_per_output, output_terms, squares, by_chance = self.small
         return NeuronSums(
-            smooth=self.smooth.T,
-            output_gradient=self.behind[:-2].double(),
+            smooth=self.smooth,
+            output_gradient=self.output_gradient,
             kinks=joined(self.pairs.parts),
             lost=self.pairs.lost,
             kink_count=self.kink_count,
             z_min=self.z_min.double(),
             z_max=self.z_max.double(),
-            activation=self.behind[-1].double().abs(),
-            terms=self.h_norm * self.terms_per_output if own is None else own,
-            terms_per_output=self.terms_per_output,
-            output_terms=self.behind[-2].double().abs(),
-            samples=torch.tensor(samples, device=self.kink_count.device),
+            activation=activation,
+            terms=terms,
+            terms_per_output=terms_per_output,
+            output_terms=output_terms,
+            squares=squares,
+            by_chance=by_chance,
+            samples=torch.tensor(self.samples, device=self.kink_count.device),
         )
 
     def _move_onto_kinks(self, chunk: Chunk) -> None:
         """Autograd took the pairs on the kink for one of its sides, at zero for the lower one: take the mean."""
+        if not len(chunk.kinks):
+            return
         s_minus, s_plus = self.slopes
         row, neuron = chunk.kinks.unbind(1)
-        if not len(row):
-            return
         off = (s_plus + s_minus) / 2 - torch.where(chunk.beside > 0, s_plus, s_minus)
-        self.smooth = self.smooth.index_add(1, neuron, chunk.X[row].T * (off * chunk.C[row, neuron]).to(chunk.X))
+        missing = self.weight * off * chunk.C[row, neuron]
+        self.smooth.index_add_(0, neuron, chunk.X[row] * missing[:, None].to(chunk.X))
 
-    def _add_terms(self, chunk: Chunk, size: Tensor, memory: Tensor) -> None:
-        """Add the absolute terms of the derivatives by the input weights."""
+    def _add_terms(self, chunk: Chunk, size: Tensor, memory: Tensor, other: Tensor) -> None:
+        """Add the absolute terms of the derivatives by the input weights, and their squares."""
         one = chunk.Z.new_ones(1, 1).expand_as(chunk.Z)
         seen = _times_slopes(one, chunk, self.steep, max(self.steep), memory)
-        self.terms_per_output += (size * chunk.length) @ seen
-        if self.own_terms is not None:
-            # What arrives behind the activation may be more than ``G H``, and less where that cancels.
-            largest = torch.maximum(chunk.C.abs(), torch.outer(size, self.h_norm.to(size.dtype)))
-            self.own_terms += chunk.length @ largest.mul_(seen)
+        per_output = (self.weight * size * chunk.length) @ seen
+        self.small[2] += per_output
+        felt = torch.mul(seen, chunk.C, out=other).abs_()
+        self.small[4] += (self.weight * chunk.length).square_() @ felt.square()
+        if not self.own_terms:
+            self.small[1] += self.h_norm * per_output
+            return
+        # What arrives behind the activation may be more than ``G H``, and less where that cancels.
+        through = seen.mul_(size[:, None]).mul_(self.h_norm.to(seen))
+        self.small[1] += (self.weight * chunk.length) @ torch.maximum(felt, through, out=through)
+
+    def _add_chance(self, chunk: Chunk) -> None:
+        """Add the samples that chance puts on the kinks: those beside them, times how much narrower the kink is."""
+        band = max(FLOAT64.beside, FLOAT64.wider * self.kink_tol)
+        some = slice(None, None, -(-chunk.Z.numel() // BUDGETS.cached))  # spread out: data may be in order
+        Z = chunk.Z[some]
+        near = (Z.abs() <= torch.outer(chunk.length[some], (band * chunk.w_length).to(Z))).sum(0)
+        if len(chunk.kinks):
+            near -= (Z == 0).sum(0)
+        narrower = self.kink_tol / (band - self.kink_tol)
+        self.small[5].add_(near, alpha=narrower * len(chunk.Z) / len(Z))
+
+
+def _activations(Z: Tensor, slopes: tuple[float, float], memory: Tensor) -> Tensor:
+    """``rho(Z)`` in memory that may be overwritten, ``(n, I)``."""
+    return rho(memory.copy_(Z), slopes, inplace=True)
 
 
 def _times_slopes(value: Tensor, chunk: Chunk, slopes: tuple[float, float], on_kink: float, memory: Tensor) -> Tensor:

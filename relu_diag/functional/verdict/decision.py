@@ -138,7 +138,7 @@ def classify_signal(
     tol = derivative_tolerance(tol, kink_tol, block.W.dtype)
     rounding = rounding_of_signal(block, signal, kink_tolerance(kink_tol, block.W.dtype))
     found = assess(block, signal, kink_tol, tol, rounding)
-    smooth = not bool(found.geometry.kink_count.any())
+    smooth = not bool(found.geometry.within.any())
     alone = signal.C is None
     assumptions = Assumptions({
         "convex loss": "assumed",

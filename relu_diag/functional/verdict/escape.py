@@ -127,7 +127,7 @@ def escapes_at(
             pull = zero_neuron_pull(block, signal, found.tol, rounding.usable)
         direction[zero], D[zero] = torch.as_tensor(pull.direction).to(D), torch.as_tensor(pull.D).to(D)
         decided[zero] = pull.decided
-    numbers = (outputs + found.geometry.kink_count) * inputs
+    numbers = (outputs + found.geometry.within) * inputs
     decided &= ~asked | (numbers <= BUDGETS.neuron_numbers)
     for index in _groups((asked & decided).nonzero().squeeze(1), numbers):
         direction[index], D[index], decided[index] = _loudest(block, signal, found, index, kink_tol)
