@@ -12,7 +12,14 @@ from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from relu_diag.functional import BlockSignal, NeuronGeometry, NeuronStates, ShallowBlock
-from relu_diag.functional.local import KinkSamples, NeuronSums, geometry_from_sums, neuron_sums, states_from_sums
+from relu_diag.functional.local import (
+    KinkSamples,
+    NeuronSlopes,
+    NeuronSums,
+    geometry_from_sums,
+    neuron_sums,
+    states_from_sums,
+)
 
 _KINKS = [field.name for field in fields(KinkSamples)]
 _SUMS = [field.name for field in fields(NeuronSums) if field.name != "kinks"]
@@ -186,7 +193,7 @@ def sums_of_all_ranks(sums: NeuronSums) -> NeuronSums:
     return metric.sums()
 
 
-def landscape_scalars(geometry: NeuronGeometry, states: NeuronStates) -> dict[str, Tensor]:
+def landscape_scalars(geometry: NeuronGeometry | NeuronSlopes, states: NeuronStates) -> dict[str, Tensor]:
     """Scalars that describe a block while it trains.
 
     Args:
@@ -195,11 +202,16 @@ def landscape_scalars(geometry: NeuronGeometry, states: NeuronStates) -> dict[st
 
     Returns:
         Scalars: ``dead``, ``brink``, ``linear``, ``small_living``, ``dormant`` (numbers of neurons), ``on_kink``
-        (neurons with a sample on the kink), ``effective`` (number of groups), ``largest_amplitude`` and
-        ``total_amplitude`` (of the effective neurons), ``steepest_slope`` (<= 0), ``largest_radial`` and
-        ``largest_output_gradient`` (absolute derivatives).
+        (neurons with more samples on their kink than by chance), ``effective`` (number of groups),
+        ``largest_amplitude`` and ``total_amplitude`` (of the effective neurons), ``steepest_slope`` (<= 0),
+        ``slope_to_noise`` (median over the neurons that feel the loss: about 1 where at least half of them see nothing
+        but noise), ``largest_radial`` and ``largest_output_gradient`` (absolute derivatives), ``pull`` (growth rate of
+        the small living neuron that is pulled most; where there is none, of a small neuron that would point where some
+        neuron does).
     """
     amplitude = states.group_amplitude
+    feeling = geometry.noise > 0
+    pull = torch.where(states.small_living, geometry.pull, 0.0).max()
     return {
         "dead": states.dead.sum(),
         "brink": states.brink.sum(),
@@ -211,6 +223,8 @@ def landscape_scalars(geometry: NeuronGeometry, states: NeuronStates) -> dict[st
         "largest_amplitude": amplitude.max() if len(amplitude) else amplitude.sum(),
         "total_amplitude": amplitude.sum(),
         "steepest_slope": geometry.steepest.min(),
+        "slope_to_noise": geometry.slope_to_noise[feeling].median() if bool(feeling.any()) else geometry.noise.max(),
         "largest_radial": geometry.radial.abs().max(),
         "largest_output_gradient": geometry.output_gradient.abs().max(),
+        "pull": torch.where(pull > 0, pull, geometry.pull.max()),
     }

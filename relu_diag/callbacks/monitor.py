@@ -45,7 +45,9 @@ class LandscapeMonitor(Callback):
     Logged to every logger at each report and put into ``trainer.callback_metrics``, prefix ``landscape/`` (for several
     blocks ``landscape/<first layer>/``): ``loss``, ``samples``; the scalars of `relu_diag.metrics.landscape_scalars`:
     ``dead``, ``brink``, ``linear``, ``small_living``, ``dormant``, ``on_kink``, ``effective``, ``largest_amplitude``,
-    ``total_amplitude``, ``steepest_slope``, ``largest_radial``, ``largest_output_gradient``; and
+    ``total_amplitude``, ``steepest_slope``, ``slope_to_noise`` (about 1: noise, whatever the slope),
+    ``largest_radial``, ``largest_output_gradient``, ``pull`` (growth rate of the small neuron that is pulled most);
+    ``escape``, the number of escape neurons, wherever ``verdict`` found a stationary point; and
     ``balancedness_drift``, the largest change of ``||w_i||^2 - ||h_i||^2`` since the first report. For several blocks
     also ``landscape/dead_share`` of the worst one. Histograms where the logger has them (TensorBoard, W&B):
     ``amplitude``, ``angle``, ``slope``. Figures: ``training``, and ``function`` for two inputs. Texts: ``watching``, at

@@ -49,9 +49,9 @@ class PlateauMonitor(Passenger):
     it says why there is none.
 
     Each event logs, under the prefix ``plateau/`` (or ``plateau/<block>/``): ``verdict``
-    (`relu_diag.training.VERDICT_CODES`, -1 between plateaus), ``escape_step`` with ``escape_low`` and ``escape_high``;
-    the text ``timeline``; the figure ``loss``. The progress bar shows, for example,
-    ``plateau: saddle, escape in ~41k steps``. Every `PlateauListener` of the trainer receives the events.
+    (`relu_diag.training.VERDICT_CODES`, -1 between plateaus), ``escape`` (number of escape neurons), ``escape_step``
+    with ``escape_low`` and ``escape_high``; the text ``timeline``; the figure ``loss``. The progress bar shows, for
+    example, ``plateau: saddle, escape in ~41k steps``. Every `PlateauListener` of the trainer receives the events.
 
     Args:
         monitor: Name of a logged metric to watch instead, which falls as training succeeds; None: the training loss.

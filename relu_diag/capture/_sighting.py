@@ -170,13 +170,13 @@ class Block:
         if self.passage.bias is not None:
             X = torch.cat([X, X.new_ones(count, 1)], dim=1)
         heads = [reader for reader in self.readers if reader.G is not None]
-        G = torch.cat([reader.G.reshape(count, -1) for reader in heads if reader.G is not None], dim=1)
+        G = _joined([reader.G.reshape(count, -1) for reader in heads if reader.G is not None], dim=1)
         Z = self.Z if self.Z is not None and self.Z.dtype == dtype else None
         return Sighting(
             hidden=layer_of(self.hidden),
             readers=tuple(layer_of(reader.product) for reader in heads),
             block=self._weights(heads),
-            signal=BlockSignal(X, self.factor * G.to(dtype), self.factor * self.C.reshape(count, -1).to(dtype), Z),
+            signal=BlockSignal(X, self._times(G.to(dtype)), self._times(self.C.reshape(count, -1).to(dtype)), Z),
             gradients=self._gradients(heads),
             dropout=self.passage.dropout,
             tied=len({id(one.weight.parameter) for one in (self.hidden, *(r.product for r in heads))}) <= len(heads),
@@ -222,7 +222,11 @@ class Block:
         dW = self.by_weight.to(self.W.dtype)
         if self.passage.bias is not None:
             dW = torch.cat([dW, self.by_bias.to(dW)[:, None]], dim=1)
-        return self.factor * dW, self.factor * torch.cat(by_heads).to(dW)
+        return self._times(dW), self._times(_joined(by_heads).to(dW))
+
+    def _times(self, gradient: Tensor) -> Tensor:
+        """A gradient times the factor: no copy where that is 1."""
+        return gradient if self.factor == 1 else self.factor * gradient
 
     def _note_activation(self, grads: tuple[Tensor | None, ...]) -> None:
         if grads[0] is not None:
@@ -240,6 +244,11 @@ class Block:
 def reader_of(product: Product, H: Tensor, bias: nn.Parameter | None) -> Reader:
     """A reader with copies of its weights: the optimizer will have moved them when they are asked for."""
     return Reader(product, H.clone(), _copy(bias), bias)
+
+
+def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
+    """Parts below or beside each other; one alone as it is, without a copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _copy(value: Tensor | None) -> Tensor | None:

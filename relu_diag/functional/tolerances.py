@@ -109,7 +109,8 @@ class Tolerances:
         no_gap: Gap between the loss and a lower bound over that bound, at which a minimum counts as global.
         beside: Distance from a kink, over the sizes of neuron and sample, within which samples show how dense they are.
         chance: Probability of so many samples on a kink by chance, below which the neuron counts as on it.
-        enough: Samples from which on their density says something.
+        enough: Samples from which on their density, or the spread of their slopes, says something.
+        standard_errors: Slope over its standard error, up to which it is noise.
     """
 
     eps: float
@@ -200,6 +201,7 @@ class Tolerances:
     beside: float = 1e-2
     chance: float = 1e-3
     enough: int = 16
+    standard_errors: float = 2.0
 
 
 @dataclass(frozen=True, slots=True)

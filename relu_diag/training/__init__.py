@@ -12,7 +12,7 @@ from relu_diag.training.evidence import Evidence
 from relu_diag.training.examination import MINIMA, Examination, examine_pass, examine_rows
 from relu_diag.training.examiner import Examiner
 from relu_diag.training.history import HistoryRecorder, LossCurve, Moment
-from relu_diag.training.judge import VERDICT_CODES, judge, verdict_in_training
+from relu_diag.training.judge import VERDICT_CODES, escape_count, judge, verdict_in_training
 from relu_diag.training.lightning_internals import (
     batches_done_in_epoch,
     device_batches,
@@ -101,6 +101,7 @@ __all__ = [
     "choose_widening",
     "device_batches",
     "epochs_completed",
+    "escape_count",
     "examine_pass",
     "examine_rows",
     "is_epoch_of_all",

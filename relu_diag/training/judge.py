@@ -60,3 +60,21 @@ def verdict_in_training(nearby: NearbyStationaryPoint | None, reason: str, decay
     if not decayed or verdict.kind == "not stationary":
         return verdict
     return replace(verdict, kind="undecided", direction=None, theorem="", reason=_DECAYED)
+
+
+def escape_count(verdict: Verdict) -> int | None:
+    """How many escape neurons a verdict found.
+
+    Args:
+        verdict: The verdict.
+
+    Returns:
+        Their number, 0 at a minimum; None where the point is not stationary, or nothing was decided.
+
+    Example:
+        >>> escape_count(Verdict("local minimum", torch.empty(0, dtype=torch.long), None, Assumptions({})))
+        0
+    """
+    if verdict.kind in {"not stationary", "undecided"}:
+        return None
+    return len(verdict.neurons)

@@ -15,7 +15,7 @@ from relu_diag.functional import EscapeForecast, Verdict
 from relu_diag.functional.assumptions import Assumptions
 from relu_diag.functional.tables import html_table, summary_of
 from relu_diag.training.examination import Examination
-from relu_diag.training.judge import VERDICT_CODES
+from relu_diag.training.judge import VERDICT_CODES, escape_count
 
 # Verdicts that do not replace an earlier one of another kind.
 _UNSETTLED = {"undecided", "not stationary"}
@@ -185,9 +185,13 @@ class Plateau:
         """The plateau as numbers to log.
 
         Returns:
-            ``verdict``, an integer, and with a forecast ``escape_step``, ``escape_low`` and ``escape_high``, steps.
+            ``verdict``, an integer; at a stationary point ``escape``, the number of escape neurons; with a forecast
+            ``escape_step``, ``escape_low`` and ``escape_high``, steps.
         """
         scalars: dict[str, float] = {"verdict": VERDICT_CODES[self.verdict.kind]}
+        escape = escape_count(self.verdict)
+        if escape is not None:
+            scalars["escape"] = escape
         if self.forecast is not None:
             forecast = self.forecast
             scalars |= {"escape_step": forecast.end, "escape_low": forecast.low, "escape_high": forecast.high}

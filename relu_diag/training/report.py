@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from relu_diag.figures import TrainingHistory, function_figure, training_figure
-from relu_diag.functional import NeuronGeometry, NeuronStates, ShallowBlock
+from relu_diag.functional import NeuronStates, ShallowBlock
 from relu_diag.functional.integral import Box
 from relu_diag.functional.local import dead_sector
 from relu_diag.losses import IntegralLoss
@@ -59,7 +59,7 @@ class Report:
             self._data = (X.detach().clone(), Y.to(X.dtype))
 
     def log(
-        self, trainer: Trainer, step: int, scalars: dict[str, float], geometry: NeuronGeometry, states: NeuronStates
+        self, trainer: Trainer, step: int, scalars: dict[str, float], steepest: Tensor, states: NeuronStates
     ) -> None:
         """Log the results of a look.
 
@@ -67,12 +67,12 @@ class Report:
             trainer: The trainer.
             step: Step of the look.
             scalars: Scalars by name.
-            geometry: One-sided derivatives.
+            steepest: Steepest slopes, shape ``(I,)``.
             states: Neuron states.
         """
         self._interval = _interval_of(trainer)
         self.log_scalars(trainer, step, scalars)
-        histograms = {"amplitude": states.amplitude, "angle": states.angle, "slope": geometry.steepest}
+        histograms = {"amplitude": states.amplitude, "angle": states.angle, "slope": steepest}
         for logger in trainer.loggers:
             for name, values in histograms.items():
                 _log_histogram(logger, self.prefix + name, values, step)

@@ -18,7 +18,7 @@ from relu_diag.functional import NearbyStationaryPoint
 from relu_diag.functional.local import target_scale
 from relu_diag.metrics import landscape_scalars
 from relu_diag.training.history import HistoryRecorder, Moment
-from relu_diag.training.judge import VERDICT_CODES, judge
+from relu_diag.training.judge import VERDICT_CODES, escape_count, judge
 from relu_diag.training.look import targets_of
 from relu_diag.training.report import Report
 from relu_diag.training.rows import NOT_SEEN, KeptRows
@@ -130,8 +130,8 @@ class BlockWatch:
         self.recorder.add(found.step, loss or 0.0, found.block, found.states, inputs)
         scalars = self._scalars(found, loss)
         if self.judging:
-            scalars["verdict"] = self._judge(trainer, found)
-        self._report.log(trainer, found.step, scalars, found.geometry, found.states)
+            scalars |= self._judge(trainer, found)
+        self._report.log(trainer, found.step, scalars, found.slopes.steepest, found.states)
         if self._report.due():
             self._report.send_figures(trainer, found.step, self.figures)
         return found
@@ -145,7 +145,7 @@ class BlockWatch:
         """
         if self.judging and self._seen is not None and self._seen.live is not None and self.last is not None:
             now = replace(self.last, block=self._seen.live(), step=step)
-            self._report.log_scalars(trainer, step, {"verdict": self._judge(trainer, now)})
+            self._report.log_scalars(trainer, step, self._judge(trainer, now))
 
     def write_figures(self, trainer: Trainer) -> None:
         """Send the figures, and write them beside the logs.
@@ -219,17 +219,21 @@ class BlockWatch:
         if self.balancedness is None or self.balancedness.shape != now.shape:
             self.balancedness = now
         drift = (now - self.balancedness.to(now.device)).abs().max()
-        scalars = {**landscape_scalars(found.geometry, found.states), "balancedness_drift": drift}
+        scalars = {**landscape_scalars(found.slopes, found.states), "balancedness_drift": drift}
         numbers = torch.stack([value.double().to(now.device) for value in scalars.values()]).tolist()
         named = {"samples": float(found.samples), **dict(zip(scalars, numbers, strict=True))}
         return named if loss is None else {"loss": loss, **named}
 
-    def _judge(self, trainer: Trainer, found: BlockReport) -> int:
-        """Judge and log the verdict; its integer."""
+    def _judge(self, trainer: Trainer, found: BlockReport) -> dict[str, float]:
+        """Judge and log the verdict; its integer, and the number of escape neurons."""
         self.nearby, data = None, self.rows.data()
         self.judged_step = found.step
         if data is not None:
             self.nearby = judge(found.block, data)
         text = str(self.nearby) if self.nearby else f"undecided: {self.rows.reason}"
         self._report.log_text(trainer, found.step, "verdict", text)
-        return VERDICT_CODES[self.nearby.verdict.kind if self.nearby else "undecided"]
+        if self.nearby is None:
+            return {"verdict": VERDICT_CODES["undecided"]}
+        scalars: dict[str, float] = {"verdict": VERDICT_CODES[self.nearby.verdict.kind]}
+        escape = escape_count(self.nearby.verdict)
+        return scalars if escape is None else scalars | {"escape": escape}

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from relu_diag.capture import Sighting
 from relu_diag.functional import NeuronGeometry, NeuronStates, ShallowBlock
-from relu_diag.functional.local import RunningSums, geometry_from_sums, states_from_sums, without_chance_kinks
+from relu_diag.functional.local import (
+    NeuronSlopes,
+    NeuronSums,
+    RunningSums,
+    geometry_from_sums,
+    slopes_from_sums,
+    states_from_sums,
+    without_chance_kinks,
+)
 from relu_diag.metrics import sums_of_all_ranks
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class BlockReport:
     """A block over the samples of a window.
 
@@ -21,21 +30,28 @@ class BlockReport:
         name: The block, ``net.0 -> net.2``.
         step: Step of the last sample.
         block: Its weights there.
-        geometry: One-sided derivatives, means over the samples; exact where the weights stood still.
+        slopes: One-sided derivatives, means over the samples; exact where the weights stood still.
         states: Neuron states: dead is silent on every sample seen.
         samples: Number of samples, of all ranks.
         exact: Whether the window is one batch that is the whole data set.
+        sums: What all of that is made of.
         caveats: What keeps the slopes from being those of the loss along the block's weights, in words.
     """
 
     name: str
     step: int
     block: ShallowBlock
-    geometry: NeuronGeometry
+    slopes: NeuronSlopes
     states: NeuronStates
     samples: int
     exact: bool
+    sums: NeuronSums
     caveats: tuple[str, ...]
+
+    @cached_property
+    def geometry(self) -> NeuronGeometry:
+        """The slopes with their directions, which cost more than all the rest: computed when they are asked for."""
+        return geometry_from_sums(self.block, self.sums)
 
     @property
     def dead_share(self) -> float:
@@ -103,10 +119,11 @@ class Window:
             name=self.name,
             step=self._step,
             block=block,
-            geometry=geometry_from_sums(block, sums),
+            slopes=slopes_from_sums(block, sums),
             states=states_from_sums(block, sums, (squares / rows) ** 0.5),
             samples=int(sums.samples),
             exact=self.whole,
+            sums=sums,
             caveats=_caveats(self._last),
         )
         self._running = None

@@ -17,8 +17,10 @@ from relu_diag.functional.local.fan import (
 )
 from relu_diag.functional.local.geometry import (
     NeuronGeometry,
+    NeuronSlopes,
     geometry_from_sums,
     neuron_geometry,
+    slopes_from_sums,
     tangential_derivatives,
 )
 from relu_diag.functional.local.kink_groups import KinkGroup, kink_groups
@@ -48,6 +50,7 @@ __all__ = [
     "KinkGroup",
     "KinkSamples",
     "NeuronGeometry",
+    "NeuronSlopes",
     "NeuronStates",
     "NeuronSums",
     "OneNeuron",
@@ -76,6 +79,7 @@ __all__ = [
     "slope_noise",
     "slope_to_noise",
     "slopes_at",
+    "slopes_from_sums",
     "states_from_sums",
     "steepest_descent",
     "tangential_derivatives",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -61,17 +62,29 @@ def _smooth_descents(W: Tensor, smooth: Tensor) -> Descents:
         exact=torch.ones_like(smooth[:, 0], dtype=torch.bool),
         radial=torch.empty_like(smooth[:, 0]),
     )
+    for some, radial, tangential, slope in _split(W, smooth):
+        descents.radial[some] = radial
+        torch.mul(tangential, torch.where(slope > 0, -1 / slope, 0.0)[:, None], out=descents.direction[some])
+        descents.slope[some] = torch.where(slope > 0, -slope, 0.0)
+    return descents
+
+
+def smooth_slopes(W: Tensor, smooth: Tensor) -> tuple[Tensor, Tensor]:
+    """Without kinks: derivative along the weights, and steepest tangential slope, both ``(I,)``."""
+    parts = [(radial, 0.0 - slope) for _, radial, _, slope in _split(W, smooth)]
+    radial, slope = (torch.cat(values) for values in zip(*parts, strict=True))
+    return radial, slope
+
+
+def _split(W: Tensor, smooth: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Neurons, radial part ``(n,)``, tangential part ``(n, d)`` and its length, as many at once as the cache holds."""
     rows = max(1, BUDGETS.cached // smooth.shape[1])
     for start in range(0, len(W), rows):
         some = slice(start, start + rows)
         g = smooth[some]
-        U = radial_directions(W[some].double())
-        torch.linalg.vecdot(g, U, out=descents.radial[some])
+        U = radial_directions(W[some].to(g))
         tangential = tangential_part(U, g)
-        slope = tangential.norm(dim=1)
-        torch.mul(tangential, torch.where(slope > 0, -1 / slope, 0.0)[:, None], out=descents.direction[some])
-        descents.slope[some] = torch.where(slope > 0, -slope, 0.0)
-    return descents
+        yield some, torch.linalg.vecdot(g, U), tangential, tangential.norm(dim=1)
 
 
 def _descend_at_vertices(block: ShallowBlock, U: Tensor, sums: NeuronSums, descents: Descents) -> Tensor:
@@ -80,7 +93,7 @@ def _descend_at_vertices(block: ShallowBlock, U: Tensor, sums: NeuronSums, desce
     count = torch.bincount(sums.kinks.neuron, minlength=len(U))
     first = count.cumsum(0) - count
     left = count > 0
-    for size in count[left & (count <= BUDGETS.vertex_kinks)].unique().tolist():
+    for size in sorted(set(count[left & (count <= BUDGETS.vertex_kinks)].tolist())):
         at = (count == size).nonzero().squeeze(1)
         pairs = order[first[at, None] + torch.arange(size, device=order.device)]
         slope, direction, proven = descend_at_vertices(

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock
-from relu_diag.functional.local._descents import steepest_descents
+from relu_diag.functional.local._descents import smooth_slopes, steepest_descents
+from relu_diag.functional.local._lengths import column_lengths, lengths
 from relu_diag.functional.local.chunks import chunks
 from relu_diag.functional.local.directions import radial_directions, tangential_part
 from relu_diag.functional.local.kink_samples import KinkSamples
@@ -33,6 +34,8 @@ class NeuronGeometry:
             ``(I,)``.
         within: Number of samples on the kink of each neuron, those by chance as well, long, shape ``(I,)``.
         noise: Standard error of the derivative, shape ``(I,)``; a slope below it says nothing (`slope_to_noise`).
+        pull: Length ``||D(w_i / ||w_i||)||`` of the derivatives of the loss by the output weights of a neuron in that
+            direction, the rate at which a balanced small one grows; 0 for ``w_i = 0``, shape ``(I,)``.
         smooth: Smooth part of the derivative, shape ``(I, d)``.
         kinks: Kink samples with nonzero gradient.
         exact: Whether ``steepest`` is proven to be the minimum; where not, it is attained, shape ``(I,)``, bool.
@@ -51,6 +54,7 @@ class NeuronGeometry:
     kink_count: Tensor
     within: Tensor
     noise: Tensor
+    pull: Tensor
     smooth: Tensor
     kinks: KinkSamples
     exact: Tensor
@@ -87,6 +91,39 @@ class NeuronGeometry:
 
     def _repr_html_(self) -> str:
         return html_table(self.summary())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NeuronSlopes:
+    """The slopes of a `NeuronGeometry` without their directions: what a log of a run shows.
+
+    Attributes:
+        radial: Derivative along ``w_i / ||w_i||``, shape ``(I,)``.
+        steepest: Smallest one-sided derivative over tangential unit vectors and zero, shape ``(I,)``.
+        output_gradient: Loss gradient with respect to ``H``, shape ``(J, I)``.
+        kink_count: Number of samples on the kink of each neuron, 0 where chance alone puts so many there, ``(I,)``.
+        noise: Standard error of the derivative, shape ``(I,)``.
+        pull: Rate at which a balanced small neuron in the direction of each grows, shape ``(I,)``.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0, 0.0]]), H=torch.tensor([[1.0]]))
+        >>> signal = BlockSignal(X=torch.tensor([[3.0, 4.0]]), G=torch.tensor([[1.0]]))
+        >>> slopes = slopes_from_sums(block, neuron_sums(block, signal))
+        >>> slopes.steepest.tolist(), slopes.noise.tolist(), slopes.slope_to_noise.tolist()
+        ([-4.0], [5.0], [0.8])
+    """
+
+    radial: Tensor
+    steepest: Tensor
+    output_gradient: Tensor
+    kink_count: Tensor
+    noise: Tensor
+    pull: Tensor
+
+    @property
+    def slope_to_noise(self) -> Tensor:
+        """The steepest slope in standard errors, about 1 where only noise is there, shape ``(I,)``."""
+        return slope_to_noise(self.steepest, self.noise)
 
 
 def neuron_geometry(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None = None) -> NeuronGeometry:
@@ -138,9 +175,42 @@ def geometry_from_sums(block: ShallowBlock, sums: NeuronSums) -> NeuronGeometry:
         kink_count=torch.where(kinks_beyond_chance(sums), sums.kink_count, 0),
         within=sums.kink_count,
         noise=slope_noise(sums),
+        pull=_pull(block, sums),
         smooth=sums.smooth,
         kinks=sums.kinks,
         exact=descents.exact,
+    )
+
+
+def slopes_from_sums(block: ShallowBlock, sums: NeuronSums) -> NeuronSlopes:
+    """The slopes that sums over samples add up to: those of `geometry_from_sums`, in a tenth of the time.
+
+    Args:
+        block: The network at which the sums were taken.
+        sums: Sums over all samples.
+
+    Returns:
+        The slopes, in the dtype of the sums where no neuron is on a kink.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0, 0.0]]), H=torch.tensor([[1.0]]))
+        >>> batches = [BlockSignal(torch.tensor([[1.0, x]]), torch.ones(1, 1)) for x in (2.0, 3.0)]
+        >>> slopes_from_sums(block, neuron_sums(block, batches[0]) + neuron_sums(block, batches[1])).steepest.tolist()
+        [-5.0]
+    """
+    if len(sums.kinks.c) or bool(sums.lost.any()):
+        geometry = geometry_from_sums(block, sums)
+        radial = geometry.radial
+        steepest = geometry.steepest
+    else:
+        radial, steepest = smooth_slopes(block.W.detach(), sums.smooth)
+    return NeuronSlopes(
+        radial=radial,
+        steepest=steepest,
+        output_gradient=sums.output_gradient,
+        kink_count=torch.where(kinks_beyond_chance(sums), sums.kink_count, 0),
+        noise=slope_noise(sums),
+        pull=_pull(block, sums),
     )
 
 
@@ -188,3 +258,10 @@ def tangential_derivatives(
         reach = (chunk.X[row].double() * V[neuron]).sum(1).abs()
         slope.index_add_(0, neuron, b * chunk.C[row, neuron].double() * reach)
     return slope
+
+
+def _pull(block: ShallowBlock, sums: NeuronSums) -> Tensor:
+    """``||D(w_i / ||w_i||)||``: what the output weights feel, ``w_i . d_ji``, per length of the input weights."""
+    length = lengths(block.W.detach())
+    felt = column_lengths(sums.output_gradient).to(length)
+    return torch.where(length > 0, felt / length, 0.0)

@@ -78,8 +78,9 @@ def kinks_beyond_chance(sums: NeuronSums) -> Tensor:
     expected = torch.maximum(sums.by_chance, sums.by_chance.mean())
     if int(sums.samples) < FLOAT64.enough:
         expected = torch.zeros_like(expected)
-    by_chance = torch.special.gammainc(seen.clamp(min=1.0), expected)
-    return (seen > 0) & (by_chance <= FLOAT64.chance)
+    probability = torch.special.gammainc(seen.clamp(min=1.0), expected)
+    named: Tensor = (seen > 0) & (probability <= FLOAT64.chance)
+    return named
 
 
 def without_chance_kinks(sums: NeuronSums) -> NeuronSums:

@@ -46,6 +46,7 @@ class Stationarity:
         pull_scale: The same per unit of output weight: the scale of the derivatives ``D_j``, shape ``(I,)``.
         tol: Relative tolerance used.
         geometry: The first-order geometry behind it.
+        samples: Number of samples.
 
     Example:
         >>> block = ShallowBlock(W=torch.tensor([[1.0, 0.0]]), H=torch.tensor([[1.0]]))
@@ -64,6 +65,13 @@ class Stationarity:
     pull_scale: Tensor
     tol: float
     geometry: NeuronGeometry
+    samples: int
+
+    @property
+    def within_noise(self) -> Tensor:
+        """Whether the slope is no more than random samples leave at a stationary point, bool, shape ``(I,)``."""
+        slope = torch.maximum(self.geometry.radial.abs(), -self.geometry.steepest)
+        return slope <= FLOAT64.standard_errors * self.geometry.noise
 
     @property
     def slope(self) -> Tensor:
@@ -80,8 +88,15 @@ class Stationarity:
         return (
             f"{int(self.stationary.sum())} of {len(self.stationary)} neurons stationary, "
             f"{int((~self.decided).sum())} undecided; largest violation {self.violation[worst]:.3g} (neuron {worst}), "
-            f"tolerance {self.tol:.3g}"
+            f"tolerance {self.tol:.3g}{self._noise()}"
         )
+
+    def _noise(self) -> str:
+        """How many neurons would look like that at a stationary point, in words."""
+        more = int((self.within_noise & ~self.stationary).sum())
+        if not more or self.samples < FLOAT64.enough:
+            return ""
+        return f"; {more} more stationary within the noise of {self.samples:,} samples"
 
 
 def stationarity(
@@ -173,6 +188,7 @@ def assess(
         pull_scale=sums.terms_per_output,
         tol=tol,
         geometry=geometry,
+        samples=len(signal.X),
     )
 
 
