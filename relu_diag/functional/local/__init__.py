@@ -33,7 +33,6 @@ from relu_diag.functional.local.neurons import (
     states_from_sums,
     target_scale,
 )
-from relu_diag.functional.local.neurons import NeuronStates, dead_sector, neuron_states, states_from_sums, target_scale
 from relu_diag.functional.local.noise import kinks_beyond_chance, slope_noise, slope_to_noise, without_chance_kinks
 from relu_diag.functional.local.pulls import (
     OneNeuron,
