@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -12,14 +12,20 @@ from lightning.pytorch.cli import LightningCLI
 from rich.console import Console
 
 from relu_diag import callbacks, experiments
-from relu_diag.functional import classify, nearby_stationary_point
 from relu_diag.functional.block import Reduction
-from relu_diag.inspection import inspection_figures, load_block, load_data, neuron_table
+from relu_diag.inspection import group_table, inspect_block, load_block, load_data, load_story, neuron_table
+from relu_diag.report import Report, write_report
 
 # Imported so that configs may name these classes without their module.
-__all__ = ["callbacks", "experiments", "inspect", "main"]
+__all__ = ["callbacks", "experiments", "inspect", "main", "report"]
 
 _INSPECT = "relu-diag inspect CHECKPOINT --data FILE says what a saved network is stuck at."
+_REPORT = (
+    "relu-diag report CHECKPOINT [--data FILE] writes what its run went through, and where it is, as one HTML file."
+)
+_PAGE = "report.html"
+# Colours of a terminal, near those of the figures.
+_COLORS = {"local minimum": "blue", "global minimum": "green", "saddle": "dark_orange3", "type-2 candidate": "magenta"}
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -29,11 +35,16 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Arguments without the program's name; None: those of the process.
     """
     given = list(sys.argv[1:] if args is None else args)
-    if given[:1] == ["inspect"]:
-        parser = ArgumentParser(prog="relu-diag inspect", description=_INSPECT)
+    commands: dict[str, tuple[Callable[..., None], str]] = {"inspect": (inspect, _INSPECT), "report": (report, _REPORT)}
+    if given and given[0] in commands:
+        command, described = commands[given[0]]
+        parser = ArgumentParser(prog=f"relu-diag {given[0]}", description=described)
         parser.add_argument("checkpoint", type=Path, help="a Lightning checkpoint or a state dict")
-        parser.add_function_arguments(inspect, as_positional=False, skip={"checkpoint"})
-        inspect(**parser.parse_args(given[1:]))
+        parser.add_function_arguments(command, as_positional=False, skip={"checkpoint"})
+        try:
+            command(**parser.parse_args(given[1:]))
+        except (OSError, ValueError, TypeError) as error:
+            sys.exit(f"relu-diag {given[0]}: {error}")
         return
     # The CLI object is not returned: it would become the exit status of the console script.
     LightningCLI(
@@ -42,7 +53,7 @@ def main(args: Sequence[str] | None = None) -> None:
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=False,
-        parser_kwargs={"prog": "relu-diag", "epilog": _INSPECT},
+        parser_kwargs={"prog": "relu-diag", "epilog": f"{_INSPECT} {_REPORT}"},
         args=None if args is None else given,  # With both, arguments and sys.argv, Lightning warns.
     )
 
@@ -56,6 +67,8 @@ def inspect(
     kink_tol: float | None = None,
     tol: float | None = None,
     out: Path | None = None,
+    all: bool = False,
+    report: bool = False,
 ) -> None:
     """Print the verdict on a checkpoint and a table of its neurons, and write the figures.
 
@@ -68,24 +81,63 @@ def inspect(
         kink_tol: Relative distance to a kink that counts as on it.
         tol: Relative tolerance on derivatives.
         out: Folder for the figures; None: the folder of the checkpoint.
+        all: Show every neuron, not only groups.
+        report: Write report.html as well: everything in one file.
     """
     console = Console()
-    try:
-        block = load_block(checkpoint, class_path, slopes)
-        X, Y = load_data(data, block)
-        verdict = classify(block, X, Y, reduction, kink_tol, tol)
-        table = neuron_table(block, X, Y, reduction, kink_tol)
-        nearby = nearby_stationary_point(block, X, Y, reduction)
-    except (OSError, ValueError, TypeError) as error:
-        sys.exit(f"relu-diag inspect: {error}")
+    block = load_block(checkpoint, class_path, slopes)
+    X, Y = load_data(data, block)
+    found = inspect_block(block, X, Y, reduction, kink_tol, tol)
+    console.print(str(found.verdict), style=_COLORS.get(found.verdict.kind, ""), markup=False, highlight=False)
+    nearby = f"nearby stationary point: {found.nearby}"
+    console.print(nearby, style=_COLORS.get(found.nearby.verdict.kind, ""), markup=False, highlight=False)
     constant = " (the last one constant)" if bool((X[:, -1] == 1).all()) else ""
     console.print(f"{len(X)} samples, {X.shape[1]} inputs{constant}, {Y.shape[1]} targets", highlight=False)
-    console.print(table)
-    for text in (verdict.summary(), f"\nnearby stationary point: {nearby}\n{nearby.verdict}\n"):
-        console.print(text, markup=False, highlight=False)
-    figures = inspection_figures(block, X, Y, verdict, reduction, nearby)
+    console.print(group_table(found.neurons.geometry, found.neurons.states))
+    if all:
+        console.print(neuron_table(block, X, Y, reduction, kink_tol))
+    console.print(found.verdict.summary(), markup=False, highlight=False)
     folder = out or checkpoint.parent
     folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
+    for name, figure in found.figures.items():
         figure.savefig(folder / f"{name}.png", dpi=150)
         console.print(f"figure: {folder / name}.png", soft_wrap=True)
+    if report:
+        command = f"relu-diag inspect {checkpoint} --data {data} --reduction {reduction} --report true"
+        page = found.report(checkpoint.name, load_story(checkpoint), command)
+        console.print(f"report: {write_report(folder / _PAGE, page)}", soft_wrap=True)
+
+
+def report(
+    checkpoint: Path,
+    data: Path | None = None,
+    class_path: str | None = None,
+    slopes: tuple[float, float] | None = None,
+    reduction: Reduction = "mean",
+    out: Path | None = None,
+) -> None:
+    """Write report.html: what the run of a checkpoint went through, and with data what its network is stuck at.
+
+    Args:
+        checkpoint: A Lightning checkpoint of a run with a PlateauMonitor; with data, any that `inspect` takes.
+        data: ``.npz`` or ``.pt`` with X and Y, or ``.csv`` with the targets in the last columns; None: the run alone.
+        class_path: Import path of the module's class, unless it is a ShallowNet.
+        slopes: Slopes of a ShallowNet, if the checkpoint does not hold them.
+        reduction: Reduction of the squared loss: mean, sum or half_sum.
+        out: Folder for the report; None: the folder of the checkpoint.
+
+    Raises:
+        ValueError: If the checkpoint holds no run, and there are no data.
+    """
+    story = load_story(checkpoint)
+    command = f"relu-diag report {checkpoint}" + (f" --data {data} --reduction {reduction}" if data else "")
+    if data is not None:
+        block = load_block(checkpoint, class_path, slopes)
+        X, Y = load_data(data, block)
+        page = inspect_block(block, X, Y, reduction).report(checkpoint.name, story, command)
+    elif story is not None:
+        page = Report(checkpoint.name, story=story, reproduce=command)
+    else:
+        raise ValueError(f"{checkpoint} holds no run of a PlateauMonitor to tell; --data FILE says what is in it.")
+    written = write_report((out or checkpoint.parent) / _PAGE, page)
+    Console().print(f"report: {written}", soft_wrap=True)

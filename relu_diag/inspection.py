@@ -7,6 +7,7 @@ import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from relu_diag.functional import (
     NeuronStates,
     ShallowBlock,
     Verdict,
+    classify,
     nearby_stationary_point,
     neuron_geometry,
     neuron_states,
@@ -32,6 +34,8 @@ from relu_diag.functional import (
     squared_error_signal,
 )
 from relu_diag.functional.block import Reduction
+from relu_diag.report import BlockNeurons, Report, RunStory, neuron_groups
+from relu_diag.training import Plateau
 
 _MAX_ROWS = 100
 
@@ -125,6 +129,48 @@ def load_data(file: Path, block: ShallowBlock) -> tuple[Tensor, Tensor]:
     return X, Y
 
 
+def load_story(checkpoint: Path) -> RunStory | None:
+    """What a `PlateauMonitor` and the callbacks that act on plateaus left in a checkpoint. Nothing in it is executed.
+
+    Args:
+        checkpoint: File written by a Trainer.
+
+    Returns:
+        The run up to the checkpoint; None if there was no such monitor, or it had seen no loss.
+    """
+    loaded = _loaded(checkpoint)
+    states = loaded.get("callbacks", {}) if isinstance(loaded, Mapping) else {}
+    monitors = [state for key, state in states.items() if str(key).startswith("PlateauMonitor")]
+    if not monitors or not monitors[0]["curve"][0]:
+        return None
+    steps, losses = zip(*monitors[0]["curve"][0], strict=True)
+    marks = []
+    for state in states.values():
+        marks += [(one["step"], f"width {one['after']}") for one in state.get("growths", ())]
+        marks += [(one["step"], "moved") for one in state.get("escapes", ())]
+    return RunStory(steps, losses, [Plateau.from_state(one) for one in monitors[0]["plateaus"]], sorted(marks))
+
+
+def group_table(geometry: NeuronGeometry, states: NeuronStates) -> Table:
+    """The neurons of a layer, one row a group, the largest first.
+
+    Args:
+        geometry: One-sided derivatives.
+        states: Neuron states.
+
+    Returns:
+        Table for a terminal of 80 columns.
+    """
+    table = Table(title=str(states), box=box.SIMPLE, padding=0)
+    for column in ("group", "neurons", "which", "state", "amplitude", "kinks", "steepest"):
+        words = column in {"group", "which", "state"}
+        table.add_column(column, justify="left" if words else "right", no_wrap=column != "which")
+    for one in neuron_groups(geometry, states):
+        size, kinks = str(len(one.neurons)), str(one.kinks)
+        table.add_row(one.name, size, one.members, one.state, f"{one.amplitude:.2g}", kinks, f"{one.steepest:.2g}")
+    return table
+
+
 def neuron_table(
     block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reduction = "mean", kink_tol: float | None = None
 ) -> Table:
@@ -150,6 +196,65 @@ def neuron_table(
     for i in order:
         table.add_row(*_row(i, block, geometry, states))
     return table
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inspection:
+    """What is said of a saved block on its data.
+
+    Attributes:
+        verdict: Verdict on its weights.
+        nearby: The stationary point near them, with its own verdict.
+        neurons: Its neurons.
+        figures: Figures by name.
+    """
+
+    verdict: Verdict
+    nearby: NearbyStationaryPoint
+    neurons: BlockNeurons
+    figures: dict[str, Figure]
+
+    def report(self, title: str, story: RunStory | None, command: str) -> Report:
+        """The same as a report.
+
+        Args:
+            title: Its title.
+            story: The run that led there; None: unknown.
+            command: The command that makes it again.
+
+        Returns:
+            The report. Its verdict is that on the stationary point nearby, if there is one.
+        """
+        verdict = self.nearby.verdict if self.nearby.genuine else self.verdict
+        return Report(title, verdict, story, self.figures, (self.neurons,), command)
+
+
+def inspect_block(
+    block: ShallowBlock,
+    X: Tensor,
+    Y: Tensor,
+    reduction: Reduction = "mean",
+    kink_tol: float | None = None,
+    tol: float | None = None,
+) -> Inspection:
+    """Judge a block, find the stationary point near it, and draw both.
+
+    Args:
+        block: The network.
+        X: Inputs, shape ``(N, d)``.
+        Y: Targets, shape ``(N, J)``.
+        reduction: "mean", "sum" or "half_sum".
+        kink_tol: Relative distance that counts as on the kink; None: by dtype.
+        tol: Relative tolerance on derivatives; None: by dtype.
+
+    Returns:
+        What is said of it.
+    """
+    verdict = classify(block, X, Y, reduction, kink_tol, tol)
+    nearby = nearby_stationary_point(block, X, Y, reduction)
+    geometry = neuron_geometry(block, squared_error_signal(block, X, Y, reduction), kink_tol)
+    neurons = BlockNeurons("the block", block, geometry, neuron_states(block, X, Y, kink_tol))
+    return Inspection(verdict, nearby, neurons, inspection_figures(block, X, Y, verdict, reduction, nearby))
 
 
 def inspection_figures(

@@ -6,6 +6,7 @@ from relu_diag.figures.convergence import certificate_figure, toy_figure
 from relu_diag.figures.descent import direction_figure, neuron_figure, perturbation_figure
 from relu_diag.figures.function import function_figure
 from relu_diag.figures.interval import interval_figure, ladder_figure
+from relu_diag.figures.palette import verdict_style
 from relu_diag.figures.story import forecast_error, plateau_words, story_figure, told_forecast
 from relu_diag.figures.training import TrainingHistory, training_figure
 
@@ -26,4 +27,5 @@ __all__ = [
     "told_forecast",
     "toy_figure",
     "training_figure",
+    "verdict_style",
 ]
