@@ -16,10 +16,10 @@ from torch.autograd.graph import Node
 from relu_diag.capture._nodes import (
     ELEMENTWISE,
     KINKED,
+    MIXING,
     OPAQUE,
     PRODUCTS,
     TURNED,
-    WEIGHT_MAKERS,
     below_dropout,
     is_layout,
     is_slope,
@@ -27,6 +27,7 @@ from relu_diag.capture._nodes import (
     operation,
     saved_tensor,
 )
+from relu_diag.capture._norm import NORMS, Fold, fold_of
 
 Edge = tuple[Node, int]
 
@@ -65,11 +66,13 @@ class Product:
         node: Its node.
         weight: The weight.
         bias: The bias the node adds, or None.
+        bias_is_made: Whether it adds one that is no parameter, but computed from some.
     """
 
     node: Node
     weight: Weight
     bias: nn.Parameter | None
+    bias_is_made: bool = False
 
     @property
     def input(self) -> Edge | None:
@@ -120,6 +123,7 @@ class Passage:
         top: The activation's last node: the gradient it receives is the one at ``rho(Z)``, dropout's mask included.
         nodes: All nodes of the activation.
         dropout: Whether dropout or a constant factor stands behind the activation.
+        fold: A batch norm in eval mode before the activation, or None.
     """
 
     product: Product
@@ -127,6 +131,12 @@ class Passage:
     top: Node
     nodes: frozenset[Node]
     dropout: bool
+    fold: Fold | None
+
+    @property
+    def biased(self) -> bool:
+        """Whether the input weights have a bias as last column."""
+        return self.bias is not None or self.fold is not None
 
 
 class Graph:
@@ -135,12 +145,16 @@ class Graph:
     Args:
         root: A tensor with a gradient path.
         module: The module whose parameters make products.
+        layers: Linear layers that ran, by the nodes of their products.
     """
 
-    def __init__(self, root: Tensor, module: nn.Module) -> None:
+    def __init__(self, root: Tensor, module: nn.Module, layers: Mapping[Node, nn.Linear]) -> None:
         self._parameters = list(module.named_parameters(remove_duplicate=False))
         self._names = {id(p): name for name, p in self._parameters}
         self._frozen = {p.data_ptr(): (name, p) for name, p in self._parameters if not p.requires_grad and p.ndim == 2}
+        self._module = module
+        self._layers = layers
+        self._constants = {buffer.data_ptr() for buffer in module.buffers()} | self._frozen.keys()
         self._nodes = list(nodes_below(root.grad_fn))
         self._consumers: dict[Node, list[Node]] = {}
         for node in self._nodes:
@@ -185,28 +199,38 @@ class Graph:
         top, dropout = below_dropout(reader.input[0])
         if top in products:
             return "nothing between"
+        found = self._passage(top, dropout, products)
+        reads_a_product = isinstance(found, Passage) or any(node in products for node in nodes_below(top))
+        return found if reads_a_product else ""
+
+    def _passage(self, top: Node, dropout: bool, products: Mapping[Node, Product]) -> Passage | str:
+        """What leads from a product to the last node of an activation; or what stands there instead."""
         nodes: set[Node] = set()
-        ends: dict[Node, nn.Parameter | None] = {}
+        ends: dict[tuple[Node, Node | None], tuple[nn.Parameter | None, Fold | None]] = {}
         waiting = [top]
         while waiting:
             node = waiting.pop()
             if node in nodes:
                 continue
-            end = self._end(node, products)
-            if end is not None:
-                ends[end[0]] = end[1]
+            fold = fold_of(node, self._module) if node.name() in NORMS else None
+            if isinstance(fold, str):
+                return fold
+            found = self._end(node if fold is None else node.next_functions[0][0], products)
+            if found is not None:
+                end, bias = found
+                ends[end, None if fold is None else node] = bias, fold
             elif hasattr(node, "variable"):
-                return ""
+                return f"the parameter {self._names.get(id(node.variable))!r} between"
             elif node.name() in ELEMENTWISE or is_layout(node):
                 nodes.add(node)
                 waiting.extend(one for one, _ in node.next_functions if one is not None and not is_slope(node, one))
             else:
-                return f"{operation(node)} between" if any(one in products for one in nodes_below(node)) else ""
+                return f"{operation(node)} between"
         if len(ends) != 1:
             return "several layers meet there"
-        ((node, bias),) = ends.items()
-        bias = products[node].bias if bias is None else bias
-        return Passage(products[node], bias, top, frozenset(nodes), dropout)
+        (((end, _), (bias, fold)),) = ends.items()
+        product = products[end]
+        return Passage(product, product.bias if bias is None else bias, top, frozenset(nodes), dropout, fold)
 
     def kinks_behind(self, product: Product) -> list[Node]:
         """Operations with a kink that the loss is computed through behind a product.
@@ -241,7 +265,8 @@ class Graph:
                 if consumer in passage.nodes:
                     continue
                 adds_bias = passage.bias is not None and self._added_bias(consumer) is passage.bias
-                if not adds_bias and not is_layout(consumer):
+                folded = passage.fold is not None and consumer is passage.fold.node
+                if not adds_bias and not folded and not is_layout(consumer):
                     return True
                 waiting.append(consumer)
         return False
@@ -267,13 +292,14 @@ class Graph:
     def _product(self, node: Node) -> Product | None:
         """A product of rows with a parameter on their right; others are none."""
         factor = node.next_functions[PRODUCTS[node.name()][1]][0]
-        weight = self._frozen_weight(node) if factor is None else self._weight(factor)
+        weight = self._layer_weight(node) or self._frozen_weight(node) if factor is None else self._weight(factor)
         if weight is None:
             return None
         if node.name() != "AddmmBackward0":
             return Product(node, weight, None)
-        bias = node.next_functions[0][0]
-        return Product(node, weight, self._frozen_bias(weight) if bias is None else self._vector(bias))
+        added = node.next_functions[0][0]
+        bias = self._frozen_bias(weight) if added is None else self._vector(added)
+        return Product(node, weight, bias, bias_is_made=bias is None)
 
     def _weight(self, node: Node) -> Weight | None:
         """The parameter below some turning and copying, or the parameters from which a weight is computed."""
@@ -284,14 +310,20 @@ class Graph:
             if below is None:
                 return None
             node = below
-        parts = list(nodes_below(node))
-        parameters = [leaf.variable for leaf in parts if hasattr(leaf, "variable")]
-        if not parameters or not all(self._makes_weights(one) for one in parts):
+        if not self._from_parameters(node):
             return None
+        parameters = [leaf.variable for leaf in nodes_below(node) if hasattr(leaf, "variable")]
         derived = bool(node.next_functions)
-        if not derived and parameters[0].ndim != 2:
+        if all(parameter.ndim < 2 for parameter in parameters) or (not derived and parameters[0].ndim != 2):
             return None
         return Weight(self._names[id(parameters[0])], parameters[0], turned, derived)
+
+    def _layer_weight(self, node: Node) -> Weight | None:
+        """The weight of a Linear layer, where it is a parameter."""
+        parameter = self._layers[node]._parameters.get("weight") if node in self._layers else None
+        if parameter is None or id(parameter) not in self._names:
+            return None
+        return Weight(self._names[id(parameter)], parameter, turned=True, derived=False)
 
     def _frozen_weight(self, node: Node) -> Weight | None:
         """A parameter that is not trained leaves no node, but its memory."""
@@ -309,12 +341,29 @@ class Graph:
         name = f"{weight.name.rpartition('.')[0]}.bias".removeprefix(".")
         return next((p for other, p in self._parameters if other == name), None)
 
-    def _makes_weights(self, node: Node) -> bool:
-        """Whether a node is a parameter of the module, or computes with nothing but such."""
-        if hasattr(node, "variable"):
-            return id(node.variable) in self._names
-        thin_factors = node.name() == "MmBackward0" and all(one is not None for one, _ in node.next_functions)
-        return thin_factors or node.name() in WEIGHT_MAKERS
+    def _from_parameters(self, node: Node) -> bool:
+        """Whether a node is a parameter of the module, or computed from nothing but such and constants."""
+        waiting, seen = [node], {node}
+        while waiting:
+            node = waiting.pop()
+            if hasattr(node, "variable"):
+                if id(node.variable) not in self._names:
+                    return False
+            elif self._mixes_in_data(node):
+                return False
+            below = {one for one, _ in node.next_functions if one is not None} - seen
+            seen |= below
+            waiting.extend(below)
+        return True
+
+    def _mixes_in_data(self, node: Node) -> bool:
+        """Whether what is computed by a node is no weight; constants of the module may take part in a product."""
+        name, constants = node.name(), [one is None for one, _ in node.next_functions]
+        if name == "MmBackward0" and any(constants):
+            factor = saved_tensor(node, "self" if constants[0] else "mat2")
+            return factor is None or factor.data_ptr() not in self._constants
+        # Of functions that somebody has added, and of compiled code, nobody knows what else goes in.
+        return name in MIXING or (not name[-1].isdigit() and any(constants))
 
     def _vector(self, node: Node | None) -> nn.Parameter | None:
         """A parameter with one number a column."""
@@ -329,8 +378,10 @@ class Graph:
             return None
         return next((bias for one, _ in node.next_functions if (bias := self._vector(one)) is not None), None)
 
-    def _end(self, node: Node, products: Mapping[Node, Product]) -> tuple[Node, nn.Parameter | None] | None:
+    def _end(self, node: Node | None, products: Mapping[Node, Product]) -> tuple[Node, nn.Parameter | None] | None:
         """The product that a node is, or is the sum of with a bias."""
+        if node is None:
+            return None
         if node in products:
             return node, None
         bias = self._added_bias(node)

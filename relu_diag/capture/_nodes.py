@@ -31,6 +31,7 @@ ACTIVATIONS = {
     "LeakyReluBackward1",  # in place
     "PreluKernelBackward0",
     "ThresholdBackward0",
+    "ThresholdBackward1",
 }
 # What an activation may be put together from; its numbers then say whether it is ReLU-like.
 ELEMENTWISE = {
@@ -50,21 +51,19 @@ ELEMENTWISE = {
     *SCALING,
     *ACTIVATIONS,
 }
-# What weights are computed with: weight_norm, spectral_norm, pruning, products of thin factors.
-WEIGHT_MAKERS = {
-    "AddBackward0",
-    "DivBackward0",
-    "MulBackward0",
-    "MvBackward0",
-    "NormBackward1",
-    "PowBackward0",
-    "SqrtBackward0",
-    "SubBackward0",
-    "SumBackward1",
-    "VdotBackward0",
-    "WeightNormInterfaceBackward0",
-    *LAYOUT,
-    *TURNED,
+# What is computed with one of these is no weight: inputs take part, or say which rows of a parameter are looked up.
+MIXING = {
+    "AddmmBackward0",
+    "BaddbmmBackward0",
+    "BmmBackward0",
+    "ConvolutionBackward0",
+    "EmbeddingBackward0",
+    "EmbeddingBagBackward0",
+    "GatherBackward0",
+    "IndexBackward0",
+    "IndexSelectBackward0",
+    "NativeBatchNormBackward0",
+    "NativeLayerNormBackward0",
 }
 # Their nodes keep what says which inputs sit on a kink; a ReLU's does not, and is told.
 BENT = {
@@ -79,7 +78,6 @@ BENT = {
     "HardtanhBackward0",
     "MaximumBackward0",
     "MinimumBackward0",
-    "ThresholdBackward1",
 }
 # Ties of these are not counted.
 CHOOSING = {

@@ -38,7 +38,7 @@ class Sighting:
         kinks_after: Operations with a kink that the loss is computed through behind the block. Where an input sits on
             one, ``G`` is one of many gradients, and the slopes of the block are not exact.
         to_the_loss: Whether all that stands between the block and the loss was seen.
-        live: The block at the parameters of now; None for weights that are computed from others.
+        live: The block at the parameters of now; None for weights that are computed from others, and with a batch norm.
         parameters: The parameters that took part: weights, biases, the slope of a PReLU.
         later_kinks: Number of inputs of those operations that sit on their kinks and get a gradient, shape ``()``, on
             the block's device; None where nobody counted.
@@ -167,7 +167,7 @@ class Block:
         assert self.C is not None
         dtype, count = self.W.dtype, len(self.X)
         X = self.X.to(dtype)
-        if self.passage.bias is not None:
+        if self.passage.biased:
             X = torch.cat([X, X.new_ones(count, 1)], dim=1)
         heads = [reader for reader in self.readers if reader.G is not None]
         G = _joined([reader.G.reshape(count, -1) for reader in heads if reader.G is not None], dim=1)
@@ -199,7 +199,7 @@ class Block:
     def _live(self, heads: list[Reader]) -> LiveBlock | None:
         """A way back to the parameters, which stay the same objects while they are trained."""
         readers = tuple(reader.product.weight for reader in heads)
-        if any(weight.derived for weight in (self.hidden.weight, *readers)):
+        if self.passage.fold is not None or any(weight.derived for weight in (self.hidden.weight, *readers)):
             return None
         biases = tuple(reader.bias_parameter for reader in heads)
         return LiveBlock(self.hidden.weight, readers, self.passage.bias, biases, self._slopes_now())
@@ -217,7 +217,12 @@ class Block:
     def _gradients(self, heads: list[Reader]) -> tuple[Tensor, Tensor] | None:
         """Gradients by the weights, as autograd has them."""
         by_heads = [reader.by_weight for reader in heads if reader.by_weight is not None]
-        if self.by_weight is None or self.by_bias is None or len(by_heads) < len(heads):
+        if (
+            self.by_weight is None
+            or self.by_bias is None
+            or len(by_heads) < len(heads)
+            or self.passage.fold is not None
+        ):
             return None
         dW = self.by_weight.to(self.W.dtype)
         if self.passage.bias is not None:

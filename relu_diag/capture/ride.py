@@ -44,6 +44,7 @@ class Ride:
         self.reasons: dict[str, str] = {}
         self._module = module
         self._passed: dict[Node, _Passed] = {}
+        self._layers: dict[Node, nn.Linear] = {}
         self._inputs = Inputs()
         self._kinks: dict[Node, LaterKink] = {}
         self._blocks: dict[Node, Block] = {}
@@ -86,7 +87,7 @@ class Ride:
 
     def _board(self, root: Tensor, factor: float, to_the_loss: bool) -> None:
         """Put hooks on the blocks below a loss, or below the output of a layer."""
-        graph = Graph(root, self._module)
+        graph = Graph(root, self._module, self._layers)
         products = {product.node: product for product in graph.products()}
         self.reasons.update(graph.opaque())
         if graph.holds_derivatives:
@@ -145,6 +146,7 @@ class Ride:
             handle.remove()
         self._handles.clear()
         self._passed.clear()
+        self._layers.clear()
         self._inputs.clear()
         self._kinks.clear()
         self._blocks.clear()
@@ -156,12 +158,16 @@ class Ride:
         except Exception as error:
             self._error = error
 
-    def _note_forward(self, catch: _WeightCatcher | None, _: nn.Module, args: tuple[Tensor, ...], Z: Tensor) -> None:
+    def _note_forward(
+        self, catch: _WeightCatcher | None, layer: nn.Linear, args: tuple[Tensor, ...], Z: Tensor
+    ) -> None:
         """Keep inputs, pre-activations and effective weight; a recomputation during backward is no forward pass."""
         node = product_of(Z) if isinstance(Z, Tensor) else None
         if node is None or torch._C._current_graph_task_id() != -1:
             return
         self._inputs.keep(Z)
+        if catch is None:
+            self._layers[node] = layer
         if args:  # not where the inputs were given by keyword
             weight = None if catch is None else catch.weight
             self._passed[node] = _Passed(args[0].detach(), Z.detach(), Z._version, weight)
@@ -180,6 +186,8 @@ class Ride:
             return "its readers see different activations"
         if graph.read_before(passage):
             return "its pre-activations are read by more than the activation"
+        if any(product.bias_is_made for product in (hidden, *readers)):
+            return "a bias is computed from others, and the graph does not keep it"
         weights = [self._weight(product) for product in (hidden, *readers)]
         if any(weight is None for weight in weights):
             return "its weight is computed from others, and the graph does not keep it"
@@ -189,21 +197,26 @@ class Ride:
         X, Z = self._rows(hidden)
         if X is None:
             return "its inputs are not kept (activation checkpointing)"
+        fold = passage.fold
+        inputs = with_bias(W, passage.bias) if fold is None else fold.weights(W, passage.bias)
         slopes = slopes_of(passage)
         if slopes is None:
-            slopes = _slopes_seen(X, W, passage, readers[0].X())
+            slopes = None if passage.dropout else _slopes_seen(X, inputs, readers[0].X())
         if slopes is None:
             return "what stands behind it is not ReLU-like"
         if isinstance(slopes, Tensor):
-            return "each neuron has a slope of its own"
+            return (
+                f"its PReLU has a slope for each of {len(slopes)} neurons, and a block one pair for all: no states, "
+                "slopes or verdicts of it; nn.PReLU() has one slope"
+            )
         return Block(
             hidden=hidden,
             passage=passage,
             readers=[reader_of(one, weight, graph.bias_behind(one)) for one, weight in zip(readers, H, strict=True)],
-            W=with_bias(W, passage.bias),
+            W=inputs,
             slopes=slopes,
             X=X,
-            Z=Z,
+            Z=Z if Z is None or fold is None else fold.pre_activations(Z),
             kinks=self._kinks_behind(graph, readers),
         )
 
@@ -281,13 +294,14 @@ def _together(seen: list[Sighting]) -> Sighting:
     )
 
 
-def _slopes_seen(X: Tensor, W: Tensor, passage: Passage, A: Tensor | None) -> tuple[float, float] | None:
-    """The slopes of an activation without a name, off its numbers."""
-    if passage.dropout or A is None:
+def _slopes_seen(X: Tensor, W: Tensor, A: Tensor | None) -> tuple[float, float] | None:
+    """The slopes of an activation without a name, off its numbers; a last column of ``W`` beyond ``X`` is a bias."""
+    if A is None:
         return None
-    Z = X[:_ROWS] @ W.mT.to(X)
-    if passage.bias is not None:
-        Z = Z + passage.bias.detach().to(Z)
+    inputs = X.shape[1]
+    Z = X[:_ROWS] @ W[:, :inputs].mT.to(X)
+    if W.shape[1] > inputs:
+        Z = Z + W[:, -1].to(Z)
     if not bool((Z > 0).any()) or not bool((Z < 0).any()):
         return None
     slopes = _fit_slopes(Z, A[:_ROWS])

@@ -202,7 +202,7 @@ def test_a_linear_with_a_forward_of_its_own_is_read_as_it_computes() -> None:
 REFUSED: dict[str, tuple[list[nn.Module], str]] = {
     "GELU": ([nn.GELU()], "Gelu between"),
     "ReLU6": ([nn.ReLU6()], "Hardtanh between"),
-    "batch norm": ([nn.BatchNorm1d(6), nn.ReLU()], "BatchNorm between"),
+    "batch norm": ([nn.BatchNorm1d(6), nn.ReLU()], "BatchNorm between, in training mode"),
     "layer norm": ([nn.ReLU(), nn.LayerNorm(6)], "LayerNorm between"),
     "nothing": ([], "nothing between"),
 }
