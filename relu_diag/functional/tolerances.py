@@ -288,6 +288,7 @@ class Budgets:
         steps_below: Steps along a move at which a loss is evaluated below the one that derivatives tell, each a fourth.
         steps_above: The same above it.
         steps_between: Steps on the way to the chosen one.
+        newton_in_cell: Newton steps to the least loss at fixed signs.
         nodes_of_change: Gradients that a small change of a loss without a formula is added up from.
         curvature_probes: Products with the curvature of a loss that its size is read off where outputs are many.
         leaves: Tensors of a batch among which targets and weights of a loss are looked for, the last ones.
@@ -395,6 +396,7 @@ class Budgets:
     steps_below: int = 20
     steps_above: int = 1
     steps_between: int = 8
+    newton_in_cell: int = 200
     nodes_of_change: int = 4
     curvature_probes: int = 8
     leaves: int = 16

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import Array, Index, Mask, unit_rows
 from relu_diag.functional.block import Reduction, ShallowBlock, check_targets, residual_factor
-from relu_diag.functional.cells._fit import Coordinates, HalfSquares, coordinates, split
+from relu_diag.functional.cells._fit import Coordinates, coordinates, split
 from relu_diag.functional.cells._program import AffineSpace, Cell, Found
 from relu_diag.functional.cells._stratum import Pattern, Sign, Weights, stratum_of, weights_of
+from relu_diag.functional.cells._term import HalfSquares
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
 

@@ -15,31 +15,6 @@ from relu_diag.functional.tolerances import FLOAT64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class HalfSquares:
-    """Half the squared error of the outputs: all that a search in a stratum knows of the loss.
-
-    Attributes:
-        Y: Targets, shape ``(N, J)``.
-    """
-
-    Y: Array
-
-    @property
-    def size(self) -> float:
-        """Norm of a gradient that is large."""
-        return float(np.linalg.norm(self.Y))
-
-    def gradient(self, outputs: Array) -> Array:
-        """Gradient at the outputs, shape ``(N, J)``."""
-        return outputs - self.Y
-
-    def curvature(self, outputs: Array, change: Array) -> Array:
-        """Change of that gradient when the outputs change, to first order, shape ``(N, J)``."""
-        del outputs  # the gradient is linear
-        return change
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Coordinates:
     """Coordinates for changes of ``R_i`` in a stratum, one block for each pattern, and last the output bias.
 

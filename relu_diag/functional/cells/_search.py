@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from relu_diag.functional._arrays import Array, Mask
-from relu_diag.functional.cells._fit import HalfSquares
 from relu_diag.functional.cells._reach import Choice, Reach
 from relu_diag.functional.cells._solver import Effort, relative_gradient, settle
 from relu_diag.functional.cells._stratum import Sign, Stratum, Weights, signs, stratum_of
+from relu_diag.functional.cells._term import Term
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
 NOWHERE = "no stationary point with these signs"
+NO_MINIMUM = "the loss has no minimum in this cell: it falls for ever as weights grow"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,14 +61,14 @@ class Search:
 
     Attributes:
         X: Inputs, shape ``(N, d)``.
-        term: Half the squared error of the outputs.
+        term: The loss of the outputs.
         at: Weights of all neurons that may move.
         slopes: ``(s-, s+)``.
         biased: Whether there is an output bias.
     """
 
     X: Array
-    term: HalfSquares
+    term: Term
     at: Weights
     slopes: tuple[float, float]
     biased: bool
@@ -132,8 +133,8 @@ class Search:
 
     def _nearness(self, at: Weights) -> tuple[float, float]:
         """Distance and change of the loss, relative."""
-        before, after = (float(np.square(self.term.gradient(self._outputs(w))).sum()) for w in (self.at, at))
-        scale = max(self.term.size**2, before) or 1.0
+        before, after = (self.term.excess(self._outputs(w)) for w in (self.at, at))
+        scale = max(self.term.excess_of_zero, before) or 1.0
         return float(np.linalg.norm(at.flat - self.at.flat)) / self._size, abs(before - after) / scale
 
     def _outputs(self, at: Weights) -> Array:
@@ -158,7 +159,8 @@ class Search:
         residual = self.term.gradient(self._outputs(found.at))
         H = self.at.H[:, candidates]
         s_minus, s_plus = self.slopes
-        error, target, length = (np.linalg.norm(value, axis=1) for value in (residual, self.term.Y, self.X))
+        target = self.term.sizes
+        error, length = (np.linalg.norm(value, axis=1) for value in (residual, self.X))
         silence = max(abs(s_minus), abs(s_plus)) * float((FLOAT64.settled * error + FLOAT64.residual * target) @ length)
         c = residual @ H
         rise = np.minimum(s_plus * c, -s_minus * c) * length[:, None]
@@ -174,11 +176,14 @@ def _vanishing(start: Weights, at: Weights) -> Mask:
     return np.asarray((start.amplitude > 0) & (at.amplitude <= FLOAT64.settled * start.amplitude))
 
 
-def _missing(stratum: Stratum, term: HalfSquares, start: Weights, at: Weights) -> tuple[str, Mask]:
+def _missing(stratum: Stratum, term: Term, start: Weights, at: Weights) -> tuple[str, Mask]:
     """What keeps weights from being a stationary point of their stratum, and which neurons are to blame."""
     vanishing = _vanishing(start, at)
     if vanishing.any():
         return f"{NOWHERE} nearby: {int(vanishing.sum())} neurons would vanish", vanishing
+    outputs = stratum.outputs(at)
+    if term.falls_for_ever(outputs - at.b) or term.falls_for_ever(outputs - stratum.outputs(start)):
+        return NO_MINIMUM, np.ones_like(vanishing)
     slope = relative_gradient(stratum, term, at, start)
     if slope > FLOAT64.settled:
         return f"{NOWHERE} found: relative gradient {slope:.2g} where the search ended", np.ones_like(vanishing)

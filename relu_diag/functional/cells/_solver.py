@@ -9,8 +9,9 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator, lsmr
 
 from relu_diag.functional._arrays import Array
-from relu_diag.functional.cells._fit import HalfSquares, coordinates, split
+from relu_diag.functional.cells._fit import Coordinates, coordinates, split
 from relu_diag.functional.cells._stratum import Stratum, Weights
+from relu_diag.functional.cells._term import HalfSquares, LossTerm, Term
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
 # How the damping falls after a step that gains this share of what it promised, and rises after one that gains nothing.
@@ -32,23 +33,25 @@ class Effort:
     reach: float = math.inf
 
 
-def settle(stratum: Stratum, term: HalfSquares, start: Weights, effort: Effort) -> Weights:
+def settle(stratum: Stratum, term: Term, start: Weights, effort: Effort) -> Weights:
     """The stationary point of the stratum's own outputs near given weights.
 
-    With one output the least squares in ``R_i = h_i w_i``, with several a solution of "gradient = 0". Neither descends
-    along the loss: beside a saddle they find the saddle. The point is on the kinks of the stratum; whether it has the
-    other signs is not looked at. A search of several steps ends where its effort is spent.
+    With one output the minimum in ``R_i = h_i w_i``, in which a convex loss is convex, with several a solution of
+    "gradient = 0". Neither descends along the loss: beside a saddle they find the saddle. The point is on the kinks of
+    the stratum; whether it has the other signs is not looked at. A search of several steps ends where its effort is
+    spent.
     """
     start = replace(start, W=stratum.project(start.W))
     variables = sum(pattern.free.shape[1] for pattern in stratum.patterns) + stratum.biased
     if not variables:
         return start
-    if len(start.b) == 1 and variables * len(stratum.X) <= BUDGETS.fit_entries:
-        return _nearest_least_squares(stratum, term, start)
+    small = len(start.b) == 1 and variables * len(stratum.X) <= BUDGETS.fit_entries
+    if small and (isinstance(term, HalfSquares) or term.convex):
+        return _nearest_minimum(stratum, term, start)
     return _levenberg_marquardt(stratum, term, start, effort)
 
 
-def relative_gradient(stratum: Stratum, term: HalfSquares, at: Weights, start: Weights) -> float:
+def relative_gradient(stratum: Stratum, term: Term, at: Weights, start: Weights) -> float:
     """The gradient over ``s ||weights|| sum_k ||e_k|| ||x_k||``, plus ``sum_k ||e_k||`` with an output bias.
 
     It is 0 where the term is: against the targets, and against the outputs of ``start``.
@@ -64,8 +67,8 @@ def relative_gradient(stratum: Stratum, term: HalfSquares, at: Weights, start: W
     return line.size / scale if scale > 0 else 0.0
 
 
-def _nearest_least_squares(stratum: Stratum, term: HalfSquares, start: Weights) -> Weights:
-    """The least-squares ``R`` nearest to the present one, and the neurons that compute it.
+def _nearest_minimum(stratum: Stratum, term: Term, start: Weights) -> Weights:
+    """The ``R`` of least loss nearest to the present one, and the neurons that compute it.
 
     Moving ``R_i`` by ``delta`` moves the weights of a balanced neuron by about ``||delta|| / sqrt(||R_i||)``: in that
     metric neurons of one pattern share a change in proportion to ``||R_i||``, and tiny ones keep their direction.
@@ -73,14 +76,46 @@ def _nearest_least_squares(stratum: Stratum, term: HalfSquares, start: Weights) 
     h = start.H[0]
     R = h[:, None] * start.W
     place = coordinates(stratum, np.linalg.norm(R, axis=1))
-    change = place.shortest(-term.gradient(stratum.outputs(start))[:, 0])
+    outputs = stratum.outputs(start)
+    if isinstance(term, HalfSquares):
+        change = place.shortest(-term.gradient(outputs)[:, 0])
+    else:
+        change = _newton(place, term, outputs)
     R = stratum.project(R + place.R(change))
     there = split(R, np.copysign(1.0, h), start, start.b + place.bias(change))
     # A neuron without input weights computes nothing: its output weight stays.
     return replace(there, H=np.where(start.W.any(axis=1), there.H, start.H))
 
 
-def _levenberg_marquardt(stratum: Stratum, term: HalfSquares, start: Weights, effort: Effort) -> Weights:
+def _newton(place: Coordinates, term: LossTerm, outputs: Array) -> Array:
+    """The point of least loss, by damped Newton steps from zero: what changes no output stays zero, shape ``(q,)``."""
+    M = place.matrix
+    at = np.zeros(M.shape[1])
+    here, value = outputs, term.excess(outputs)
+    residual = term.gradient(here)[:, 0]
+    damping = FLOAT64.damping
+    for _ in range(BUDGETS.newton_in_cell):
+        slope = M.T @ residual
+        bend = M.T @ (term.curvature(here, np.ones_like(here)) * M)
+        size = float(np.trace(bend))
+        if not size > 0 or np.linalg.norm(slope) <= FLOAT64.cancelled * np.abs(M).T.sum() * np.abs(residual).max():
+            break
+        step = -np.linalg.solve(bend + damping * size * np.eye(len(at)), slope)
+        there = here + (M @ step)[:, None]
+        ahead, after = term.excess(there), term.gradient(there)[:, 0]
+        closer = np.linalg.norm(M.T @ after) < np.linalg.norm(slope)
+        # Near the minimum losses differ by their rounding only, and gradients tell.
+        if not (ahead < value or (closer and ahead <= value * (1 + FLOAT64.settled))):
+            damping *= _RISE
+            if damping > FLOAT64.most_damping:
+                break
+            continue
+        damping = max(damping * _FALL, FLOAT64.rank)
+        at, here, value, residual = at + step, there, ahead, after
+    return at
+
+
+def _levenberg_marquardt(stratum: Stratum, term: Term, start: Weights, effort: Effort) -> Weights:
     """Damped Newton steps on "gradient = 0", each the least change of the weights; only Hessian products are needed."""
     at = start
     damping = FLOAT64.damping
@@ -122,7 +157,7 @@ class _Linearisation:
     """
 
     stratum: Stratum
-    term: HalfSquares
+    term: Term
     at: Weights
     A: Array
     outputs: Array
@@ -156,7 +191,7 @@ class _Linearisation:
         return step, 2 * iterations
 
 
-def _linearise(stratum: Stratum, term: HalfSquares, at: Weights) -> _Linearisation:
+def _linearise(stratum: Stratum, term: Term, at: Weights) -> _Linearisation:
     A = stratum.activations(at.W)
     outputs = A @ at.H.T + at.b
     residual = term.gradient(outputs)

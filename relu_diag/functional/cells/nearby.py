@@ -11,14 +11,15 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import Index
 from relu_diag.functional.block import Reduction, ShallowBlock
-from relu_diag.functional.cells._fit import HalfSquares
 from relu_diag.functional.cells._reach import Reach
-from relu_diag.functional.cells._search import NOWHERE, Found, Search
+from relu_diag.functional.cells._search import NO_MINIMUM, NOWHERE, Found, Search
 from relu_diag.functional.cells._solver import Effort
 from relu_diag.functional.cells._stratum import weights_of
+from relu_diag.functional.cells._term import HalfSquares, LossTerm, Term
 from relu_diag.functional.cells._units import Units, own_units
 from relu_diag.functional.local import NeuronStates, neuron_states
-from relu_diag.functional.problem import SquaredProblem, squared_problem
+from relu_diag.functional.output_loss import Loss, SquaredError, as_loss
+from relu_diag.functional.problem import LossProblem, Problem, loss_problem, squared_problem
 from relu_diag.functional.tolerances import (
     BUDGETS,
     FLOAT64,
@@ -85,19 +86,20 @@ class NearbyStationaryPoint:
 def nearby_stationary_point(
     block: ShallowBlock,
     X: Tensor,
-    Y: Tensor,
+    Y: Tensor | Loss,
     reduction: Reduction = "mean",
     kink_tol: float | None = None,
     small: float = 0.01,
 ) -> NearbyStationaryPoint:
-    """The stationary point of the squared loss that parameters in training are near, with its verdict.
+    """The stationary point of the squared loss, or of any loss, that parameters in training are near, with its verdict.
 
     A stationary point is its own answer. Elsewhere the strata within reach are searched: the one the weights are in,
     with nothing put to zero; those with samples within ``kink_tol`` on their kinks, with small living neurons at zero,
     and with both; and those that these searches lead to. Inside a stratum the outputs are smooth: with one output the
-    search is a least squares in ``R_i = h_i w_i``, nearest to the present ones, with several it takes damped Newton
-    steps to a zero of the gradient; ``||w_i||^2 - ||h_i||^2`` stays. The stationary point nearest in distance and loss
-    wins. Small living neurons that nothing pulls there are kept, and dead ones are left as they are.
+    search is a least squares in ``R_i = h_i w_i``, nearest to the present ones (of another convex loss damped Newton
+    steps to its minimum), with several it takes damped Newton steps to a zero of the gradient;
+    ``||w_i||^2 - ||h_i||^2`` stays. The stationary point nearest in distance and loss wins. Small living neurons that
+    nothing pulls there are kept, and dead ones are left as they are.
 
     Of weights that are free to turn at one loss, up to a kink, two points may be the answer. Where three neurons of one
     direction or more are beside the same kink, they are put on it: training held them there.
@@ -107,8 +109,8 @@ def nearby_stationary_point(
     Args:
         block: The network in training.
         X: All inputs of the loss, shape ``(N, d)``.
-        Y: Targets, shape ``(N, J)``.
-        reduction: "mean", "sum" or "half_sum".
+        Y: Targets of the squared loss, shape ``(N, J)``, or a loss, such as `CrossEntropy`.
+        reduction: "mean", "sum" or "half_sum", of the squared loss.
         kink_tol: A sample is put on the kink where ``|z_ki| <= kink_tol ||w_i|| ||x_k||``, and no other one is; None:
             strata with and without samples on the kink are compared, those within 0.01 for a few samples, within
             ``1 / (16 N sqrt(d - 1))`` for many, so that one neuron in twenty is that close by accident.
@@ -123,19 +125,20 @@ def nearby_stationary_point(
         >>> print(nearby_stationary_point(iterate, X, Y))  # the second neuron is about to grow
         saddle at distance 0.0809, loss 0.5 (gap 0.005); 1 neurons put to zero, 0 kinks within 0.01
     """
-    problem = squared_problem(block, X, Y, reduction)
+    problem = _problem(block, X, Y, reduction)
     tol = training_kink_tolerance(*X.shape) if kink_tol is None else kink_tolerance(kink_tol, block.W.dtype)
     here = classify(block, X, Y, reduction)
     if here.kind == "global minimum":
         return _unmoved(block, here, "", 0, 0.0)
     if not problem.in_range:
         return _unmoved(block, here, here.reason, 0, tol)
-    states = neuron_states(problem.block, problem.signal.X, Y.detach().double(), small=small)
+    targets = _targets(problem, Y)
+    states = neuron_states(problem.block, problem.signal.X, targets, small=small)
     neurons = _looked_at(states, len(X))
     if len(X) * len(neurons) > BUDGETS.signs:
         reason = f"the signs of {len(neurons)} neurons on {len(X)} samples are too many to keep"
         return _unmoved(block, _blamed(here, neurons, reason), reason, 0, tol)
-    start = _start(block, problem, Y.detach().double(), reduction, neurons)
+    start = _start(block, problem, Y, reduction, neurons)
     exact = kink_tolerance(None, block.W.dtype)
     tols = (exact, tol, FLOAT64.wider * tol) if kink_tol is None else (tol, tol, tol)
     reach = start.reach(states, *tols)
@@ -151,6 +154,8 @@ def nearby_stationary_point(
         return start.on_held_kinks(nearest, near, reach)
     usual = start.search.solve(reach.usual, effort)
     point = start.point(usual, tol)
+    if usual.reason == NO_MINIMUM and here.kind == "not stationary":
+        return replace(point, verdict=replace(here, reason=NO_MINIMUM))
     far = point.verdict.kind in _STATIONARY and usual.score > FLOAT64.near
     return replace(point, reason=_FAR) if far else point
 
@@ -181,8 +186,8 @@ class _Start:
 
     Attributes:
         block: The caller's network.
-        problem: Its squared loss in float64.
-        Y: Targets, float64, shape ``(N, J)``.
+        problem: Its loss in float64.
+        Y: Targets, shape ``(N, J)``, or the loss, as the caller gave it.
         reduction: "mean", "sum" or "half_sum".
         neurons: The neurons that may move.
         units: Units of the search.
@@ -190,8 +195,8 @@ class _Start:
     """
 
     block: ShallowBlock
-    problem: SquaredProblem
-    Y: Tensor
+    problem: Problem
+    Y: Tensor | Loss
     reduction: Reduction
     neurons: Index
     units: Units
@@ -209,19 +214,19 @@ class _Start:
         before = weights_of(self.problem.block)
         after = before.replaced(self.neurons, self.units.back(found.at))
         block = after.as_block(self.problem.block)
-        there = squared_problem(block, self.problem.signal.X, self.Y, self.reduction)
-        verdict = classify(block, self.problem.signal.X, self.Y, self.reduction)
+        Y = self.Y.detach().double() if isinstance(self.Y, Tensor) else self.Y
+        there = _problem(block, self.problem.signal.X, Y, self.reduction)
+        verdict = classify(block, self.problem.signal.X, Y, self.reduction)
         reason = found.reason
         if reason:
             verdict = _blamed(verdict, self.neurons[found.broken], reason)
         elif verdict.kind == "not stationary":
             reason = _LETS_GO if found.on_kink.any() else _ROUNDED
-        gap = (self.problem.outputs - there.outputs) * (self.problem.signal.G + there.signal.G)
         return NearbyStationaryPoint(
             block=block.cast(self.block.W.dtype),
             loss=float(there.loss),
             distance=float(np.linalg.norm(after.flat - before.flat)),
-            loss_gap=self.problem.factor / 2 * float(gap.sum()),
+            loss_gap=_gap(self.problem, there),
             genuine=not found.reason,
             verdict=verdict,
             reason=reason,
@@ -244,14 +249,41 @@ class _Start:
         return nearest
 
 
-def _start(block: ShallowBlock, problem: SquaredProblem, Y: Tensor, reduction: Reduction, neurons: Index) -> _Start:
+def _start(block: ShallowBlock, problem: Problem, Y: Tensor | Loss, reduction: Reduction, neurons: Index) -> _Start:
     """The search for a block."""
     at = weights_of(block).only(neurons)
     X = _array(problem.signal.X)
-    units = own_units(X, _array(Y), at)
-    term = HalfSquares(_array(Y) / units.y)
+    targets = _array(_targets(problem, Y))
+    units = own_units(X, targets, at)
+    term: Term = HalfSquares(targets / units.y)
+    if isinstance(problem, LossProblem):
+        samples, outputs = problem.outputs.shape
+        term = LossTerm(problem.output_loss, (samples, outputs), units.y)
     search = Search(X / units.x, term, units.into(at), block.slopes, block.output_bias is not None)
     return _Start(block, problem, Y, reduction, neurons, units, search)
+
+
+def _problem(block: ShallowBlock, X: Tensor, Y: Tensor | Loss, reduction: Reduction) -> Problem:
+    """The loss in float64."""
+    return squared_problem(block, X, Y, reduction) if isinstance(Y, Tensor) else loss_problem(block, X, as_loss(Y))
+
+
+def _targets(problem: Problem, Y: Tensor | Loss) -> Tensor:
+    """Targets of the squared loss in float64; of any other loss numbers of the size of outputs that matter."""
+    if isinstance(Y, Tensor):
+        return Y.detach().double()
+    if isinstance(problem, LossProblem):
+        return torch.full_like(problem.outputs, Y.output_scale)
+    assert isinstance(Y, SquaredError)
+    return Y.Y.to(problem.outputs)
+
+
+def _gap(here: Problem, there: Problem) -> float:
+    """How much lower the loss is there, as a difference of outputs."""
+    if isinstance(here, LossProblem):
+        return -float(here.output_loss.change(here.outputs, there.outputs - here.outputs))
+    gap = (here.outputs - there.outputs) * (here.signal.G + there.signal.G)
+    return here.factor / 2 * float(gap.sum())
 
 
 def _array(value: Tensor) -> Any:

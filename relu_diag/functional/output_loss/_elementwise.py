@@ -38,6 +38,8 @@ class Elementwise(Loss):
     # Whether torch divides a weighted mean by the sum of the weights, and takes a vector of weights as one per output.
     divides_by_weights: ClassVar[bool] = False
     weight_by_output: ClassVar[bool] = False
+    # Whether outputs are compared with targets in units of their own, and are no logits.
+    of_numbers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_constants(self.reduction, self.reductions, self.factor)
@@ -90,6 +92,11 @@ class Elementwise(Loss):
     def smooth(self) -> bool:
         """Whether ``f`` has a gradient everywhere."""
         return True
+
+    @property
+    def output_scale(self) -> float:
+        """That of the targets, 1 where all of them are zero or for logits."""
+        return float(self.Y.double().square().mean().sqrt()) or 1.0 if self.of_numbers else 1.0
 
     @property
     def samples(self) -> int:

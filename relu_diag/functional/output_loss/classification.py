@@ -50,6 +50,7 @@ class BinaryCrossEntropy(Elementwise):
     reduction: str = "mean"
     factor: float = 1.0
     constants: ClassVar[tuple[str, ...]] = ("pos_weight",)
+    of_numbers: ClassVar[bool] = False
     weight_by_output: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

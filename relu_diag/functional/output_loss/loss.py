@@ -105,6 +105,11 @@ class Loss(ABC):
         """Whether it has a gradient everywhere, and near every point a bounded curvature."""
 
     @property
+    def output_scale(self) -> float:
+        """Size of outputs that make a difference: that of the targets, or 1 for logits and logarithms of rates."""
+        return 1.0
+
+    @property
     @abstractmethod
     def samples(self) -> int | None:
         """Number of samples ``N``; None: any."""

@@ -200,6 +200,7 @@ class Poisson(Elementwise):
     reduction: str = "mean"
     weight: Tensor | None = None
     factor: float = 1.0
+    of_numbers: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
