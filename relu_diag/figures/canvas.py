@@ -21,6 +21,8 @@ _MARGIN = 0.15
 # Size of titles, points, and the width of their letters as a fraction of that, rather more than less.
 _TITLE_SIZE = 9.0
 _LETTER = 0.58
+# Pixels per inch of pictures inside other files.
+_DPI = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,18 +122,17 @@ def _cells(ax: Axes, rows: int, columns: int, height_ratios: Sequence[float]) ->
     return GridSpec(rows, columns, height_ratios=height_ratios, **edges)
 
 
-def png_of(figure: Figure, dpi: float = 120.0) -> bytes:
+def png_of(figure: Figure) -> bytes:
     """A figure as the content of a PNG file.
 
     Args:
         figure: The figure.
-        dpi: Pixels per inch.
 
     Returns:
         Bytes.
     """
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=dpi)
+    figure.savefig(file, format="png", dpi=_DPI)
     return file.getvalue()
 
 

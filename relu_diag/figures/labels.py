@@ -26,7 +26,7 @@ _ASIDE = 1.4
 _FAR = 1.5
 # Places of words on a ray, as shares of its length, in the order of preference.
 _SHARES = (0.8, 0.7, 0.9, 0.6, 0.5, 0.4, 0.3)
-# Rows of words above a panel before they repeat.
+# Rows of words above a panel; words that need more are left out.
 _MOST_ROWS = 4
 
 

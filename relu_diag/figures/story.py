@@ -194,10 +194,11 @@ def story_figure(
     for panel in canvas.axes[1:]:
         _finish_tail(panel, curve)
     main.set(xlim=shown.steps, ylim=shown.losses, ylabel="loss")
-    ticks = [_draw_forecast(main, plateau) for plateau in plateaus if told_forecast(plateau) is not None]
+    worded = [plateau for plateau in plateaus if math.isfinite(plateau.loss)]
+    ticks = [_draw_forecast(main, plateau) for plateau in worded if told_forecast(plateau) is not None]
     inside = [(step, word) for step, word in marks if shown.steps[0] <= step <= shown.steps[1]]
     place_marks(main, inside, _FONT - 1)
-    place_labels(main, _labels(main, plateaus), curve, ticks)
+    place_labels(main, _labels(main, worded), curve, ticks)
     return canvas.figure
 
 

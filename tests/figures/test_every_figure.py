@@ -48,7 +48,7 @@ def run(outputs: int, inputs: int) -> figures.TrainingHistory:
         steps=torch.arange(9) * 1000,
         loss=torch.linspace(1.0, 1e-4, 9),
         angle=6 * torch.rand(9, 12, generator=DRAW),
-        input_norm=torch.rand(9, 12, generator=DRAW),
+        input_norm=1e-9 * torch.rand(9, 12, generator=DRAW),
         output=torch.randn(9, outputs, 12, generator=DRAW),
         group=torch.arange(12) // 2,
         dead=torch.arange(12) > 9,

@@ -178,6 +178,17 @@ def test_without_plateaus_the_whole_loss_is_drawn() -> None:
     assert panel.get_ylim()[0] < -1 < 3 < panel.get_ylim()[1]
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf, 0.0, -1.0])
+@pytest.mark.parametrize("high", [12.0, math.inf])
+def test_odd_losses_and_open_intervals_are_drawn(loss: float, high: float, tmp_path: Path) -> None:
+    """One that is not finite keeps its band, and has no height for words."""
+    found = [Plateau(0, 10, loss, Kind("saddle"), [Forecast(2, 12, 0, high)]), Plateau(10, 10, 0.5, Kind("undecided"))]
+    figure = rendered(story_figure([0, 5, 10], [loss, 1.0, 0.5], found), tmp_path)
+    assert bands(figure) == [(0, 10), (10, 10)]
+    assert "undecided 0.5" in words_of(figure.axes[0])
+    assert any("saddle" in word for word in words_of(figure.axes[0])) == math.isfinite(loss)
+
+
 def test_nothing_to_draw_is_refused() -> None:
     with pytest.raises(ValueError, match="no finite loss"):
         story_figure([0], [math.nan], [])

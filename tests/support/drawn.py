@@ -43,4 +43,5 @@ def _texts(ax: Axes) -> list[Text]:
     for axis, limits in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
         places = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=False)
         found += [label for place, label in places if min(limits) <= place <= max(limits)]
+        found.append(axis.get_offset_text())
     return found
