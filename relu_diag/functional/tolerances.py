@@ -133,10 +133,10 @@ class Tolerances:
     flat: float = 1e-10
     level: float = 1e-9
     curved: float = 1e-7
-    even_lengths: float = 1e-3
+    even_lengths: float = 0.02
     whisper: float = 1e-4
     likeness: float = 0.3
-    overlap: float = 0.7
+    overlap: float = 0.5
     wide_overlap: float = 0.95
     agreement: float = 0.4
     sure: float = 1.5
@@ -295,7 +295,6 @@ class Budgets:
         weighted_classes: Classes whose weights are read off a smoothed cross-entropy.
         placements: Batches in which neurons are placed one after the other.
         placed_at_once: Neurons in one of them.
-        climbed_steps: Steps uphill of each of them.
         held_out: Samples from which on every second one is held out.
         listed_numbers: Numbers in the inputs up to which all maxima are looked for.
         samples_at_once: Samples in a piece where few numbers are made of each.
@@ -403,7 +402,6 @@ class Budgets:
     weighted_classes: int = 64
     placements: int = 8
     placed_at_once: int = 2048
-    climbed_steps: int = 10
     held_out: int = 256
     listed_numbers: int = 2**10
     samples_at_once: int = 4096

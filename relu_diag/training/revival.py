@@ -24,6 +24,8 @@ _SPREAD = 0.1
 _UNSEEN = 1e-3
 # Pairs of neurons times inputs up to which a CPU looks for duplicates.
 _PAIRS_ON_CPU = 2**36
+# How often the number of dormant neurons to place anew is halved.
+_TRIES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,10 @@ class NewPlaces:
     merged: Tensor
     into: Tensor
     counts: tuple[int, int, int]
+
+    def better_than(self, other: NewPlaces | None) -> bool:
+        """Whether the loss falls by more than with another choice; both may leave the function."""
+        return other is None or self.placement.drop > other.placement.drop
 
     def cpu(self) -> NewPlaces:
         """The same in the memory of the CPU, to be sent to other processes."""
@@ -171,12 +177,21 @@ class BlockRevival:
         rows = _together(self._steps)
         block = self.live()
         states = _States.of(block, rows.X, alive.to(block.W.device), self.dormant)
-        for units, merged in states.choices():
-            found = _placed(block, rows, states, units, merged, self.everything)
-            if found is not None:
-                return found
-        nothing = place_units(block, states.dead[:0], BlockSignal(rows.X[:1], rows.G[:1]))
-        return NewPlaces(nothing, states.dead[:0], states.dead[:0], states.counts)
+        silent = torch.cat([states.dead, states.duplicate])
+        best = _placed(block, rows, states, silent, self.everything)
+        taken = 0 if best is None else len(best.placement.units)
+        if taken == len(silent):
+            # Where there is more to gain than by neurons that do nothing at all.
+            for count in dict.fromkeys(len(states.dormant) // 2**halving for halving in range(_TRIES)):
+                units = torch.cat([silent, states.dormant[:count]])
+                more = _placed(block, rows, states, units, self.everything)
+                if more is not None and len(more.placement.units) == len(units) and more.better_than(best):
+                    best = more
+                    break
+        if best is not None:
+            return best
+        nothing = place_units(block, silent[:0], BlockSignal(rows.X[:1], rows.G[:1]))
+        return NewPlaces(nothing, silent[:0], silent[:0], states.counts)
 
     def forget_rows(self) -> None:
         """Keep no rows that are long past when it is time."""
@@ -236,7 +251,7 @@ def _together(steps: list[_Step]) -> _Step:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _States:
-    """Neurons that do nothing, long: dead, dormant ones, and such as repeat another one with the one they repeat."""
+    """Neurons that do nothing, long: dead; dormant, the least first; and such as repeat another, with that one."""
 
     dead: Tensor
     dormant: Tensor
@@ -254,36 +269,29 @@ class _States:
             activation += A.abs().sum(dim=0)
         dead = ~alive & ~active
         # A neuron that was active in other rows than these is rare, and not small.
-        dormant = active & (activation <= tau * activation.mean())
+        small = active & (activation <= tau * activation.mean())
         into = torch.full_like(alive, -1, dtype=torch.long)
         affordable = block.W.is_cuda or len(alive) ** 2 * X.shape[1] <= _PAIRS_ON_CPU
         # Where all output weights are kept at one length, none can take over another's.
         if affordable and output_length(block) is None:
-            into = repeated_neurons(block, active & ~dormant)
+            into = repeated_neurons(block, active & ~small)
         duplicate = (into >= 0).nonzero().squeeze(1)
-        return cls(dead.nonzero().squeeze(1), dormant.nonzero().squeeze(1), duplicate, into[duplicate])
+        dormant = small.nonzero().squeeze(1)
+        dormant = dormant[activation[dormant].argsort(stable=True)]
+        return cls(dead.nonzero().squeeze(1), dormant, duplicate, into[duplicate])
 
     @property
     def counts(self) -> tuple[int, int, int]:
         """Numbers of each kind."""
         return len(self.dead), len(self.dormant), len(self.duplicate)
 
-    def choices(self) -> list[tuple[Tensor, int]]:
-        """Neurons to place anew and how many of the last ones hand their output weights over, the most first."""
-        every = (torch.cat([self.dead, self.dormant, self.duplicate]), len(self.duplicate))
-        exact = (torch.cat([self.dead, self.duplicate]), len(self.duplicate))
-        choices = [every, exact, (self.dead, 0)]
-        different = {len(units): (units, merged) for units, merged in reversed(choices) if len(units)}
-        return sorted(different.values(), key=lambda choice: -len(choice[0]))
 
-
-def _placed(
-    block: ShallowBlock, rows: _Step, states: _States, units: Tensor, merged: int, everything: bool
-) -> NewPlaces | None:
-    """Neurons placed anew, where that lowers the loss as evaluated or leaves the function; else None."""
-    start = len(states.duplicate) - merged
-    duplicate, into = states.duplicate[start:], states.repeated[start:]
-    without = merge_units(block, duplicate, into) if merged else block
+def _placed(block: ShallowBlock, rows: _Step, states: _States, units: Tensor, everything: bool) -> NewPlaces | None:
+    """Some neurons placed anew, where that lowers the loss as evaluated or leaves the function; else None."""
+    if not len(units):
+        return None
+    duplicate, into = states.duplicate, states.repeated
+    without = merge_units(block, duplicate, into) if len(duplicate) else block
     placement = place_units(without, units, BlockSignal(rows.X, rows.G), rows.loss, rows.price, everything)
     if not len(placement.units):
         return None

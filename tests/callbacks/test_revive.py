@@ -10,6 +10,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.strategies import DDPStrategy
 from support.dictionary import QUIET, Dictionary, dead_share, fit, loss_of, sparse_rows
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -300,3 +301,31 @@ def test_what_is_logged() -> None:
 
 def test_the_rows_of_the_sparse_data_are_as_sparse_as_said() -> None:
     assert sparse_rows().shape == (512, 16)
+
+
+class Compare(Callback):
+    """Writes down how far the weights of two processes are apart, and how many neurons were placed anew."""
+
+    def __init__(self, path: Any, revive: ReviveDeadUnits) -> None:
+        self.path = path
+        self.revive = revive
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        flat = torch.cat([parameter.detach().flatten() for parameter in pl_module.parameters()])
+        everyone = trainer.strategy.all_gather(flat)
+        apart = float((everyone[0] - everyone[1]).abs().max())
+        if trainer.is_global_zero:
+            self.path.write_text(f"{apart} {sum(one.revived for one in self.revive.revivals)} {self.revive.off}")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_two_processes_decide_the_same_and_keep_the_same_weights(tmp_path: Any) -> None:
+    revive = ReviveDeadUnits(every_n_steps=10, samples=64)
+    strategy = DDPStrategy(start_method="fork", process_group_backend="gloo")
+    compare = Compare(tmp_path / "apart", revive)
+    fit_regression(Regression(), revive, compare, batch=16, max_steps=25, strategy=strategy, devices=2)
+    apart, revived, off = (tmp_path / "apart").read_text().split(" ")
+    assert off == ""
+    assert float(apart) == 0
+    assert int(revived) > 0

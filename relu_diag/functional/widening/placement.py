@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock, check_fit, chunked_outputs, rho
-from relu_diag.functional.dynamics import ExtremalDirections, climbed_directions, extremal_directions
+from relu_diag.functional.dynamics import climbed_directions, extremal_directions
 from relu_diag.functional.output_loss import CrossEntropy, Loss, OutputLoss
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+
+# Numbers of steps uphill from samples.
+_STEPS = (0, 1, 3, 10)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,19 +156,28 @@ def output_length(block: ShallowBlock) -> float | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Data:
-    """Centred inputs ``(N, d)``, what the outputs are without the neurons ``(N, J)``, gradients, and their loss."""
+    """Centred inputs ``(N, d)``, what the outputs are without the neurons ``(N, J)``, gradients, and their loss.
+
+    Where there is an output bias, gradients are without their mean, which is the bias's to take away.
+    """
 
     X: Tensor
     outputs: Tensor
     G: Tensor
     loss: Loss | None
+    biased: bool
+
+    @property
+    def felt(self) -> Tensor:
+        """The gradients that neurons are placed by, ``(N, J)``."""
+        return self.G - self.G.mean(dim=0) if self.biased else self.G
 
     def part(self, start: int, step: int) -> _Data:
         """Every so many samples, as if they were all."""
         index = torch.arange(start, len(self.X), step, device=self.X.device)
         weight = len(self.X) / len(index)
         loss = None if self.loss is None else self.loss.rows(index).scaled(weight)
-        return _Data(self.X[index], self.outputs[index], weight * self.G[index], loss)
+        return _Data(self.X[index], self.outputs[index], weight * self.G[index], loss, self.biased)
 
     def moved(self, change: Tensor) -> _Data:
         """The outputs after a change."""
@@ -202,7 +214,7 @@ class _Search:
         outputs = chunked_outputs(replace(block, W=block.W.detach(), H=H), X)
         G = signal.G.detach() if loss is None else loss.gradient(outputs)
         frame = _Frame.of(X)
-        data = _Data(frame.centred(X), outputs, G, loss)
+        data = _Data(frame.centred(X), outputs, G, loss, block.output_bias is not None)
         split = not everything and len(X) >= BUDGETS.held_out
         search = cls(block, units, data.part(0, 2) if split else data, data.part(1, 2) if split else data, price)
         search.frame = frame
@@ -217,36 +229,50 @@ class _Search:
         room = min(len(self.units) - self.placed, BUDGETS.placed_at_once)
         if room < 1:
             return False
-        found = self._directions(room)
-        A = rho(self.check.X @ found.v.T, self.block.slopes)
-        gain = self._gains(A, found.o)
-        kept = (gain > self._least_gain(A, found)).nonzero().squeeze(1)
-        kept = kept[self._different(A[:, kept], found.o[kept])][:room]
+        v, o, expected = self._directions(room)
+        A = rho(self.check.X @ v.T, self.block.slopes)
+        gain = self._gains(A, o)
+        kept = (gain > self._least_gain(A, o, expected)).nonzero().squeeze(1)
+        kept = kept[self._different(A[:, kept], o[kept])][:room]
         if not len(kept):
-            return False
-        v, o, A, gain = found.v[kept], found.o[kept], A[:, kept], gain[kept]
+            return self._with_the_mean()
+        v, o, A, gain = v[kept], o[kept], A[:, kept], gain[kept]
         if self.check.loss is None:
             self.known.append((A, o))
             self._add(v, o, gain, torch.zeros_like(gain))
             return True
         amplitude, drop = self._amplitudes(A, o, gain)
         if not drop > 0:
-            return False
+            return self._with_the_mean()
         self._add(v, o, gain, amplitude)
         self.drop += drop
         self.check = self.check.moved((A * amplitude) @ o)
         self.data = self.data.moved((rho(self.data.X @ v.T, self.block.slopes) * amplitude) @ o)
         return True
 
-    def _directions(self, count: int) -> ExtremalDirections:
-        """Directions in which the samples chosen by gain; few steps uphill where the best are taken already."""
-        X, G = self.data.X, self.data.G
+    def _with_the_mean(self) -> bool:
+        """Go on with gradients as they are: the output bias may be far from where it takes their mean away."""
+        again = self.data.biased
+        self.data, self.check = replace(self.data, biased=False), replace(self.check, biased=False)
+        return again
+
+    def _directions(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Directions ``(n, d)``, outputs ``(n, J)`` and gains ``(n,)``, those that lower the loss most first.
+
+        Uphill is towards neurons that are active on much of the data; few steps from a sample find what few share.
+        """
+        X, G, slopes = self.data.X, self.data.felt, self.block.slopes
         starts = _starts(X, G, count)
-        if len(X) * X.shape[1] <= BUDGETS.listed_numbers and not self.price and not self.known:
-            found = extremal_directions(X, G, self.block.slopes, starts)
-            return ExtremalDirections(found.v.to(X), found.gain.to(X), found.o.to(X), found.exhaustive)
-        steps = 1 if self.known else BUDGETS.climbed_steps
-        return climbed_directions(X, G, self.block.slopes, starts, self.price, steps)
+        tried = [climbed_directions(X, G, slopes, starts, self.price, steps) for steps in _STEPS]
+        if len(X) * X.shape[1] <= BUDGETS.listed_numbers and not self.price:
+            tried.append(extremal_directions(X, G, slopes, starts))
+        v = torch.cat([one.v.to(X) for one in tried])
+        o = torch.cat([one.o.to(X) for one in tried])
+        gain = torch.cat([one.gain.to(X) for one in tried])
+        # At the best amplitude the loss falls by the square of this, over the curvature.
+        size = rho(X @ v.T, slopes).norm(dim=0).clamp(min=torch.finfo(X.dtype).tiny)
+        order = (gain / size).argsort(descending=True, stable=True)
+        return v[order], o[order], gain[order]
 
     def _different(self, A: Tensor, o: Tensor) -> Tensor:
         """Neurons, the best first, without those that do much of what one before does: ``A (N, n)``, long."""
@@ -255,7 +281,7 @@ class _Search:
         o = torch.cat([*(known for _, known in self.known), o])
         size = A.norm(dim=0)
         U = A / size.clamp(min=torch.finfo(A.dtype).tiny)
-        # With a loss, what one neuron does is no longer there to be done when the next batch is chosen.
+        # Without a loss nothing says how much of what one neuron does is left for the next.
         most = FLOAT64.overlap if self.check.loss is not None else FLOAT64.wide_overlap
         alike = (((U.T @ U) * (o @ o.T)).abs() > most).cpu()
         kept = (size > 0).cpu()
@@ -267,15 +293,15 @@ class _Search:
 
     def _gains(self, A: Tensor, o: Tensor) -> Tensor:
         """Rates at which the loss falls on the samples held out, ``(n,)``."""
-        felt: Tensor = ((A.T @ self.check.G) * o).sum(dim=1)
+        felt: Tensor = ((A.T @ self.check.felt) * o).sum(dim=1)
         return -felt - self.price * A.abs().mean(dim=0)
 
-    def _least_gain(self, A: Tensor, found: ExtremalDirections) -> Tensor:
+    def _least_gain(self, A: Tensor, o: Tensor, expected: Tensor) -> Tensor:
         """The gains above which those of directions are no accident of the samples, ``(n,)``."""
         if self.everything:
-            return torch.zeros_like(found.gain)
-        noise: Tensor = (A * (self.check.G @ found.o.T)).square().sum(dim=0).sqrt()
-        return torch.maximum(FLOAT64.agreement * found.gain, FLOAT64.sure * noise)
+            return torch.zeros_like(expected)
+        noise: Tensor = (A * (self.check.felt @ o.T)).square().sum(dim=0).sqrt()
+        return torch.maximum(FLOAT64.agreement * expected, FLOAT64.sure * noise)
 
     def _amplitudes(self, A: Tensor, o: Tensor, gain: Tensor) -> tuple[Tensor, float]:
         """Amplitudes ``(n,)`` of the largest drop along one ray, and that drop on the samples held out."""
