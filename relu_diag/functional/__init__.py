@@ -59,8 +59,10 @@ from relu_diag.functional.verdict import (
 from relu_diag.functional.weight_decay import WeightDecay
 from relu_diag.functional.widening import (
     GrowthProposal,
+    Widening,
     add_inactive_propagation,
     add_inactive_units,
+    best_widening,
     growth_proposals,
     replicate_unit,
     replication_preserves,
@@ -93,8 +95,10 @@ __all__ = [
     "Stationarity",
     "Verdict",
     "WeightDecay",
+    "Widening",
     "add_inactive_propagation",
     "add_inactive_units",
+    "best_widening",
     "boundary_minimum",
     "cell_minimum",
     "classify",

@@ -99,6 +99,8 @@ class Tolerances:
         first_order: Drop of the loss over the one to first order, above which growth counts as exponential to its end.
         patience: How much longer than at its present speed a loss that slides may take.
         noticed: Drop of the loss, over the one asked for, below which residuals do not notice small neurons.
+        novel: Square of a feature that others leave over its own, below which it is theirs in other words.
+        worth_a_neuron: Drop of the loss over the loss from which on a neuron is added where nobody said how many.
         explained: Part of a gradient that the loss recognised in it may leave open, however coarse its numbers are.
         gain: Gain of a widening, or drop of the loss by one, over its terms that counts as none.
         enclosed: Bound of a maximum over the largest value found, less 1, at which the two are one.
@@ -191,6 +193,8 @@ class Tolerances:
     first_order: float = 0.95
     patience: float = 10.0
     noticed: float = 1e-2
+    novel: float = 1e-2
+    worth_a_neuron: float = 1e-2
     explained: float = 0.05
     gain: float = 1e-12
     enclosed: float = 1e-5
@@ -282,6 +286,18 @@ class Budgets:
         fits: Least squares fits in the search for the input weights with which a new neuron lowers the loss most.
         fit_halvings: Halvings of the step to a fit.
         fit_products: Products with the data in each.
+        pool: Input weights of a kind among which neurons are chosen, at least.
+        pool_for_one: The same for each neuron asked for.
+        pairs_for_one: Pairs of samples drawn for each input weight between samples.
+        uphill_steps: Steps uphill of input weights that are to be extremal.
+        singular_vectors: Singular vectors used of the samples on one side.
+        new_units: Neurons added at once where nobody said how many.
+        refits: Newton steps of their output weights.
+        ridges: Penalties on output weights that are tried, over the curvature of the loss.
+        finalists: Sets of neurons that are trained for a few steps.
+        trial_steps: How many.
+        short_steps: Steps between two looks at the loss on other rows.
+        short_history: Pairs of steps and gradients kept by these.
         search_numbers: Activations of all directions together in that search.
         amplitudes: Amplitudes of a new neuron at which the loss is evaluated.
         halvings: Halvings of a step on the way to the one that lowers the loss most.
@@ -389,6 +405,18 @@ class Budgets:
     fits: int = 20
     fit_halvings: int = 5
     fit_products: int = 16
+    pool: int = 128
+    pool_for_one: int = 4
+    pairs_for_one: int = 4
+    uphill_steps: int = 3
+    singular_vectors: int = 4
+    new_units: int = 32
+    refits: int = 4
+    ridges: tuple[float, ...] = (10.0, 1.0, 0.1, 1e-2, 1e-3)
+    finalists: int = 2
+    trial_steps: int = 10
+    short_steps: int = 5
+    short_history: int = 10
     search_numbers: int = 2**17
     amplitudes: int = 50
     halvings: int = 15

@@ -3,6 +3,7 @@
 Never touches a module: widening a live network is the business of `relu_diag.growth`.
 """
 
+from relu_diag.functional.widening.choice import Widening, WideningCandidate, best_widening
 from relu_diag.functional.widening.embedding import add_inactive_propagation, add_inactive_units, replicate_unit
 from relu_diag.functional.widening.placement import Placement, merge_units, output_length, place_units
 from relu_diag.functional.widening.preservation import Preservation, addition_preserves, replication_preserves
@@ -12,9 +13,12 @@ __all__ = [
     "GrowthProposal",
     "Placement",
     "Preservation",
+    "Widening",
+    "WideningCandidate",
     "add_inactive_propagation",
     "add_inactive_units",
     "addition_preserves",
+    "best_widening",
     "growth_proposals",
     "merge_units",
     "output_length",

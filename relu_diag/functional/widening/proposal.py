@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional._checks import check_matrix
-from relu_diag.functional.block import BlockSignal, Reduction, ShallowBlock, chunked_outputs, rho
+from relu_diag.functional.block import BlockSignal, Reduction, ShallowBlock, check_targets, chunked_outputs, rho
 from relu_diag.functional.dynamics import extremal_directions
 from relu_diag.functional.local import neuron_states
-from relu_diag.functional.problem import squared_problem
+from relu_diag.functional.output_loss import Loss, OutputLoss, as_loss
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64, tolerances
 from relu_diag.functional.widening._factors import usual_length
 from relu_diag.functional.widening._gain import CopyGain, copy_gains
@@ -87,7 +87,7 @@ class GrowthProposal:
 def growth_proposals(
     block: ShallowBlock,
     X: Tensor,
-    Y: Tensor | _Loss,
+    Y: Tensor | Loss | _Loss,
     reduction: Reduction = "mean",
     reach: float = 0.05,
     nudge: bool = True,
@@ -108,8 +108,8 @@ def growth_proposals(
     Args:
         block: The network.
         X: All inputs of the loss, shape ``(N, d)``.
-        Y: Targets of the squared error, shape ``(N, J)``; or any differentiable loss, a function of the outputs
-            ``(N, J)``.
+        Y: Targets of the squared error, shape ``(N, J)``; or a loss of the outputs; or any differentiable function of
+            the outputs ``(N, J)``, at the cost of the digits that a difference of two values loses.
         reduction: Of the squared error: "mean", "sum" or "half_sum".
         reach: Angle within which a kink is looked at, rad.
         nudge: Whether to move the new neuron.
@@ -141,7 +141,7 @@ def growth_proposals(
         raise ValueError(f"`gamma` must be two factors that add up to 1; got {gamma!r}.")
     if candidates < 1:
         raise ValueError(f"`candidates` must be a positive number; got {candidates!r}.")
-    slope = _loss_slope(block, X, Y) if callable(Y) else _squared_slope(block, X, Y, reduction)
+    slope = _slope(block, X, Y, reduction)
     copies = copy_gains(slope.block, slope.signal, _living(slope), reach, gamma)[:candidates]
     new = _new_neurons(slope, candidates) if nudge else _still_neurons(slope, candidates)
     moves = [*(_copy_move(slope, one, gamma) for one in copies), *new]
@@ -167,17 +167,26 @@ class _Slope:
     rounding: float
 
 
-def _squared_slope(block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reduction) -> _Slope:
-    problem = squared_problem(block, X, Y, reduction)
-    signal, factor, loss = problem.loss_signal, problem.factor, float(problem.loss)
+def _slope(block: ShallowBlock, X: Tensor, Y: Tensor | Loss | _Loss, reduction: Reduction) -> _Slope:
+    """The loss around the outputs, whatever it was given as."""
+    if not isinstance(Y, Tensor | Loss) or isinstance(Y, OutputLoss):
+        return _function_slope(block, X, Y)
+    if isinstance(Y, Tensor):
+        check_targets(block, X, Y)
+    check_matrix("X", X)
+    loss = as_loss(Y, reduction).double()
+    wide = block.double()
+    X = X.detach().double()
+    outputs = chunked_outputs(wide, X)
+    value = float(loss(outputs))
 
     def drop(change: Tensor) -> float:  # a difference of losses would cancel
-        return float(-(signal.G * change).sum() - factor / 2 * change.square().sum())
+        return -float(loss.change(outputs, change))
 
-    return _Slope(problem.block, signal, problem.outputs, loss, drop, FLOAT64.gain * loss)
+    return _Slope(wide, BlockSignal(X, loss.gradient(outputs)), outputs, value, drop, FLOAT64.gain * abs(value))
 
 
-def _loss_slope(block: ShallowBlock, X: Tensor, loss: _Loss) -> _Slope:
+def _function_slope(block: ShallowBlock, X: Tensor, loss: _Loss) -> _Slope:
     check_matrix("X", X)
     wide = block.double()
     X = X.detach().double()

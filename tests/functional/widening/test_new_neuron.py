@@ -70,3 +70,17 @@ def test_a_network_of_zeros_is_given_a_neuron_of_length_one() -> None:
     block = ShallowBlock(torch.zeros(1, 2).double(), torch.zeros(1, 1).double())
     still = F.growth_proposals(block, X, Y, nudge=False)
     assert float(still[0].new_block.W[-1].norm()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_known_loss_gives_the_proposals_of_the_same_function_with_more_digits(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    X, W, H = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((20, 3), (4, 3), (3, 4)))
+    labels = torch.randint(3, (20,), generator=generator)
+    block = ShallowBlock(W, H)
+    known = F.growth_proposals(block, X, F.CrossEntropy(labels))
+    found = F.growth_proposals(block, X, lambda outputs: torch.nn.functional.cross_entropy(outputs, labels))
+    assert [one.unit for one in known[:3]] == [one.unit for one in found[:3]]
+    assert known[0].measured_drop == pytest.approx(found[0].measured_drop, rel=1e-6)
+    own = F.growth_proposals(block, X, F.OutputLoss(lambda outputs: torch.nn.functional.cross_entropy(outputs, labels)))
+    assert [one.measured_drop for one in own] == [one.measured_drop for one in found]

@@ -1,0 +1,61 @@
+"""Greedy choice of several features that explain a gradient together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from relu_diag.functional.tolerances import FLOAT64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GreedyChoice:
+    """Features in the order of their choice.
+
+    Attributes:
+        index: Their columns, shape ``(n,)``.
+        explained: Square of what each explains of the gradient beyond those before, shape ``(n,)``.
+    """
+
+    index: Tensor
+    explained: Tensor
+
+
+def greedy_choice(A: Tensor, G: Tensor, count: int) -> GreedyChoice:
+    """The features that one after the other explain most of what is left of a gradient.
+
+    Args:
+        A: Features, shape ``(N, M)``.
+        G: Gradient, shape ``(N, J)``.
+        count: Number of features at most.
+
+    Returns:
+        The choice; less than ``count`` where no other feature explains anything.
+    """
+    size = A.norm(dim=0)
+    free = size > 0
+    A = A / torch.where(free, size, 1.0)
+    index = []
+    explained = []
+    felt = A.T @ G
+    left = free.to(A)
+    basis = A[:, :0]
+    for _ in range(min(count, A.shape[1])):
+        merit = torch.where(
+            free & (left > FLOAT64.novel), felt.square().sum(dim=1) / left.clamp(min=FLOAT64.novel), 0.0
+        )
+        best = int(merit.argmax())
+        if not float(merit[best]) > 0:
+            break
+        index.append(best)
+        explained.append(float(merit[best]))
+        free[best] = False
+        new = A[:, best] - basis @ (basis.T @ A[:, best])
+        new = new / new.norm()
+        basis = torch.cat([basis, new[:, None]], dim=1)
+        along = A.T @ new
+        felt = felt - torch.outer(along, new @ G)
+        left = left - along.square()
+    return GreedyChoice(torch.tensor(index, dtype=torch.long, device=A.device), torch.tensor(explained))

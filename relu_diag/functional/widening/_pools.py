@@ -1,0 +1,129 @@
+"""Input weights that new neurons may have, many of each kind, among which a greedy choice is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from relu_diag.functional.block import BlockSignal, ShallowBlock, rho
+from relu_diag.functional.local import radial_directions, slopes_at, tangential_part
+from relu_diag.functional.tolerances import BUDGETS
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Situation:
+    """What candidates are made from.
+
+    Attributes:
+        block: The network.
+        signal: Some of its inputs, and the loss gradients there.
+        biased: Whether the last column of the inputs is constant, so that a neuron has a bias.
+        draw: Source of random numbers, on the CPU.
+    """
+
+    block: ShallowBlock
+    signal: BlockSignal
+    biased: bool
+    draw: torch.Generator
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers."""
+        return torch.randn(*shape, generator=self.draw, dtype=torch.float64).to(self.signal.X)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Numbers between 0 and 1."""
+        return torch.rand(*shape, generator=self.draw, dtype=torch.float64).to(self.signal.X)
+
+    def chosen(self, weight: Tensor, count: int) -> Tensor:
+        """Indices drawn in proportion to some weights, the same one more than once."""
+        total = weight.detach().double().cpu()
+        if not bool(total.sum() > 0):
+            total = torch.ones_like(total)
+        return torch.multinomial(total, count, replacement=True, generator=self.draw).to(weight.device)
+
+
+def random_units(situation: Situation, count: int) -> Tensor:
+    """Units as torch's Linear draws them, bias included, shape ``(count, d)``."""
+    return 2 * situation.uniform(count, situation.signal.X.shape[1]) - 1
+
+
+def units_between_samples(situation: Situation, count: int) -> Tensor:
+    """Units that tell two samples apart whose loss gradients differ, the kink between the two, shape ``(count, d)``.
+
+    Pairs are drawn in proportion to the difference of the gradients over that of the inputs.
+    """
+    X, G = situation.signal.X, situation.signal.G
+    one = situation.chosen(G.norm(dim=1), BUDGETS.pairs_for_one * count)
+    other = situation.chosen(torch.ones_like(G[:, 0]), BUDGETS.pairs_for_one * count)
+    apart = (X[one] - X[other]).norm(dim=1)
+    steep = (G[one] - G[other]).norm(dim=1) / torch.where(apart > 0, apart, math.inf)
+    pair = situation.chosen(steep, count)
+    across = X[one[pair]] - X[other[pair]]
+    if not situation.biased:
+        return across
+    part = situation.uniform(count, 1)
+    between = part * X[one[pair]] + (1 - part) * X[other[pair]]
+    across[:, -1] = -(across * between).sum(dim=1) / X[0, -1]
+    return across
+
+
+def extremal_units(situation: Situation, count: int) -> Tensor:
+    """Other units turned uphill on ``||D||`` by a few steps, shape ``(count, d)``."""
+    signal, slopes = situation.signal, situation.block.slopes
+    half = count // 2
+    V = torch.cat([random_units(situation, half), units_between_samples(situation, count - half)])
+    for _ in range(BUDGETS.uphill_steps):
+        Z = V @ signal.X.T
+        D = rho(Z, slopes) @ signal.G
+        V = radial_directions((slopes_at(Z, slopes) * (radial_directions(D) @ signal.G.T)) @ signal.X)
+    return V
+
+
+def steepest_units(situation: Situation, count: int) -> Tensor:
+    """Units whose weights feel the largest gradient, as GradMax places them, behind half of the samples.
+
+    For a random half-space of samples the strongest right singular vectors of ``sum_k e_k x_k^T``, both signs, shape
+    ``(n, d)`` with ``n`` near ``count``.
+
+    Source: Evci et al. 2022.
+    """
+    X, G = situation.signal.X, situation.signal.G
+    most = min(*G.shape, X.shape[1], BUDGETS.singular_vectors)
+    sides = random_units(situation, max(1, count // (2 * most)))
+    found = []
+    for side in sides:
+        within = (X @ side > 0).to(G)[:, None] * G
+        found.append(torch.linalg.svd(within.T @ X, full_matrices=False)[2][:most])
+    V = torch.cat(found)
+    return torch.cat([V, -V])
+
+
+def turned_copies(situation: Situation, count: int) -> Tensor:
+    """Copies of living neurons turned across the kinks near them, along or against their slope, shape ``(count, d)``.
+
+    Without a slope, as at a point where training has ended, in a random direction.
+    """
+    block, signal = situation.block, situation.signal
+    unit = situation.chosen(block.W.norm(dim=1) * block.H.norm(dim=0), count)
+    distinct, place = torch.unique(unit, return_inverse=True)
+    W = radial_directions(block.W[distinct])
+    C = signal.G @ block.H[:, distinct]
+    slope = (slopes_at(W @ signal.X.T, block.slopes) * C.T) @ signal.X
+    along = radial_directions(tangential_part(W, slope))[place]
+    aside = radial_directions(tangential_part(W[place], situation.normal(*along.shape)))
+    mixed = radial_directions(along + situation.uniform(count, 1) * aside)
+    angle = math.pi / 4 * (2 * situation.uniform(count, 1) - 1)
+    return angle.cos() * W[place] + angle.sin() * mixed
+
+
+POOLS: dict[str, Callable[[Situation, int], Tensor]] = {
+    "random": random_units,
+    "between samples": units_between_samples,
+    "extremal": extremal_units,
+    "GradMax": steepest_units,
+    "copies": turned_copies,
+}

@@ -1,0 +1,55 @@
+"""A few quasi-Newton steps of new neurons, both of their weights, the rest of the network as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from relu_diag.functional.block import rho
+from relu_diag.functional.local import slopes_at
+from relu_diag.functional.output_loss import Loss
+from relu_diag.functional.tolerances import BUDGETS
+
+
+def short_training(
+    loss: Loss, outputs: Tensor, X: Tensor, slopes: tuple[float, float], V: Tensor, H: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Input and output weights of the neurons after some steps, and after some more, for as long as they are asked for.
+
+    Args:
+        loss: The loss.
+        outputs: Outputs without the neurons, shape ``(N, J)``.
+        X: Inputs, shape ``(N, d)``.
+        slopes: ``(s-, s+)``.
+        V: Input weights at the start, shape ``(n, d)``.
+        H: Output weights at the start, shape ``(J, n)``.
+
+    Yields:
+        The weights, every `BUDGETS.short_steps` steps.
+    """
+    V = V.clone()
+    H = H.clone()
+    search = torch.optim.LBFGS(
+        [V, H],
+        max_iter=BUDGETS.short_steps,
+        history_size=BUDGETS.short_history,
+        tolerance_grad=0.0,
+        tolerance_change=0.0,
+        line_search_fn="strong_wolfe",
+    )
+
+    @torch.no_grad()
+    def closure() -> float:
+        Z = X @ V.T
+        A = rho(Z, slopes)
+        at = outputs + A @ H.T
+        E = loss.gradient(at)
+        H.grad = E.T @ A
+        V.grad = ((E @ H) * slopes_at(Z, slopes)).T @ X
+        return float(loss(at))
+
+    while True:
+        search.step(closure)  # type: ignore[no-untyped-call]
+        yield V.clone(), H.clone()
