@@ -1,0 +1,127 @@
+"""Attack the bound of `optimality_gap` by long runs of wide networks, and close it by adding its neuron.
+
+    python benchmarks/gap.py                                # 50 problems of each loss, 20 runs each: hours
+    python benchmarks/gap.py --problems 10 --runs 4 --width 40
+
+Problems of two inputs, half of them with a constant as the second; 10 to 40 samples, random targets or labels; decay
+between 1e-3 and 1e-1 of all weights, the output bias of every other one free, of the others none. Each run minimises
+the objective of a wide random network over all its weights by L-BFGS, restarted where it stops. The bound is violated
+where a run ends below it.
+
+For the rounds, a network of one neuron is trained; then the neuron of the gap is added, with its own directions kept,
+amplitudes are fitted again, and so on until the gap, of the network's own gradient (``rounds=0``), is 1e-4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from relu_diag import ShallowBlock
+from relu_diag import functional as F
+from relu_diag.functional import WeightDecay
+
+CLOSED, MOST_ROUNDS, RESTARTS = 1e-4, 60, 5
+
+
+def problem(seed: int, logistic: bool) -> tuple[ShallowBlock, Tensor, F.SquaredError | F.BinaryCrossEntropy, float]:
+    """A random network of one neuron, inputs, a loss and a decay."""
+    draw = np.random.default_rng(seed)
+    samples = int(draw.integers(10, 41))
+    X = torch.tensor(draw.standard_normal((samples, 2)))
+    if seed % 2:
+        X[:, 1] = 1.0
+    Y = torch.tensor(draw.standard_normal((samples, 1)))
+    loss = F.BinaryCrossEntropy((Y > 0).double()) if logistic else F.SquaredError(Y)
+    bias = torch.zeros(1).double() if seed % 4 < 2 else None
+    block = ShallowBlock(torch.tensor(draw.standard_normal((1, 2))), torch.ones(1, 1).double(), (0.0, 1.0), bias)
+    return block, X, loss, float(10 ** draw.uniform(-3, -1))
+
+
+def trained(block: ShallowBlock, X: Tensor, loss: F.SquaredError, mu: float, turning: bool = True) -> ShallowBlock:
+    """The block after a search over all weights, or over all but the directions of its neurons."""
+    decay = WeightDecay(mu, mu)
+    own = block.W if turning else block.W.norm(dim=1, keepdim=True)
+    parts = [own, block.H] + ([] if block.output_bias is None else [block.output_bias])
+
+    def unpacked(x: Tensor) -> ShallowBlock:
+        pieces = x.split([part.numel() for part in parts])
+        W, H, *bias = (piece.reshape(part.shape) for piece, part in zip(pieces, parts, strict=True))
+        return ShallowBlock(W if turning else W * normalize(block.W), H, block.slopes, bias[0] if bias else None)
+
+    def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
+        at = torch.tensor(x, requires_grad=True)
+        network = unpacked(at)
+        value = loss(network(X)) + decay.cost(network)
+        (gradient,) = torch.autograd.grad(value, at)
+        return float(value.detach()), gradient.numpy()
+
+    x = torch.cat([part.flatten() for part in parts]).numpy()
+    for _ in range(RESTARTS):
+        x = minimize(objective, x, jac=True, method="L-BFGS-B", options={"maxiter": 1000, "ftol": 1e-15}).x
+    return unpacked(torch.tensor(x))
+
+
+def best_of_wide(like: ShallowBlock, X: Tensor, loss: F.SquaredError, mu: float, runs: int, width: int) -> float:
+    """The lowest objective that runs of wide networks reach."""
+    ends = []
+    for seed in range(runs):
+        draw = torch.Generator().manual_seed(seed)
+        W, H = (torch.randn(shape, generator=draw, dtype=torch.float64) for shape in ((width, 2), (1, width)))
+        end = trained(ShallowBlock(0.5 * W, 0.1 * H, like.slopes, like.output_bias), X, loss, mu)
+        ends.append(float(loss(end(X)) + WeightDecay(mu, mu).cost(end)))
+    return min(ends)
+
+
+def rounds_to_close(block: ShallowBlock, X: Tensor, loss: F.SquaredError, mu: float) -> int | None:
+    """How many neurons are added until the gap is closed; None where it is not."""
+    block = trained(block, X, loss, mu)
+    for done in range(MOST_ROUNDS):
+        gap = F.optimality_gap(block, X, loss, mu, rounds=0)
+        if gap.gap <= CLOSED:
+            return done
+        W = torch.cat([block.W, 0.1 * gap.neuron[None]])
+        H = torch.cat([block.H, 0.1 * gap.output[:, None]], dim=1)
+        block = trained(ShallowBlock(W, H, block.slopes, block.output_bias), X, loss, mu, turning=False)
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problems", type=int, default=50, help="of each loss")
+    parser.add_argument("--runs", type=int, default=20, help="of wide networks, for each problem")
+    parser.add_argument("--width", type=int, default=100)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for logistic in (False, True):
+        violated, above, took, rounds = 0, [], [], []
+        for seed in range(args.problems):
+            block, X, loss, mu = problem(seed, logistic)
+            start = time.process_time()
+            gap = F.optimality_gap(block, X, loss, mu)
+            took.append(time.process_time() - start)
+            best = best_of_wide(block, X, loss, mu, args.runs, args.width)
+            violated += best < gap.dual - 1e-9 * abs(best)
+            above.append((best - gap.dual) / best)
+            rounds.append(rounds_to_close(block, X, loss, mu))
+        closed = [one for one in rounds if one is not None]
+        print(
+            f"{'logistic' if logistic else 'squared error'}: {args.problems} problems, {args.runs} runs of {args.width}"
+        )
+        print(f"  bound violated: {violated}")
+        print(f"  best run above the bound: median {statistics.median(above):.2g}, largest {max(above):.2g} of it")
+        print(
+            f"  gap closed to {CLOSED:g}: {len(closed)}, median {statistics.median(closed)} rounds, most {max(closed)}"
+        )
+        print(f"  time of one bound: median {statistics.median(took):.3g} s, largest {max(took):.3g} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
