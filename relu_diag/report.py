@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from relu_diag.figures import forecast_error, plateau_words, png_of, story_figure, told_forecast, verdict_style
+from relu_diag.figures import forecast_error, percent, plateau_words, png_of, story_figure, told_forecast, verdict_style
 from relu_diag.functional import NeuronGeometry, NeuronStates, ShallowBlock, Verdict
 from relu_diag.functional.tables import html_table
 from relu_diag.training import Plateau
@@ -23,14 +23,22 @@ _PACKAGES = ("relu_diag", "torch", "lightning", "torchmetrics", "numpy", "scipy"
 # Groups with a row of their own, and neurons that a row names.
 _MOST_GROUPS = 20
 _NAMED = 8
+_CAPTIONS = {
+    "loss": "The loss over its plateaus",
+    "training": "Every neuron along the run",
+    "function": "The learned function and the data",
+    "witness": "The loss along the direction that proves the verdict on these weights",
+    "perturbations": "The loss under small random changes of all weights",
+}
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
 nav a { margin-right: 1rem; } img { max-width: 100%; height: auto; } figure { margin: 1.5rem 0; }
 figcaption { color: #4a4a4a; } pre { background: #f4f4f4; padding: 0.8rem; overflow-x: auto; }
-div.wide { overflow-x: auto; } table { border-collapse: collapse; } th, td { padding: 0.2rem 0.8rem 0.2rem 0;
+div.wide { overflow-x: auto; } div.wide table { min-width: 36rem; } table { border-collapse: collapse; } th, td { padding: 0.2rem 0.8rem 0.2rem 0;
 text-align: left; vertical-align: top; font-weight: normal; } thead th, th[scope=row] { color: #4a4a4a; }
-td.number { text-align: right; } p.verdict { font-size: 1.3rem; border-left: 0.5rem solid; padding-left: 0.8rem; }
+td:first-child { white-space: nowrap; }
+p.verdict { font-size: 1.3rem; border-left: 0.5rem solid; padding-left: 0.8rem; }
 """
 
 
@@ -259,7 +267,7 @@ def _told(plateau: Plateau) -> str:
         return plateau.no_forecast or "none"
     error = forecast_error(plateau)
     made = f"step {forecast.end:,.0f}, made at step {forecast.step:,}"
-    return made if error is None else f"{made}: {100 * error:+.1f} % off"
+    return made if error is None else f"{made}: {percent(error)} off"
 
 
 def _verdict(verdict: Verdict) -> str:
@@ -272,7 +280,7 @@ def _verdict(verdict: Verdict) -> str:
 def _figure(name: str, figure: Figure) -> str:
     """A figure as a picture inside the file."""
     picture = base64.b64encode(png_of(figure)).decode("ascii")
-    words = escape(name.replace("_", " "), quote=True)
+    words = escape(_CAPTIONS.get(name, name.replace("_", " ")), quote=True)
     source = f"data:image/png;base64,{picture}"
     return f'<figure><img src="{source}" alt="{words}"><figcaption>{words}</figcaption></figure>\n'
 

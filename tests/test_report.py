@@ -106,7 +106,7 @@ def test_a_full_report_is_one_valid_page_that_refers_to_nothing_outside(tmp_path
         "how-to-reproduce",
     ]
     assert len(page.links) == len(page.ids)
-    assert page.alts == ["loss", "perturbations"]
+    assert page.alts == ["The loss over its plateaus", "The loss under small random changes of all weights"]
 
 
 def test_it_tells_the_story_the_verdict_its_assumptions_and_how_to_make_it_again(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_inspect_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[s
     page.check()
     assert page.says("saddle, loss")
     assert page.says(f"relu-diag inspect {checkpoint} --data {data}")
-    assert set(page.alts) == {path.stem.replace("_", " ") for path in tmp_path.glob("*.png")}
+    assert len(page.alts) == len(list(tmp_path.glob("*.png")))
 
 
 def test_report_tells_the_run_of_a_checkpoint_with_or_without_data(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from relu_diag.figures.descent import direction_figure, neuron_figure, perturbat
 from relu_diag.figures.function import function_figure
 from relu_diag.figures.interval import interval_figure, ladder_figure
 from relu_diag.figures.palette import verdict_style
-from relu_diag.figures.story import forecast_error, plateau_words, story_figure, told_forecast
+from relu_diag.figures.story import forecast_error, percent, plateau_words, story_figure, told_forecast
 from relu_diag.figures.training import TrainingHistory, training_figure
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "interval_figure",
     "ladder_figure",
     "neuron_figure",
+    "percent",
     "perturbation_figure",
     "plateau_words",
     "png_of",

@@ -147,6 +147,23 @@ def forecast_error(plateau: StoryPlateau) -> float | None:
     return (forecast.end - plateau.end) / (plateau.end - forecast.step)
 
 
+def percent(fraction: float) -> str:
+    """A fraction in percent, with its sign unless it rounds to zero.
+
+    Args:
+        fraction: The fraction.
+
+    Returns:
+        Text such as "+0.2 %".
+
+    Example:
+        >>> percent(0.002), percent(-1e-9)
+        ('+0.2 %', '0.0 %')
+    """
+    rounded = round(100 * fraction, 1)
+    return f"{rounded:+.1f} %" if rounded else "0.0 %"
+
+
 def story_figure(
     steps: Sequence[float],
     losses: Sequence[float],
@@ -326,5 +343,4 @@ def _forecast_words(forecast: StoryForecast, error: float | None) -> str:
     """The error of a forecast, or the step that it names while nobody knows."""
     if error is None:
         return f"to end at {EngFormatter(places=1, sep='')(forecast.end)}"
-    percent = round(100 * error, 1)
-    return f"{percent:+.1f} %" if percent else "0.0 %"
+    return percent(error)

@@ -6,7 +6,7 @@ from html import escape
 
 
 def html_table(summary: str) -> str:
-    """A summary, one fact a line, as an HTML table.
+    """A summary, one fact a line, as an HTML table. Names without a text are left out.
 
     Args:
         summary: Lines of a name and a text, two spaces or more between them.
@@ -18,8 +18,9 @@ def html_table(summary: str) -> str:
         >>> html_table("verdict  saddle")
         '<table class="relu-diag"><tr><th scope="row">verdict</th><td>saddle</td></tr></table>'
     """
-    rows = [line.partition("  ")[::2] for line in summary.splitlines() if line.strip()]
-    cells = [f'<tr><th scope="row">{escape(name)}</th><td>{escape(text.strip())}</td></tr>' for name, text in rows]
+    rows = [line.partition("  ")[::2] for line in summary.splitlines()]
+    told = [(escape(name), escape(text.strip())) for name, text in rows if text.strip()]
+    cells = [f'<tr><th scope="row">{name}</th><td>{text}</td></tr>' for name, text in told]
     return f'<table class="relu-diag">{"".join(cells)}</table>'
 
 
