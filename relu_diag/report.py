@@ -32,12 +32,19 @@ _CAPTIONS = {
 }
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
-nav a { margin-right: 1rem; } img { max-width: 100%; height: auto; } figure { margin: 1.5rem 0; }
-figcaption { color: #4a4a4a; } pre { background: #f4f4f4; padding: 0.8rem; overflow-x: auto; }
-div.wide { overflow-x: auto; } div.wide table { min-width: 36rem; } table { border-collapse: collapse; } th, td { padding: 0.2rem 0.8rem 0.2rem 0;
-text-align: left; vertical-align: top; font-weight: normal; } thead th, th[scope=row] { color: #4a4a4a; }
+h1 { font-size: 1.6rem; margin-bottom: 0; }
+h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
+nav a { margin-right: 1rem; }
+img { max-width: 100%; height: auto; }
+figure { margin: 1.5rem 0; }
+figcaption { color: #4a4a4a; }
+pre { background: #f4f4f4; padding: 0.8rem; overflow-x: auto; }
+table { border-collapse: collapse; }
+th, td { padding: 0.2rem 0.8rem 0.2rem 0; text-align: left; vertical-align: top; font-weight: normal; }
+thead th, th[scope=row] { color: #4a4a4a; }
 td:first-child { white-space: nowrap; }
+div.wide { overflow-x: auto; }
+div.wide table { min-width: 36rem; }
 p.verdict { font-size: 1.3rem; border-left: 0.5rem solid; padding-left: 0.8rem; }
 """
 
