@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from relu_diag.callbacks._passenger import Passenger
-from relu_diag.training import Examination, Examiner, LossFunction, Report, stop_or_wait
+from relu_diag.training import Examination, Examiner, LossFunction, Report, check_fraction, stop_or_wait
 
 
 class SaddleAwareEarlyStopping(Passenger, EarlyStopping):
@@ -38,6 +38,8 @@ class SaddleAwareEarlyStopping(Passenger, EarlyStopping):
             of the training steps.
         max_samples: Largest number of samples to judge on; verdicts hold for their loss. None: all.
         loss: Loss of a pass, ``loss(module, batch)``. A module with a method ``batch_loss(batch)`` asks for passes too.
+        targets: Returns the targets of a batch, ``targets(batch)``, where the batch does not show them; None: they are
+            among its tensors.
         kwargs: Further arguments of `EarlyStopping`: ``patience``, ``min_delta``, ``mode`` and so on.
 
     Attributes:
@@ -63,19 +65,20 @@ class SaddleAwareEarlyStopping(Passenger, EarlyStopping):
         dataloader: Iterable[Any] | None = None,
         max_samples: int | None = None,
         loss: LossFunction | None = None,
+        targets: Callable[[Any], Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(monitor, *args, **kwargs)
         if not (math.isfinite(margin) and margin >= 0):
             raise MisconfigurationException(f"`margin` is a fraction of the forecast, >= 0; got {margin!r}.")
         self.margin = margin
-        self.drop = drop
+        self.drop = check_fraction("drop", drop)
         self.examination: Examination | None = None
         self.wait_until: float | None = None
         self.decision = ""
         # Value of `wait_count` from which the weights are judged again.
         self._judge_at_count = 0
-        self.examiner = Examiner(type(self).__name__, block, dataloader, max_samples, loss)
+        self.examiner = Examiner(type(self).__name__, block, dataloader, max_samples, loss, targets)
         self._report = Report("early_stopping/")
 
     def state_dict(self) -> dict[str, Any]:

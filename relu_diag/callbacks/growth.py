@@ -12,7 +12,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from relu_diag.callbacks._passenger import Passenger
 from relu_diag.callbacks.plateau import PlateauMonitor
-from relu_diag.growth import averaged_copies, check_strategy, grow_in_training, resize_on_load
+from relu_diag.growth import (
+    averaged_copies,
+    check_strategy,
+    drop_graphs,
+    grow_in_training,
+    in_a_graph,
+    resize_on_load,
+)
 from relu_diag.training import (
     VERDICT_CODES,
     Examination,
@@ -23,6 +30,8 @@ from relu_diag.training import (
     PlateauEvent,
     PlateauListener,
     Report,
+    check_count,
+    check_flag,
     choose_widening,
     epochs_completed,
 )
@@ -89,14 +98,13 @@ class GrowOnPlateau(Passenger, PlateauListener):
         loss: LossFunction | None = None,
     ) -> None:
         super().__init__()
-        _check_positive(units=units, max_width=max_width, max_growths=max_growths, patience=patience)
         _check_choices(at_steps, embedding, verdicts)
-        self.units = units
+        self.units = check_count("units", units)
         self.embedding = embedding
-        self.nudge = nudge
-        self.max_width = max_width
-        self.max_growths = max_growths
-        self.patience = patience
+        self.nudge = check_flag("nudge", nudge)
+        self.max_width = None if max_width is None else check_count("max_width", max_width)
+        self.max_growths = None if max_growths is None else check_count("max_growths", max_growths)
+        self.patience = check_count("patience", patience)
         self.verdicts = tuple(verdicts)
         self.at_steps = tuple(sorted(at_steps))
         self.block = block
@@ -104,6 +112,9 @@ class GrowOnPlateau(Passenger, PlateauListener):
         # Consecutive reports of each block, and number of `at_steps` that are over.
         self._reports: dict[str, int] = {}
         self._scheduled = 0
+        # Growths that wait until no graph is alive, and whether that was said.
+        self._waiting: list[Examination] = []
+        self._told = False
         self.examiner = Examiner("GrowOnPlateau", block, dataloader, None, loss)
         self._report = Report(f"growth/{block}/" if block else "growth/")
 
@@ -210,6 +221,9 @@ class GrowOnPlateau(Passenger, PlateauListener):
             batch_idx: Unused.
         """
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        waiting, self._waiting = self._waiting, []
+        for examination in waiting:
+            self._grow(trainer, examination)
         self._grow_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -268,12 +282,18 @@ class GrowOnPlateau(Passenger, PlateauListener):
         room = self.units if self.max_width is None else min(self.units, self.max_width - width)
         if room < 1 or (self.max_growths is not None and len(self.growths) >= self.max_growths):
             return
+        if not self._can_grow(trainer, examination):
+            return
         try:
             choice = choose_widening(trainer, trainer.lightning_module, examination, room, self.embedding, self.nudge)
         except NoWidening as why:
             rank_zero_warn(f"GrowOnPlateau: no growth of {location} at step {examination.step:,}: {why}.")
             return
-        grow_in_training(trainer, location, lambda block: choice.embed(block, examination.block))
+        try:
+            grow_in_training(trainer, location, lambda block: choice.embed(block, examination.block))
+        except (RuntimeError, TypeError, ValueError) as why:
+            rank_zero_warn(f"GrowOnPlateau: no growth of {location} at step {examination.step:,}: {why}")
+            return
         growth = Growth(
             step=examination.step,
             block=examination.name,
@@ -292,16 +312,23 @@ class GrowOnPlateau(Passenger, PlateauListener):
         self._report.log_scalars(trainer, growth.step, {"width": growth.after, **numbers})
         self._report.log_text(trainer, growth.step, "timeline", str(growth))
 
-
-def _check_positive(**counts: int | None) -> None:
-    """Refuse counts that are no positive whole numbers.
-
-    Raises:
-        MisconfigurationException: If one is not.
-    """
-    for name, count in counts.items():
-        if count is not None and not (isinstance(count, int) and count >= 1):
-            raise MisconfigurationException(f"`{name}` must be a positive whole number; got {count!r}.")
+    def _can_grow(self, trainer: Trainer, examination: Examination) -> bool:
+        """Whether no graph depends on the shape of the block; those of steps that are over are dropped, and it is said."""
+        alive = in_a_graph(examination.parameters)
+        if alive:
+            module = trainer.lightning_module
+            held = drop_graphs([*module.modules(), *trainer.callbacks])  # type: ignore[attr-defined]
+            if held:
+                names = ", ".join(held)
+                rank_zero_warn(f"GrowOnPlateau: {names} kept graphs of steps that are over, which are dropped to grow.")
+            alive = in_a_graph(examination.parameters)
+        free: bool = trainer.strategy.reduce_boolean_decision(not alive)
+        if not free:
+            self._waiting.append(examination)
+            if not self._told:
+                rank_zero_warn("GrowOnPlateau: something keeps the graph of a step that is over; growth waits for it.")
+            self._told = True
+        return free
 
 
 def _check_choices(at_steps: Sequence[int], embedding: str, verdicts: Sequence[str]) -> None:
@@ -310,12 +337,16 @@ def _check_choices(at_steps: Sequence[int], embedding: str, verdicts: Sequence[s
     Raises:
         MisconfigurationException: If there is one.
     """
-    if not isinstance(at_steps, Sequence) or not all(isinstance(step, int) and step >= 1 for step in at_steps):
+    if not isinstance(at_steps, Sequence):
         raise MisconfigurationException(f"`at_steps` must be a list of gradient steps, 1 or more; got {at_steps!r}.")
+    for step in at_steps:
+        check_count("at_steps", step)
     if embedding not in get_args(Embedding):
         raise MisconfigurationException(f"`embedding` must be one of {get_args(Embedding)}; got {embedding!r}.")
-    if unknown := set(verdicts) - set(VERDICT_CODES):
-        raise MisconfigurationException(f"`verdicts` must be among {[*VERDICT_CODES]}; got {sorted(unknown)}.")
+    listed = isinstance(verdicts, Sequence) and not isinstance(verdicts, str) and len(verdicts) > 0
+    if not listed or set(verdicts) - set(VERDICT_CODES):
+        unknown = sorted(set(verdicts) - set(VERDICT_CODES)) if listed else verdicts
+        raise MisconfigurationException(f"`verdicts` must be among {[*VERDICT_CODES]}; got {unknown!r}.")
 
 
 def _goes_on(trainer: Trainer) -> bool:

@@ -26,7 +26,7 @@ from relu_diag.functional.integral import (
     nearest_level,
 )
 from relu_diag.losses import IntervalL2Loss
-from relu_diag.training import Report, is_plain_descent, steps_logged
+from relu_diag.training import Report, check_count, is_plain_descent, steps_logged
 
 _PREFIX = "guarantee/"
 # Looks kept for the figure; beyond them every other one is dropped.
@@ -75,9 +75,7 @@ class GuaranteeMonitor(Callback):
 
     def __init__(self, every_n_steps: int | None = None) -> None:
         super().__init__()
-        if every_n_steps is not None and every_n_steps < 1:
-            raise MisconfigurationException(f"`every_n_steps` must be a positive number; got {every_n_steps!r}.")
-        self.every_n_steps = every_n_steps
+        self.every_n_steps = None if every_n_steps is None else check_count("every_n_steps", every_n_steps)
         self.guarantee: Guarantee | None = None
         self.assumptions = Assumptions({})
         self.certain_from: int | None = None

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -26,6 +25,8 @@ from relu_diag.training import (
     PlateauDetector,
     PlateauEvent,
     Report,
+    check_count,
+    check_fraction,
     listeners,
     progress_bar_texts,
     verdict_in_training,
@@ -62,6 +63,8 @@ class PlateauMonitor(Passenger):
             of the training steps.
         max_samples: Largest number of samples to judge on; verdicts hold for their loss. None: all.
         loss: Loss of a pass, ``loss(module, batch)``. A module with a method ``batch_loss(batch)`` asks for passes too.
+        targets: Returns the targets of a batch, ``targets(batch)``, where the batch does not show them; None: they are
+            among its tensors.
 
     Attributes:
         plateaus: The plateaus so far, `Plateau`.
@@ -87,14 +90,12 @@ class PlateauMonitor(Passenger):
         dataloader: Iterable[Any] | None = None,
         max_samples: int | None = None,
         loss: LossFunction | None = None,
+        targets: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__()
-        try:
-            self._detector = PlateauDetector(drop, min_steps)
-        except ValueError as error:
-            raise MisconfigurationException(str(error)) from error
         self.monitor = monitor
-        self.drop = drop
+        self.drop = check_fraction("drop", drop)
+        self._detector = PlateauDetector(self.drop, check_count("min_steps", min_steps))
         self.block = block
         self.plateaus: list[Plateau] = []
         self.final: Examination | None = None
@@ -102,7 +103,7 @@ class PlateauMonitor(Passenger):
         # Whether the last loss was finite, and whether there was a validation.
         self._finite = True
         self._validated = False
-        self.examiner = Examiner("PlateauMonitor", block, dataloader, max_samples, loss)
+        self.examiner = Examiner("PlateauMonitor", block, dataloader, max_samples, loss, targets)
         self._stream = LossStream(monitor)
         self._curve = LossCurve()
         # Step at which the plateau is judged again, whether a verdict is waited for, and the loss at the last one.
@@ -170,6 +171,10 @@ class PlateauMonitor(Passenger):
             pl_module: Its module.
         """
         super().on_train_start(trainer, pl_module)
+        same = [one for one in trainer.callbacks if isinstance(one, PlateauMonitor) and one.block == self.block]  # type: ignore[attr-defined]
+        if len(same) > 1 and self.monitor is not None:  # several metrics of one block: each has names of its own
+            self._name = f"plateau {self.monitor}"
+            self._report.prefix = f"plateau/{self.monitor}/"
         self.final = None
         self._asked = self._detector.loss is not None
 

@@ -4,6 +4,7 @@ Nothing else in the package changes the shape of a module.
 """
 
 from relu_diag.growth.checkpoint import GrowingModule, resize_on_load
+from relu_diag.growth.graph import drop_graphs, in_a_graph
 from relu_diag.growth.live import grow
 from relu_diag.growth.replace import replace_in_training, replace_units
 from relu_diag.growth.training import averaged_copies, check_strategy, grow_in_training
@@ -12,8 +13,10 @@ __all__ = [
     "GrowingModule",
     "averaged_copies",
     "check_strategy",
+    "drop_graphs",
     "grow",
     "grow_in_training",
+    "in_a_graph",
     "replace_in_training",
     "replace_units",
     "resize_on_load",

@@ -6,7 +6,7 @@ says what the optimizer is (`pace`) and gives verdicts (`judge`).
 
 from relu_diag.training._data import is_epoch_of_all
 from relu_diag.training.careful import Careful
-from relu_diag.training.checks import check_callable, check_count, check_iterable
+from relu_diag.training.checks import check_callable, check_count, check_flag, check_fraction, check_iterable
 from relu_diag.training.detector import PlateauChange, PlateauDetector
 from relu_diag.training.evidence import Evidence
 from relu_diag.training.examination import MINIMA, Examination, examine_pass, examine_rows
@@ -30,6 +30,7 @@ from relu_diag.training.pace import (
     Schedule,
     Stretch,
     check_unclipped,
+    gradient_share,
     is_plain_descent,
     largest_weight_decay,
     schedule_of,
@@ -96,6 +97,8 @@ __all__ = [
     "batches_done_in_epoch",
     "check_callable",
     "check_count",
+    "check_flag",
+    "check_fraction",
     "check_iterable",
     "check_unclipped",
     "choose_widening",
@@ -104,6 +107,7 @@ __all__ = [
     "escape_count",
     "examine_pass",
     "examine_rows",
+    "gradient_share",
     "is_epoch_of_all",
     "is_plain_descent",
     "judge",

@@ -32,6 +32,46 @@ def check_count(name: str, value: object) -> int:
     return value
 
 
+def check_fraction(name: str, value: object) -> float:
+    """A number between 0 and 1, neither of them.
+
+    Args:
+        name: Name of the argument.
+        value: What was given.
+
+    Returns:
+        The number.
+
+    Raises:
+        MisconfigurationException: If it is none.
+
+    Example:
+        >>> check_fraction("drop", 0.01)
+        0.01
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise MisconfigurationException(f"`{name}` must be in (0, 1), a fraction; got {value!r}.")
+    return float(value)
+
+
+def check_flag(name: str, value: object) -> bool:
+    """True or False.
+
+    Args:
+        name: Name of the argument.
+        value: What was given.
+
+    Returns:
+        It.
+
+    Raises:
+        MisconfigurationException: If it is neither.
+    """
+    if not isinstance(value, bool):
+        raise MisconfigurationException(f"`{name}` must be True or False; got {value!r}.")
+    return value
+
+
 def check_callable(name: str, value: _Function | None) -> _Function | None:
     """A function, or None.
 

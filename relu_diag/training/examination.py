@@ -21,7 +21,7 @@ from relu_diag.functional import (
 )
 from relu_diag.training.judge import judge, verdict_in_training
 from relu_diag.training.look import Look
-from relu_diag.training.pace import NoForecast, check_unclipped, largest_weight_decay, schedule_of
+from relu_diag.training.pace import NoForecast, check_unclipped, gradient_share, largest_weight_decay, schedule_of
 from relu_diag.training.rows import KeptRows, TrainingData
 
 MINIMA = ("local minimum", "global minimum")
@@ -242,7 +242,8 @@ def _forecast(
     growth = forecast.gain * forecast.time
     if rate <= 0:
         raise NoForecast("the weight decay is stronger than every growth")
-    return replace(forecast, steps=schedule.steps_until(growth, forecast.gain), time=growth / rate)
+    steps = schedule.steps_until(growth, gradient_share(trainer) * forecast.gain)
+    return replace(forecast, steps=steps, time=growth / rate)
 
 
 def _all_dead(block: ShallowBlock, inputs: Sequence[Tensor]) -> bool:

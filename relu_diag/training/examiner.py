@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from relu_diag.capture import Sighting
 from relu_diag.training._data import is_epoch_of_all, samples_of
 from relu_diag.training.careful import Careful
+from relu_diag.training.checks import check_callable, check_count, check_iterable
 from relu_diag.training.examination import Examination, examine_pass, examine_rows
 from relu_diag.training.lightning_internals import device_batches
 from relu_diag.training.look import Look, LossFunction
@@ -50,12 +51,13 @@ class Examiner:
         dataloader: Data of a pass.
         max_samples: Judge on no more than so many samples; None: all.
         loss: Loss of a pass, ``loss(module, batch)``.
+        targets: Returns the targets of a batch that does not show them.
 
     Attributes:
         seen: The last sighting of every block, by name of its first layer.
 
     Raises:
-        MisconfigurationException: If ``max_samples`` is not positive.
+        MisconfigurationException: If an argument is not what it should be.
     """
 
     def __init__(
@@ -65,14 +67,14 @@ class Examiner:
         dataloader: Iterable[Any] | None = None,
         max_samples: int | None = None,
         loss: LossFunction | None = None,
+        targets: Callable[[Any], Any] | None = None,
     ) -> None:
-        if max_samples is not None and max_samples < 1:
-            raise MisconfigurationException(f"`max_samples` must be a positive number; got {max_samples!r}.")
         self.owner = owner
         self.block = block
-        self.dataloader = dataloader
-        self.max_samples = max_samples
-        self.loss = loss
+        self.dataloader = check_iterable("dataloader", dataloader)
+        self.max_samples = None if max_samples is None else check_count("max_samples", max_samples)
+        self.loss = check_callable("loss", loss)
+        self.targets = check_callable("targets", targets)
         self.careful = Careful(owner)
         self._forget()
 
@@ -284,10 +286,14 @@ class Examiner:
             self._rows[one.hidden] = KeptRows(self._most, self._expected)
             self._rows[one.hidden].recipe = self._recipes.get(one.hidden)
         rows = self._rows[one.hidden]
-        rows.keep(one, self._rider.loss, batch)
+        rows.keep(one, self._rider.loss, self._shown(batch))
         self._reasons[one.hidden] = rows.reason
         if rows.recipe is not None:
             self._recipes[one.hidden] = rows.recipe
+
+    def _shown(self, batch: Any) -> Any:
+        """A batch that shows its targets."""
+        return batch if self.targets is None else (batch, self.targets(batch))
 
     @property
     def _readable(self) -> bool:
@@ -298,7 +304,7 @@ class Examiner:
     def _read(self, batch: Any) -> None:
         """Keep the rows of a batch that is not ridden."""
         for rows in self._rows.values():
-            if not rows.take(batch):
+            if not rows.take(self._shown(batch)):
                 rows.reason = "a batch has other tensors than those before"
         if all(rows.full for rows in self._rows.values()):
             self._finish_keeping(complete=False)
@@ -311,7 +317,7 @@ class Examiner:
             rows.reason = self._reasons.get(name) or ("" if rows.recipe else _NO_RECIPE)
         for batch in device_batches(trainer, module, self.dataloader or ()):
             for rows in given.values():
-                if not rows.reason and not rows.take(batch):
+                if not rows.reason and not rows.take(self._shown(batch)):
                     rows.reason = _NO_RECIPE
         for rows in given.values():
             rows.finish(complete=True)

@@ -189,6 +189,24 @@ def schedule_of(trainer: Trainer, module: LightningModule, parameters: Sequence[
     return Schedule(_stretches(trainer, module, optimizer, index))
 
 
+def gradient_share(trainer: Trainer) -> float:
+    """How large the gradient of a step is on average, over that of a step of ``accumulate_grad_batches`` batches.
+
+    Lightning steps at the end of an epoch with the batches that are left, and divides their sum by the full number.
+
+    Args:
+        trainer: The trainer, fitting.
+
+    Returns:
+        Share, 1 where no step has fewer batches.
+    """
+    shared = trainer.accumulate_grad_batches
+    batches = trainer.num_training_batches
+    if shared == 1 or not math.isfinite(batches):
+        return 1.0
+    return batches / shared / math.ceil(batches / shared)
+
+
 def check_unclipped(trainer: Trainer, block: ShallowBlock, data: TrainingData, forecast: EscapeForecast) -> None:
     """Refuse a forecast if the trainer clips gradients on the way: clipped descent is slower.
 
