@@ -313,7 +313,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
         self._report.log_text(trainer, growth.step, "timeline", str(growth))
 
     def _can_grow(self, trainer: Trainer, examination: Examination) -> bool:
-        """Whether no graph depends on the shape of the block; those of steps that are over are dropped, and it is said."""
+        """Whether no graph depends on the shape of the block; those of steps that are over are dropped with a word."""
         alive = in_a_graph(examination.parameters)
         if alive:
             module = trainer.lightning_module
@@ -337,10 +337,9 @@ def _check_choices(at_steps: Sequence[int], embedding: str, verdicts: Sequence[s
     Raises:
         MisconfigurationException: If there is one.
     """
-    if not isinstance(at_steps, Sequence):
+    counts = isinstance(at_steps, Sequence) and all(type(step) is int and step >= 1 for step in at_steps)
+    if not counts:
         raise MisconfigurationException(f"`at_steps` must be a list of gradient steps, 1 or more; got {at_steps!r}.")
-    for step in at_steps:
-        check_count("at_steps", step)
     if embedding not in get_args(Embedding):
         raise MisconfigurationException(f"`embedding` must be one of {get_args(Embedding)}; got {embedding!r}.")
     listed = isinstance(verdicts, Sequence) and not isinstance(verdicts, str) and len(verdicts) > 0

@@ -68,5 +68,5 @@ def _detach(value: Any) -> bool:
     parts = value.values() if isinstance(value, Mapping) else value
     if not isinstance(value, Mapping | list | tuple | set):
         return False
-    held = [_detach(part) for part in parts]
-    return any(held)
+    kept = [_detach(part) for part in parts]
+    return any(kept)

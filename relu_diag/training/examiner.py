@@ -213,7 +213,7 @@ class Examiner:
             Whether all ranks have theirs, or need none.
         """
         needless = self._look is not None or bool(self.careful.off) or (self._ridden >= _FIRST and not self.seen)
-        given = self.dataloader is not None and self._ridden >= _FIRST
+        given = self.dataloader is not None and self._ridden >= _FIRST and not any(self._reasons.values())
         ready = needless or given or (bool(self._rows) and not self._keeping)
         return trainer.strategy.reduce_boolean_decision(ready)
 
@@ -311,17 +311,18 @@ class Examiner:
 
     def _given_rows(self, trainer: Trainer, module: LightningModule) -> dict[str, KeptRows]:
         """The rows of the data given, read as those of the training steps were found."""
-        given = {name: KeptRows(self.max_samples) for name in self.seen}
+        known = [name for name in self.seen if not self._reasons.get(name)]
+        given = {name: KeptRows(self.max_samples) for name in known}
         for name, rows in given.items():
             rows.recipe = self._recipes.get(name)
-            rows.reason = self._reasons.get(name) or ("" if rows.recipe else _NO_RECIPE)
+            rows.reason = "" if rows.recipe else _NO_RECIPE
         for batch in device_batches(trainer, module, self.dataloader or ()):
             for rows in given.values():
                 if not rows.reason and not rows.take(self._shown(batch)):
                     rows.reason = _NO_RECIPE
         for rows in given.values():
             rows.finish(complete=True)
-        return given
+        return self._rows | given
 
     def _is_whole(self, trainer: Trainer, batch: Any) -> bool:
         """Whether a batch is the whole data set: an epoch has only one, or the one just before was the same."""

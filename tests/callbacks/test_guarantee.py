@@ -218,6 +218,6 @@ def test_losses_without_a_theorem_are_refused(loss: Any, message: str, tmp_path:
 
 
 def test_intervals_between_looks_are_positive() -> None:
-    with pytest.raises(MisconfigurationException, match="`every_n_steps` must be a positive number; got 0"):
+    with pytest.raises(MisconfigurationException, match="`every_n_steps` must be a positive whole number; got 0"):
         GuaranteeMonitor(every_n_steps=0)
     assert str(GuaranteeMonitor()) == "nothing was looked at yet"

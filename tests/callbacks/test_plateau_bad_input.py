@@ -98,7 +98,7 @@ def test_misuse_is_named() -> None:
         fit(ByHand(), PlateauMonitor(), max_steps=5)
     with pytest.raises(MisconfigurationException, match="`drop` must be in"):
         PlateauMonitor(drop=2.0)
-    with pytest.raises(MisconfigurationException, match="`max_samples` must be a positive number"):
+    with pytest.raises(MisconfigurationException, match="`max_samples` must be a positive whole number"):
         PlateauMonitor(max_samples=0)
 
 
