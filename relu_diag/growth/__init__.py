@@ -5,13 +5,15 @@ Nothing else in the package changes the shape of a module.
 
 from relu_diag.growth.checkpoint import GrowingModule, resize_on_load
 from relu_diag.growth.graph import drop_graphs, in_a_graph
-from relu_diag.growth.live import grow
+from relu_diag.growth.live import check_growable, grow
 from relu_diag.growth.replace import replace_in_training, replace_units
+from relu_diag.growth.spawned import accept_grown_results
 from relu_diag.growth.training import averaged_copies, check_strategy, grow_in_training
 
 __all__ = [
     "GrowingModule",
     "averaged_copies",
+    "check_growable",
     "check_strategy",
     "drop_graphs",
     "grow",
@@ -21,3 +23,5 @@ __all__ = [
     "replace_units",
     "resize_on_load",
 ]
+
+accept_grown_results()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import inspect
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
@@ -77,14 +80,40 @@ def remember_growth(module: nn.Module, location: BlockLocation, added: int) -> N
 
 
 def _update_hparams(module: nn.Module, before: int, after: int) -> None:
-    """Replace the width among the module's hyper-parameters, if one of them is recognised as it."""
-    if isinstance(module, LightningModule) and (name := _width_name(module.hparams, before)):
+    """Replace the width among the module's hyper-parameters, if one of them is it."""
+    if not isinstance(module, LightningModule):
+        return
+    equal = [name for name, value in module.hparams.items() if type(value) is int and value == before]
+    made = {name: _makes(module, name, after) for name in equal}
+    # A name says something only where the module cannot be made to see what it makes.
+    name = next((name for name in equal if made[name]), None)
+    if name is None and made and all(one is None for one in made.values()):
+        name = _width_name(equal)
+    if name is not None:
         module.hparams[name] = after
 
 
-def _width_name(hparams: Mapping[str, Any], width: int) -> str | None:
-    """Name of the hyper-parameter that holds the width: ``width``, or the only one with this value and such a name."""
-    equal = [name for name, value in hparams.items() if type(value) is int and value == width]
+def _makes(module: LightningModule, name: str, width: int) -> bool | None:
+    """Whether a module made with that hyper-parameter has the shapes of this one; None where it cannot be made.
+
+    It is made without memory, and without drawing random numbers that anything else would have drawn.
+    """
+    wanted = {key: value.shape for key, value in module.state_dict().items()}
+    known = inspect.signature(type(module).__init__).parameters.values()
+    named = {one.name for one in known if one.kind in {one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY}}
+    open_ended = any(one.kind is one.VAR_KEYWORD for one in known)
+    given = {key: value for key, value in module.hparams.items() if open_ended or key in named}
+    try:
+        with torch.random.fork_rng(), torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            other = type(module)(**copy.deepcopy(given | {name: width}))
+            return {key: value.shape for key, value in other.state_dict().items()} == wanted
+    except Exception:  # A user's constructor may raise anything, and may need what is no hyper-parameter.
+        return None
+
+
+def _width_name(equal: list[str]) -> str | None:
+    """The hyper-parameter of a width's value whose name says so: ``width``, or the only one with such a name."""
     if "width" in equal:
         return "width"
     meant = [name for name in equal if any(word in name.lower() for word in _WIDTH_WORDS) and "layers" not in name]
@@ -103,11 +132,14 @@ class _Resize:
 
     def __call__(self, module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
         layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+        widths: list[_Change] = []
         for change in _consistent(_changes(layers, state_dict, prefix)):
             if self.names is None or change.layer == self.names[change.axis]:
                 _resize(change.axis, layers[change.layer], change.incoming)
                 if change.axis == 0:
-                    _update_hparams(module, change.current, change.incoming)
+                    widths.append(change)
+        for change in widths:  # all layers have their shapes now
+            _update_hparams(module, change.current, change.incoming)
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,30 @@ def grow(
     remember_growth(module, location, added)
 
 
+def check_growable(module: nn.Module, location: BlockLocation, optimizers: Iterable[Optimizer] = ()) -> None:
+    """Refuse a block that could never grow, before any training, with the error that `grow` would end in.
+
+    That is: a parameter is sharded over processes, computed by a parametrization, frozen, shared, or belongs to none of
+    the optimizers.
+
+    Args:
+        module: The module that holds the block.
+        location: Which block.
+        optimizers: All optimizers in use; none where they are not known yet.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 1), nn.ReLU(), nn.Linear(1, 1)).requires_grad_(False)
+        >>> check_growable(net, BlockLocation("0", "2", (0.0, 1.0)))
+        Traceback (most recent call last):
+            ...
+        ValueError: The hidden.weight (0.weight) is frozen: new neurons would not train. Call requires_grad_().
+    """
+    hidden, output = location.linears(module)
+    parameters = _parameters(hidden, output)
+    counted = {name: parameters[name] for name in _AXES if name in parameters}
+    _check_owners(module, counted, all_within(optimizers), [])
+
+
 def _parameters(hidden: nn.Linear, output: nn.Linear) -> dict[str, nn.Parameter]:
     """The parameters of the two layers by name: ``hidden.weight``, ``hidden.bias`` and so on."""
     layers: dict[str, Tensor | None] = {"hidden.weight": hidden.weight, "hidden.bias": hidden.bias}

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from relu_diag import ShallowBlock
 from relu_diag.capture import read_block
-from relu_diag.growth import grow
+from relu_diag.growth import check_growable, grow
 
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 OPTIMIZERS: dict[str, MakeOptimizer] = {
@@ -204,3 +204,17 @@ def test_hooks_and_attributes_of_a_parameter_stay() -> None:
         handle.remove()
     module(X).sum().backward()
     assert len(called) == 2
+
+
+def test_blocks_that_can_never_grow_are_told_before_any_training() -> None:
+    module = net()
+    optimizer = SGD(module.parameters(), lr=0.1)
+    check_growable(module, LOCATION, [optimizer])
+    with pytest.raises(ValueError, match="none of the optimizers"):
+        check_growable(module, LOCATION, [SGD(module[0].parameters(), lr=0.1)])
+    module[2].weight.requires_grad_(False)
+    with pytest.raises(ValueError, match="frozen"):
+        check_growable(module, LOCATION)
+    normed = nn.Sequential(nn.utils.parametrizations.weight_norm(net()[0]), nn.ReLU(), net()[2])
+    with pytest.raises(ValueError, match="parametrization"):
+        check_growable(normed, LOCATION)

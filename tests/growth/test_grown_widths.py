@@ -1,0 +1,77 @@
+"""Which hyper-parameter is the width of a block that has grown: the one that makes such a module, whatever its name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from relu_diag import ShallowBlock
+from relu_diag.capture import BlockLocation, read_block
+from relu_diag.growth import grow
+
+LOCATION = BlockLocation("net.0", "net.2", (0.0, 1.0))
+
+
+class Images(LightningModule):
+    """A width and a height that are those of an image."""
+
+    def __init__(self, width: int = 4, height: int = 4, hidden_dim: int = 4) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(nn.Linear(width * height, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, 2))
+
+
+class TwoWidths(LightningModule):
+    """A width of 8 beside another 8: classes."""
+
+    def __init__(self, width: int = 8, classes: int = 8) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, classes))
+
+
+class FixedHidden(LightningModule):
+    """The only hyper-parameter named a width is the image's; the hidden one is written in the class."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(nn.Linear(width * width, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
+class NeedsMore(LightningModule):
+    """Cannot be made from its hyper-parameters alone: the name has to do."""
+
+    def __init__(self, inputs: nn.Module, hidden: int = 5) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["inputs"])
+        self.net = nn.Sequential(nn.Linear(3, hidden), nn.ReLU(), nn.Linear(hidden, 2))
+
+
+def grown(module: LightningModule) -> LightningModule:
+    block = read_block(module, LOCATION)
+    wider = ShallowBlock(
+        torch.cat([block.W, block.W[:1]]), torch.cat([block.H, 0 * block.H[:, :1]], 1), block.slopes, block.output_bias
+    )
+    grow(module, LOCATION, wider)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (Images(), {"width": 4, "height": 4, "hidden_dim": 5}),
+        (TwoWidths(), {"width": 9, "classes": 8}),
+        (FixedHidden(), {"width": 4}),
+        (NeedsMore(nn.Linear(1, 1)), {"hidden": 6}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_only_the_hyper_parameter_that_is_the_width_changes(module: LightningModule, expected: dict[str, Any]) -> None:
+    drawn = torch.random.get_rng_state()
+    assert dict(grown(module).hparams) == expected
+    assert torch.equal(torch.random.get_rng_state(), drawn)
