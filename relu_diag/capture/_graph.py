@@ -16,11 +16,10 @@ from torch.autograd.graph import Node
 from relu_diag.capture._nodes import (
     ELEMENTWISE,
     KINKED,
-    MIXING,
     OPAQUE,
     PRODUCTS,
-    TURNED,
     below_dropout,
+    below_layout,
     is_layout,
     is_slope,
     nodes_below,
@@ -28,34 +27,9 @@ from relu_diag.capture._nodes import (
     saved_tensor,
 )
 from relu_diag.capture._norm import NORMS, Fold, fold_of
+from relu_diag.capture._weights import Factors, Weight
 
 Edge = tuple[Node, int]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Weight:
-    """A parameter as a factor of a product.
-
-    Attributes:
-        name: Qualified name of the parameter, the first one for a weight that is computed from several.
-        parameter: The parameter.
-        turned: Whether it is stored as ``(outputs, inputs)``, nn.Linear's way.
-        derived: Whether something is computed from parameters first (weight_norm, spectral_norm, pruning).
-    """
-
-    name: str
-    parameter: nn.Parameter
-    turned: bool
-    derived: bool
-
-    def value(self) -> Tensor:
-        """The parameter as ``(outputs, inputs)``, sharing its memory.
-
-        Returns:
-            Weight, shape ``(I, d)``.
-        """
-        parameter = self.parameter.detach()
-        return parameter if self.turned else parameter.mT
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,7 +72,9 @@ class Product:
         if not self.weight.derived:
             return self.weight.value()
         saved = saved_tensor(self.node, "mat2")
-        return None if saved is None else saved.reshape(saved.shape[-2:]).mT
+        if saved is None or saved.numel() != saved.shape[-2:].numel():  # or one weight for each of a batch
+            return None
+        return saved.reshape(saved.shape[-2:]).mT
 
     def weight_gradient(self, below: tuple[Tensor | None, ...]) -> Tensor | None:
         """The gradient by the weight among those that the node sends down.
@@ -145,16 +121,12 @@ class Graph:
     Args:
         root: A tensor with a gradient path.
         module: The module whose parameters make products.
-        layers: Linear layers that ran, by the nodes of their products.
+        layers: Linear layers that ran, by the nodes of their products: what they multiply by is a weight.
     """
 
     def __init__(self, root: Tensor, module: nn.Module, layers: Mapping[Node, nn.Linear]) -> None:
-        self._parameters = list(module.named_parameters(remove_duplicate=False))
-        self._names = {id(p): name for name, p in self._parameters}
-        self._frozen = {p.data_ptr(): (name, p) for name, p in self._parameters if not p.requires_grad and p.ndim == 2}
         self._module = module
-        self._layers = layers
-        self._constants = {buffer.data_ptr() for buffer in module.buffers()} | self._frozen.keys()
+        self._factors = Factors(module, layers)
         self._nodes = list(nodes_below(root.grad_fn))
         self._consumers: dict[Node, list[Node]] = {}
         for node in self._nodes:
@@ -220,7 +192,7 @@ class Graph:
                 end, bias = found
                 ends[end, None if fold is None else node] = bias, fold
             elif hasattr(node, "variable"):
-                return f"the parameter {self._names.get(id(node.variable))!r} between"
+                return f"the parameter {self._factors.names.get(id(node.variable))!r} between"
             elif node.name() in ELEMENTWISE or is_layout(node):
                 nodes.add(node)
                 waiting.extend(one for one, _ in node.next_functions if one is not None and not is_slope(node, one))
@@ -264,7 +236,7 @@ class Graph:
             for consumer in self._consumers.get(waiting.pop(), []):
                 if consumer in passage.nodes:
                     continue
-                adds_bias = passage.bias is not None and self._added_bias(consumer) is passage.bias
+                adds_bias = passage.bias is not None and self._factors.added_bias(consumer) is passage.bias
                 folded = passage.fold is not None and consumer is passage.fold.node
                 if not adds_bias and not folded and not is_layout(consumer):
                     return True
@@ -286,97 +258,18 @@ class Graph:
         while len(consumers := self._consumers.get(node, [])) == 1:
             (node,) = consumers
             if not is_layout(node):
-                return self._added_bias(node)
+                return self._factors.added_bias(node)
         return None
 
     def _product(self, node: Node) -> Product | None:
         """A product of rows with a parameter on their right; others are none."""
-        factor = node.next_functions[PRODUCTS[node.name()][1]][0]
-        weight = self._layer_weight(node) or self._frozen_weight(node) if factor is None else self._weight(factor)
+        weight = self._factors.weight(node)
         if weight is None:
             return None
         if node.name() != "AddmmBackward0":
             return Product(node, weight, None)
-        added = node.next_functions[0][0]
-        bias = self._frozen_bias(weight) if added is None else self._vector(added)
+        bias = self._factors.bias(node, weight)
         return Product(node, weight, bias, bias_is_made=bias is None)
-
-    def _weight(self, node: Node) -> Weight | None:
-        """The parameter below some turning and copying, or the parameters from which a weight is computed."""
-        turned = False
-        while is_layout(node) or node.name() in TURNED:
-            turned ^= node.name() in TURNED
-            below = node.next_functions[0][0]
-            if below is None:
-                return None
-            node = below
-        if not self._from_parameters(node):
-            return None
-        parameters = [leaf.variable for leaf in nodes_below(node) if hasattr(leaf, "variable")]
-        derived = bool(node.next_functions)
-        if all(parameter.ndim < 2 for parameter in parameters) or (not derived and parameters[0].ndim != 2):
-            return None
-        return Weight(self._names[id(parameters[0])], parameters[0], turned, derived)
-
-    def _layer_weight(self, node: Node) -> Weight | None:
-        """The weight of a Linear layer, where it is a parameter."""
-        parameter = self._layers[node]._parameters.get("weight") if node in self._layers else None
-        if parameter is None or id(parameter) not in self._names:
-            return None
-        return Weight(self._names[id(parameter)], parameter, turned=True, derived=False)
-
-    def _frozen_weight(self, node: Node) -> Weight | None:
-        """A parameter that is not trained leaves no node, but its memory."""
-        saved = saved_tensor(node, "mat2")
-        if saved is None or saved.data_ptr() not in self._frozen:
-            return None
-        name, parameter = self._frozen[saved.data_ptr()]
-        shape = saved.shape[-2:]
-        if shape not in {parameter.shape, parameter.mT.shape}:
-            return None
-        return Weight(name, parameter, turned=saved.stride()[-2:] == parameter.mT.stride(), derived=False)
-
-    def _frozen_bias(self, weight: Weight) -> nn.Parameter | None:
-        """The bias beside a weight, where it is not trained: it leaves nothing in the graph."""
-        name = f"{weight.name.rpartition('.')[0]}.bias".removeprefix(".")
-        return next((p for other, p in self._parameters if other == name), None)
-
-    def _from_parameters(self, node: Node) -> bool:
-        """Whether a node is a parameter of the module, or computed from nothing but such and constants."""
-        waiting, seen = [node], {node}
-        while waiting:
-            node = waiting.pop()
-            if hasattr(node, "variable"):
-                if id(node.variable) not in self._names:
-                    return False
-            elif self._mixes_in_data(node):
-                return False
-            below = {one for one, _ in node.next_functions if one is not None} - seen
-            seen |= below
-            waiting.extend(below)
-        return True
-
-    def _mixes_in_data(self, node: Node) -> bool:
-        """Whether what is computed by a node is no weight; constants of the module may take part in a product."""
-        name, constants = node.name(), [one is None for one, _ in node.next_functions]
-        if name == "MmBackward0" and any(constants):
-            factor = saved_tensor(node, "self" if constants[0] else "mat2")
-            return factor is None or factor.data_ptr() not in self._constants
-        # Of functions that somebody has added, and of compiled code, nobody knows what else goes in.
-        return name in MIXING or (not name[-1].isdigit() and any(constants))
-
-    def _vector(self, node: Node | None) -> nn.Parameter | None:
-        """A parameter with one number a column."""
-        while node is not None and is_layout(node):
-            node = node.next_functions[0][0]
-        leaf = getattr(node, "variable", None)
-        return leaf if isinstance(leaf, nn.Parameter) and id(leaf) in self._names and leaf.ndim == 1 else None
-
-    def _added_bias(self, node: Node) -> nn.Parameter | None:
-        """The parameter that a node adds to every row."""
-        if node.name() != "AddBackward0":
-            return None
-        return next((bias for one, _ in node.next_functions if (bias := self._vector(one)) is not None), None)
 
     def _end(self, node: Node | None, products: Mapping[Node, Product]) -> tuple[Node, nn.Parameter | None] | None:
         """The product that a node is, or is the sum of with a bias."""
@@ -384,13 +277,11 @@ class Graph:
             return None
         if node in products:
             return node, None
-        bias = self._added_bias(node)
+        bias = self._factors.added_bias(node)
         if bias is None:
             return None
         for one, _ in node.next_functions:
-            below = one
-            while below is not None and is_layout(below):
-                below = below.next_functions[0][0]
+            below = below_layout(one)
             if below is not None and below in products:
                 return below, bias
         return None
@@ -447,9 +338,7 @@ def trained_slope(passage: Passage) -> nn.Parameter | None:
     """
     for node in passage.nodes:
         below = node.next_functions[1][0] if node.name() == "PreluKernelBackward0" else None
-        while below is not None and is_layout(below):
-            below = below.next_functions[0][0]
-        leaf = getattr(below, "variable", None)
+        leaf = getattr(below_layout(below), "variable", None)
         if isinstance(leaf, nn.Parameter):
             return leaf
     return None

@@ -65,6 +65,9 @@ MIXING = {
     "NativeBatchNormBackward0",
     "NativeLayerNormBackward0",
 }
+# By what names the second factor is kept.
+FACTORS = {"DivBackward0": "other", "MmBackward0": "mat2", "MulBackward0": "other"}
+SUMS = {"AddBackward0", "RsubBackward1", "SubBackward0"}
 # Their nodes keep what says which inputs sit on a kink; a ReLU's does not, and is told.
 BENT = {
     *ACTIVATIONS,
@@ -111,6 +114,13 @@ def nodes_below(root: Node | None) -> Iterator[Node]:
             if below is not None and below not in seen:
                 seen.add(below)
                 waiting.append(below)
+
+
+def below_layout(node: Node | None) -> Node | None:
+    """The first node that does more than keep rows and numbers."""
+    while node is not None and is_layout(node):
+        node = node.next_functions[0][0]
+    return node
 
 
 def below_dropout(node: Node) -> tuple[Node, bool]:

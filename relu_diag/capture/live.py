@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from relu_diag.capture._graph import Weight
+from relu_diag.capture._weights import Weight
 from relu_diag.capture.location import BlockLocation
 from relu_diag.functional import ShallowBlock
 

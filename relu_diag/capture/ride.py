@@ -166,7 +166,7 @@ class Ride:
         if node is None or torch._C._current_graph_task_id() != -1:
             return
         self._inputs.keep(Z)
-        if catch is None:
+        if catch is None or catch.weight is not None:
             self._layers[node] = layer
         if args:  # not where the inputs were given by keyword
             weight = None if catch is None else catch.weight

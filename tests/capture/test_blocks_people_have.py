@@ -294,6 +294,31 @@ class Attending(nn.Module):
         return x @ self.table(torch.arange(len(x)) % 5).mT
 
 
+class Heads(nn.Module):
+    """A masked weight of its own for each of two heads, and their mean."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, inputs, outputs))
+        self.register_buffer("mask", torch.ones(2, inputs, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.bmm(x if x.ndim == 3 else x.expand(2, -1, -1), self.weight * self.mask)
+
+
+class Comparing(nn.Module):
+    """Attention with a ReLU for a softmax, and no bias, over places that are learned: no factor of it is a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.randn(7, 3))
+        self.query, self.key, self.value = (nn.Linear(3, 3, bias=False) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.places
+        return torch.relu(self.query(x) @ self.key(x).mT) @ self.value(x)
+
+
 class Squeezed(nn.Module):
     """A batch norm that is no module."""
 
@@ -367,6 +392,11 @@ REFUSED: dict[str, tuple[Callable[[], Chain], dict[str, str]]] = {
         lambda: Chain(Beside(3, 6), nn.ReLU(), nn.Linear(6, 2)),
         {"output": "Addmm between", "hidden.down": "what stands behind it is not ReLU-like"},
     ),
+    "a weight for each head": (
+        lambda: Chain(Heads(3, 6), nn.ReLU(), Heads(6, 2)),
+        {"hidden": "its weight is computed from others, and the graph does not keep it"},
+    ),
+    "attention": (lambda: Chain(Comparing(), nn.Identity(), nn.Identity()), {}),
     "a lookup": (lambda: Chain(nn.Linear(3, 6), nn.ReLU(), Attending()), {}),
 }
 
