@@ -126,7 +126,7 @@ def place_labels(
         if not free:
             text.remove()
             continue
-        box = next((box for box in free if path is None or not path.intersects_bbox(box, filled=False)), free[0])
+        box = next((box for box in free if path is None or not _touches(path, box.padded(_GAP * point))), free[0])
         taken.append(box)
         _move(text, box)
         _tie(ax, label, box)
@@ -220,6 +220,11 @@ def _overlap(boxes: NDArray[np.float64], taken: Sequence[Bbox]) -> NDArray[np.bo
     other = np.array([box.get_points() for box in taken]).reshape(-1, 2, 2)
     meet = (boxes[:, None, 0] <= other[:, 1]) & (other[:, 0] <= boxes[:, None, 1])
     return np.asarray(np.any(np.all(meet, axis=2), axis=1))
+
+
+def _touches(path: Path, box: Bbox) -> bool:
+    """Whether a curve passes through a box."""
+    return bool(path.intersects_bbox(box, filled=False))
 
 
 def _move(text: Text, box: Bbox) -> None:

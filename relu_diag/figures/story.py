@@ -17,8 +17,10 @@ from relu_diag.figures.canvas import Canvas
 from relu_diag.figures.labels import Label, place_labels, place_marks
 from relu_diag.figures.palette import BLACK, DARK, verdict_style
 
-# Size that is readable at 340 pixels, and the height that every plateau beyond the first few adds, inches.
-_SIZE = (4.8, 3.6)
+# Sizes that are readable at 340 pixels, and the height that every plateau beyond the first few adds, inches.
+_WIDTH = 4.8
+_HEIGHT = 2.5
+_TAIL_HEIGHT = 1.1
 _ROOMY = 5
 _HEIGHT_PER_PLATEAU = 0.15
 _FONT = 9.0
@@ -202,9 +204,9 @@ def story_figure(
     if not len(curve):
         raise ValueError("`losses` holds no finite loss: there is nothing to draw.")
     shown = _Window.of(curve, plateaus)
-    ratios = (3, 1) if shown.hides(curve) else (1,)
-    extra = _HEIGHT_PER_PLATEAU * max(0, len(plateaus) - _ROOMY)
-    canvas = Canvas.at(ax, (_SIZE[0], _SIZE[1] - (len(ratios) == 1) + extra), (ratios[0] + extra, *ratios[1:]))
+    main_height = _HEIGHT + _HEIGHT_PER_PLATEAU * max(0, len(plateaus) - _ROOMY)
+    heights = (main_height, _TAIL_HEIGHT) if shown.hides(curve) else (main_height,)
+    canvas = Canvas.at(ax, (_WIDTH, sum(heights)), heights)
     main = canvas.axes[0]
     for panel in canvas.axes:
         _draw(panel, curve, plateaus, marks)

@@ -85,13 +85,9 @@ every_figure = pytest.mark.parametrize("name", FIGURES)
 
 
 @every_figure
-def test_no_word_covers_another(name: str) -> None:
-    assert overprinted(FIGURES[name](None)) == []
-
-
-@every_figure
-def test_it_is_read_at_340_pixels(name: str) -> None:
+def test_no_word_covers_another_and_all_are_read_at_340_pixels(name: str) -> None:
     figure = FIGURES[name](None)
+    assert overprinted(figure) == []
     pixels = 340 / figure.get_figwidth() / 72
     wide = name == "function over a plane"  # two outputs beside each other
     labels = [label for ax in figure.axes for label in (ax.xaxis.label, ax.yaxis.label) if label.get_text()]
