@@ -1,6 +1,7 @@
-"""Cost of watching: processor time of whole fits with LandscapeMonitor() against none, and of a step that is ridden.
+"""Cost of watching: processor time of whole fits with monitors at their defaults against none, and of a ridden step.
 
-Fits alternate between the two, in one process and one thread. Prints minimum and median of the ratios.
+Fits without a callback, with LandscapeMonitor(), with PlateauMonitor() and with both take turns, in one process and one
+thread. Prints minimum and median of the ratios, and the ratio of the least times.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import statistics
 import time
 import warnings
+from collections.abc import Callable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from relu_diag.callbacks import LandscapeMonitor
+from relu_diag.callbacks import LandscapeMonitor, PlateauMonitor
 from relu_diag.capture import Ride
 from relu_diag.training import Window
 
@@ -63,6 +65,14 @@ PROBLEMS = {
 }
 
 
+WATCHING: dict[str, Callable[[], list[Callback]]] = {
+    "none": list,
+    "LandscapeMonitor": lambda: [LandscapeMonitor()],
+    "PlateauMonitor": lambda: [PlateauMonitor()],
+    "both": lambda: [LandscapeMonitor(), PlateauMonitor()],
+}
+
+
 def fit_seconds(net: nn.Module, data: DataLoader[tuple[Tensor, ...]], steps: int, callbacks: list[Callback]) -> float:
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     trainer = Trainer(max_steps=steps, callbacks=callbacks, enable_model_summary=False, **quiet)
@@ -98,24 +108,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=float, default=1.0, help="factor of the number of steps")
+    parser.add_argument("--only", default="", help="problems whose name has this in it")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     for name, (make, inputs, batch, steps) in PROBLEMS.items():
+        if arguments.only not in name:
+            continue
         X, y = torch.randn(200 * batch, inputs), torch.randint(10, (200 * batch,))
         data = DataLoader(TensorDataset(X, y), batch_size=batch, shuffle=True)
-        ratios = []
+        count = int(arguments.steps * steps)
+        fit_seconds(make(), data, 20, [])
+        times: dict[str, list[float]] = {watching: [] for watching in WATCHING}
         for _ in range(arguments.repeats):
-            alone = fit_seconds(make(), data, int(arguments.steps * steps), [])
-            ratios.append(fit_seconds(make(), data, int(arguments.steps * steps), [LandscapeMonitor()]) / alone)
+            for watching, callbacks in WATCHING.items():
+                times[watching].append(fit_seconds(make(), data, count, callbacks()))
+        alone = times.pop("none")
+        print(f"{name}, {count} steps of {1e3 * min(alone) / count:.2f} ms", flush=True)
+        for watching, taken in times.items():
+            ratios = [one / other for one, other in zip(taken, alone, strict=True)]
+            print(
+                f"  fit with {watching}: minimum {min(ratios):.4f}, median {statistics.median(ratios):.4f} of "
+                f"{len(ratios)}; least over least {min(taken) / min(alone):.4f}",
+                flush=True,
+            )
         pairs = [ridden_step(make(), X[:batch], y[:batch]) for _ in range(5 * arguments.repeats)][5:]
         step = min(ridden for _, ridden in pairs) / min(alone for alone, _ in pairs)
-        print(
-            f"{name}: fit with / without, minimum {min(ratios):.4f}, median {statistics.median(ratios):.4f} of "
-            f"{len(ratios)}; a ridden step / a step {step:.3f}",
-            flush=True,
-        )
+        print(f"  a ridden step / a step {step:.3f}", flush=True)
 
 
 if __name__ == "__main__":

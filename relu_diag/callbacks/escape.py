@@ -43,6 +43,8 @@ class EscapeOnPlateau(PlateauListener):
 
     def __init__(self, block: str | None = None) -> None:
         self.block = block
+        # Lightning asks for it at every hook of every step.
+        self._state_key = self._generate_state_key(block=block)
         self.escapes: list[Escape] = []
         self._report = Report(f"escape/{block}/" if block else "escape/")
 
@@ -53,7 +55,7 @@ class EscapeOnPlateau(PlateauListener):
         Returns:
             The key.
         """
-        return self._generate_state_key(block=self.block)
+        return self._state_key
 
     @property
     def marks(self) -> list[tuple[int, str]]:

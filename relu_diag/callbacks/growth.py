@@ -108,6 +108,8 @@ class GrowOnPlateau(Passenger, PlateauListener):
         self.verdicts = tuple(verdicts)
         self.at_steps = tuple(sorted(at_steps))
         self.block = block
+        # Lightning asks for it at every hook of every step.
+        self._state_key = self._generate_state_key(block=block)
         self.growths: list[Growth] = []
         # Consecutive reports of each block, and number of `at_steps` that are over.
         self._reports: dict[str, int] = {}
@@ -125,7 +127,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
         Returns:
             The key.
         """
-        return self._generate_state_key(block=self.block)
+        return self._state_key
 
     @property
     def marks(self) -> list[tuple[int, str]]:

@@ -99,6 +99,8 @@ class LandscapeMonitor(Callback):
         if verdict not in {None, "nearby"}:
             raise MisconfigurationException(f"`verdict` must be 'nearby' or None; got {verdict!r}.")
         self.block = block
+        # Lightning asks for it at every hook of every step.
+        self._state_key = self._generate_state_key(block=block)
         self.verdict = verdict
         self.exact = exact or dataloader is not None or loss is not None
         self.dataloader = check_iterable("dataloader", dataloader)
@@ -214,7 +216,7 @@ class LandscapeMonitor(Callback):
         Returns:
             Key of this callback's state in checkpoints.
         """
-        return self._generate_state_key(block=self.block)
+        return self._state_key
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint: the figures and the drift go on where they were.

@@ -97,6 +97,8 @@ class PlateauMonitor(Passenger):
         self.drop = check_fraction("drop", drop)
         self._detector = PlateauDetector(self.drop, check_count("min_steps", min_steps))
         self.block = block
+        # Lightning asks for it at every hook of every step.
+        self._state_key = self._generate_state_key(block=block, monitor=monitor)
         self.plateaus: list[Plateau] = []
         self.final: Examination | None = None
         self.not_finite: int | None = None
@@ -121,7 +123,7 @@ class PlateauMonitor(Passenger):
         Returns:
             The key.
         """
-        return self._generate_state_key(block=self.block, monitor=self.monitor)
+        return self._state_key
 
     @property
     def timeline(self) -> list[str]:

@@ -82,6 +82,8 @@ class ReviveDeadUnits(Callback):
         if isinstance(dormant, bool) or not isinstance(dormant, int | float) or not 0 <= dormant < 1:
             raise MisconfigurationException(f"`dormant` must be a share of the mean activation; got {dormant!r}.")
         self.block = block
+        # Lightning asks for it at every hook of every step.
+        self._state_key = self._generate_state_key(block=block)
         self.dormant = float(dormant)
         self.revivals: list[Revival] = []
         self._state: dict[str, Tensor] = {}
@@ -112,7 +114,7 @@ class ReviveDeadUnits(Callback):
         Returns:
             Key of this callback's state in checkpoints.
         """
-        return self._generate_state_key(block=self.block)
+        return self._state_key
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint: the revivals, and which neurons have been active since the last one.

@@ -308,11 +308,11 @@ def chunk_rows(block: ShallowBlock) -> int:
 
 
 def chunked_outputs(block: ShallowBlock, X: Tensor) -> Tensor:
-    """Outputs of the block without ever holding all its activations.
+    """Outputs of the block without ever holding all its activations, in its dtype.
 
     Args:
         block: The network.
-        X: Inputs, shape ``(N, d)``.
+        X: Inputs of any dtype, shape ``(N, d)``.
 
     Returns:
         Outputs, shape ``(N, J)``.
@@ -322,7 +322,7 @@ def chunked_outputs(block: ShallowBlock, X: Tensor) -> Tensor:
         [[2.0], [2.0], [2.0]]
     """
     rows = chunk_rows(block)
-    return torch.cat([block(X[start : start + rows]) for start in range(0, len(X), rows)])
+    return torch.cat([block(X[start : start + rows].to(block.W)) for start in range(0, len(X), rows)])
 
 
 def _check_inputs(block: ShallowBlock, X: Tensor) -> None:

@@ -50,7 +50,7 @@ class TrainingData:
         Returns:
             Loss.
         """
-        return float(self.loss.double()(chunked_outputs(block.double(), self.X.double())))
+        return float(self.loss.double()(chunked_outputs(block.double(), self.X)))
 
     def squared(self, block: ShallowBlock) -> SquaredView | None:
         """The data as those of a mean squared error, weights drawn into the rows.
@@ -104,6 +104,7 @@ class KeptRows:
         self.reason = NOT_SEEN
         self.recipe: Recipe | None = None
         self._inputs: list[Tensor] = []
+        self._kept = 0
         self._losses: list[Loss] = []
         self._signals: list[BlockSignal] = []
         self._passed = 0
@@ -132,6 +133,7 @@ class KeptRows:
         self._losses.clear()
         if self._room(seen.signal.X, seen.block.H.shape[0]):
             self._inputs.append(seen.signal.X.clone())
+            self._kept += len(seen.signal.X)
             if self.reason != _ACTIVATIONS:
                 self._signals.append(seen.signal)
             self._passed += len(seen.signal.X)
@@ -164,7 +166,7 @@ class KeptRows:
             complete: Whether every sample of an epoch has passed by since the first one was kept.
         """
         if self._inputs and not self.full:
-            self.complete = complete and self._passed == sum(len(rows) for rows in self._inputs)
+            self.complete = complete and self._passed == self._kept
             self.full = True
 
     def inputs(self) -> list[Tensor]:
@@ -233,27 +235,27 @@ class KeptRows:
         if not self._room(X, 1):
             self.reason = TOO_MANY
             self._inputs.clear()
+            self._kept = 0
             self._losses.clear()
             return
         self._passed += len(X)
-        kept = sum(len(rows) for rows in self._inputs)
         room = len(X)
         if self.max_samples is not None:
             wanted = math.ceil(min(1.0, self._passed / max(self.expected, 1)) * self.max_samples)
-            room = min(len(X), wanted - kept)
-            self.full = kept + room >= self.max_samples
+            room = min(len(X), wanted - self._kept)
+            self.full = self._kept + room >= self.max_samples
         if 0 < room < len(X):  # evenly spaced: data may be in order
             chosen = torch.arange(room, device=X.device) * len(X) // room
             loss = loss.rows(chosen).scaled(len(X) / room)
             X = X[chosen]
         if room:
             self._inputs.append(X.clone())
+            self._kept += len(X)
             self._losses.append(loss)
 
     def _room(self, X: Tensor, outputs: int) -> bool:
         """Whether memory allows more rows."""
-        kept = sum(len(rows) for rows in self._inputs)
-        return (kept + len(X)) * (X.shape[1] + outputs) <= MAX_ELEMENTS
+        return (self._kept + len(X)) * (X.shape[1] + outputs) <= MAX_ELEMENTS
 
 
 def tensors_of(batch: Any) -> list[Tensor]:
