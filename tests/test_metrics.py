@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from relu_diag import BlockSignal, ShallowBlock
 from relu_diag.functional import local
 from relu_diag.functional.local import NeuronSums
-from relu_diag.metrics import BlockMetric, landscape_scalars
+from relu_diag.metrics import BlockMetric, landscape_scalars, sums_of_all_ranks
 
 SAMPLES = 24
 
@@ -89,6 +89,8 @@ def _rank(rank: int, folder: str) -> None:
     sums = metric.sums()
     assert_same_results(block, sums, local.neuron_sums(block, signal))
     assert int(metric.samples) == (7 if rank == 0 else SAMPLES - 7)  # back to the rank's own share
+    own = local.neuron_sums(block, part(signal, slice(0, 7) if rank == 0 else slice(7, None)))
+    assert_same_results(block, sums_of_all_ranks(own), local.neuron_sums(block, signal))
     Path(folder, f"done{rank}").touch()
     torch.distributed.destroy_process_group()
 

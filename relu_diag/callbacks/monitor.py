@@ -27,8 +27,9 @@ from relu_diag.training import (
     steps_logged,
 )
 
-# Sampled steps that make a report where an epoch is longer.
+# Sampled steps that make a report where an epoch is longer, and at least at its end.
 _SAMPLES_A_REPORT = 20
+_SAMPLES_AN_EPOCH = 2
 
 
 class LandscapeMonitor(Callback):
@@ -38,9 +39,9 @@ class LandscapeMonitor(Callback):
     the user's runs twice, and training goes on as if nobody had looked: weights, optimizer states, random numbers,
     buffers, logged metrics, the samples drawn and the number of calls are the same to the bit.
 
-    The sampled steps since the last report add up to one, at the end of an epoch and after every 20 samples: "dead" is
-    silent on each of the samples seen, slopes are means over them. A batch that is the whole data set is reported at
-    each sampled step, and exactly.
+    The sampled steps since the last report add up to one, at the end of an epoch once there are two of them, and after
+    every 20: "dead" is silent on each of the samples seen, slopes are means over them. A batch that is the whole data
+    set is reported at each sampled step, and exactly.
 
     Logged to every logger at each report and put into ``trainer.callback_metrics``, prefix ``landscape/`` (for several
     blocks ``landscape/<first layer>/``): ``loss``, ``samples``; the scalars of `relu_diag.metrics.landscape_scalars`:
@@ -85,7 +86,7 @@ class LandscapeMonitor(Callback):
 
     def __init__(
         self,
-        every_n_steps: int = 100,
+        every_n_steps: int = 200,
         block: str | Sequence[str] | None = None,
         verdict: Literal["nearby"] | None = None,
         exact: bool = False,
@@ -338,8 +339,8 @@ class LandscapeMonitor(Callback):
                 watch.rows.finish(complete=is_epoch_of_all(trainer))
             if self._look is not None:
                 return
-            far = self.step is None or steps_logged(trainer) - self.step >= trainer.log_every_n_steps  # type: ignore[attr-defined]
-            if far:
+            least = max(trainer.log_every_n_steps, _SAMPLES_AN_EPOCH * self.every_n_steps)  # type: ignore[attr-defined]
+            if self.step is None or steps_logged(trainer) - self.step >= least:
                 self._report(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -65,7 +65,15 @@ class HistoryRecorder:
     stride: int = 1
     offered: int = 0
 
-    def add(self, step: int, loss: float, block: ShallowBlock, states: NeuronStates, X: Tensor | None = None) -> None:
+    def add(
+        self,
+        step: int,
+        loss: float,
+        block: ShallowBlock,
+        states: NeuronStates,
+        X: Tensor | None = None,
+        Z: Tensor | None = None,
+    ) -> None:
         """Offer a moment.
 
         Args:
@@ -74,6 +82,7 @@ class HistoryRecorder:
             block: The block.
             states: Its neuron states.
             X: Inputs of the block, shape ``(N, d)``, to tell how many of them each neuron is active on; None: unknown.
+            Z: Pre-activations on these inputs, shape ``(N, I)``; None: computed.
         """
         if self.moments:
             outputs, neurons = self.moments[-1].output.shape
@@ -82,8 +91,8 @@ class HistoryRecorder:
         self.offered += 1
         if (self.offered - 1) % self.stride:
             return
-        angle, norm, output = (v.detach().float().cpu() for v in (states.angle, block.W.double().norm(dim=1), block.H))
-        moment = Moment(step, loss, angle, norm, output, _directions(block), _active(block, X))
+        angle, norm, output = (v.detach().float().cpu() for v in (states.angle, block.W.norm(dim=1), block.H))
+        moment = Moment(step, loss, angle, norm, output, _directions(block), _active(block, X, Z))
         self.moments.append(moment)
         numbers = sum(part.numel() for part in moment if isinstance(part, Tensor))
         most = max(16, min(_MAX_MOMENTS, _MAX_NUMBERS // numbers))
@@ -149,7 +158,7 @@ def _directions(block: ShallowBlock) -> Tensor | None:
     neurons, inputs = block.W.shape
     if inputs <= 2:
         return None
-    W = block.W.detach()[_kept(neurons, inputs)].double()
+    W = block.W.detach()[_kept(neurons, inputs)]
     unit: Tensor = W / W.norm(dim=1, keepdim=True)
     return unit.float().cpu()
 
@@ -167,12 +176,13 @@ def _spread(direction: Tensor, neurons: int) -> Tensor:
     return spread
 
 
-def _active(block: ShallowBlock, X: Tensor | None) -> Tensor | None:
+def _active(block: ShallowBlock, X: Tensor | None, Z: Tensor | None) -> Tensor | None:
     """Share of some of the samples on which each neuron is active, float32, shape ``(I,)``."""
     if X is None:
         return None
-    X = X.detach()[:: max(1, -(-len(X) // _MAX_ROWS))]
-    return (X.to(block.W) @ block.W.detach().T > 0).float().mean(dim=0).cpu()
+    some = slice(None, None, max(1, -(-len(X) // _MAX_ROWS)))
+    Z = X.detach()[some].to(block.W) @ block.W.detach().T if Z is None else Z.detach()[some]
+    return (Z > 0).float().mean(dim=0).cpu()
 
 
 @dataclass(slots=True)

@@ -126,8 +126,8 @@ class BlockWatch:
         if found is None:
             return None
         self.last = found
-        inputs = None if self._seen is None else self._seen.signal.X
-        self.recorder.add(found.step, loss or 0.0, found.block, found.states, inputs)
+        X, Z = (None, None) if self._seen is None else (self._seen.signal.X, self._seen.signal.Z)
+        self.recorder.add(found.step, loss or 0.0, found.block, found.states, X, Z)
         scalars = self._scalars(found, loss)
         if self.judging:
             scalars |= self._judge(trainer, found)

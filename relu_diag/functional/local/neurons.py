@@ -13,6 +13,7 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import Index
 from relu_diag.functional.block import BlockSignal, ShallowBlock, rho
+from relu_diag.functional.local._lengths import column_lengths
 from relu_diag.functional.local.directions import radial_directions
 from relu_diag.functional.local.sums import NeuronSums, neuron_sums
 from relu_diag.functional.tables import html_table, summary_of
@@ -195,7 +196,7 @@ def states_from_sums(
         raise ValueError(f"`small` and `scale` must be finite and not negative; got {small!r} and {scale!r}.")
     W = block.W.detach()
     w_norm = torch.linalg.vector_norm(W, dim=1, dtype=torch.float64)
-    h_norm = torch.linalg.vector_norm(block.H.detach(), dim=0, dtype=torch.float64)
+    h_norm = column_lengths(block.H.detach().double())
     dead, brink, linear = _legs(sums, block.slopes)
     amplitude = w_norm * h_norm
     peak = torch.maximum(rho(sums.z_max, block.slopes).abs(), rho(sums.z_min, block.slopes).abs())
@@ -321,10 +322,12 @@ def _components(W: Tensor, angle: float) -> Tensor:
     rows = max(1, BUDGETS.pairs // max(count, 1))
     for start in range(0, count, rows):
         row, column = _close_pairs(W, slice(start, start + rows), angle).cpu().numpy().T
+        if not len(row):
+            continue
         sources = np.concatenate([row, np.arange(count)])
         targets = np.concatenate([column, label])
         graph = coo_array((np.ones(len(sources), dtype=bool), (sources, targets)), shape=(count, count))
-        label = _first_member(connected_components(graph, directed=False)[1]) if len(row) else label
+        label = _first_member(connected_components(graph, directed=False)[1])
     return torch.as_tensor(np.unique(label, return_inverse=True)[1], device=W.device)
 
 

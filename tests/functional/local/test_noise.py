@@ -1,7 +1,7 @@
 """What samples show by chance: the spread of their own derivatives, and how many of them happen to lie on a kink."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -15,6 +15,8 @@ from torch.testing import assert_close
 from relu_diag import BlockSignal, ShallowBlock
 from relu_diag import functional as F
 from relu_diag.functional.local import (
+    NeuronSums,
+    RunningSums,
     geometry_from_sums,
     kinks_beyond_chance,
     neuron_sums,
@@ -53,6 +55,28 @@ def test_noise_adds_in_squares_and_scales_with_the_loss(problem: Problem, cut: i
     assert_close((parts[0] + parts[1]).squares, whole.squares)
     noise = geometry_from_sums(problem.block, whole).noise
     assert_close(geometry_from_sums(problem.block, whole.scaled(-(10.0**power))).noise, 10.0**power * noise)
+
+
+@given(problems(), st.integers(1, 9))
+def test_sums_that_run_are_the_weighted_sums_of_the_batches(problem: Problem, cut: int) -> None:
+    signal, running = problem.signal, RunningSums()
+    parts = [
+        BlockSignal(signal.X[rows], signal.G[rows], None if signal.C is None else signal.C[rows])
+        for rows in (slice(cut), slice(cut, None))
+    ]
+    for weight, batch in zip((2.0, 3.0), parts, strict=True):
+        running.add(problem.block, batch, weight=weight)
+    found = running.sums()
+    expected = neuron_sums(problem.block, parts[0]).scaled(2.0) + neuron_sums(problem.block, parts[1]).scaled(3.0)
+    for field in fields(NeuronSums):
+        if field.name != "kinks":
+            assert_close(getattr(found, field.name), getattr(expected, field.name))
+    assert_close(found.kinks.c, expected.kinks.c)
+
+
+def test_sums_of_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="Nothing was added"):
+        RunningSums().sums()
 
 
 def test_slopes_of_pure_noise_are_about_their_standard_error_at_any_number_of_samples() -> None:
