@@ -18,6 +18,7 @@ from relu_diag.functional.block import (
 )
 from relu_diag.functional.output_loss import Loss, SquaredError
 from relu_diag.functional.tolerances import FLOAT64, kink_tolerance
+from relu_diag.functional.weight_decay import WeightDecay
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +72,7 @@ class LossProblem:
         outputs: Outputs of the block, shape ``(N, J)``.
         output_loss: The loss.
         kink_tol: Relative distance that counts as on the kink.
+        decay: Weight decay, which is part of the loss; None: none.
 
     Example:
         >>> import torch
@@ -86,6 +88,7 @@ class LossProblem:
     outputs: Tensor
     output_loss: Loss
     kink_tol: float
+    decay: WeightDecay | None = None
 
     @property
     def factor(self) -> float:
@@ -94,8 +97,9 @@ class LossProblem:
 
     @property
     def loss(self) -> Tensor:
-        """The loss, shape ``()``."""
-        return self.output_loss(self.outputs)
+        """The loss, its decay included, shape ``()``."""
+        loss = self.output_loss(self.outputs)
+        return loss if self.decay is None else loss + self.decay.cost(self.block)
 
     @property
     def loss_signal(self) -> BlockSignal:
@@ -168,11 +172,36 @@ def loss_problem(block: ShallowBlock, X: Tensor, loss: Loss, kink_tol: float | N
     if isinstance(loss, SquaredError) and loss.weight is None:
         problem = squared_problem(block, X, loss.Y.to(X.dtype), "sum", kink_tol)
         return replace(problem, factor=2 * loss.scale)
+    return decayed_problem(block, X, loss, None, kink_tol)
+
+
+def decayed_problem(
+    block: ShallowBlock, X: Tensor, loss: Loss, decay: WeightDecay | None, kink_tol: float | None = None
+) -> LossProblem:
+    """A loss of the outputs with weight decay, ready for evaluations in float64.
+
+    Args:
+        block: The network.
+        X: Inputs, shape ``(N, d)``.
+        loss: The loss.
+        decay: Its weight decay; None: none.
+        kink_tol: Relative distance that counts as on the kink; None: by the block's dtype before.
+
+    Returns:
+        The problem.
+
+    Example:
+        >>> import torch
+        >>> block = ShallowBlock(W=torch.tensor([[1.0]]), H=torch.tensor([[1.0]]))
+        >>> loss = SquaredError(torch.zeros(2, 1))
+        >>> float(decayed_problem(block, torch.ones(2, 1), loss, WeightDecay(W=1.0, H=1.0)).loss)
+        2.0
+    """
     check_matrix("X", X)
     tolerance = kink_tolerance(kink_tol, block.W.dtype)
     block, X, loss = block.double(), X.detach().double(), loss.double()
     outputs = chunked_outputs(block, X)
-    return LossProblem(block, BlockSignal(X, loss.gradient(outputs)), outputs, loss, tolerance)
+    return LossProblem(block, BlockSignal(X, loss.gradient(outputs)), outputs, loss, tolerance, decay)
 
 
 def _in_range(block: ShallowBlock, signal: BlockSignal) -> bool:

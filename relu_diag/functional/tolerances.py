@@ -305,6 +305,7 @@ class Budgets:
         steps_above: The same above it.
         steps_between: Steps on the way to the chosen one.
         newton_in_cell: Newton steps to the least loss at fixed signs.
+        proportions: Output weights over input weights of moves that are tried against weight decay.
         nodes_of_change: Gradients that a small change of a loss without a formula is added up from.
         curvature_probes: Products with the curvature of a loss that its size is read off where outputs are many.
         leaves: Tensors of a batch among which targets and weights of a loss are looked for, the last ones.
@@ -424,6 +425,7 @@ class Budgets:
     steps_above: int = 1
     steps_between: int = 8
     newton_in_cell: int = 200
+    proportions: tuple[float, ...] = (1.0, 0.1, 10.0)
     nodes_of_change: int = 4
     curvature_probes: int = 8
     leaves: int = 16

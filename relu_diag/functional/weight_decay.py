@@ -44,6 +44,11 @@ class WeightDecay:
                 raise ValueError(f"`{name}` must be a finite factor, 0 or more; got {value!r}.")
 
     @property
+    def any(self) -> bool:
+        """Whether anything decays."""
+        return bool(self.W or self.H or self.hidden_bias or self.output_bias)
+
+    @property
     def last_column(self) -> float:
         """``mu`` of the last column of `W`."""
         return self.W if self.hidden_bias is None else self.hidden_bias

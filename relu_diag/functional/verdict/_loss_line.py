@@ -28,6 +28,7 @@ class LossLine:
         terms: Lengths of the terms that either is made of, shape ``(2, N)``.
         eps_max: Step to the first kink.
         bend: Largest curvature of the loss of every sample, shape ``(N,)``.
+        price: What weight decay adds per step and per squared step.
     """
 
     problem: LossProblem
@@ -37,6 +38,7 @@ class LossLine:
     terms: Tensor
     eps_max: float
     bend: Tensor
+    price: tuple[float, float]
 
     def changes(self, steps: Tensor) -> tuple[Tensor, Tensor]:
         """Changes of the loss at steps ``(S,)`` in order, and their rounding, each of shape ``(S,)``."""
@@ -48,9 +50,11 @@ class LossLine:
         found = []
         for step, change in zip(steps, outputs, strict=True):
             value = self.problem.output_loss.change(self.problem.outputs, change)
+            value = value + step * (self.price[0] + step * self.price[1])
             weight = self.problem.signal.G.norm(dim=1) + self.bend * change.norm(dim=1)
             terms = step * (self.terms[0] + step * self.terms[1])
-            found.append(torch.stack([value, FLOAT64.roundings * FLOAT64.eps * (weight @ terms)]))
+            paid = step * (abs(self.price[0]) + step * abs(self.price[1]))
+            found.append(torch.stack([value, FLOAT64.roundings * FLOAT64.eps * (weight @ terms + paid)]))
         values, rounding = torch.stack(found).unbind(1)
         return values, rounding
 
@@ -62,8 +66,8 @@ class LossLine:
         by_first, by_second = curved(outputs, self.first), curved(outputs, self.second)
         coefficients = [
             torch.zeros_like(G[0, 0]),
-            (G * self.first).sum(),
-            (G * self.second).sum() + (by_first * self.first).sum() / 2,
+            (G * self.first).sum() + self.price[0],
+            (G * self.second).sum() + (by_first * self.first).sum() / 2 + self.price[1],
             (by_first * self.second).sum(),
             (by_second * self.second).sum() / 2,
         ]
@@ -112,7 +116,23 @@ def loss_line(problem: LossProblem, move: Move) -> LossLine:
         terms[1, here] = dA.abs() @ dh
         root = -chunk.Z / dZ
         eps_max = min(eps_max, float(torch.where(root > 0, root, torch.inf).amin()))
-    return LossLine(problem, move, first, second, terms, eps_max, curvature_of_rows(problem))
+    price = _price(problem, move)
+    return LossLine(problem, move, first, second, terms, eps_max, curvature_of_rows(problem), price)
+
+
+def _price(problem: LossProblem, move: Move) -> tuple[float, float]:
+    """What weight decay adds along a move, per step and per squared step."""
+    block, decay = problem.block, problem.decay
+    if decay is None:
+        return 0.0, 0.0
+    by_input = torch.full_like(block.W[0], decay.W)
+    by_input[-1] = decay.last_column
+    first = (by_input * block.W * move.dW).sum() + decay.H * (block.H * move.dH).sum()
+    second = (by_input * move.dW.square()).sum() + decay.H * move.dH.square().sum()
+    if block.output_bias is not None:
+        first += decay.output_bias * (block.output_bias @ move.db)
+        second += decay.output_bias * move.db.square().sum()
+    return float(first), float(second) / 2
 
 
 def see_fall_of_loss(problem: LossProblem, move: Move) -> Direction | None:
@@ -138,13 +158,15 @@ def evaluated_change(problem: LossProblem, move: Move, step: float) -> float:
     bias = None if block.output_bias is None else block.output_bias + step * move.db
     there = ShallowBlock(block.W + step * move.dW, block.H + step * move.dH, block.slopes, bias)
     outputs = chunked_outputs(there, problem.signal.X)
-    change = float(problem.output_loss.change(problem.outputs, outputs - problem.outputs))
+    linear, square = _price(problem, move)
+    paid = step * (linear + step * square)
+    change = float(problem.output_loss.change(problem.outputs, outputs - problem.outputs)) + paid
     moved = (outputs - problem.outputs).norm(dim=1)
     weight = problem.signal.G.norm(dim=1) + curvature_of_rows(problem) * moved
     given = 0.0 if block.output_bias is None else block.output_bias.norm() + step * move.db.norm()
     seen = sum(seen_terms(one, problem.signal, problem.kink_tol) for one in (block, there))
-    rounding = FLOAT64.roundings * FLOAT64.eps * float(weight @ (seen + given))
-    lower = bool(problem.output_loss(outputs) < problem.loss)
+    rounding = FLOAT64.roundings * FLOAT64.eps * (float(weight @ (seen + given)) + abs(paid))
+    lower = float(problem.output_loss(outputs)) + paid < float(problem.output_loss(problem.outputs))
     return change if change < -rounding and lower else 0.0
 
 

@@ -13,9 +13,17 @@ from relu_diag.functional.assumptions import Assumptions, State, checked
 from relu_diag.functional.block import BlockSignal, Reduction, ShallowBlock
 from relu_diag.functional.local import chunks, slopes_at
 from relu_diag.functional.output_loss import Loss, as_loss
-from relu_diag.functional.problem import LossProblem, Problem, SquaredProblem, loss_problem, squared_problem
+from relu_diag.functional.problem import (
+    LossProblem,
+    Problem,
+    SquaredProblem,
+    decayed_problem,
+    loss_problem,
+    squared_problem,
+)
 from relu_diag.functional.tolerances import FLOAT64, derivative_tolerance, kink_tolerance
 from relu_diag.functional.verdict._any_loss import KINKED_THEOREM, assumptions_of, of_any_loss
+from relu_diag.functional.verdict._decayed import of_decayed_loss
 from relu_diag.functional.verdict._normal_form import normal_form
 from relu_diag.functional.verdict._orders import (
     CONVEX,
@@ -39,6 +47,7 @@ from relu_diag.functional.verdict._rounding import (
 from relu_diag.functional.verdict.escape import escapes_at, silent_escapes
 from relu_diag.functional.verdict.stationarity import assess
 from relu_diag.functional.verdict.verdict import Verdict
+from relu_diag.functional.weight_decay import WeightDecay, as_weight_decay
 
 _OUT_OF_RANGE = "weights or data so large or small that squares leave the range of float64: rescale them"
 
@@ -50,6 +59,7 @@ def classify(
     reduction: Reduction = "mean",
     kink_tol: float | None = None,
     tol: float | None = None,
+    weight_decay: float | WeightDecay = 0.0,
 ) -> Verdict:
     """What the point is for the squared loss, or any loss of the outputs, proven, or "undecided".
 
@@ -59,6 +69,10 @@ def classify(
     Under any convex loss a stationary point without escape neurons is a local minimum, kinks included. Where some
     weights can grow for ever and lower the loss all the way, as with labels that are separable, the loss has no minimum
     with these signs, and the reason says so. Of a loss that is not convex only descents are claimed.
+
+    Weight decay is part of the loss, which has to be convex then. A stationary point is a local minimum if every neuron
+    by itself is: if no direction of its input weights that costs nothing pulls by more than the decay. A neuron without
+    any weights grows where the largest pull exceeds the decay; where none does the minimum is one of all widths.
 
     Source: Wu et al., Definition 3.3, Theorem 4.2 and Corollary 4.4.
 
@@ -70,6 +84,8 @@ def classify(
         kink_tol: Relative distance that counts as on the kink; None: 1e-10 in float64, 1e-6 in float32.
         tol: Tolerance on derivatives relative to their natural scale (`Stationarity`), and on the residual relative to
             targets and outputs; None: 1e-9 in float64, 1e-5 in float32.
+        weight_decay: Factor ``mu`` of ``mu / 2`` times the squared weights, an output bias being free; or one for each
+            part. AdamW's decay is no part of a loss.
 
     Returns:
         The verdict.
@@ -84,6 +100,9 @@ def classify(
         'local minimum'
     """
     tol = derivative_tolerance(tol, kink_tol, block.W.dtype)
+    decay = as_weight_decay(weight_decay)
+    if decay.any:
+        return of_decayed_loss(decayed_problem(block, X, as_loss(Y, reduction), decay, kink_tol), tol)
     if isinstance(Y, Tensor):
         problem: Problem = squared_problem(block, X, Y, reduction, kink_tol)
     else:

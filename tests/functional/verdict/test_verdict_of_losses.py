@@ -16,7 +16,7 @@ from relu_diag import BlockSignal, ShallowBlock
 from relu_diag import functional as F
 from relu_diag.functional.output_loss import Loss
 
-PROBLEMS = 8
+PROBLEMS = 5
 
 
 @pytest.mark.parametrize("name", MAKERS)

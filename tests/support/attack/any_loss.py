@@ -30,6 +30,11 @@ class Case:
     block: ShallowBlock
     X: Tensor
     loss: Loss
+    mu: float = 0.0
+
+    def value(self, block: ShallowBlock) -> Tensor:
+        """The loss, weight decay included."""
+        return self.loss(block(self.X)) + self.mu / 2 * (block.W.square().sum() + block.H.square().sum())
 
 
 Maker = Callable[[Rng, Array, Array], Loss]
@@ -56,7 +61,7 @@ def absolute(rng: Rng, out: Array, E: Array) -> Loss:
 def poisson(rng: Rng, out: Array, E: Array) -> Loss:
     size = float(np.abs(E).max()) or 1.0
     scale = 10 ** rng.uniform(-1, 1) / size
-    return F.Poisson(tensor(np.exp(out) - scale * E), "sum")
+    return F.Poisson(tensor(np.exp(out) - scale * E), "sum").scaled(1 / scale)
 
 
 def binary(rng: Rng, out: Array, E: Array) -> Loss:
@@ -109,6 +114,57 @@ def case_of(name: str, seed: int, number: int) -> Case:
     return with_loss(rng, MAKERS[name], problem)
 
 
+def decayed_case(name: str, seed: int, number: int) -> Case:
+    """A stationary point under weight decay, samples on kinks and neurons without weights among the rest."""
+    rng = np.random.default_rng([seed, sorted(MAKERS).index(name), number])
+    E = None
+    while E is None:
+        d, count, J = int(rng.integers(2, 4)), int(rng.integers(1, 4)), int(rng.integers(1, 4))
+        J = max(J, 2) if name == "classes" else J
+        W, H = rng.standard_normal((count, d)), rng.standard_normal((J, count))
+        size = rng.uniform(0.5, 1.5, count) * (rng.random(count) > 0.2)
+        W *= (size / np.linalg.norm(W, axis=1))[:, None]
+        H *= size / np.linalg.norm(H, axis=0)
+        X = rng.standard_normal((count * (d + J) + int(rng.integers(1, 6)), d))
+        if W[0].any() and rng.random() < 0.5:
+            X[: d - 1] -= (X[: d - 1] @ W[0])[:, None] * W[0] / (W[0] @ W[0])
+        mu = 10 ** rng.uniform(-1, 1)
+        E = _decayed_gradient(rng, W, H, X, mu, name == "classes")
+    out = np.maximum(X @ W.T, 0) @ H.T
+    return Case(ShallowBlock(tensor(W), tensor(H)), tensor(X), MAKERS[name](rng, out, E), mu)
+
+
+def _decayed_gradient(rng: Rng, W: Array, H: Array, X: Array, mu: float, zero_sums: bool) -> Array | None:
+    """Loss gradients at the outputs that hold all weights against their decay, ``(N, J)``, kinks with a margin."""
+    (samples, _), J = X.shape, len(H)
+    rows, right = [], []
+    signs = [np.zeros((0, samples * J))]
+    for w, h in zip(W, H.T, strict=True):
+        if not w.any():
+            continue
+        z = X @ w
+        kink = np.abs(z) <= 1e-12 * np.linalg.norm(w) * np.linalg.norm(X, axis=1)
+        slope = np.where(kink, rng.uniform(0.2, 0.8, samples), z > 0)
+        rows += [np.kron((slope[:, None] * X).T, h[None]), np.kron((slope * ~kink * z)[None], np.eye(J))]
+        right += [-mu * w, -mu * h]
+        signs.append(np.kron(np.eye(samples)[kink], h[None]))
+    if zero_sums:
+        rows.append(np.kron(np.eye(samples), np.ones((1, J))))
+        right.append(np.zeros(samples))
+    if not rows:
+        return mu * rng.standard_normal((samples, J)) if not zero_sums else None
+    A, b = np.concatenate(rows), np.concatenate(right)
+    E = np.linalg.lstsq(A, b, rcond=1e-10)[0]
+    if np.abs(A @ E - b).max() > 1e-10:
+        return None
+    for _ in range(30):
+        loose = rng.standard_normal(len(E))
+        tried = E + rng.uniform(0, mu) * (loose - np.linalg.lstsq(A, A @ loose, rcond=1e-10)[0])
+        if (np.concatenate(signs) @ tried > 1e-3).all():
+            return np.asarray(tried.reshape(samples, J))
+    return None
+
+
 def with_loss(rng: Rng, maker: Maker, problem: Problem) -> Case:
     """A point of the squared error as one of another loss, outputs brought to where logits are."""
     out = np.asarray(outputs(problem), dtype=np.float64)
@@ -128,9 +184,9 @@ def complaints(case: Case, verdict: Verdict, rng: Rng) -> list[str]:
         return []
     if verdict.direction is None:
         return [] if "no minimum" in verdict.reason else [f"{verdict.kind} without a witness"]
-    here = case.loss(case.block(case.X))
+    here = case.value(case.block)
     steps = torch.linspace(0, verdict.direction.step, 41, dtype=torch.float64)[1:].tolist()
-    changes = [float(case.loss(verdict.direction.applied_to(case.block, step)(case.X)) - here) for step in steps]
+    changes = [float(case.value(verdict.direction.applied_to(case.block, step)) - here) for step in steps]
     blur = 1e-13 * max(float(here.abs()), float(case.loss.gradient(case.block(case.X)).abs().sum()))
     said = []
     if not changes[-1] < 0:
@@ -235,10 +291,13 @@ class _Box:
     def _excess(self, move: Moved) -> float:
         dW, dH, db = move
         change = float(self.case.loss.change(self.outputs, self.moved(move)))
+        paid = (2 * self.W * dW + dW.square()).sum() + (2 * self.H * dH + dH.square()).sum()
+        change += self.case.mu / 2 * float(paid)
         length = self.case.X.norm(dim=1)
         most = max(map(abs, self.case.block.slopes))
         terms = length * most * (dW.norm(dim=1) @ (self.H + dH).norm(dim=0) + self.W.norm(dim=1) @ dH.norm(dim=0))
         price = PRICE * float(self.G.norm(dim=1) @ (terms + db.norm()))
+        price += PRICE * self.case.mu * float(self.W.norm() * dW.norm() + self.H.norm() * dH.norm())
         size = abs(float(self.case.loss(self.outputs))) + float(self.G.norm(dim=1) @ self.outputs.norm(dim=1))
         return -change / (price + 1e-13 * size + 1e-300)
 
@@ -249,7 +308,9 @@ class _Box:
             moved = self.moved((parts[0], parts[1], parts[2]))
             with torch.no_grad():
                 slope = self.case.loss.gradient(self.outputs + moved)
-            gradients = torch.autograd.grad((slope * moved).sum(), parts, allow_unused=True, materialize_grads=True)
+            decay = (self.W + parts[0]).square().sum() + (self.H + parts[1]).square().sum()
+            objective = (slope * moved).sum() + self.case.mu / 2 * decay
+            gradients = torch.autograd.grad(objective, parts, allow_unused=True, materialize_grads=True)
             with torch.no_grad():
                 sizes = (self.w_reach[:, None], self.h_reach, 1.0)
                 size = float(torch.cat([(g * s).flatten() for g, s in zip(gradients, sizes, strict=True)]).norm())
