@@ -108,7 +108,7 @@ class SparseAutoencoder(LightningModule):
         return (chosen @ self.decoder[dead] - residual).square().sum(dim=1).mean() / 32
 
     def _ghost(self, residual: Tensor, z: Tensor, miss: Tensor) -> Tensor:
-        """Jermyn and Templeton 2024: exponentials of dead features, half as long as the residual, weighed as the miss."""
+        """Jermyn and Templeton 2024: exponentials of dead features, half as long as the residual, weighed so."""
         dead = self._dead().nonzero().squeeze(1)
         if not len(dead):
             return z.new_zeros(())

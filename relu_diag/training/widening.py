@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from relu_diag.functional import GrowthProposal, ShallowBlock, classify, growth_proposals
+from relu_diag.functional.tolerances import tolerances
 from relu_diag.training._data import MAX_ELEMENTS, TOO_MANY
 from relu_diag.training.examination import Examination
 from relu_diag.training.look import Look
@@ -20,6 +23,10 @@ from relu_diag.training.rows import SquaredView, TrainingData
 _CANDIDATES = 4
 # Relative difference up to which the gradient at the activations comes from the output alone.
 _SAME = 1e-3
+# How far a new neuron is turned off a kink, in widths of a kink.
+_TURN = 100.0
+# Binary digits of a new neuron's weights: the loss at its best weights does not feel the others.
+_DIGITS = 12
 
 
 class NoWidening(Exception):
@@ -112,7 +119,7 @@ def choose_widening(
     Raises:
         NoWidening: If no neuron gains anything, or the loss cannot be evaluated.
     """
-    data = examination.data
+    data = None if examination.data is None else _in_order(examination.data)
     squared = None if data is None else data.squared(examination.block)
     if data is not None:
         search = _search_rows(data, squared, nudge)
@@ -126,6 +133,7 @@ def choose_widening(
         best = next((one for one in search.propose(block) if embedding in {"best", one.kind}), None)
         if best is None:
             break
+        best = _settled(best, search.X, data) if nudge else best
         chosen.append(best)
         block = best.new_block
     chosen = trainer.strategy.broadcast(chosen)
@@ -136,6 +144,52 @@ def choose_widening(
     with torch.no_grad():
         change = float((block(search.X) - examination.block(search.X)).abs().max())
     return WideningChoice(chosen, kind, change)
+
+
+def _in_order(data: TrainingData) -> TrainingData:
+    """The same samples in an order of their own, so that a choice does not depend on how they came in."""
+    order = torch.as_tensor(np.lexsort(data.X.double().cpu().numpy().T)).to(data.X.device)
+    try:
+        return replace(data, X=data.X[order], loss=data.loss.rows(order))
+    except NotImplementedError:  # a loss that is not known as a sum over samples
+        return data
+
+
+def _settled(proposal: GrowthProposal, X: Tensor, data: TrainingData | None) -> GrowthProposal:
+    """The proposal with a new neuron that does not depend on rounding: of a few digits, and beside every sample.
+
+    A search ends within its own accuracy of the best weights, and on a kink rounding would decide which gradient comes
+    next: in another order of the samples, or on another number of processes, another one.
+    """
+    block = proposal.new_block
+    W = block.W.clone()
+    H = block.H.clone()
+    if proposal.unit is None and data is not None:
+        W[-1] = _rounded(W[-1])
+        H[:, -1] = _rounded(H[:, -1])
+    w = W[-1]
+    reach = tolerances(w.dtype).kink * float(w.norm()) * X.to(w).norm(dim=1)
+    if bool((((X.to(w) @ w).abs() <= reach) & (reach > 0)).any()):
+        generator = torch.Generator().manual_seed(0)
+        turn = torch.randn(len(w), generator=generator, dtype=torch.float64).to(w)
+        W[-1] += _TURN * tolerances(w.dtype).kink * w.norm() * turn
+    new = replace(block, W=W, H=H)
+    if data is None or (torch.equal(W, block.W) and torch.equal(H, block.H)):
+        return replace(proposal, new_block=new)
+    return replace(
+        proposal,
+        new_block=new,
+        measured_drop=proposal.measured_drop + data.loss_of(block) - data.loss_of(new),
+    )
+
+
+def _rounded(values: Tensor) -> Tensor:
+    """Values ``(n,)`` to so many binary digits of the largest of them."""
+    largest = float(values.abs().max())
+    if not largest:
+        return values
+    unit = 2.0 ** (math.frexp(largest)[1] - _DIGITS)
+    return (values / unit).round() * unit
 
 
 @dataclass(frozen=True, slots=True, eq=False)
