@@ -320,6 +320,7 @@ class Budgets:
         deviations: How many standard deviations they reach.
         cap_inputs: Dimensions up to which a maximum on the sphere is enclosed by caps.
         cap_numbers: Loss gradients of all caps together in that search: about 2 s on one core.
+        ascent_numbers: Numbers in the inputs beyond which the largest pull in many dimensions is looked for quickly.
         free_bias_samples: Samples that are put on the kink one by one, for neurons whose bias does not decay.
         shifts_of_outputs: Newton steps to the best constant added to the outputs.
         scales: Scales of the dual variables tried.
@@ -412,7 +413,7 @@ class Budgets:
     uphill_steps: int = 3
     singular_vectors: int = 4
     new_units: int = 32
-    refits: int = 4
+    refits: int = 2
     ridges: tuple[float, ...] = (10.0, 1.0, 0.1, 1e-2, 1e-3)
     finalists: int = 2
     trial_steps: int = 10
@@ -440,6 +441,7 @@ class Budgets:
     deviations: float = 8.0
     cap_inputs: int = 6
     cap_numbers: int = 2**26
+    ascent_numbers: int = 2**16
     free_bias_samples: int = 256
     shifts_of_outputs: int = 50
     scales: int = 60

@@ -18,7 +18,7 @@ from torch import Tensor
 from relu_diag.functional._arrays import row_space
 from relu_diag.functional.block import BlockSignal, rho
 from relu_diag.functional.dynamics import extremal_directions
-from relu_diag.functional.local import slopes_at
+from relu_diag.functional.local import radial_directions, slopes_at
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
 
@@ -54,6 +54,8 @@ def largest_pull(signal: BlockSignal, slopes: tuple[float, float], starts: Tenso
         The maximum, certified where the inputs span at most two dimensions, are few, or a search of bounded size
         encloses it: up to about six dimensions.
     """
+    if signal.X.numel() > BUDGETS.ascent_numbers and _spans_many_dimensions(signal.X):
+        return _quick_ascent(signal, slopes, starts)
     found = extremal_directions(signal.X, signal.G, slopes, starts)
     if not len(found.v):
         return LargestPull(torch.zeros_like(signal.X[0]), 0.0, 0.0, certified=True, met=found.v)
@@ -73,6 +75,35 @@ def largest_pull(signal: BlockSignal, slopes: tuple[float, float], starts: Tenso
         met = torch.cat([v[None], met])
     bound = enclosed.bound if enclosed.closed else enclosed.value
     return LargestPull(v, enclosed.value, bound, enclosed.closed, met)
+
+
+def _spans_many_dimensions(X: Tensor) -> bool:
+    """Whether a few of the samples span more dimensions already than can be searched."""
+    return len(row_space(X[: BUDGETS.starts].cpu().numpy())) > BUDGETS.cap_inputs
+
+
+def _quick_ascent(signal: BlockSignal, slopes: tuple[float, float], starts: Tensor) -> LargestPull:
+    """The highest point that undamped steps pass, from the starts and samples of the largest pull: an estimate."""
+    weight = signal.X.norm(dim=1) * signal.G.norm(dim=1)
+    strongest = signal.X[weight.argsort(descending=True)[: BUDGETS.starts]]
+    V = radial_directions(torch.cat([starts, strongest, -strongest]))
+    D = rho(V @ signal.X.T, slopes) @ signal.G
+    V = V[D.norm(dim=1).argsort(descending=True)[: BUDGETS.starts]]
+    best = V.new_zeros(len(V))
+    met = V
+    for _ in range(BUDGETS.rounds):
+        Z = V @ signal.X.T
+        D = rho(Z, slopes) @ signal.G
+        gain = D.norm(dim=1)
+        higher = gain > best
+        if not bool(higher.any()):
+            break
+        best = torch.where(higher, gain, best)
+        met = torch.where(higher[:, None], V, met)
+        V = radial_directions((slopes_at(Z, slopes) * (D @ signal.G.T)) @ signal.X)
+    highest = int(best.argmax())
+    value = float(best[highest])
+    return LargestPull(met[highest], value, value, certified=False, met=met)
 
 
 def largest_pull_with_free_bias(

@@ -113,8 +113,9 @@ def optimality_gap(
     point where the largest pull is ``mu`` the gap is 0, a global minimum over all widths.
 
     The largest pull is exact where the samples span at most two dimensions, or are few; in up to about six dimensions
-    branch and bound encloses it to 1e-5; elsewhere ascents look for it, and the gap is an estimate. Without decay the
-    bound is the loss of the best outputs that a network of any width can have, up to their form, and always proved.
+    branch and bound encloses it to 1e-5; elsewhere ascents look for it, quick ones where the data are large, and the
+    gap is an estimate. Without decay the bound is the loss of the best outputs that a network of any width can have,
+    up to their form, and always proved.
 
     Where the hidden bias, the last column of `W` for a constant one of `X`, is free of decay, so are constants, and the
     length of a neuron leaves its bias out: then the largest pull is certified for one input besides, and for two where

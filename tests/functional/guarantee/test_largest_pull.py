@@ -121,3 +121,15 @@ def test_nothing_felt_is_no_pull() -> None:
     signal = BlockSignal(torch.eye(2).double(), torch.zeros(2, 1).double())
     found = largest_pull(signal, (0.0, 1.0), signal.X[:0], enough=0.0)
     assert (found.value, found.bound, found.certified) == (0.0, 0.0, True)
+
+
+def test_quick_ascents_among_many_numbers_come_near_the_thorough_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(300, 12, generator=generator, dtype=torch.float64)
+    signal = BlockSignal(X, X[:, :2].abs() - 0.8 + 0.1 * torch.randn(300, 2, generator=generator, dtype=torch.float64))
+    thorough = largest_pull(signal, (0.0, 1.0), X[:0], 0.0)
+    monkeypatch.setattr(_largest_pull, "BUDGETS", replace(BUDGETS, ascent_numbers=1000))
+    quick = largest_pull(signal, (0.0, 1.0), X[:0], 0.0)
+    assert not quick.certified
+    assert_close(float(pulled(quick.v[None], signal, (0.0, 1.0))), quick.value)
+    assert 0.95 * thorough.value <= quick.value <= 1.05 * thorough.value
