@@ -114,8 +114,8 @@ def optimality_gap(
 
     The largest pull is exact where the samples span at most two dimensions, or are few; in up to about six dimensions
     branch and bound encloses it to 1e-5; elsewhere ascents look for it, quick ones where the data are large, and the
-    gap is an estimate. Without decay the bound is proved in any dimension: no neuron feels its dual variables at all. For
-    the squared error it is then the best loss itself.
+    gap is an estimate. Without decay the bound is proved in any dimension, as no neuron feels its dual variables at all;
+    for the squared error it is then the best loss itself.
 
     Where the hidden bias, the last column of `W` for a constant one of `X`, is free of decay, so are constants, and the
     length of a neuron leaves its bias out: then the largest pull is certified for one input besides, and for two where

@@ -97,13 +97,13 @@ def fitted_set(rows: Rows, kind: str, most: int, worthwhile: bool) -> UnitSet:
     V = POOLS[kind](situation, max(BUDGETS.pool, BUDGETS.pool_for_one * most))
     A = rho(X @ V.T, block.slopes)
     choice = greedy_choice(A, G, most)
-    count = _worthwhile(choice, rows.fit_loss, at) if worthwhile else len(choice.index)
-    index = choice.index[: max(count, 1)]
-    if len(index) < most and not worthwhile:
-        # Fewer of this kind explain anything than are asked for: the first of the others are as good as any.
+    count = max(1, _worthwhile(choice, rows.fit_loss, at)) if worthwhile else most
+    index = choice.index[:count]
+    if len(index) < count:
+        # No other explains anything: the first of them are as good as any.
         others = torch.ones(len(V), dtype=torch.bool, device=V.device)
         others[index] = False
-        index = torch.cat([index, others.nonzero()[: most - len(index), 0]])
+        index = torch.cat([index, others.nonzero()[: count - len(index), 0]])
     size = A[:, index].square().mean(dim=0).sqrt()
     size = torch.where(size > 0, size, 1.0)
     return _best_ridge(rows, kind, V[index] / size[:, None], at)
@@ -155,7 +155,7 @@ def trained_set(rows: Rows, start: UnitSet, steps: int) -> UnitSet:
         start.H / root,
     )
     best = start
-    for V, H in itertools.islice(pieces, max(1, steps // BUDGETS.short_steps)):
+    for V, H in itertools.islice(pieces, steps // BUDGETS.short_steps):
         judged = rows.judged(V, H)
         if not judged < best.judged:
             break

@@ -129,7 +129,7 @@ def best_widening(
             "copies" of neurons turned across kinks.
         held_out: Share of the rows that judge only. Where `X` has all data there is nothing to be held out, and 0 gives
             the lowest training loss; where it is a sample, what is fitted to it alone may raise the loss on the rest.
-        steps: Quasi-Newton steps at most; 0: fitted outputs are enough.
+        steps: Quasi-Newton steps at most, taken five at a time; 0: fitted outputs are enough.
         reduction: Of the squared error: "mean", "sum" or "half_sum".
         seed: Of the random numbers.
 

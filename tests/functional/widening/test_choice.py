@@ -81,9 +81,11 @@ def test_what_fits_noise_only_keeps_the_function() -> None:
             assert "the function is kept" in str(one)
 
 
-def test_nothing_to_gain_keeps_the_function() -> None:
+@pytest.mark.parametrize(("units", "added"), [(2, 2), ("auto", 1)])
+def test_nothing_to_gain_keeps_the_function(units: int | str, added: int) -> None:
     block, X, _ = problem()
-    found = F.best_widening(block, X, block(X), units=2)
+    found = F.best_widening(block, X, block(X), units=units)
+    assert found.units == added
     assert found.kept
     assert found.after == found.before == 0
 
