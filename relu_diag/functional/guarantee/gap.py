@@ -114,7 +114,7 @@ def optimality_gap(
 
     The largest pull is exact where the samples span at most two dimensions, or are few; in up to about six dimensions
     branch and bound encloses it to 1e-5; elsewhere ascents look for it, quick ones where the data are large, and the
-    gap is an estimate. Without decay the bound is proved in any dimension, as no neuron feels its dual variables at all;
+    gap is an estimate. Without decay the bound is proved in any dimension, as no neuron feels its dual variables;
     for the squared error it is then the best loss itself.
 
     Where the hidden bias, the last column of `W` for a constant one of `X`, is free of decay, so are constants, and the
