@@ -11,7 +11,7 @@ from relu_diag.functional.block import ShallowBlock, chunked_outputs, rho
 from relu_diag.functional.local import chunks
 from relu_diag.functional.problem import LossProblem
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
-from relu_diag.functional.verdict._rounding import curvature_of_rows, seen_terms
+from relu_diag.functional.verdict._rounding import curvature_of_rows, reach, seen_terms
 from relu_diag.functional.verdict.direction import Direction
 from relu_diag.functional.verdict.line import Move, TaylorExpansion, entered
 
@@ -85,12 +85,14 @@ class LossLine:
             start += len(chunk.X)
             dZ = chunk.X @ move.dW.T
             A = rho(chunk.Z, block.slopes)
+            by_output = A @ move.dH.T
             ahead = entered(chunk.Z, dZ, block.slopes)
+            crossing = -chunk.Z / dZ
+            crossing = torch.where(crossing > 0, crossing, torch.inf)
             for number, step in enumerate(steps):
-                there = chunk.Z + step * dZ
-                crossed = chunk.Z * there < 0
-                dA = torch.where(crossed, rho(there, block.slopes) - A, step * ahead)
-                changes[number, here] += dA @ (block.H + step * move.dH).T + step * (A @ move.dH.T)
+                there = rho(torch.add(chunk.Z, dZ, alpha=float(step)), block.slopes, inplace=True).sub_(A)
+                dA = torch.where(crossing < step, there, step * ahead)
+                changes[number, here] += dA @ (block.H + step * move.dH).T + step * by_output
         return changes
 
 
@@ -141,7 +143,12 @@ def see_fall_of_loss(problem: LossProblem, move: Move) -> Direction | None:
     The loss is evaluated on a scale of steps and on points between: it does not rise on the way.
     """
     line = loss_line(*_moving_part(problem, move))
-    step = _lowest(line, _scale_of_steps(line))
+    steps = _scale_of_steps(line)
+    # Behind the first kink each step costs a pass over the data: small ones there are looked at where large ones rise.
+    far = float(steps[-1]) / 4.0**BUDGETS.far_steps
+    step = _lowest(line, steps[(steps <= line.eps_max) | (steps > far)])
+    if step <= far:
+        step = _lowest(line, steps)
     if step == 0:
         return None
     # Points between those of the scale, as evenly as they are few.
@@ -163,11 +170,15 @@ def evaluated_change(problem: LossProblem, move: Move, step: float) -> float:
     change = float(problem.output_loss.change(problem.outputs, outputs - problem.outputs)) + paid
     moved = (outputs - problem.outputs).norm(dim=1)
     weight = problem.signal.G.norm(dim=1) + curvature_of_rows(problem) * moved
-    given = 0.0 if block.output_bias is None else block.output_bias.norm() + step * move.db.norm()
+    if not float(problem.output_loss(outputs)) + paid < float(problem.output_loss(problem.outputs)):
+        return 0.0
+    given = 0.0 if block.output_bias is None else float(block.output_bias.norm() + step * move.db.norm())
+    resolution = FLOAT64.roundings * FLOAT64.eps
+    most = problem.signal.X.norm(dim=1) * (reach(block) + reach(there)) + given
+    if change < -resolution * (float(weight @ most) + abs(paid)):
+        return change
     seen = sum(seen_terms(one, problem.signal, problem.kink_tol) for one in (block, there))
-    rounding = FLOAT64.roundings * FLOAT64.eps * (float(weight @ (seen + given)) + abs(paid))
-    lower = float(problem.output_loss(outputs)) + paid < float(problem.output_loss(problem.outputs))
-    return change if change < -rounding and lower else 0.0
+    return change if change < -resolution * (float(weight @ (seen + given)) + abs(paid)) else 0.0
 
 
 def _scale_of_steps(line: LossLine) -> Tensor:
