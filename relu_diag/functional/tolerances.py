@@ -97,6 +97,19 @@ class Tolerances:
         flow: Error of a step of gradient flow over the size of a neuron, or over the drop asked for.
         still: Motion of the residuals until the end of a forecast, over their length, that counts as none.
         first_order: Drop of the loss over the one to first order, above which growth counts as exponential to its end.
+        frozen: The same, where a network is so small that it is followed instead.
+        series: Exponent below which a function of it is a short series, to half the digits and more.
+        leap: Correction of a leap of the flow over the size of a neuron that is allowed.
+        leap_growth: Logarithm of the growth within one leap that is allowed.
+        collapsed: Length of shrinking input weights over the output weights that counts as zero.
+        lets_go: What a kink would have to hold a neuron back with, beyond what it can, over that, at which it lets go: so
+            much that of neurons on one kink that share a residual one goes and the others stay.
+        rough: Loss above that of the flow, over the drop asked for, at which descent is followed longer.
+        shrunk: Length of a neuron over the one it had that counts as zero.
+        forever: Time beyond which nothing comes, over the shortest in which anything changes.
+        beforehand: Growth times before the end of a plateau at which it is seen who ends it.
+        unmoved: Motion of loss gradients over their length up to which extremal directions stay what they are.
+        grown: Amplitude over an earlier one that counts as growth.
         patience: How much longer than at its present speed a loss that slides may take.
         noticed: Drop of the loss, over the one asked for, below which residuals do not notice small neurons.
         novel: Square of a feature that others leave over its own, below which it is theirs in other words.
@@ -191,6 +204,18 @@ class Tolerances:
     flow: float = 2e-3
     still: float = 1e-2
     first_order: float = 0.95
+    frozen: float = 1e-4
+    series: float = 0.1
+    leap: float = 1e-2
+    leap_growth: float = 30.0
+    collapsed: float = 1e-9
+    lets_go: float = 1e-3
+    rough: float = 0.05
+    shrunk: float = 1e-6
+    forever: float = 1e9
+    beforehand: float = 3.0
+    unmoved: float = 1e-2
+    grown: float = 10.0
     patience: float = 10.0
     noticed: float = 1e-2
     novel: float = 1e-2
@@ -279,6 +304,14 @@ class Budgets:
         newton: Newton steps on the time at which drops add up to one.
         course: Gradients of the whole network that one forecast may take.
         stages: Stages of one step of gradient flow.
+        descent: Steps of descent that a forecast for a small network begins with.
+        long_descent: The same where descent leaps to and fro, and is not what flow is.
+        seen: Steps of descent from one that is remembered to the next.
+        leap_numbers: Weights of a network whose flow is followed in leaps.
+        leaps: Such leaps.
+        looks: Points of a leap, and of each closer look, at which kinks are looked for.
+        bracketings: Looks at a kink, each closer.
+        bisections: Halvings of the time in which the drop is met.
         calm_steps: Steps of descent in which it is seen whether it only leaps to and fro.
         derivatives: Derivatives beyond the second that the motion of small neurons is made of.
         settlings: Parts of the time until growth is noticed after which residuals are looked at again.
@@ -401,6 +434,14 @@ class Budgets:
     newton: int = 20
     course: int = 1500
     stages: int = 60
+    descent: int = 600
+    long_descent: int = 10_000
+    seen: int = 50
+    leap_numbers: int = 300
+    leaps: int = 200
+    looks: int = 16
+    bracketings: int = 4
+    bisections: int = 25
     calm_steps: int = 20
     derivatives: int = 10
     settlings: int = 10

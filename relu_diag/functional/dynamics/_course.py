@@ -9,76 +9,52 @@ Source: Sommeijer, Shampine and Verwer 1998.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 from numpy.polynomial import chebyshev
 
 from relu_diag.functional._arrays import Array
-from relu_diag.functional.problem import SquaredProblem
+from relu_diag.functional.dynamics._system import Moment, System
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
 _TINY = float(np.finfo(np.float64).tiny)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Moment:
-    """The network at a moment of its flow.
-
-    Attributes:
-        W: Input weights, shape ``(I, d)``.
-        H: Output weights, shape ``(J, I)``.
-        time: Time of gradient flow from the start of the forecast.
-        drop: Drop of the loss since then.
-        ended: Whether the drop is the one asked for; the time is then interpolated.
-        evaluations: Gradients that may still be computed.
-    """
-
-    W: Array
-    H: Array
-    time: float
-    drop: float
-    ended: bool
-    evaluations: int
-
-
 class Course:
-    """The gradient flow of a squared problem."""
+    """The gradient flow of a network."""
 
-    def __init__(self, problem: SquaredProblem, dropped: float) -> None:
-        """Drops are counted from a loss that is higher by what it has dropped already."""
-        block = problem.block
-        self.X = problem.signal.X.cpu().numpy()
-        bias = 0.0 if block.output_bias is None else block.output_bias.cpu().numpy()
-        self.targets = (problem.outputs - problem.signal.G).cpu().numpy() - bias
-        self.slopes, self.factor = block.slopes, problem.factor
-        self.loss = float(problem.loss) + dropped
-        self.width = FLOAT64.near_kink * np.linalg.norm(self.X, axis=1, keepdims=True)
+    def __init__(self, system: System, height: float) -> None:
+        """Drops are counted from a height of the loss."""
+        self.system = system
+        self.loss = height
+        self.width = FLOAT64.near_kink * np.linalg.norm(system.X, axis=1, keepdims=True)
         self.evaluations = 0
         self._stiffest: Array | None = None
 
-    def drop(self, W: Array, H: Array) -> float:
+    def drop(self, at: Moment) -> float:
         """By how much the loss is lower than at the start."""
-        return self.loss - self._velocity(W, H)[2]
+        return self.loss - self.system.loss(at.W, at.H, at.bias)
 
     def linear_time(self, at: Moment, target: float) -> float:
         """How long the loss would take to a drop at its present speed."""
-        dW, dH, _ = self._velocity(at.W, at.H)
-        return (target - at.drop) / max(float((dW * dW).sum() + (dH * dH).sum()), _TINY)
+        return (target - at.drop) / max(self._slide(at), _TINY)
 
-    def residual_speed(self, at: Moment, moving: Array) -> float:
-        """How fast the residuals change by the motion of some neurons, 1 or 0 each, over their length."""
-        Z = self.X @ at.W.T
-        S = np.where(Z > 0, self.slopes[1], self.slopes[0])
-        E = (S * Z) @ at.H.T - self.targets
-        dW, dH, _ = self._velocity(at.W, at.H)
-        change = (S * Z * moving) @ dH.T + (S * (self.X @ dW.T) * moving) @ at.H.T
-        return float(np.linalg.norm(change)) / max(float(np.linalg.norm(E)), _TINY)
+    def signal_speed(self, at: Moment, moving: Array) -> float:
+        """How fast the loss gradients at the outputs change by the motion of some neurons, 1 or 0 each, over their length."""
+        X, slopes = self.system.X, self.system.slopes
+        Z = X @ at.W.T
+        S = np.where(Z > 0, slopes[1], slopes[0])
+        outputs = (S * Z) @ at.H.T + at.bias
+        dW, dH, dbias, _ = self._velocity(at.W, at.H, at.bias)
+        change = (S * Z * moving) @ dH.T + (S * (X @ dW.T) * moving) @ at.H.T + dbias
+        felt = (self.system.objective.curvature(outputs) @ change[:, :, None])[:, :, 0]
+        return float(np.linalg.norm(felt)) / max(float(np.linalg.norm(self.system.objective.gradient(outputs))), _TINY)
 
     def stiffness(self, at: Moment) -> float:
         """The largest curvature of the loss, kinks aside, with a margin."""
-        y = np.concatenate([at.W.ravel(), at.H.T.ravel()])
+        y = _vector(at)
         width, self.width = self.width, 0.0 * self.width
         stiffness = self._stiffness(y, self._flow(y, at.W.shape)[0], at.W.shape)
         self.width = width
@@ -92,8 +68,7 @@ class Course:
         is no drop to come.
         """
         calm = self.follow(at, math.inf, longest)
-        dW, dH, _ = self._velocity(calm.W, calm.H)
-        slide = float((dW * dW).sum() + (dH * dH).sum()) * (calm.time - at.time)
+        slide = self._slide(calm) * (calm.time - at.time)
         excess = max(0.0, calm.drop - at.drop - slide)
         self.loss -= excess
         return replace(calm, drop=calm.drop - excess)
@@ -101,9 +76,9 @@ class Course:
     def follow(self, at: Moment, target: float, longest: float) -> Moment:
         """The flow until the loss has dropped by a target, or for some time, or as long as evaluations last."""
         shape = at.W.shape
-        y = np.concatenate([at.W.ravel(), at.H.T.ravel()])
+        y = _vector(at)
         time, drop, end = at.time, at.drop, at.time + longest
-        self.evaluations = at.evaluations
+        self.evaluations = at.budget
         f, _ = self._flow(y, shape)
         step = min(longest, 0.1 / max(float((self._sizes(f, shape) / self._sizes(y, shape)).max()), _TINY))
         while self.evaluations > 0 and drop < target and time < end * (1 - FLOAT64.eps):
@@ -124,38 +99,49 @@ class Course:
             step *= min(4.0, 0.8 / max(error, _TINY) ** (1 / 3))
         return self._moment(y, shape, time, drop, ended=drop >= target)
 
-    def _moment(self, y: Array, shape: tuple[int, ...], time: float, drop: float, ended: bool) -> Moment:
-        W, H = self._parts(y, shape)
-        return Moment(W, H, time, drop, ended, self.evaluations)
+    def _slide(self, at: Moment) -> float:
+        """How fast the loss falls."""
+        dW, dH, dbias, _ = self._velocity(at.W, at.H, at.bias)
+        return float((dW * dW).sum() + (dH * dH).sum() + (dbias * dbias).sum())
 
-    def _parts(self, y: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-        """Input weights ``(I, d)`` and output weights ``(J, I)`` of one vector."""
-        split = shape[0] * shape[1]
-        return y[:split].reshape(shape), y[split:].reshape(shape[0], -1).T
+    def _moment(self, y: Array, shape: tuple[int, ...], time: float, drop: float, ended: bool) -> Moment:
+        W, H, bias = self._parts(y, shape)
+        return Moment(W, H, bias, time, drop, ended, self.evaluations)
+
+    def _parts(self, y: Array, shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
+        """Input weights ``(I, d)``, output weights ``(J, I)`` and bias ``(J,)`` of one vector."""
+        outputs = (len(y) - shape[0] * shape[1]) // (shape[0] + 1)
+        W, H, bias = np.split(y, [shape[0] * shape[1], len(y) - outputs])
+        return W.reshape(shape), H.reshape(shape[0], -1).T, bias
 
     def _sizes(self, y: Array, shape: tuple[int, ...]) -> Array:
         """Lengths of the neurons, shape ``(I,)``."""
-        W, H = self._parts(y, shape)
+        W, H, _ = self._parts(y, shape)
         return np.asarray(np.sqrt((W * W).sum(1) + (H * H).sum(0)) + _TINY)
 
     def _flow(self, y: Array, shape: tuple[int, ...]) -> tuple[Array, float]:
         """Minus the gradient, and the loss."""
-        dW, dH, loss = self._velocity(*self._parts(y, shape))
+        dW, dH, dbias, loss = self._velocity(*self._parts(y, shape))
         self.evaluations -= 1
-        return np.concatenate([dW.ravel(), dH.T.ravel()]), loss
+        return np.concatenate([dW.ravel(), dH.T.ravel(), dbias]), loss
 
-    def _velocity(self, W: Array, H: Array) -> tuple[Array, Array, float]:
-        """``-dL/dW``, ``-dL/dH`` and the loss; close to a kink the slope is between the two, so that neurons slide."""
-        Z = self.X @ W.T
-        A = np.where(Z > 0, self.slopes[1], self.slopes[0]) * Z
-        E = A @ H.T - self.targets
-        G = self.factor * E
-        C, jump = G @ H, self.slopes[1] - self.slopes[0]
+    def _velocity(self, W: Array, H: Array, bias: Array) -> tuple[Array, Array, Array, float]:
+        """``-dL/dW``, ``-dL/dH``, that of the bias and the loss.
+
+        Close to a kink the slope is between the two, so that neurons slide.
+        """
+        X, slopes, decay = self.system.X, self.system.slopes, self.system.decay
+        Z = X @ W.T
+        A = np.where(Z > 0, slopes[1], slopes[0]) * Z
+        outputs = A @ H.T + bias
+        G = self.system.objective.gradient(outputs)
+        C, jump = G @ H, slopes[1] - slopes[0]
         width = self.width * np.sqrt((W * W).sum(1) + (H * H).sum(0))
         # Only a kink that draws from both sides holds a neuron; another one lets it go.
         share = np.where(C * jump > 0, 0.5 + 0.5 * Z / np.maximum(width, np.abs(Z) + _TINY), Z > 0)
-        S = self.slopes[0] + jump * share
-        return -(S * C).T @ self.X, -G.T @ A, self.factor / 2 * float((E * E).sum())
+        S = slopes[0] + jump * share
+        dbias = -G.sum(0) - decay * bias if self.system.bias_moves else 0.0 * bias
+        return -(S * C).T @ X - decay * W, -G.T @ A - decay * H, dbias, self.system.objective.value(outputs)
 
     def _step(
         self, y: Array, f: Array, step: float, stiffness: float, shape: tuple[int, ...]
@@ -207,6 +193,11 @@ def _coefficients(stages: int) -> list[tuple[float, float, float, float]]:
         mu_f = 2 * b[j] * w1 / b[j - 1]
         table.append((2 * b[j] * w0 / b[j - 1], -b[j] / b[j - 2], mu_f, -a[j - 1] * mu_f))
     return table
+
+
+def _vector(at: Moment) -> Array:
+    """All weights of a moment."""
+    return np.concatenate([at.W.ravel(), at.H.T.ravel(), at.bias])
 
 
 def _share(before: float, after: float, target: float) -> float:

@@ -1,4 +1,4 @@
-"""The end of a plateau: leaps over the time in which only small neurons grow, and the flow of the whole network."""
+"""The end of a plateau: descent and flow of the whole network, or leaps over the time in which only small neurons grow."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from relu_diag.functional._arrays import Array
 from relu_diag.functional.block import BlockSignal, ShallowBlock, rho
-from relu_diag.functional.dynamics._course import Course, Moment
+from relu_diag.functional.dynamics._course import Course
+from relu_diag.functional.dynamics._descent import descended
 from relu_diag.functional.dynamics._frozen import Growth, small_growth
+from relu_diag.functional.dynamics._leaps import Leaps
 from relu_diag.functional.dynamics._splitting import splitting_growth
+from relu_diag.functional.dynamics._system import Moment, System
 from relu_diag.functional.local import neuron_states, target_scale
-from relu_diag.functional.problem import SquaredProblem
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
 
@@ -23,14 +26,16 @@ class Escape:
     """Whose growth ends a plateau, and when; or how far the loss falls where no growth does.
 
     Attributes:
-        time: Time of gradient flow until the loss has dropped, inf where it does not.
+        time: Learning rate times steps, or time of gradient flow, until the loss has dropped, inf where it does not.
         drop: Drop of the loss that is reached.
         growth: The growth, its amplitude as it is now.
+        decided: False where the budget ran out before the drop was reached.
     """
 
     time: float
     drop: float
     growth: Growth
+    decided: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,48 +43,69 @@ class Plateau:
     """What a forecast is about.
 
     Attributes:
-        problem: The squared loss of the network.
+        block: The network, float64.
+        X: Inputs, shape ``(N, d)``.
         targets: Targets, for what counts as small, shape ``(N, J)``.
+        system: The same network and its loss.
         drop: Drop of the loss that ends the plateau.
         small: Largest contribution of a small group of neurons, as a fraction of the target scale.
         lr: Learning rate of descent, or 0 where it is not known.
+        loud: Slope over its terms that counts as zero.
     """
 
-    problem: SquaredProblem
+    block: ShallowBlock
+    X: Tensor
     targets: Tensor
+    system: System
     drop: float
     small: float
     lr: float
+    loud: float
 
-    def first_growth(self, at: ShallowBlock, drop: float) -> Growth | None:
-        """The growth that first lowers the loss by a drop to first order, with the residuals there held fixed."""
-        X = self.problem.signal.X
-        signal = BlockSignal(X, self.problem.factor * (at(X) - self._wanted()))
+    def first_growth(
+        self, at: ShallowBlock, drop: float, strides: int = BUDGETS.strides, known: Growth | None = None
+    ) -> Growth | None:
+        """The growth that first lowers the loss by a drop to first order, with the loss gradients held fixed."""
+        X = self.X
+        signal = BlockSignal(X, torch.as_tensor(self.system.objective.gradient(at(X).cpu().numpy())).to(X))
         # A slope that an optimizer leaves where it has converged is no growth rate.
-        loud = max(FLOAT64.derivative, self.problem.kink_tol) * float(signal.G.norm(dim=1) @ X.norm(dim=1))
+        loud = self.loud * float(signal.G.norm(dim=1) @ X.norm(dim=1))
         states = neuron_states(at, X, self.targets, small=self.small)
         small = states.small_living
         if len(at.H) > 1:
             # What little members of a grown group grow by is more than they are: each goes its own way.
             largest = rho(X @ at.W.T, at.slopes).abs().amax(dim=0) * at.H.norm(dim=0)
             small = small | (~states.dead & (largest <= self.small * target_scale(self.targets)))
-        found = [small_growth(at, signal, small, drop, loud)]
+        found = [small_growth(at, signal, small, drop, loud, strides, known and known.extremal_for(signal))]
         for group in range(len(states.group_amplitude)):
             members = ((states.group == group) & ~small).nonzero().squeeze(1)
             found.append(splitting_growth(at, signal, members, drop, loud))
         return min((one for one in found if one is not None), key=lambda one: one.time, default=None)
 
-    def _wanted(self) -> Tensor:
-        """The targets as the residuals say: what an output bias adds is in both."""
-        return self.problem.outputs - self.problem.signal.G
+    def now(self, budget: int) -> Moment:
+        """The present."""
+        W, H = self.block.W.cpu().numpy(), self.block.H.cpu().numpy()
+        bias = np.zeros(len(H)) if self.block.output_bias is None else self.block.output_bias.cpu().numpy()
+        return Moment(W, H, bias, 0.0, 0.0, False, budget)
+
+    def network(self, at: Moment) -> ShallowBlock:
+        """The block at a moment."""
+        like = self.block.W
+        bias = None if self.block.output_bias is None else torch.as_tensor(at.bias).to(like)
+        return replace(self.block, W=torch.as_tensor(at.W).to(like), H=torch.as_tensor(at.H).to(like), output_bias=bias)
+
+    def descent_time(self, time: float, gain: float) -> float:
+        """The time that descent takes for what grows like ``exp(gain t)`` in flow: a step multiplies by 1 + lr gain."""
+        push = self.lr * gain
+        return time * push / math.log1p(push) if push > 0 else time
 
 
 def escape(plateau: Plateau) -> Escape | None:
-    """When gradient flow lowers the loss by a drop.
+    """When descent lowers the loss by a drop.
 
-    Where the residuals stand still all the while and the growth lowers the loss as it does to first order, growth is
-    exponential and that is all. Else the flow of the whole network is followed: it may settle before anything grows;
-    and from where the loss notices the growth, which may end before the drop is reached, and be followed by another.
+    Where the loss gradients stand still all the while and the growth lowers the loss as it does to first order, growth
+    is exponential and that is all. Else the whole network is followed: it may settle before anything grows, and from
+    where the loss notices the growth, that may end before the drop is reached, and be followed by another.
 
     Args:
         plateau: The plateau.
@@ -87,24 +113,97 @@ def escape(plateau: Plateau) -> Escape | None:
     Returns:
         The end of the plateau; None where nothing grows.
     """
-    block = plateau.problem.block
-    growth = plateau.first_growth(block, plateau.drop)
+    now = plateau.now(BUDGETS.course)
+    few = _few(plateau, now)
+    growth = plateau.first_growth(plateau.block, plateau.drop, 0 if few else BUDGETS.strides)
     if growth is None:
         return None
     # What grows has lowered the loss a little already: the plateau is as high as without that.
     dropped = growth.gain * growth.amplitude if growth.time > 0 else 0.0
-    course = Course(plateau.problem, dropped)
-    now = Moment(block.W.cpu().numpy(), block.H.cpu().numpy(), 0.0, dropped, False, BUDGETS.course)
-    if growth.time > 0 and _still(course, now, growth) and _reaches(course, now, growth, plateau.drop):
-        return Escape(growth.time, plateau.drop, growth)
+    now = replace(now, drop=dropped)
+    course = Course(plateau.system, plateau.system.loss(now.W, now.H, now.bias) + dropped)
+    if growth.time > 0 and not plateau.system.decay and (growth.arrived or not few):
+        still = _moves(course, now, growth) <= (FLOAT64.frozen if few else FLOAT64.still)
+        if still and _leapt(course, now, growth).drop >= FLOAT64.first_order * plateau.drop:
+            return _exponential(plateau, growth)
+    if few:
+        soon = min(growth.time, course.linear_time(now, plateau.drop)) < plateau.lr * BUDGETS.descent
+        return _followed_closely(plateau, growth, soon)
     stiffness = course.stiffness(now)
     if plateau.lr * stiffness > FLOAT64.edge:
-        return Escape(growth.time, plateau.drop, growth)
+        return _exponential(plateau, growth)
     longest = max(FLOAT64.calm / stiffness, BUDGETS.calm_steps * plateau.lr)
     calm = course.calmed(now, min(longest, FLOAT64.stride / growth.gain))
     found = _followed(plateau, course, calm, growth)
     # No sooner than what is not looked at, a growth that to first order is there has ended.
-    return replace(found, time=0.0) if growth.time == 0 and found.time <= 2 * calm.time else found
+    if growth.time == 0 and found.time <= 2 * calm.time:
+        return replace(found, time=0.0)
+    return replace(found, time=plateau.descent_time(found.time, found.growth.gain))
+
+
+def _few(plateau: Plateau, now: Moment) -> bool:
+    """Whether a network is so small that all of it is followed from kink to kink."""
+    X = plateau.system.X
+    numbers = now.W.size + now.H.size
+    return len(X) <= BUDGETS.few_samples and numbers <= BUDGETS.leap_numbers
+
+
+def _exponential(plateau: Plateau, growth: Growth) -> Escape:
+    """A growth that is exponential to its end."""
+    return Escape(plateau.descent_time(growth.time, growth.gain), plateau.drop, growth)
+
+
+def _followed_closely(plateau: Plateau, first: Growth, soon: bool) -> Escape | None:
+    """The descent of a small network, step by step where the end may be soon, then in leaps; None where nothing grows."""
+    history = [plateau.now(BUDGETS.leaps)]
+    if soon:
+        history += descended(plateau.system, history[-1], plateau.drop, plateau.lr, BUDGETS.descent)
+    if not history[-1].ended:
+        leaps, rough = _calmed(plateau, history[-1], first)
+        if plateau.lr > 0 and rough:
+            history += descended(plateau.system, history[-1], plateau.drop, plateau.lr, BUDGETS.long_descent)
+            leaps, rough = _calmed(plateau, history[-1], first)
+            if rough and not history[-1].ended:
+                return Escape(math.inf, history[-1].drop, first, decided=False)
+        if not history[-1].ended:
+            leaps.follow(plateau.drop, FLOAT64.forever / leaps.stiffness())
+            history += leaps.history
+    end = history[-1]
+    if end.ended:
+        return Escape(end.time, end.drop, _ending(plateau, history, first))
+    grown = _amplitudes(end) > FLOAT64.grown * _amplitudes(history[0])
+    decided = end.budget > 0
+    return Escape(math.inf, end.drop, first, decided) if grown[first.moved.cpu().numpy()].any() or not decided else None
+
+
+def _calmed(plateau: Plateau, at: Moment, first: Growth) -> tuple[Leaps, bool]:
+    """Leaps from where the fastest motion has died out, and whether descent leaps to and fro instead."""
+    leaps = Leaps(plateau.system, at, plateau.lr)
+    stiffness = leaps.stiffness()
+    settles = BUDGETS.calm_steps * plateau.lr or min(FLOAT64.calm / stiffness, FLOAT64.stride / first.gain)
+    excess = leaps.calm(settles)
+    rough = plateau.lr * stiffness > FLOAT64.edge or excess > FLOAT64.rough * plateau.drop
+    # An escape that is under way is not rough.
+    return (leaps if leaps.history[-1].drop < plateau.drop else Leaps(plateau.system, at, plateau.lr)), rough
+
+
+def _amplitudes(at: Moment) -> Array:
+    """Lengths of input weights times those of output weights, shape ``(I,)``."""
+    return np.asarray(np.linalg.norm(at.W, axis=1) * np.linalg.norm(at.H, axis=0))
+
+
+def _ending(plateau: Plateau, history: list[Moment], first: Growth) -> Growth:
+    """The growth that ends a plateau: the one that is under way shortly before."""
+    end = history[-1]
+    # Residuals that it has moved itself are no longer those of the plateau.
+    before = [moment for moment in history if moment.time <= end.time - FLOAT64.beforehand / first.gain] or history[:1]
+    growth = plateau.first_growth(plateau.network(before[-1]), plateau.drop - before[-1].drop, strides=0, known=first)
+    return first if growth is None else _as_now(growth, before[-1].time)
+
+
+def _as_now(growth: Growth, time: float) -> Growth:
+    """A growth that is seen at a time, with the amplitude that it has now."""
+    return replace(growth, amplitude=growth.amplitude * math.exp(-2 * growth.gain * time))
 
 
 def _followed(plateau: Plateau, course: Course, at: Moment, first: Growth) -> Escape:
@@ -118,7 +217,7 @@ def _followed(plateau: Plateau, course: Course, at: Moment, first: Growth) -> Es
         if growth is None:
             at = course.follow(at, plateau.drop, FLOAT64.patience * course.linear_time(at, plateau.drop))
             return Escape(at.time if at.ended else math.inf, at.drop, last)
-        last = replace(growth, amplitude=growth.amplitude * math.exp(-2 * growth.gain * at.time))
+        last = _as_now(growth, at.time)
         there = _leapt(course, at, growth)
         if there.drop < at.drop - plateau.drop:
             return Escape(math.inf, at.drop, last)
@@ -127,7 +226,7 @@ def _followed(plateau: Plateau, course: Course, at: Moment, first: Growth) -> Es
         at = course.follow(at, plateau.drop, -math.log(FLOAT64.noticed) / growth.gain)
         if at.ended:
             return Escape(at.time, at.drop, last)
-        if at.evaluations <= 0:
+        if at.budget <= 0:
             return Escape(at.time + _rest(plateau, at, growth), plateau.drop, last)
     return Escape(math.inf, at.drop, last)
 
@@ -136,31 +235,25 @@ def _rest(plateau: Plateau, at: Moment, growth: Growth) -> float:
     """The time that the rest of a growth takes if it stays exponential."""
     if at.drop > FLOAT64.noticed * plateau.drop:
         return math.log(plateau.drop / at.drop) / (2 * growth.gain)
-    rest = plateau.first_growth(_network(plateau.problem.block, at), plateau.drop)
+    rest = plateau.first_growth(plateau.network(at), plateau.drop)
     return rest.time if rest else math.inf
 
 
 def _settled(plateau: Plateau, course: Course, at: Moment) -> tuple[Moment, Growth | None]:
     """The moment from which the residuals stand still until the next growth is noticed, and that growth."""
     while True:
-        block = _network(plateau.problem.block, at)
+        block = plateau.network(at)
         growth = plateau.first_growth(block, FLOAT64.noticed * plateau.drop)
-        if growth is None or at.ended or at.evaluations <= 0 or _still(course, at, growth):
+        if growth is None or at.ended or at.budget <= 0 or _moves(course, at, growth) <= FLOAT64.still:
             return at, growth
         at = course.follow(at, plateau.drop, max(growth.time / BUDGETS.settlings, 1 / growth.gain))
 
 
-def _still(course: Course, at: Moment, growth: Growth) -> bool:
-    """Whether the residuals hardly move until a growth ends, but for what grows."""
+def _moves(course: Course, at: Moment, growth: Growth) -> float:
+    """How far the loss gradients move until a growth ends, but for what grows, over their length."""
     others = np.ones(len(at.W))
     others[growth.moved.cpu().numpy()] = 0.0
-    return course.residual_speed(at, others) * growth.time <= FLOAT64.still
-
-
-def _reaches(course: Course, at: Moment, growth: Growth, drop: float) -> bool:
-    """Whether the loss falls as far as to first order when a growth ends."""
-    there = _leapt(course, at, growth)
-    return there.drop >= FLOAT64.first_order * drop
+    return course.signal_speed(at, others) * growth.time
 
 
 def _leapt(course: Course, at: Moment, growth: Growth) -> Moment:
@@ -171,9 +264,5 @@ def _leapt(course: Course, at: Moment, growth: Growth) -> Moment:
     moved = growth.moved.cpu().numpy()
     W[moved] = growth.W.cpu().numpy()
     H[:, moved] = growth.H.cpu().numpy()
-    return replace(at, W=W, H=H, time=at.time + growth.time, drop=course.drop(W, H))
-
-
-def _network(block: ShallowBlock, at: Moment) -> ShallowBlock:
-    """The block at a moment."""
-    return replace(block, W=torch.as_tensor(at.W).to(block.W), H=torch.as_tensor(at.H).to(block.H))
+    there = replace(at, W=W, H=H, time=at.time + growth.time)
+    return replace(there, drop=course.drop(there))

@@ -28,6 +28,9 @@ class Growth:
         moved: All neurons that have moved by then, long, shape ``(m,)``.
         W: Their input weights then, shape ``(m, d)``.
         H: Their output weights then, shape ``(J, m)``.
+        arrived: Whether nothing was on its way any more, so that the growth is exponential from now on.
+        signal: The loss gradients that were held fixed.
+        extremal: The extremal directions where that is; None for a group that comes apart.
     """
 
     time: float
@@ -37,6 +40,14 @@ class Growth:
     moved: Tensor
     W: Tensor
     H: Tensor
+    arrived: bool
+    signal: BlockSignal
+    extremal: ExtremalDirections | None
+
+    def extremal_for(self, signal: BlockSignal) -> ExtremalDirections | None:
+        """The extremal directions, if they are those of other loss gradients as well."""
+        moved = vector_norm(signal.G - self.signal.G)
+        return self.extremal if float(moved) <= FLOAT64.unmoved * float(vector_norm(signal.G)) else None
 
 
 def growth_time(gain: float, amplitude: float, target: float) -> float:
@@ -44,7 +55,15 @@ def growth_time(gain: float, amplitude: float, target: float) -> float:
     return max(0.0, math.log(target / (gain * amplitude)) / (2 * gain))
 
 
-def small_growth(block: ShallowBlock, signal: BlockSignal, small: Tensor, target: float, loud: float) -> Growth | None:
+def small_growth(
+    block: ShallowBlock,
+    signal: BlockSignal,
+    small: Tensor,
+    target: float,
+    loud: float,
+    strides: int,
+    extremal: ExtremalDirections | None = None,
+) -> Growth | None:
     """The growth of small neurons until together they have lowered the loss by a given amount.
 
     Neurons are followed until they have arrived at an extremal direction; from there on growth is exponential.
@@ -55,6 +74,8 @@ def small_growth(block: ShallowBlock, signal: BlockSignal, small: Tensor, target
         small: The neurons, bool, shape ``(I,)``.
         target: The drop of the loss.
         loud: Largest growth rate that counts as zero.
+        strides: Strides in which they are followed; without any, what is on its way counts as it is.
+        extremal: The extremal directions, if they are known.
 
     Returns:
         The growth of the neurons of the extremal direction that has then contributed most; None where nothing grows.
@@ -65,15 +86,13 @@ def small_growth(block: ShallowBlock, signal: BlockSignal, small: Tensor, target
     if not len(neurons):
         return None
     W, H = block.W[neurons], block.H[:, neurons]
-    starts = W[(W.norm(dim=1) * H.norm(dim=0)).argsort(descending=True)[: BUDGETS.starts]]
-    extremal = extremal_directions(signal.X, signal.G, block.slopes, starts)
-    heard = extremal.gain > loud
-    if not bool(heard.any()):
+    if extremal is None:
+        extremal = _heard(block, signal, neurons, loud)
+    if not len(extremal.gain):
         return None
-    extremal = replace(extremal, v=extremal.v[heard], gain=extremal.gain[heard], o=extremal.o[heard])
     few = len(signal.X) <= BUDGETS.few_samples
     journey = (_Kinked if few else _Dense)(signal, block.slopes, W, H)
-    ends = _travel(journey, extremal, target)
+    ends = _travel(journey, extremal, target, strides)
     if not bool(ends.log_drop.isfinite().any()):
         return None
     rate = 2 * extremal.gain[ends.toward]
@@ -85,7 +104,16 @@ def small_growth(block: ShallowBlock, signal: BlockSignal, small: Tensor, target
     gain = float(extremal.gain[winner])
     amplitude = float(ends.log_drop[members].exp().sum()) / gain
     W, H = ends.weights(extremal, time)
-    return Growth(time, gain, amplitude, neurons[members], neurons, W, H)
+    return Growth(time, gain, amplitude, neurons[members], neurons, W, H, ends.strides == 0, signal, extremal)
+
+
+def _heard(block: ShallowBlock, signal: BlockSignal, neurons: Tensor, loud: float) -> ExtremalDirections:
+    """The extremal directions that draw harder than a converged slope does."""
+    W, H = block.W[neurons], block.H[:, neurons]
+    starts = W[(W.norm(dim=1) * H.norm(dim=0)).argsort(descending=True)[: BUDGETS.starts]]
+    extremal = extremal_directions(signal.X, signal.G, block.slopes, starts)
+    heard = extremal.gain > loud
+    return replace(extremal, v=extremal.v[heard], gain=extremal.gain[heard], o=extremal.o[heard])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,7 +121,7 @@ class _Ends:
     """How far neurons have come: the direction each goes to, shape ``(n,)``, and where and when it was seen last.
 
     ``log_drop`` is the logarithm of the drop its growth along that direction started from at time 0, -inf for a neuron
-    that does not arrive; ``arrived`` those that have.
+    that does not arrive; ``arrived`` those that have; ``strides`` how many it took, or would take at least.
     """
 
     toward: Tensor
@@ -102,6 +130,7 @@ class _Ends:
     W: Tensor
     H: Tensor
     time: Tensor
+    strides: int
 
     def weights(self, extremal: ExtremalDirections, time: float) -> tuple[Tensor, Tensor]:
         """Input and output weights at a time; of what has arrived the part that grows."""
@@ -112,7 +141,7 @@ class _Ends:
         return torch.where(there, size[:, None] * v, self.W), torch.where(there, size[:, None] * o, self.H.T).T
 
 
-def _travel(journey: _Kinked | _Dense, extremal: ExtremalDirections, target: float) -> _Ends:
+def _travel(journey: _Kinked | _Dense, extremal: ExtremalDirections, target: float, strides: int) -> _Ends:
     """The neurons on their way until all have arrived or together they have lowered the loss by a target."""
     W, H = journey.weights()
     count, time, fastest = len(W), 0.0, float(extremal.gain.max())
@@ -123,10 +152,11 @@ def _travel(journey: _Kinked | _Dense, extremal: ExtremalDirections, target: flo
         W=W.clone(),
         H=H.clone(),
         time=W.new_zeros(count),
+        strides=0,
     )
     travelling = torch.arange(count, device=W.device)
     sizes = _length(W, H)
-    for _ in range(BUDGETS.strides):
+    for stride in range(max(1, strides)):
         W, H = journey.weights()
         dW, dH = journey.velocity()
         nearest, arrived, amplitude = _match(W, H, extremal)
@@ -145,12 +175,16 @@ def _travel(journey: _Kinked | _Dense, extremal: ExtremalDirections, target: flo
         going = ~arrived & ~lost & (_length(dW, dH) > 0)
         total = (ends.log_drop + 2 * extremal.gain[ends.toward] * time).exp().sum()
         if not bool(going.any()) or float(total) >= target:
-            return ends
+            return replace(ends, strides=stride)
+        if not strides:
+            # What shrinks for now may turn, and counts with as good as nothing.
+            ends.log_drop[going] = ends.log_drop[going].clamp(min=math.log(FLOAT64.standstill))
+            return replace(ends, strides=1)
         travelling = travelling[going]
         time += journey.advance(going, fastest)
     # What has not arrived by now goes elsewhere.
     ends.log_drop[travelling] = -math.inf
-    return ends
+    return replace(ends, strides=strides)
 
 
 def _match(W: Tensor, H: Tensor, extremal: ExtremalDirections) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,7 +203,7 @@ class _Kinked:
 
     def __init__(self, signal: BlockSignal, slopes: tuple[float, float], W: Tensor, H: Tensor) -> None:
         self.like = W
-        self.motion = KinkedMotion(signal.X.cpu().numpy(), signal.G.cpu().numpy(), slopes)
+        self.motion = KinkedMotion.of(signal.X.cpu().numpy(), signal.G.cpu().numpy(), slopes)
         self.movers = self.motion.start(W.cpu().numpy(), H.T.cpu().numpy())
 
     def weights(self) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relu_diag.functional._arrays import Array, Mask
-from relu_diag.functional.local import merge_collinear
+from relu_diag.functional.local import hyperplanes, merge_collinear
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
 
@@ -93,12 +93,52 @@ class _Arcs:
         return np.asarray(times)
 
 
+class Kinks:
+    """The hyperplanes of some inputs, whatever the loss gradients there are."""
+
+    def __init__(self, X: Array, slopes: tuple[float, float]) -> None:
+        self.X = X
+        self.mean, self.half = (slopes[1] + slopes[0]) / 2, (slopes[1] - slopes[0]) / 2
+        self.planes = hyperplanes(X)
+        self.normals = self.planes.X
+        self.sign = np.zeros(len(X))
+        some = self.planes.plane >= 0
+        self.sign[some] = np.sign((X[some] * self.normals[self.planes.plane[some]]).sum(1))
+
+    def start(self, W: Array, H: Array) -> Movers:
+        """Neurons with input weights ``(n, d)`` and output weights ``(n, J)``."""
+        return Movers(W, H, np.where(W @ self.normals.T > 0, 1.0, -1.0))
+
+    def slopes(self, sides: Array) -> Array:
+        """The slopes that samples have on given sides ``(n, m)``, shape ``(N, n)``; on a kink the mean of both."""
+        return np.asarray(self.mean + self.half * self.sign[:, None] * sides.T[self.planes.plane])
+
+    def along(self, sides: Array) -> Array:
+        """The projections on the kinks that neurons slide along, shape ``(n, d, d)``."""
+        along = np.tile(np.eye(self.X.shape[1]), (len(sides), 1, 1))
+        sliding = np.flatnonzero((sides == 0).any(axis=1))
+        if len(sliding):
+            spans = (sides[sliding] == 0)[:, :, None] * self.normals
+            along[sliding] -= np.linalg.pinv(spans, rcond=FLOAT64.rank) @ spans
+        return along
+
+    def motion(self, G: Array) -> KinkedMotion:
+        """The motion under loss gradients ``(N, J)``."""
+        return KinkedMotion(self.mean * G.T @ self.X, self.planes.merged(self.half * G), self.normals)
+
+
 class KinkedMotion:
     """The motion under fixed loss gradients, for few samples: kinks are met one by one."""
 
-    def __init__(self, X: Array, G: Array, slopes: tuple[float, float]) -> None:
-        self.linear = (slopes[1] + slopes[0]) / 2 * G.T @ X
-        self.q, self.normals = merge_collinear((slopes[1] - slopes[0]) / 2 * G, X)
+    def __init__(self, linear: Array, q: Array, normals: Array) -> None:
+        """The linear part ``(J, d)``, and the coefficients ``(m, J)`` of hyperplanes with unit normals ``(m, d)``."""
+        self.linear, self.q, self.normals = linear, q, normals
+
+    @classmethod
+    def of(cls, X: Array, G: Array, slopes: tuple[float, float]) -> KinkedMotion:
+        """The motion under loss gradients ``(N, J)``, without the kinks that cancel."""
+        q, normals = merge_collinear((slopes[1] - slopes[0]) / 2 * G, X)
+        return cls((slopes[1] + slopes[0]) / 2 * G.T @ X, q, normals)
 
     def start(self, W: Array, H: Array) -> Movers:
         """Neurons with input weights ``(n, d)`` and output weights ``(n, J)``."""
@@ -112,7 +152,7 @@ class KinkedMotion:
 
     def stride(self, movers: Movers, fastest: float) -> float:
         """A time in which no neuron grows by much: until the first kink at present rates, then at the fastest."""
-        self._leave(movers)
+        self.leave(movers)
         arcs = self._arcs(movers)
         first = float(arcs.meetings(movers, self.normals).min(initial=np.inf))
         slowest = max(float(arcs.rate.max()), FLOAT64.slowest * fastest)
@@ -128,7 +168,7 @@ class KinkedMotion:
             if not on.any():
                 break
             part = movers.some(on)
-            self._leave(part)
+            self.leave(part)
             left[on] -= self._flow(part, left[on])
             movers.put(on, part)
         return movers
@@ -144,7 +184,7 @@ class KinkedMotion:
         spent = np.minimum(met, longest)
         movers.W, movers.H = arcs.at(movers, spent)
         hit = np.flatnonzero(met <= longest)
-        self._cross_or_slide(movers, hit, first[hit])
+        self.cross_or_slide(movers, hit, first[hit])
         return np.asarray(spent)
 
     def _arcs(self, movers: Movers) -> _Arcs:
@@ -162,7 +202,7 @@ class KinkedMotion:
                 more.append(last)
         return _Arcs(dW, dH, dW2, dH2, rate, more)
 
-    def _cross_or_slide(self, movers: Movers, which: NDArray[np.intp], kink: NDArray[np.intp]) -> None:
+    def cross_or_slide(self, movers: Movers, which: NDArray[np.intp], kink: NDArray[np.intp]) -> None:
         """Across the kink that some neurons have met, or along it where its other side pushes back."""
         part = Movers(movers.W[which], movers.H[which], movers.sides[which])
         side = part.sides[np.arange(len(which)), kink]
@@ -179,7 +219,7 @@ class KinkedMotion:
             V[sliding] -= shadow[:, :, 0]
         return V
 
-    def _leave(self, movers: Movers) -> None:
+    def leave(self, movers: Movers) -> None:
         """Off the kinks whose side would have to be more than a side to stay."""
         sliding = np.flatnonzero((movers.sides == 0).any(axis=1))
         if not len(sliding):
@@ -190,6 +230,6 @@ class KinkedMotion:
         inverses = np.linalg.pinv(zero[:, :, None] * self.normals, rcond=FLOAT64.rank)
         needed = -(uphill[:, None] @ inverses)[:, 0]
         # With a negative pull both sides lead away, and no slide lasts.
-        beyond = zero & (np.abs(needed) > (1 + FLOAT64.level) * pull)
+        beyond = zero & (np.abs(needed) > (1 + FLOAT64.lets_go) * pull)
         side = np.where(needed * pull >= 0, 1.0, -1.0)
         movers.sides[sliding] = np.where(beyond, side, movers.sides[sliding])

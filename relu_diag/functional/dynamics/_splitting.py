@@ -63,4 +63,7 @@ def splitting_growth(
         moved=members,
         W=W + torch.outer(part, inputs[0]),
         H=H - torch.outer(outputs[:, 0], part),
+        arrived=True,
+        signal=signal,
+        extremal=None,
     )

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from relu_diag.functional.block import Reduction, ShallowBlock
 from relu_diag.functional.dynamics._escape import Plateau, escape
+from relu_diag.functional.dynamics._system import Squares, System
 from relu_diag.functional.problem import squared_problem
 from relu_diag.functional.tables import html_table, summary_of
-from relu_diag.functional.tolerances import derivative_tolerance
+from relu_diag.functional.tolerances import FLOAT64, derivative_tolerance
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,15 +137,24 @@ def forecast_escape(
     residual, targets = problem.signal.G, Y.detach().double()
     if float(residual.norm()) <= derivative_tolerance(None, None, block.W.dtype) * float(targets.norm()):
         return None
-    found = escape(Plateau(problem, targets, drop * float(problem.loss), small, lr))
+    objective = Squares((problem.outputs - residual).cpu().numpy(), problem.factor)
+    found = escape(
+        Plateau(
+            block=problem.block,
+            X=problem.signal.X,
+            targets=targets,
+            system=System(problem.signal.X.cpu().numpy(), block.slopes, objective, block.output_bias is not None, 0.0),
+            drop=drop * float(problem.loss),
+            small=small,
+            lr=lr,
+            loud=max(FLOAT64.derivative, problem.kink_tol),
+        )
+    )
     if found is None:
         return None
     growth = found.growth
-    # A step of descent multiplies by 1 + lr gain, a little less than flow in the same time.
-    slower = lr * growth.gain / math.log1p(lr * growth.gain) if lr * growth.gain > 0 else 1.0
-    time = found.time * slower
-    steps = time / lr if lr > 0 else math.inf
-    if steps < 1:
-        time, steps = 0.0, 0.0
-    reached = found.drop / float(problem.loss)
+    steps = float(found.time) / lr if lr > 0 else math.inf
+    time = float(found.time) if steps >= 1 else 0.0
+    steps = steps if steps >= 1 else 0.0
+    reached = float(found.drop) / float(problem.loss)
     return EscapeForecast(steps, time, growth.gain, growth.amplitude, growth.neurons, drop, reached)
