@@ -102,8 +102,8 @@ class Tolerances:
         leap: Correction of a leap of the flow over the size of a neuron that is allowed.
         leap_growth: Logarithm of the growth within one leap that is allowed.
         collapsed: Length of shrinking input weights over the output weights that counts as zero.
-        lets_go: What a kink would have to hold a neuron back with, beyond what it can, over that, at which it lets go: so
-            much that of neurons on one kink that share a residual one goes and the others stay.
+        lets_go: Force off a kink beyond what the kink holds, over that, at which it lets a neuron go: so much that of
+            the neurons on it that share a residual one goes and the others stay.
         rough: Loss above that of the flow, over the drop asked for, at which descent is followed longer.
         shrunk: Length of a neuron over the one it had that counts as zero.
         forever: Time beyond which nothing comes, over the shortest in which anything changes.
@@ -311,7 +311,7 @@ class Budgets:
         leaps: Such leaps.
         looks: Points of a leap, and of each closer look, at which kinks are looked for.
         bracketings: Looks at a kink, each closer.
-        bisections: Halvings of the time in which the drop is met.
+        leap_halvings: Halvings of a leap to the time at which the drop is met.
         calm_steps: Steps of descent in which it is seen whether it only leaps to and fro.
         derivatives: Derivatives beyond the second that the motion of small neurons is made of.
         settlings: Parts of the time until growth is noticed after which residuals are looked at again.
@@ -441,7 +441,7 @@ class Budgets:
     leaps: int = 200
     looks: int = 16
     bracketings: int = 4
-    bisections: int = 25
+    leap_halvings: int = 25
     calm_steps: int = 20
     derivatives: int = 10
     settlings: int = 10

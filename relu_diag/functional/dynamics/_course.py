@@ -42,7 +42,7 @@ class Course:
         return (target - at.drop) / max(self._slide(at), _TINY)
 
     def signal_speed(self, at: Moment, moving: Array) -> float:
-        """How fast the loss gradients at the outputs change by the motion of some neurons, 1 or 0 each, over their length."""
+        """How fast loss gradients change by the motion of some neurons, 1 or 0 each, over their length."""
         X, slopes = self.system.X, self.system.slopes
         Z = X @ at.W.T
         S = np.where(Z > 0, slopes[1], slopes[0])
@@ -87,8 +87,10 @@ class Course:
             with np.errstate(over="ignore", invalid="ignore"):
                 there, f_there, loss = self._step(y, f, step, stiffness, shape)
             error = self._error(y, f, there, f_there, step, shape)
-            # Gradient flow lowers the loss: a step that does not was too long for its kinks, or not stable.
-            if not (error <= 1 and self.loss - loss >= drop - FLOAT64.flow * target):
+            # Gradient flow lowers the loss: a step that does not was too long for its kinks, or not stable. Weight
+            # decay may raise it.
+            lowered = self.loss - loss >= drop - FLOAT64.flow * target or self.system.slowing > 0
+            if not (error <= 1 and lowered):
                 step *= max(0.2, 0.8 / error ** (1 / 3)) if 1 < error < math.inf else 0.5
                 continue
             before, drop = drop, self.loss - loss
@@ -102,7 +104,10 @@ class Course:
     def _slide(self, at: Moment) -> float:
         """How fast the loss falls."""
         dW, dH, dbias, _ = self._velocity(at.W, at.H, at.bias)
-        return float((dW * dW).sum() + (dH * dH).sum() + (dbias * dbias).sum())
+        decay = self.system.decay
+        # What moves the weights is the slope of the loss, and the decay.
+        slide = (dW * (dW + self.system.input_decay * at.W)).sum() + (dH * (dH + decay.H * at.H)).sum()
+        return float(slide + (dbias * (dbias + decay.output_bias * at.bias)).sum())
 
     def _moment(self, y: Array, shape: tuple[int, ...], time: float, drop: float, ended: bool) -> Moment:
         W, H, bias = self._parts(y, shape)
@@ -140,8 +145,9 @@ class Course:
         # Only a kink that draws from both sides holds a neuron; another one lets it go.
         share = np.where(C * jump > 0, 0.5 + 0.5 * Z / np.maximum(width, np.abs(Z) + _TINY), Z > 0)
         S = slopes[0] + jump * share
-        dbias = -G.sum(0) - decay * bias if self.system.bias_moves else 0.0 * bias
-        return -(S * C).T @ X - decay * W, -G.T @ A - decay * H, dbias, self.system.objective.value(outputs)
+        dbias = -G.sum(0) - decay.output_bias * bias if self.system.bias_moves else 0.0 * bias
+        dW, dH = -(S * C).T @ X - self.system.input_decay * W, -G.T @ A - decay.H * H
+        return dW, dH, dbias, self.system.objective.value(outputs)
 
     def _step(
         self, y: Array, f: Array, step: float, stiffness: float, shape: tuple[int, ...]

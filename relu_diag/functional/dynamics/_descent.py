@@ -26,10 +26,10 @@ def descended(system: System, at: Moment, target: float, lr: float, most: int) -
     below, above = system.slopes
     X = system.X
     W, H, bias = at.W, at.H, at.bias
-    keep = 1 - lr * system.decay
+    keep_W, keep_H = 1 - lr * system.input_decay, 1 - lr * system.decay.H
     loss = system.loss(W, H, bias)
     height = loss + at.drop
-    history = []
+    history: list[Moment] = []
     for step in range(most + 1):
         Z = X @ W.T
         S = np.where(Z > 0, above, below)
@@ -44,6 +44,6 @@ def descended(system: System, at: Moment, target: float, lr: float, most: int) -
             history.append(Moment(W, H, bias, at.time + lr * step, height - loss, False, at.budget))
         G = lr * system.objective.gradient(outputs)
         if system.bias_moves:
-            bias = keep * bias - G.sum(0)
-        W, H = keep * W - (S * (G @ H)).T @ X, keep * H - G.T @ A
+            bias = (1 - lr * system.decay.output_bias) * bias - G.sum(0)
+        W, H = keep_W * W - (S * (G @ H)).T @ X, keep_H * H - G.T @ A
     return history

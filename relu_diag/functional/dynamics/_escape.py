@@ -1,4 +1,4 @@
-"""The end of a plateau: descent and flow of the whole network, or leaps over the time in which only small neurons grow."""
+"""The end of a plateau: by descent or flow of the whole network, or by small neurons alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from relu_diag.functional.dynamics._frozen import Growth, small_growth
 from relu_diag.functional.dynamics._leaps import Leaps
 from relu_diag.functional.dynamics._splitting import splitting_growth
 from relu_diag.functional.dynamics._system import Moment, System
-from relu_diag.functional.local import neuron_states, target_scale
+from relu_diag.functional.local import neuron_sums, states_from_sums
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
 
@@ -45,17 +45,17 @@ class Plateau:
     Attributes:
         block: The network, float64.
         X: Inputs, shape ``(N, d)``.
-        targets: Targets, for what counts as small, shape ``(N, J)``.
+        scale: What a contribution is small against, in units of the output.
         system: The same network and its loss.
         drop: Drop of the loss that ends the plateau.
-        small: Largest contribution of a small group of neurons, as a fraction of the target scale.
+        small: Largest contribution of a small group of neurons, as a fraction of the scale.
         lr: Learning rate of descent, or 0 where it is not known.
         loud: Slope over its terms that counts as zero.
     """
 
     block: ShallowBlock
     X: Tensor
-    targets: Tensor
+    scale: float
     system: System
     drop: float
     small: float
@@ -70,16 +70,18 @@ class Plateau:
         signal = BlockSignal(X, torch.as_tensor(self.system.objective.gradient(at(X).cpu().numpy())).to(X))
         # A slope that an optimizer leaves where it has converged is no growth rate.
         loud = self.loud * float(signal.G.norm(dim=1) @ X.norm(dim=1))
-        states = neuron_states(at, X, self.targets, small=self.small)
+        silent = BlockSignal(X, X.new_zeros(len(X), len(at.H)))
+        states = states_from_sums(at, neuron_sums(at, silent), self.scale, small=self.small)
         small = states.small_living
         if len(at.H) > 1:
             # What little members of a grown group grow by is more than they are: each goes its own way.
             largest = rho(X @ at.W.T, at.slopes).abs().amax(dim=0) * at.H.norm(dim=0)
-            small = small | (~states.dead & (largest <= self.small * target_scale(self.targets)))
-        found = [small_growth(at, signal, small, drop, loud, strides, known and known.extremal_for(signal))]
+            small = small | (~states.dead & (largest <= self.small * self.scale))
+        extremal = known.extremal_for(signal) if known else None
+        found = [small_growth(at, signal, small, drop, loud, self.system.slowing, strides, extremal)]
         for group in range(len(states.group_amplitude)):
             members = ((states.group == group) & ~small).nonzero().squeeze(1)
-            found.append(splitting_growth(at, signal, members, drop, loud))
+            found.append(splitting_growth(at, signal, members, drop, loud, self.system.slowing))
         return min((one for one in found if one is not None), key=lambda one: one.time, default=None)
 
     def now(self, budget: int) -> Moment:
@@ -119,16 +121,16 @@ def escape(plateau: Plateau) -> Escape | None:
     if growth is None:
         return None
     # What grows has lowered the loss a little already: the plateau is as high as without that.
-    dropped = growth.gain * growth.amplitude if growth.time > 0 else 0.0
+    dropped = (growth.dropped if few else growth.gain * growth.amplitude) if growth.time > 0 else 0.0
     now = replace(now, drop=dropped)
     course = Course(plateau.system, plateau.system.loss(now.W, now.H, now.bias) + dropped)
-    if growth.time > 0 and not plateau.system.decay and (growth.arrived or not few):
+    if growth.time > 0 and not plateau.system.slowing and (growth.arrived or not few):
         still = _moves(course, now, growth) <= (FLOAT64.frozen if few else FLOAT64.still)
         if still and _leapt(course, now, growth).drop >= FLOAT64.first_order * plateau.drop:
             return _exponential(plateau, growth)
     if few:
         soon = min(growth.time, course.linear_time(now, plateau.drop)) < plateau.lr * BUDGETS.descent
-        return _followed_closely(plateau, growth, soon)
+        return _followed_closely(plateau, replace(now, budget=BUDGETS.leaps), growth, soon)
     stiffness = course.stiffness(now)
     if plateau.lr * stiffness > FLOAT64.edge:
         return _exponential(plateau, growth)
@@ -153,9 +155,9 @@ def _exponential(plateau: Plateau, growth: Growth) -> Escape:
     return Escape(plateau.descent_time(growth.time, growth.gain), plateau.drop, growth)
 
 
-def _followed_closely(plateau: Plateau, first: Growth, soon: bool) -> Escape | None:
-    """The descent of a small network, step by step where the end may be soon, then in leaps; None where nothing grows."""
-    history = [plateau.now(BUDGETS.leaps)]
+def _followed_closely(plateau: Plateau, now: Moment, first: Growth, soon: bool) -> Escape | None:
+    """The descent of a small network, by steps where the end may be soon, then in leaps; None where nothing grows."""
+    history = [now]
     if soon:
         history += descended(plateau.system, history[-1], plateau.drop, plateau.lr, BUDGETS.descent)
     if not history[-1].ended:

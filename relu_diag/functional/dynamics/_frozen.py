@@ -22,13 +22,14 @@ class Growth:
 
     Attributes:
         time: Time of gradient flow until then.
-        gain: Growth rate of both weights.
+        gain: Growth rate of both weights, less the weight decay.
         amplitude: The growing part of ``sum_i ||w_i|| ||h_i||`` now.
         neurons: The neurons that drop it most, long, shape ``(n,)``.
         moved: All neurons that have moved by then, long, shape ``(m,)``.
         W: Their input weights then, shape ``(m, d)``.
         H: Their output weights then, shape ``(J, m)``.
         arrived: Whether nothing was on its way any more, so that the growth is exponential from now on.
+        dropped: The drop that those of the neurons that had arrived had made already.
         signal: The loss gradients that were held fixed.
         extremal: The extremal directions where that is; None for a group that comes apart.
     """
@@ -41,6 +42,7 @@ class Growth:
     W: Tensor
     H: Tensor
     arrived: bool
+    dropped: float
     signal: BlockSignal
     extremal: ExtremalDirections | None
 
@@ -50,9 +52,12 @@ class Growth:
         return self.extremal if float(moved) <= FLOAT64.unmoved * float(vector_norm(signal.G)) else None
 
 
-def growth_time(gain: float, amplitude: float, target: float) -> float:
-    """The time of gradient flow until ``gain amplitude exp(2 gain t)`` reaches a drop of the loss, 0 where it has."""
-    return max(0.0, math.log(target / (gain * amplitude)) / (2 * gain))
+def growth_time(gain: float, amplitude: float, target: float, slowing: float) -> float:
+    """The time of gradient flow until a growth reaches a drop of the loss, 0 where it has.
+
+    The drop is ``gain amplitude exp(2 (gain - slowing) t)``.
+    """
+    return max(0.0, math.log(target / (gain * amplitude)) / (2 * (gain - slowing)))
 
 
 def small_growth(
@@ -61,6 +66,7 @@ def small_growth(
     small: Tensor,
     target: float,
     loud: float,
+    slowing: float,
     strides: int,
     extremal: ExtremalDirections | None = None,
 ) -> Growth | None:
@@ -74,6 +80,7 @@ def small_growth(
         small: The neurons, bool, shape ``(I,)``.
         target: The drop of the loss.
         loud: Largest growth rate that counts as zero.
+        slowing: What weight decay takes from each growth rate.
         strides: Strides in which they are followed; without any, what is on its way counts as it is.
         extremal: The extremal directions, if they are known.
 
@@ -87,7 +94,7 @@ def small_growth(
         return None
     W, H = block.W[neurons], block.H[:, neurons]
     if extremal is None:
-        extremal = _heard(block, signal, neurons, loud)
+        extremal = _heard(block, signal, neurons, max(loud, slowing))
     if not len(extremal.gain):
         return None
     few = len(signal.X) <= BUDGETS.few_samples
@@ -95,7 +102,7 @@ def small_growth(
     ends = _travel(journey, extremal, target, strides)
     if not bool(ends.log_drop.isfinite().any()):
         return None
-    rate = 2 * extremal.gain[ends.toward]
+    rate = 2 * (extremal.gain[ends.toward] - slowing)
     time = _time_until(rate, ends.log_drop, math.log(target))
     drop = (ends.log_drop + rate * time).exp()
     winner = int(torch.zeros_like(extremal.gain).index_add_(0, ends.toward, drop).argmax())
@@ -104,7 +111,19 @@ def small_growth(
     gain = float(extremal.gain[winner])
     amplitude = float(ends.log_drop[members].exp().sum()) / gain
     W, H = ends.weights(extremal, time)
-    return Growth(time, gain, amplitude, neurons[members], neurons, W, H, ends.strides == 0, signal, extremal)
+    return Growth(
+        time=time,
+        gain=gain - slowing,
+        amplitude=amplitude,
+        neurons=neurons[members],
+        moved=neurons,
+        W=W,
+        H=H,
+        arrived=ends.strides == 0,
+        dropped=float(ends.log_drop[members & ends.arrived].exp().sum()),
+        signal=signal,
+        extremal=extremal,
+    )
 
 
 def _heard(block: ShallowBlock, signal: BlockSignal, neurons: Tensor, loud: float) -> ExtremalDirections:

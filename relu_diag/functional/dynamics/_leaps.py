@@ -72,9 +72,12 @@ class Leaps:
         self.lr = lr
         self.kinks = Kinks(system.X, system.slopes)
         slope = np.where(system.X @ at.W.T > 0, system.slopes[1], system.slopes[0])
-        self.moving = (slope != 0).any(axis=0) | (system.decay > 0)
+        self.moving = (slope != 0).any(axis=0) | (system.slowing > 0)
         self.movers = self.kinks.start(at.W[self.moving], at.H.T[self.moving])
         self.bias = at.bias
+        row = np.concatenate([system.input_decay, np.full(len(at.H), system.decay.H)])
+        bias = np.full(len(at.H) * system.bias_moves, system.decay.output_bias)
+        self.decay = np.concatenate([np.tile(row, len(self.movers.W)), bias])
         self.collapsed = np.zeros(len(self.movers.W), dtype=bool)
         self.sizes = np.hypot(np.linalg.norm(self.movers.W, axis=1), np.linalg.norm(self.movers.H, axis=1))
         self.history = [at]
@@ -108,8 +111,11 @@ class Leaps:
         """Let the fastest motion die out; what the loss was higher for it, which is no drop to come."""
         begin = self.history[-1]
         calm = self.follow(math.inf, begin.time + longest)
-        velocity = self._velocity(self._vector())
-        excess = max(0.0, calm.drop - begin.drop - float(velocity @ velocity) * (calm.time - begin.time))
+        y = self._vector()
+        velocity = self._velocity(y)
+        # What moves the weights is the slope of the loss, and the decay.
+        slide = float(velocity @ (velocity + self.decay * y))
+        excess = max(0.0, calm.drop - begin.drop - slide * (calm.time - begin.time))
         self.history[-1] = replace(calm, drop=calm.drop - excess)
         return excess
 
@@ -156,10 +162,11 @@ class Leaps:
         W, H, bias = self._parts(y)
         A = self.slopes * (self.system.X @ W.T)
         G = self.system.objective.gradient(A @ H + bias)
-        dW = -(self.slopes * (G @ H.T)).T @ self.system.X
-        rows = np.concatenate([(self.along @ dW[:, :, None])[:, :, 0], -A.T @ G], axis=1).ravel()
-        moved = np.concatenate([rows, -G.sum(0)]) if self.system.bias_moves else rows
-        return np.asarray(moved - self.system.decay * y)
+        dW = -(self.slopes * (G @ H.T)).T @ self.system.X - self.system.input_decay * W
+        dH = -A.T @ G - self.system.decay.H * H
+        rows = np.concatenate([(self.along @ dW[:, :, None])[:, :, 0], dH], axis=1).ravel()
+        dbias = -G.sum(0) - self.system.decay.output_bias * bias
+        return np.concatenate([rows, dbias]) if self.system.bias_moves else rows
 
     def _linearisation(self, y: Array) -> Array:
         """Minus the Hessian on the present sides, along the kinks."""
@@ -185,7 +192,7 @@ class Leaps:
         blocks = hessian[: count * (d + J), : count * (d + J)].reshape(count, d + J, count, d + J)
         blocks[neurons, d:, neurons, :d] += mixed
         blocks[neurons, :d, neurons, d:] += mixed.transpose(0, 2, 1)
-        return -hessian - self.system.decay * np.eye(size)
+        return np.asarray(-hessian - np.diag(self.decay))
 
     def _leap(self, length: float, longest: float) -> tuple[_Leap, float]:
         """A leap that is accurate, and its error over the one allowed."""
@@ -245,7 +252,7 @@ class Leaps:
     def _met(self, leap: _Leap, longest: float, level: float) -> tuple[float, Array]:
         """When the loss meets a level within a time, and where."""
         begin, end = 0.0, longest
-        for _ in range(BUDGETS.bisections):
+        for _ in range(BUDGETS.leap_halvings):
             middle = (begin + end) / 2
             if self._loss(leap.at(np.array([middle]))[0]) <= level:
                 end = middle

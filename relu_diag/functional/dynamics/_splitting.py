@@ -16,7 +16,7 @@ from relu_diag.functional.tolerances import FLOAT64, training_kink_tolerance
 
 
 def splitting_growth(
-    block: ShallowBlock, signal: BlockSignal, members: Tensor, target: float, loud: float
+    block: ShallowBlock, signal: BlockSignal, members: Tensor, target: float, loud: float, slowing: float
 ) -> Growth | None:
     """The growth of the differences between the neurons of a grown group, until they have lowered the loss.
 
@@ -32,6 +32,7 @@ def splitting_growth(
         members: The neurons of the group, long, shape ``(n,)``.
         target: The drop of the loss.
         loud: Largest growth rate that counts as zero.
+        slowing: What weight decay takes from each growth rate.
 
     Returns:
         The growth; None for a group that does not come apart: one neuron, one output, or no such direction.
@@ -50,20 +51,21 @@ def splitting_growth(
     gain, amplitude = float(rates[0]), float(((W @ inputs[0] - outputs[:, 0] @ H) / 2).square().sum())
     rounding = FLOAT64.cancelled**2 * float(W.square().sum() + H.square().sum())
     # What pulls along u is a group that still settles; across, no more than that proves nothing.
-    if gain <= max(loud, float((M @ u).norm())) or amplitude <= rounding:
+    if gain <= max(loud, slowing, float((M @ u).norm())) or amplitude <= rounding:
         return None
-    time = growth_time(gain, amplitude, target)
+    time = growth_time(gain, amplitude, target, slowing)
     # Of a difference along (v, -o) and one along (v, o) only the first grows.
-    part = (W @ inputs[0] - outputs[:, 0] @ H) / 2 * math.expm1(gain * time)
+    part = (W @ inputs[0] - outputs[:, 0] @ H) / 2 * math.expm1((gain - slowing) * time)
     return Growth(
         time=time,
-        gain=gain,
+        gain=gain - slowing,
         amplitude=amplitude,
         neurons=members,
         moved=members,
         W=W + torch.outer(part, inputs[0]),
         H=H - torch.outer(outputs[:, 0], part),
         arrived=True,
+        dropped=gain * amplitude,
         signal=signal,
         extremal=None,
     )

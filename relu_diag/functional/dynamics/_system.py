@@ -6,8 +6,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from relu_diag.functional._arrays import Array
+from relu_diag.functional.output_loss import Loss
+from relu_diag.functional.weight_decay import WeightDecay
 
 
 class Objective(ABC):
@@ -45,6 +48,25 @@ class Squares(Objective):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class OfOutputs(Objective):
+    """Any loss of the outputs, in float64."""
+
+    loss: Loss
+
+    def value(self, outputs: Array) -> float:
+        return float(self.loss(torch.from_numpy(outputs)))
+
+    def gradient(self, outputs: Array) -> Array:
+        return np.asarray(self.loss.gradient(torch.from_numpy(outputs)).numpy())
+
+    def curvature(self, outputs: Array) -> Array:
+        at = torch.from_numpy(outputs)
+        units = torch.eye(outputs.shape[1], dtype=at.dtype)
+        columns = [self.loss.curvature(at, unit.expand_as(at).contiguous()) for unit in units]
+        return np.asarray(torch.stack(columns, dim=2).numpy())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Moment:
     """The network at a moment of its motion.
 
@@ -76,14 +98,26 @@ class System:
         slopes: Slopes ``s-`` and ``s+``.
         objective: The loss of its outputs.
         bias_moves: Whether it has an output bias, which descends as well.
-        decay: Weight decay.
+        decay: Weight decay of its parts.
     """
 
     X: Array
     slopes: tuple[float, float]
     objective: Objective
     bias_moves: bool
-    decay: float
+    decay: WeightDecay
+
+    @property
+    def input_decay(self) -> Array:
+        """Weight decay of the input weights, one a column, shape ``(d,)``."""
+        decay = np.full(self.X.shape[1], self.decay.W)
+        decay[-1] = self.decay.last_column
+        return decay
+
+    @property
+    def slowing(self) -> float:
+        """What weight decay takes from the growth rate of a neuron."""
+        return (self.decay.W + self.decay.H) / 2
 
     def loss(self, W: Array, H: Array, bias: Array) -> float:
         """The loss at weights ``(I, d)``, ``(J, I)`` and a bias ``(J,)``, without the decay's."""

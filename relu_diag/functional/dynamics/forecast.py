@@ -15,10 +15,13 @@ from torch import Tensor
 
 from relu_diag.functional.block import Reduction, ShallowBlock
 from relu_diag.functional.dynamics._escape import Plateau, escape
-from relu_diag.functional.dynamics._system import Squares, System
-from relu_diag.functional.problem import squared_problem
+from relu_diag.functional.dynamics._system import Objective, OfOutputs, Squares, System
+from relu_diag.functional.local import target_scale
+from relu_diag.functional.output_loss import AbsoluteError, Huber, Loss, SquaredError
+from relu_diag.functional.problem import LossProblem, Problem, loss_problem, squared_problem
 from relu_diag.functional.tables import html_table, summary_of
 from relu_diag.functional.tolerances import FLOAT64, derivative_tolerance
+from relu_diag.functional.weight_decay import WeightDecay, as_weight_decay
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +39,8 @@ class EscapeForecast:
         drop: The fraction asked for.
         reached: The fraction by which the loss drops: less than that where all growth ends before. Steps and time are
             inf then, and the neurons are the last that grow.
+        decided: False where the network was followed neither to the drop nor to its rest: descent leaps to and fro for
+            long, or meets too many kinks. Steps and time are inf, and `reached` is how far it was followed.
 
     Example:
         >>> import torch
@@ -53,9 +58,12 @@ class EscapeForecast:
     neurons: Tensor
     drop: float
     reached: float
+    decided: bool = True
 
     def __str__(self) -> str:
         growth = f"{len(self.neurons)} neurons of amplitude {self.amplitude:.3g} grow at rate {self.gain:.3g}"
+        if not self.decided:
+            return f"not decided when the loss drops by {self.drop:.3g}, followed to {self.reached:.3g}: {growth}"
         if self.reached < self.drop:
             return f"no escape by {self.drop:.3g} of the loss, at most {self.reached:.3g}: {growth}"
         if math.isfinite(self.steps):
@@ -86,18 +94,20 @@ class EscapeForecast:
 def forecast_escape(
     block: ShallowBlock,
     X: Tensor,
-    Y: Tensor,
+    Y: Tensor | Loss,
     lr: float,
     drop: float = 0.01,
     reduction: Reduction = "mean",
     small: float = 0.01,
+    weight_decay: float | WeightDecay = 0.0,
 ) -> EscapeForecast | None:
     """When plain gradient descent leaves the plateau it is on, from one moment of the plateau.
 
     ``steps = ln(drop L / (gain amplitude)) / (2 ln(1 + lr gain))`` with the present loss ``L``, once the small living
     neurons have gathered at extremal directions; until then they are followed from kink to kink, with the residuals
     held fixed. With several outputs a grown group may also come apart; the earlier end counts. Where the residuals do
-    not stand still, or the loss drops by less than to first order, the gradient flow of the whole network is followed.
+    not stand still, or the loss drops by less than to first order, the whole network is followed: a small one on few
+    samples step by step and in exact leaps from kink to kink, a larger one by its gradient flow.
 
     SGD with momentum mu moves like plain descent at the rate ``lr / (1 - mu)``, up to ``lr gain mu / (1 - mu)^2`` of
     the steps: pass that rate (`PlateauMonitor` counts exactly).
@@ -107,11 +117,12 @@ def forecast_escape(
     Args:
         block: The network.
         X: All inputs of the loss, shape ``(N, d)``.
-        Y: Targets, shape ``(N, J)``.
+        Y: Targets of a squared error, shape ``(N, J)``, or any loss of the outputs.
         lr: Learning rate; at 0 the escape never comes.
         drop: The plateau has ended when the loss is lower by this fraction.
-        reduction: "mean", "sum" or "half_sum".
-        small: Largest contribution of a small group of neurons, as a fraction of the target scale.
+        reduction: "mean", "sum" or "half_sum" of the squared error.
+        small: Largest contribution of a small group of neurons, as a fraction of the target scale, or of a logit's 1.
+        weight_decay: Weight decay of SGD, one number or one for each part. The drop is one of the loss without it.
 
     Returns:
         The forecast, with infinite steps where all growth ends before the drop is reached; None where nothing grows: no
@@ -133,17 +144,22 @@ def forecast_escape(
         )
     if not 0 < drop < 1:
         raise ValueError(f"`drop` is a fraction of the loss, in (0, 1); got {drop!r}.")
-    problem = squared_problem(block, X, Y, reduction)
-    residual, targets = problem.signal.G, Y.detach().double()
-    if float(residual.norm()) <= derivative_tolerance(None, None, block.W.dtype) * float(targets.norm()):
+    problem = loss_problem(block, X, Y) if isinstance(Y, Loss) else squared_problem(block, X, Y, reduction)
+    if _fitted(problem, block):
         return None
-    objective = Squares((problem.outputs - residual).cpu().numpy(), problem.factor)
+    system = System(
+        X=problem.signal.X.cpu().numpy(),
+        slopes=block.slopes,
+        objective=_objective(problem),
+        bias_moves=block.output_bias is not None,
+        decay=as_weight_decay(weight_decay),
+    )
     found = escape(
         Plateau(
             block=problem.block,
             X=problem.signal.X,
-            targets=targets,
-            system=System(problem.signal.X.cpu().numpy(), block.slopes, objective, block.output_bias is not None, 0.0),
+            scale=_scale(Y),
+            system=system,
             drop=drop * float(problem.loss),
             small=small,
             lr=lr,
@@ -157,4 +173,27 @@ def forecast_escape(
     time = float(found.time) if steps >= 1 else 0.0
     steps = steps if steps >= 1 else 0.0
     reached = float(found.drop) / float(problem.loss)
-    return EscapeForecast(steps, time, growth.gain, growth.amplitude, growth.neurons, drop, reached)
+    return EscapeForecast(steps, time, growth.gain, growth.amplitude, growth.neurons, drop, reached, found.decided)
+
+
+def _fitted(problem: Problem, block: ShallowBlock) -> bool:
+    """Whether the residuals of a squared error are what training leaves of them, or a loss has no slope at all."""
+    G = problem.signal.G
+    if isinstance(problem, LossProblem):
+        return not bool(G.any())
+    targets = problem.outputs - G
+    return float(G.norm()) <= derivative_tolerance(None, None, block.W.dtype) * float(targets.norm())
+
+
+def _objective(problem: Problem) -> Objective:
+    """The loss as a function of arrays."""
+    if isinstance(problem, LossProblem):
+        return OfOutputs(problem.output_loss.to("cpu"))
+    return Squares((problem.outputs - problem.signal.G).cpu().numpy(), problem.factor)
+
+
+def _scale(Y: Tensor | Loss) -> float:
+    """What a contribution to the outputs is small against: targets that are outputs, or 1, the unit of a logit."""
+    if isinstance(Y, SquaredError | Huber | AbsoluteError):
+        return target_scale(Y.Y)
+    return 1.0 if isinstance(Y, Loss) else target_scale(Y.detach().double())
