@@ -41,7 +41,7 @@ class Rows(IterableDataset[Tensor]):
         self.directions = functional.normalize(directions, dim=1)
         rank = torch.arange(1, count + 1, device=options.device)
         frequency = rank.float().rsqrt()
-        self.frequency = options.l0 * frequency / frequency.sum()
+        self.frequency = options.true * frequency / frequency.sum()
         self.mean = 0.75 * self.frequency.clamp(max=1) @ self.directions
 
     def batch(self, rows: int, draw: torch.Generator) -> Tensor:
@@ -212,6 +212,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--every", type=int, default=250, help="steps after which a silent feature is dead")
     parser.add_argument("--samples", type=int, default=2048, help="rows that ReviveDeadUnits keeps")
+    parser.add_argument("--true", type=float, default=3.0, help="mean number of directions in a row")
     parser.add_argument("--l0", type=float, default=6.0, help="mean number of active features")
     parser.add_argument("--price", type=float, default=0.3, help="price of activity at the start")
     parser.add_argument("--rate", type=float, default=0.01, help="how fast the price follows")

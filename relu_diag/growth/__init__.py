@@ -8,7 +8,7 @@ from relu_diag.growth.graph import drop_graphs, in_a_graph
 from relu_diag.growth.live import check_growable, grow
 from relu_diag.growth.replace import replace_in_training, replace_units
 from relu_diag.growth.spawned import accept_grown_results
-from relu_diag.growth.training import averaged_copies, check_strategy, grow_in_training
+from relu_diag.growth.training import averaged_copies, check_strategy, grow_in_training, unwrapped
 
 __all__ = [
     "GrowingModule",
@@ -22,6 +22,7 @@ __all__ = [
     "replace_in_training",
     "replace_units",
     "resize_on_load",
+    "unwrapped",
 ]
 
 accept_grown_results()

@@ -45,7 +45,7 @@ def grow_in_training(trainer: Trainer, location: BlockLocation, embed: Callable[
     """
     check_strategy(trainer)
     module = trainer.lightning_module
-    with _unwrapped(trainer):
+    with unwrapped(trainer):
         grow(module, location, embed(read_block(module, location)), trainer.optimizers)
         for copy in averaged_copies(trainer):
             grow(copy, location, embed(read_block(copy, location)))
@@ -66,8 +66,15 @@ def averaged_copies(trainer: Trainer) -> list[nn.Module]:
 
 
 @contextmanager
-def _unwrapped(trainer: Trainer) -> Iterator[None]:
-    """Take the module out of DDP's wrapper, and wrap it again on exit."""
+def unwrapped(trainer: Trainer) -> Iterator[None]:
+    """Take the module out of DDP's wrapper, which holds on to its parameters as a graph does, and wrap it again.
+
+    Args:
+        trainer: The trainer.
+
+    Yields:
+        Nothing; inside, parameters may change their shape, and `in_a_graph` sees graphs alone.
+    """
     strategy = trainer.strategy
     if not isinstance(strategy, DDPStrategy):
         yield

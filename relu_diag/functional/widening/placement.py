@@ -104,7 +104,7 @@ def place_units(
         2 neurons placed anew, largest gain 1; the loss drops by 1
     """
     check_fit(block, signal)
-    search = _Search.begin(block, units, signal, loss, price, everything)
+    search = _Search(block, units, signal, loss, price, everything)
     for _ in range(BUDGETS.placements):
         if not search.place_some():
             break
@@ -188,11 +188,28 @@ class _Data:
 class _Search:
     """Places neurons batch after batch."""
 
-    def __init__(self, block: ShallowBlock, units: Tensor, chosen_by: _Data, held_out: _Data, price: float) -> None:
+    def __init__(
+        self,
+        block: ShallowBlock,
+        units: Tensor,
+        signal: BlockSignal,
+        loss: Loss | None,
+        price: float,
+        everything: bool,
+    ) -> None:
         self.block = block
         self.units = units
-        self.data = chosen_by
-        self.check = held_out
+        self.everything = everything
+        X = signal.X.detach()
+        self.frame = _Frame.of(X)
+        H = block.H.detach().clone()
+        H[:, units] = 0.0
+        outputs = chunked_outputs(replace(block, W=block.W.detach(), H=H), X)
+        G = signal.G.detach() if loss is None else loss.gradient(outputs)
+        data = _Data(self.frame.centred(X), outputs, G, loss, block.output_bias is not None)
+        split = not everything and len(X) >= BUDGETS.held_out
+        self.data = data.part(0, 2) if split else data
+        self.check = data.part(1, 2) if split else data
         self.lengths = _Lengths.of(block, units, price > 0)
         # Of a unit of amplitude.
         self.price = price / self.lengths.fixed if self.lengths.fixed else price
@@ -202,27 +219,6 @@ class _Search:
         self.gains: list[Tensor] = []
         self.drop = 0.0
         self.placed = 0
-
-    @classmethod
-    def begin(
-        cls, block: ShallowBlock, units: Tensor, signal: BlockSignal, loss: Loss | None, price: float, everything: bool
-    ) -> _Search:
-        """The search, with data centred and split."""
-        H = block.H.detach().clone()
-        H[:, units] = 0.0
-        X = signal.X.detach()
-        outputs = chunked_outputs(replace(block, W=block.W.detach(), H=H), X)
-        G = signal.G.detach() if loss is None else loss.gradient(outputs)
-        frame = _Frame.of(X)
-        data = _Data(frame.centred(X), outputs, G, loss, block.output_bias is not None)
-        split = not everything and len(X) >= BUDGETS.held_out
-        search = cls(block, units, data.part(0, 2) if split else data, data.part(1, 2) if split else data, price)
-        search.frame = frame
-        search.everything = everything
-        return search
-
-    frame: _Frame
-    everything: bool
 
     def place_some(self) -> bool:
         """Place a batch; whether there may be more to place."""
