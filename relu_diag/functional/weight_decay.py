@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 
 from relu_diag.functional.block import ShallowBlock
@@ -52,6 +53,19 @@ class WeightDecay:
     def last_column(self) -> float:
         """``mu`` of the last column of `W`."""
         return self.W if self.hidden_bias is None else self.hidden_bias
+
+    def by_column(self, block: ShallowBlock) -> Tensor:
+        """``mu`` of every column of the input weights.
+
+        Args:
+            block: The network.
+
+        Returns:
+            Factors, shape ``(d,)``.
+        """
+        factors = torch.full_like(block.W[0], self.W)
+        factors[-1] = self.last_column
+        return factors
 
     def cost(self, block: ShallowBlock) -> Tensor:
         """What the decay adds to the loss.

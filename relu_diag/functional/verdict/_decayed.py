@@ -117,7 +117,7 @@ def _first_order(problem: LossProblem) -> _FirstOrder:
     block, signal, decay = problem.block, problem.signal, problem.decay
     assert decay is not None
     sums = neuron_sums(block, signal, problem.kink_tol)
-    pull = _by_input(problem) * block.W
+    pull = decay.by_column(block) * block.W
     smooth = sums.smooth.double() + pull
     kinks = _kinks(problem, sums)
     dW = -smooth
@@ -136,14 +136,6 @@ def _first_order(problem: LossProblem) -> _FirstOrder:
     by_input = dW.norm(dim=1) / positive(sums.terms + pull.norm(dim=1))
     by_output = dH.norm(dim=0) / positive(sums.output_terms + decay.H * block.H.norm(dim=0))
     return _FirstOrder(dW, dH, db, torch.maximum(by_input, by_output), bias_violation, exact, kinks, smooth)
-
-
-def _by_input(problem: LossProblem) -> Tensor:
-    """Decay of every column of the input weights, shape ``(d,)``."""
-    assert problem.decay is not None
-    by_input = torch.full_like(problem.block.W[0], problem.decay.W)
-    by_input[-1] = problem.decay.last_column
-    return by_input
 
 
 def _kinks(problem: LossProblem, sums: NeuronSums) -> dict[int, tuple[Array, Array]]:
@@ -174,7 +166,7 @@ def _second_order(problem: LossProblem, first: _FirstOrder, tol: float, verdict:
     block, decay = problem.block, problem.decay
     assert decay is not None
     zero = ~block.W.any(dim=1) & ~block.H.any(dim=0)
-    growth = largest_growth(problem, _by_input(problem), decay.H, tol)
+    growth = largest_growth(problem, decay.by_column(block), decay.H, tol)
     if growth.certified and not growth.grows:
         return verdict("global minimum", nobody(block), None, theorem=CONVEX, reason=_EVERY_WIDTH)
     if growth.grows and bool(zero.any()):
@@ -203,7 +195,7 @@ def _growing(problem: LossProblem, growth: Growth, i: int) -> Move:
     block = problem.block
     move = Move(torch.zeros_like(block.W), torch.zeros_like(block.H), torch.zeros_like(block.H[:, 0]))
     D = rho(problem.signal.X @ growth.v, block.slopes) @ problem.signal.G
-    price = float(_by_input(problem) @ growth.v.square())
+    price = float(problem.decay.by_column(block) @ growth.v.square())
     ratio = math.sqrt(price / problem.decay.H) if price > 0 and problem.decay.H > 0 else 1.0
     move.dW[i] = growth.v
     move.dH[:, i] = -ratio * D / D.norm()
@@ -215,7 +207,7 @@ def _loud(problem: LossProblem, first: _FirstOrder, tol: float) -> dict[int, Ten
     decay = problem.decay
     assert decay is not None
     parts = _parts(problem)
-    M = torch.diag(_by_input(problem)).cpu().numpy()
+    M = torch.diag(decay.by_column(problem.block)).cpu().numpy()
     found: dict[int, Tensor | None] = {}
     asked = torch.ones_like(problem.block.H[0], dtype=torch.bool)
     if len(problem.block.H) == 1:  # only neurons without output weights have such directions

@@ -6,8 +6,6 @@ from torch import Tensor
 
 from relu_diag.functional.problem import LossProblem
 
-__all__ = ["falls_for_ever"]
-
 
 def falls_for_ever(problem: LossProblem) -> bool:
     """Whether a ray of output weights is known on which the loss falls for ever: that of growing ones is looked at."""

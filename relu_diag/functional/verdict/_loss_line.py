@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from relu_diag.functional.block import ShallowBlock, chunked_outputs, rho
 from relu_diag.functional.local import chunks
-from relu_diag.functional.problem import LossProblem
+from relu_diag.functional.problem import LossProblem, SquaredProblem
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 from relu_diag.functional.verdict._rounding import curvature_of_rows, reach, seen_terms
 from relu_diag.functional.verdict.direction import Direction
 from relu_diag.functional.verdict.line import Move, TaylorExpansion, entered
+
+P = TypeVar("P", LossProblem, SquaredProblem)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,8 +130,7 @@ def _price(problem: LossProblem, move: Move) -> tuple[float, float]:
     block, decay = problem.block, problem.decay
     if decay is None:
         return 0.0, 0.0
-    by_input = torch.full_like(block.W[0], decay.W)
-    by_input[-1] = decay.last_column
+    by_input = decay.by_column(block)
     first = (by_input * block.W * move.dW).sum() + decay.H * (block.H * move.dH).sum()
     second = (by_input * move.dW.square()).sum() + decay.H * move.dH.square().sum()
     if block.output_bias is not None:
@@ -142,7 +144,7 @@ def see_fall_of_loss(problem: LossProblem, move: Move) -> Direction | None:
 
     The loss is evaluated on a scale of steps and on points between: it does not rise on the way.
     """
-    line = loss_line(*_moving_part(problem, move))
+    line = loss_line(*moving_part(problem, move))
     steps = _scale_of_steps(line)
     # Behind the first kink each step costs a pass over the data: small ones there are looked at where large ones rise.
     far = float(steps[-1]) / 4.0**BUDGETS.far_steps
@@ -202,7 +204,7 @@ def _lowest(line: LossLine, steps: Tensor) -> float:
     return at
 
 
-def _moving_part(problem: LossProblem, move: Move) -> tuple[LossProblem, Move]:
+def moving_part(problem: P, move: Move) -> tuple[P, Move]:
     """The neurons that move, at least one of them: the others add nothing to a change of the outputs."""
     block = problem.block
     moved = move.dW.any(dim=1) | move.dH.any(dim=0)

@@ -12,7 +12,7 @@ from relu_diag.functional.block import ShallowBlock, chunked_outputs, rho
 from relu_diag.functional.local import chunks, radial_directions
 from relu_diag.functional.problem import LossProblem, Problem, SquaredProblem
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
-from relu_diag.functional.verdict._loss_line import see_fall_of_loss
+from relu_diag.functional.verdict._loss_line import moving_part, see_fall_of_loss
 from relu_diag.functional.verdict._path import falling_stretch
 from relu_diag.functional.verdict._rounding import reach, seen_terms
 from relu_diag.functional.verdict.direction import Direction
@@ -42,7 +42,7 @@ def see_fall(problem: Problem, move: Move, rounding: Tensor | None = None) -> Di
     move = move.scaled(1 / length)
     if isinstance(problem, LossProblem):
         return see_fall_of_loss(problem, move)
-    part, along = _moving_part(problem, move)
+    part, along = moving_part(problem, move)
     slack = 0.0 if rounding is None else _slope_rounding(part, along, rounding)
     stretch = falling_stretch(part, along, expand(part, along), slack)
     if stretch.step == 0:
@@ -157,19 +157,10 @@ def _bend(problem: Problem, A: Tensor, along: Tensor) -> Tensor:
     return (change * problem.output_loss.curvature(problem.outputs, change)).sum()
 
 
-def _moving_part(problem: SquaredProblem, move: Move) -> tuple[SquaredProblem, Move]:
-    """The neurons that move, at least one of them: the others add nothing to a change of the outputs."""
-    block = problem.block
-    moved = move.dW.any(dim=1) | move.dH.any(dim=0)
-    moved[0] |= not bool(moved.any())
-    part = replace(block, W=block.W[moved], H=block.H[:, moved])
-    return replace(problem, block=part), Move(move.dW[moved], move.dH[:, moved], move.db)
-
-
 def _change(problem: SquaredProblem, move: Move, step: float) -> float:
     """Loss change at the moved point as a difference of outputs, 0 where rounding could hide its sign."""
     block, X, residual = problem.block, problem.signal.X, problem.signal.G
-    part, along = _moving_part(problem, move)
+    part, along = moving_part(problem, move)
     before = replace(part.block, output_bias=None)
     there = ShallowBlock(before.W + step * along.dW, before.H + step * along.dH, block.slopes)
     change = step * move.db + chunked_outputs(there, X) - chunked_outputs(before, X)
