@@ -336,7 +336,6 @@ class Budgets:
         halvings: Halvings of a step on the way to the one that lowers the loss most.
         steps_below: Steps along a move at which a loss is evaluated below the one that derivatives tell, each a fourth.
         steps_above: The same above it.
-        far_steps: Steps of that scale behind the first kink that are looked at first.
         steps_between: Steps on the way to the chosen one.
         newton_in_cell: Newton steps to the least loss at fixed signs.
         proportions: Output weights over input weights of moves that are tried against weight decay.
@@ -466,8 +465,7 @@ class Budgets:
     halvings: int = 15
     steps_below: int = 20
     steps_above: int = 1
-    far_steps: int = 4
-    steps_between: int = 4
+    steps_between: int = 8
     newton_in_cell: int = 200
     proportions: tuple[float, ...] = (1.0, 0.1, 10.0)
     nodes_of_change: int = 4

@@ -145,12 +145,7 @@ def see_fall_of_loss(problem: LossProblem, move: Move) -> Direction | None:
     The loss is evaluated on a scale of steps and on points between: it does not rise on the way.
     """
     line = loss_line(*moving_part(problem, move))
-    steps = _scale_of_steps(line)
-    # Behind the first kink each step costs a pass over the data: small ones there are looked at where large ones rise.
-    far = float(steps[-1]) / 4.0**BUDGETS.far_steps
-    step = _lowest(line, steps[(steps <= line.eps_max) | (steps > far)])
-    if step <= far:
-        step = _lowest(line, steps)
+    step = _lowest(line, _scale_of_steps(line))
     if step == 0:
         return None
     # Points between those of the scale, as evenly as they are few.
