@@ -465,7 +465,7 @@ class Budgets:
     halvings: int = 15
     steps_below: int = 20
     steps_above: int = 1
-    steps_between: int = 8
+    steps_between: int = 14
     newton_in_cell: int = 200
     proportions: tuple[float, ...] = (1.0, 0.1, 10.0)
     nodes_of_change: int = 4

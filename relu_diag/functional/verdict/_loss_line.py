@@ -148,8 +148,9 @@ def see_fall_of_loss(problem: LossProblem, move: Move) -> Direction | None:
     step = _lowest(line, _scale_of_steps(line))
     if step == 0:
         return None
-    # Points between those of the scale, as evenly as they are few.
-    step = _lowest(line, step * torch.linspace(0, 1, BUDGETS.steps_between + 1, dtype=torch.float64)[1:])
+    # Points between those of the scale, denser near the start, where a rise would be small.
+    between = torch.linspace(0, 1, BUDGETS.steps_between + 1, dtype=torch.float64)[1:].square()
+    step = _lowest(line, step * between)
     change = evaluated_change(problem, move, step) if step > 0 else 0.0
     if change >= 0:
         return None
