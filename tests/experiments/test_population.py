@@ -47,20 +47,24 @@ def test_training_lowers_the_loss_in_every_precision(loss: IntegralLoss, precisi
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@pytest.mark.filterwarnings("ignore:GPU available but not used")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("loss", losses(), ids=lambda loss: type(loss).__name__)
 def test_training_on_a_gpu_never_makes_the_host_wait(loss: IntegralLoss, precision: Any, tmp_path: Path) -> None:
     module = PopulationRegression(loss, width=30, lr=2e-2).cuda()
     optimizer = module.configure_optimizers()
-    for step in range(20):
-        if step == 5:
-            torch.cuda.set_sync_debug_mode("error")
-        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16-mixed"):
-            value = module.training_step(None)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-    torch.cuda.set_sync_debug_mode("default")
+    try:
+        for step in range(20):
+            if step == 5:
+                torch.cuda.set_sync_debug_mode("error")
+            with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16-mixed"):
+                value = module.training_step(None)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     on_cpu = PopulationRegression(loss, width=30, lr=2e-2)
     fit = trainer(tmp_path, 50, precision=precision, accelerator="gpu", devices=1)
     fit.fit(module, PopulationNodes(50))
