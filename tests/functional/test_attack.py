@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from support.attack.checks import Record, attack, check_verdict, truth_of
 from support.attack.descent import largest_fall
 from support.attack.families import FAMILIES, problem_of
@@ -87,3 +88,20 @@ def test_a_lie_is_noticed(lie: str) -> None:
         check_verdict(record, truth, replace(verdict, kind=lie), np.random.default_rng(number), deep=False)
         noticed += bool(record.complaints)
     assert noticed >= 0.9 * asked > 4
+
+
+@pytest.mark.parametrize("kinked", [False, True])
+@pytest.mark.parametrize("ulps", [0, 1, 4])
+def test_escape_neurons_are_seen_beside_slopes_that_are_rounding(ulps: int, kinked: bool) -> None:
+    # The first output is met but for the rounding of a long sample's; the second pulls.
+    long = 1e6
+    X = torch.tensor([[long, long], [1.0, -1.0]], dtype=torch.float64)
+    Y = torch.tensor([[long - ulps * np.spacing(long), 1 / long], [1.0, -1.0]], dtype=torch.float64)
+    if kinked:  # uphill on one side, and flat on the other
+        X = torch.cat([X, X.new_tensor([[0.0, 1.0]])])
+        Y = torch.cat([Y, Y.new_tensor([[-1.0, 0.0]])])
+    block = F.ShallowBlock(torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.eye(2, 1, dtype=torch.float64))
+    signal = F.squared_error_signal(block, X, Y, "half_sum")
+    assert F.stationarity(block, signal).stationary.all()
+    assert F.escape_neurons(block, signal).mask.all()
+    assert F.classify(block, X, Y, "half_sum").kind != "local minimum"

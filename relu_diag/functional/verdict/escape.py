@@ -114,7 +114,8 @@ def escapes_at(
     direction = found.slope.new_zeros(neurons, inputs)
     D = found.slope.new_zeros(neurons, outputs)
     loud = found.tol * found.pull_scale
-    descends = found.slope < -found.tol * found.scale
+    # A slope that counts as rounding is none here either.
+    descends = (found.slope < -found.tol * found.scale) & ~found.stationary
     decided = found.decided | descends
     silent = ~block.H.any(dim=0) & (signal.C is None)
     zero = silent & ~block.W.any(dim=1)
@@ -214,7 +215,7 @@ def _loudest(
         own = neuron == i
         x = tangential_part(U[i].expand(int(own.sum()), -1), X[own])
         problems.append(OneNeuron(*(part.cpu().numpy() for part in (g[i], b * c[own], parts[i], b * kinks[own], x))))
-    flat = (found.tol * found.scale[index[kinked]]).tolist()
+    flat = (found.tol * found.scale - found.slope.clamp(max=0.0))[index[kinked]].tolist()
     for i, pull in zip(kinked, loudest_flat_directions(problems, flat, [loud[i] for i in kinked]), strict=True):
         decided[i] = pull.decided
         direction[i] = torch.as_tensor(pull.direction).to(D)
