@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from relu_diag.callbacks._passenger import Passenger
-from relu_diag.training import Examination, Examiner, LossFunction, Report, check_fraction, stop_or_wait
+from relu_diag.training import Examination, Examiner, LossFunction, Report, check_count, check_fraction, stop_or_wait
 
 
 class SaddleAwareEarlyStopping(Passenger, EarlyStopping):
@@ -24,7 +24,8 @@ class SaddleAwareEarlyStopping(Passenger, EarlyStopping):
     epoch; the training step is never run for it. It stops at a certified local or global minimum, or if
     every neuron is dead. At a saddle it waits until the escape is due, plus a margin, and stops if the metric has not
     improved by then. If the verdict is undecided or there is no forecast, it waits, and judges again each time patience
-    is exhausted once more. NaN and thresholds stop training at once, as in `EarlyStopping`.
+    is exhausted once more, ``max_waits`` times; then it stops as `EarlyStopping` does. NaN and thresholds stop training
+    at once, as in `EarlyStopping`.
 
     The decision and its reason are printed, and logged as the text ``early_stopping/decision``.
 
@@ -33,6 +34,7 @@ class SaddleAwareEarlyStopping(Passenger, EarlyStopping):
         args: Further arguments of `EarlyStopping`, in its order.
         margin: Fraction by which it waits longer than forecast.
         drop: Fraction by which the loss falls in an escape.
+        max_waits: How often it waits where no forecast says until when.
         block: Name of the first layer of a block, a pattern (``encoder.*``), or several of them; None: all blocks.
         dataloader: Data to judge on, in passes at fixed weights that need ``loss`` or ``module.batch_loss``; None: rows
             of the training steps.
@@ -61,6 +63,7 @@ class SaddleAwareEarlyStopping(Passenger, EarlyStopping):
         *args: Any,
         margin: float = 0.2,
         drop: float = 0.01,
+        max_waits: int = 10,
         block: str | Sequence[str] | None = None,
         dataloader: Iterable[Any] | None = None,
         max_samples: int | None = None,
@@ -76,6 +79,8 @@ class SaddleAwareEarlyStopping(Passenger, EarlyStopping):
         self.examination: Examination | None = None
         self.wait_until: float | None = None
         self.decision = ""
+        self.max_waits = check_count("max_waits", max_waits)
+        self._waits = 0
         # Value of `wait_count` from which the weights are judged again.
         self._judge_at_count = 0
         self.examiner = Examiner(type(self).__name__, block, dataloader, max_samples, loss, targets)
@@ -87,7 +92,12 @@ class SaddleAwareEarlyStopping(Passenger, EarlyStopping):
         Returns:
             The state of `EarlyStopping`, and until when it waits.
         """
-        own = {"wait_until": self.wait_until, "look_at": self._judge_at_count, "decision": self.decision}
+        own = {
+            "wait_until": self.wait_until,
+            "look_at": self._judge_at_count,
+            "decision": self.decision,
+            "waits": self._waits,
+        }
         return {**super().state_dict(), **own}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -113,6 +123,7 @@ class SaddleAwareEarlyStopping(Passenger, EarlyStopping):
         self.wait_until = state_dict.get("wait_until")
         self._judge_at_count = state_dict.get("look_at", 0)
         self.decision = state_dict.get("decision", "")
+        self._waits = state_dict.get("waits", 0)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up the rows of the epoch, and check as `EarlyStopping` does.
@@ -138,6 +149,7 @@ class SaddleAwareEarlyStopping(Passenger, EarlyStopping):
         if self.wait_count == 0:
             self.wait_until = None
             self._judge_at_count = 0
+            self._waits = 0
             self.decision = ""
         if self.wait_count >= self.patience - 1:
             self.examiner.want()  # in time: the rows of an epoch are kept before they are needed
@@ -157,7 +169,9 @@ class SaddleAwareEarlyStopping(Passenger, EarlyStopping):
         """Whether training is over, by a verdict on the weights; says and logs the decision."""
         found = self.examiner.examine(trainer, trainer.lightning_module, self.drop)
         self.examination = found[0] if found else None
-        decision = stop_or_wait(found, self.examiner.reason(), self.wait_until, self.margin)
+        last = self._waits >= self.max_waits
+        decision = stop_or_wait(found, self.examiner.reason(), self.wait_until, self.margin, last)
+        self._waits = 0 if decision.wait_until is not None else self._waits + 1
         self.wait_until = decision.wait_until
         self._judge_at_count = self.wait_count + self.patience
         self.decision = f"step {trainer.global_step:,} {'stops' if decision.stop else 'waits'}: {decision.reason}"

@@ -302,7 +302,7 @@ class PlateauMonitor(Passenger):
             self._detector.add(change.step, math.nan)
             return
         reason = self.examiner.reason() if ready else _WAITS
-        nothing = verdict_in_training(None, reason, decayed=False)
+        nothing = verdict_in_training(None, reason)
         step = trainer.global_step
         self.plateaus.append(Plateau(change.step, None, change.loss, nothing, None, seen=step, no_forecast=reason))
         self._judged(trainer, module, found, "start")
@@ -320,10 +320,12 @@ class PlateauMonitor(Passenger):
         plateau = self.plateaus[-1]
         step = trainer.global_step
         if found:
-            # Neurons that have begun to end the plateau are no longer small. Then the verdict is on what comes after.
-            under_way = self._judged_loss is not None and found[0].loss < (1 - self.drop / 4) * self._judged_loss
+            # Once neurons have begun to end the plateau, verdicts are on what comes after it: this one's is final.
+            if self._judged_loss is not None and found[0].loss < (1 - self.drop / 4) * self._judged_loss:
+                self._judge_at = math.inf
+                return
             self._judged_loss = found[0].loss
-            plateau = plateau.judged_again(found[0], self._detector.loss, under_way)
+            plateau = plateau.judged_again(found[0], self._detector.loss)
             self.plateaus[-1] = plateau
         age = step - plateau.start
         self._judge_at = plateau.start + max(_AGAIN * age, age + 1)

@@ -12,7 +12,7 @@ from relu_diag.training.evidence import Evidence
 from relu_diag.training.examination import MINIMA, Examination, examine_pass, examine_rows
 from relu_diag.training.examiner import Examiner
 from relu_diag.training.history import HistoryRecorder, LossCurve, Moment
-from relu_diag.training.judge import VERDICT_CODES, escape_count, judge, verdict_in_training
+from relu_diag.training.judge import VERDICT_CODES, Training, escape_count, judge, verdict_in_training
 from relu_diag.training.lightning_internals import (
     batches_done_in_epoch,
     device_batches,
@@ -30,6 +30,7 @@ from relu_diag.training.pace import (
     Schedule,
     Stretch,
     check_unclipped,
+    decaying,
     gradient_share,
     is_plain_descent,
     largest_weight_decay,
@@ -91,6 +92,7 @@ __all__ = [
     "Schedule",
     "SquaredView",
     "Stretch",
+    "Training",
     "TrainingData",
     "WideningChoice",
     "Window",
@@ -102,6 +104,7 @@ __all__ = [
     "check_iterable",
     "check_unclipped",
     "choose_widening",
+    "decaying",
     "device_batches",
     "epochs_completed",
     "escape_count",

@@ -19,20 +19,30 @@ from relu_diag.functional import (
     Verdict,
     forecast_escape,
 )
-from relu_diag.training.judge import judge, verdict_in_training
+from relu_diag.functional.tolerances import kink_tolerance
+from relu_diag.training.judge import Training, judge, verdict_in_training
 from relu_diag.training.look import Look
-from relu_diag.training.pace import NoForecast, check_unclipped, gradient_share, largest_weight_decay, schedule_of
+from relu_diag.training.pace import (
+    NoForecast,
+    check_unclipped,
+    decaying,
+    gradient_share,
+    largest_weight_decay,
+    schedule_of,
+)
 from relu_diag.training.rows import KeptRows, TrainingData
 
 MINIMA = ("local minimum", "global minimum")
-# Which block says most about where the loss of a module stands: one that has a way down, and last what is not known.
+_NOT_CONVEX = "the loss is not known to be convex in the outputs"
+# Which block says most about where the loss of a module stands: one that has a way down; a
+# minimum only where all blocks are at one.
 _TELLING = (
     "saddle",
     "not stationary",
     "type-2 candidate",
+    "undecided",
     "local minimum",
     "global minimum",
-    "undecided",
 )
 
 
@@ -189,8 +199,13 @@ def _judged(
     data = rows.data()
     block = subject.block
     nearby = None if data is None else judge(block, data)
-    decayed = largest_weight_decay(trainer, subject.parameters) > 0
-    verdict = verdict_in_training(nearby, rows.reason, decayed)
+    training = Training(
+        decay=decaying(trainer, subject.parameters),
+        alone=subject.alone,
+        whole=all(parameter.requires_grad for parameter in subject.parameters),
+        drop=drop,
+    )
+    verdict = verdict_in_training(nearby, rows.reason or _NOT_CONVEX, training)
     forecast = None
     no_forecast = rows.reason
     if verdict.kind in MINIMA:
@@ -247,10 +262,16 @@ def _forecast(
 
 
 def _all_dead(block: ShallowBlock, inputs: Sequence[Tensor]) -> bool:
-    """Whether every neuron is silent on all inputs; False where there are none."""
+    """Whether every neuron is silent, and on no kink, on all inputs; False where there are none."""
     if block.slopes[0] != 0 or not inputs:
         return False
-    return all(not bool((X.to(block.W) @ block.W.mT > 0).any()) for X in inputs)
+    tolerance = kink_tolerance(None, block.W.dtype)
+    sizes = block.W.norm(dim=1)
+    for X in inputs:
+        rows = X.to(block.W)
+        if bool((rows @ block.W.mT >= -tolerance * sizes * rows.norm(dim=1, keepdim=True)).any()):
+            return False
+    return True
 
 
 def _location(module: LightningModule, seen: Sighting) -> BlockLocation | None:

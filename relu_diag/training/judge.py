@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -19,7 +19,26 @@ VERDICT_CODES = {
     "local minimum": 4,
     "global minimum": 5,
 }
-_DECAYED = "the optimizer decays the weights: the theorem is about the loss alone"
+_AT = ("saddle", "type-2 candidate", "local minimum", "global minimum")
+_MINIMA = ("local minimum", "global minimum")
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How a block is trained, as far as a verdict depends on it.
+
+    Attributes:
+        decay: Name of the optimizer that decays the weights, so that it descends another function than the loss; empty
+            where none does.
+        alone: Whether nothing but the block is trained under its loss.
+        whole: Whether all of the block is trained.
+        drop: Fraction of the loss below which a point is not where the run is.
+    """
+
+    decay: str = ""
+    alone: bool = True
+    whole: bool = True
+    drop: float = 0.01
 
 
 def judge(block: ShallowBlock, data: TrainingData) -> NearbyStationaryPoint | None:
@@ -30,36 +49,57 @@ def judge(block: ShallowBlock, data: TrainingData) -> NearbyStationaryPoint | No
         data: What it is trained on.
 
     Returns:
-        The point; its verdict says whether these are all data.
+        The point; its verdict says whether these are all data. None where the loss is not convex in the outputs.
     """
-    squared = data.squared(block)
-    if squared is None:
+    if not data.loss.convex:
         return None
-    nearby = nearby_stationary_point(block, squared.X, squared.Y)
+    nearby = nearby_stationary_point(block, data.X, data.loss)
     assumptions = nearby.verdict.assumptions | {"full data set": checked(data.complete)}
     return replace(nearby, verdict=replace(nearby.verdict, assumptions=assumptions))
 
 
-def verdict_in_training(nearby: NearbyStationaryPoint | None, reason: str, decayed: bool) -> Verdict:
-    """The verdict on a block, for the optimizer in use.
+def verdict_in_training(nearby: NearbyStationaryPoint | None, reason: str, training: Training | None = None) -> Verdict:
+    """The verdict on where a run is, for the optimizer and the layers in use.
 
     Args:
-        nearby: The stationary point near it; None if there is none.
+        nearby: The stationary point near the block; None if there is none.
         reason: Why there is none.
-        decayed: Whether the optimizer decays the weights, so that it descends another function than the loss.
+        training: How the block is trained; None: alone, as a whole, without decay.
 
     Returns:
         The verdict; "undecided" with the reason if there is none.
     """
     if nearby is None:
         nobody = torch.empty(0, dtype=torch.long)
-        return Verdict("undecided", nobody, None, Assumptions({"squared loss": "broken"}), reason=reason)
-    # The loss was found to be the squared error alone: only the optimizer can add to it.
-    assumptions = nearby.verdict.assumptions | {"no regulariser": checked(not decayed)}
+        return Verdict("undecided", nobody, None, Assumptions({"known loss": "broken"}), reason=reason)
+    training = training or Training()
+    # The loss was found to be one of the outputs alone: only the optimizer can add to it.
+    assumptions = nearby.verdict.assumptions | {
+        "no regulariser": checked(not training.decay),
+        "nothing else is trained": checked(training.alone),
+        "all of the block is trained": checked(training.whole),
+    }
     verdict = replace(nearby.verdict, assumptions=assumptions)
-    if not decayed or verdict.kind == "not stationary":
+    if verdict.kind not in _AT:
         return verdict
-    return replace(verdict, kind="undecided", direction=None, theorem="", reason=_DECAYED)
+    if way := _on_the_way(nearby, training.drop):
+        return replace(verdict, kind="not stationary", direction=None, theorem="", reason=way)
+    if training.decay:
+        reason = f"of the loss alone a {verdict.kind}, but {training.decay} decays the weights"
+    elif verdict.kind in _MINIMA and not training.alone:
+        reason = f"a {verdict.kind} in this block, but the layers below it are trained too"
+    else:
+        return verdict
+    return replace(verdict, kind="undecided", direction=None, theorem="", reason=reason)
+
+
+def _on_the_way(nearby: NearbyStationaryPoint, drop: float) -> str:
+    """That a point is not where the run is, in words; empty where it is near."""
+    now = nearby.loss + nearby.loss_gap
+    if nearby.loss_gap <= drop * abs(now):
+        return ""
+    below = nearby.loss_gap / abs(now)
+    return f"on the way to a {nearby.verdict.kind} (loss {nearby.loss:.4g}, {below:.1%} below)"
 
 
 def escape_count(verdict: Verdict) -> int | None:

@@ -144,6 +144,21 @@ def is_plain_descent(trainer: Trainer) -> bool:
     return plain and one_rate and not trainer.lr_scheduler_configs and not trainer.gradient_clip_val
 
 
+def decaying(trainer: Trainer, parameters: Sequence[nn.Parameter]) -> str:
+    """The optimizer that decays the weights of a block.
+
+    Args:
+        trainer: The trainer.
+        parameters: The parameters of the block.
+
+    Returns:
+        Name of its class; empty if none decays.
+    """
+    groups = _groups_of(trainer, parameters)
+    names = [type(one.optimizer).__name__ for one in groups if float(one.group.get("weight_decay", 0.0)) > 0]
+    return names[0] if names else ""
+
+
 def largest_weight_decay(trainer: Trainer, parameters: Sequence[nn.Parameter]) -> float:
     """The largest weight decay on a block.
 

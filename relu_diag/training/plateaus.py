@@ -240,13 +240,12 @@ class Plateau:
         own = {name: state[name] for name in ("start", "end", "loss", "seen", "ended_by", "no_forecast")}
         return cls(**own, verdict=verdict, forecast=forecast, forecasts=forecasts)
 
-    def judged_again(self, examination: Examination, loss: float | None, under_way: bool) -> Plateau:
+    def judged_again(self, examination: Examination, loss: float | None) -> Plateau:
         """The plateau after another examination. An undecided verdict does not replace a decided one.
 
         Args:
             examination: The examination.
             loss: Loss of the plateau where it is flattest; None if unknown.
-            under_way: Whether the escape has begun: then a forecast of a later end is that of the next escape.
 
         Returns:
             The plateau with the new verdict and forecast.
@@ -254,9 +253,7 @@ class Plateau:
         kept = examination.verdict.kind in _UNSETTLED and self.verdict.kind not in _UNSETTLED
         forecasts = self.forecasts
         if examination.forecast is not None:
-            new = PlateauForecast.from_escape(examination.forecast, examination.step, forecasts)
-            if not (forecasts and under_way and new.end > forecasts[-1].end):
-                forecasts = (*forecasts, new)
+            forecasts = (*forecasts, PlateauForecast.from_escape(examination.forecast, examination.step, forecasts))
         return replace(
             self,
             loss=self.loss if loss is None else loss,

@@ -28,7 +28,11 @@ class Decision:
 
 
 def stop_or_wait(
-    examinations: Sequence[Examination] | None, nothing: str, wait_until: float | None, margin: float
+    examinations: Sequence[Examination] | None,
+    nothing: str,
+    wait_until: float | None,
+    margin: float,
+    last: bool = False,
 ) -> Decision:
     """Stop at a minimum, or if no neuron is alive; wait at a saddle until its escape is due.
 
@@ -38,10 +42,21 @@ def stop_or_wait(
         nothing: Why there is no examination.
         wait_until: Step until which an earlier decision waited for an escape, or None.
         margin: Fraction by which to wait longer than forecast.
+        last: Whether it has waited long enough where nothing says until when.
 
     Returns:
         The decision.
     """
+    decision = _by_verdict(examinations, nothing, wait_until, margin)
+    if last and not decision.stop and decision.wait_until is None:
+        return Decision(True, f"it has waited long enough; {decision.reason}")
+    return decision
+
+
+def _by_verdict(
+    examinations: Sequence[Examination] | None, nothing: str, wait_until: float | None, margin: float
+) -> Decision:
+    """The decision by the verdict and the forecast alone."""
     if examinations is None:
         return Decision(True, "the loss is not finite", wait_until)
     if not examinations:
