@@ -17,6 +17,10 @@ from relu_diag.callbacks._passenger import Passenger
 from relu_diag.training import Examination, Examiner, LossFunction, Report, check_count, check_fraction, stop_or_wait
 
 
+# How many times as often it waits at a saddle, which has a way down, as where nothing is certain.
+_AT_SADDLES = 5
+
+
 class SaddleAwareEarlyStopping(Passenger, EarlyStopping):
     """Lightning's EarlyStopping, with a verdict on the weights before it stops.
 
@@ -34,7 +38,7 @@ class SaddleAwareEarlyStopping(Passenger, EarlyStopping):
         args: Further arguments of `EarlyStopping`, in its order.
         margin: Fraction by which it waits longer than forecast.
         drop: Fraction by which the loss falls in an escape.
-        max_waits: How often it waits where no forecast says until when.
+        max_waits: How often it waits where nothing is certain; at a saddle without a forecast five times as often.
         block: Name of the first layer of a block, a pattern (``encoder.*``), or several of them; None: all blocks.
         dataloader: Data to judge on, in passes at fixed weights that need ``loss`` or ``module.batch_loss``; None: rows
             of the training steps.
@@ -63,7 +67,7 @@ class SaddleAwareEarlyStopping(Passenger, EarlyStopping):
         *args: Any,
         margin: float = 0.2,
         drop: float = 0.01,
-        max_waits: int = 10,
+        max_waits: int = 2,
         block: str | Sequence[str] | None = None,
         dataloader: Iterable[Any] | None = None,
         max_samples: int | None = None,
@@ -169,7 +173,8 @@ class SaddleAwareEarlyStopping(Passenger, EarlyStopping):
         """Whether training is over, by a verdict on the weights; says and logs the decision."""
         found = self.examiner.examine(trainer, trainer.lightning_module, self.drop)
         self.examination = found[0] if found else None
-        last = self._waits >= self.max_waits
+        at_saddle = bool(found) and found is not None and found[0].verdict.kind == "saddle"
+        last = self._waits >= (_AT_SADDLES if at_saddle else 1) * self.max_waits
         decision = stop_or_wait(found, self.examiner.reason(), self.wait_until, self.margin, last)
         self._waits = 0 if decision.wait_until is not None else self._waits + 1
         self.wait_until = decision.wait_until

@@ -131,7 +131,7 @@ def examine_rows(
     found = []
     for name, block in blocks.items():
         one = seen[name]
-        rows = kept.get(name, KeptRows())
+        rows = kept[name]
         subject = _Subject(
             name=name,
             location=_location(module, one),

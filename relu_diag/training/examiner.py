@@ -20,7 +20,7 @@ from relu_diag.training.lightning_internals import device_batches
 from relu_diag.training.look import Look, LossFunction
 from relu_diag.training.recipe import Recipe
 from relu_diag.training.rider import Rider
-from relu_diag.training.rows import KeptRows, tensors_of
+from relu_diag.training.rows import NOT_SEEN, KeptRows, tensors_of
 
 # Steps that are ridden at the beginning: two with the same inputs are steps on the whole data set.
 _FIRST = 2
@@ -127,7 +127,7 @@ class Examiner:
         """
         if self._look is not None or self.careful.off:
             return
-        if batch_idx == 0 or not math.isfinite(trainer.num_training_batches):
+        if batch_idx == 0 or self._whole or not math.isfinite(trainer.num_training_batches):
             self._begin_keeping(trainer)
         self._batches += 1
         if not self._keeping and self._ridden >= _FIRST:
@@ -236,7 +236,10 @@ class Examiner:
                 return None if examination is None else [examination]
             loss = math.nan if self._rider.loss is None else self._rider.loss
             rows = self._rows if self.dataloader is None else self._given_rows(trainer, module)
-            return examine_rows(trainer, module, self.seen, rows, loss, drop)
+            missing = {
+                name: KeptRows(reason=self._reasons.get(name, NOT_SEEN)) for name in self.seen if name not in rows
+            }
+            return examine_rows(trainer, module, self.seen, rows | missing, loss, drop)
 
     def reason(self) -> str:
         """Why there is nothing to examine.

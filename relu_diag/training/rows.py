@@ -88,6 +88,7 @@ class KeptRows:
     Args:
         max_samples: Keep no more than so many; None: as many as memory allows.
         expected: Number of samples that will pass, among which those kept are spread evenly; 0: unknown.
+        reason: Why there is no loss, where that is known before.
 
     Attributes:
         complete: Whether every sample of an epoch was kept.
@@ -96,12 +97,12 @@ class KeptRows:
         recipe: How to read rows off a batch without riding along; None where that is not known.
     """
 
-    def __init__(self, max_samples: int | None = None, expected: int = 0) -> None:
+    def __init__(self, max_samples: int | None = None, expected: int = 0, reason: str = NOT_SEEN) -> None:
         self.max_samples = None if expected and max_samples and expected <= max_samples else max_samples
         self.expected = expected
         self.complete = False
         self.full = False
-        self.reason = NOT_SEEN
+        self.reason = reason
         self.recipe: Recipe | None = None
         self._inputs: list[Tensor] = []
         self._kept = 0

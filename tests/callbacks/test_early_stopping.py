@@ -53,8 +53,9 @@ def test_it_waits_at_a_saddle_no_longer_than_forecast(tmp_path: Path) -> None:
         event.tensor_proto.string_val[0].decode() for event in events.Tensors("early_stopping/decision/text_summary")
     ]
     assert "waits: near a saddle; escape forecast at step" in said[0]
-    assert "stops" in said[-1]
-    assert trainer.global_step == pytest.approx(stopping.wait_until or 0, rel=0.01)
+    until = float(said[0].rpartition(" ")[2].replace(",", ""))
+    assert "stops: it has waited long enough; nothing is certain (not stationary: on the way to a saddle" in said[-1]
+    assert until < trainer.global_step < until + 3 * 300 + 100  # the loss falls, and the metric counts nothing
 
 
 def small_run(stopping: EarlyStopping, module: Five, epochs: int = 30, loader: Any = None) -> Trainer:
