@@ -16,7 +16,6 @@ from torch import Tensor
 from relu_diag.callbacks._passenger import Passenger
 from relu_diag.training import Examination, Examiner, LossFunction, Report, check_count, check_fraction, stop_or_wait
 
-
 # How many times as often it waits at a saddle, which has a way down, as where nothing is certain.
 _AT_SADDLES = 5
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from relu_diag.callbacks.plateau import PlateauMonitor
 from relu_diag.capture import read_block, write_block
+from relu_diag.functional import classify
 from relu_diag.training import Escape, Examination, Plateau, PlateauEvent, PlateauListener, Report, lowest_along
 
 
@@ -126,6 +127,9 @@ class EscapeOnPlateau(PlateauListener):
             return
         start = examination.block
         lowest = lowest_along(start, direction, data)
+        if lowest is None:  # The witness is one of the point nearby; here there may be another way down.
+            here = classify(start, data.X, data.loss)
+            lowest = None if here.direction is None else lowest_along(start, here.direction, data)
         if lowest is None:
             return
         look = examination.look

@@ -19,6 +19,7 @@ from relu_diag.growth import (
     grow_in_training,
     in_a_graph,
     resize_on_load,
+    unwrapped,
 )
 from relu_diag.training import (
     VERDICT_CODES,
@@ -316,14 +317,16 @@ class GrowOnPlateau(Passenger, PlateauListener):
 
     def _can_grow(self, trainer: Trainer, examination: Examination) -> bool:
         """Whether no graph depends on the shape of the block; those of steps that are over are dropped with a word."""
-        alive = in_a_graph(examination.parameters)
+        with unwrapped(trainer):
+            alive = in_a_graph(examination.parameters)
         if alive:
             module = trainer.lightning_module
             held = drop_graphs([*module.modules(), *trainer.callbacks])  # type: ignore[attr-defined]
             if held:
                 names = ", ".join(held)
                 rank_zero_warn(f"GrowOnPlateau: {names} kept graphs of steps that are over, which are dropped to grow.")
-            alive = in_a_graph(examination.parameters)
+            with unwrapped(trainer):
+                alive = in_a_graph(examination.parameters)
         free: bool = trainer.strategy.reduce_boolean_decision(not alive)
         if not free:
             self._waiting.append(examination)

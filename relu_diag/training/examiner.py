@@ -226,20 +226,24 @@ class Examiner:
             drop: Fraction by which the loss falls in an escape.
 
         Returns:
-            The examinations, the block that says most about the loss first; None if the weights or the loss are not
-            finite on any rank.
+            The examinations, the block that says most about the loss first; none without a block, and where our own
+            code failed, which is one warning. None if the weights or the loss are not finite on any rank.
         """
+        found: list[Examination] | None = []
         # Early stopping calls this during validation, in inference mode, in which nothing has a gradient.
-        with torch.inference_mode(False):
-            if self._look is not None:
-                examination = examine_pass(trainer, module, self._look, drop)
-                return None if examination is None else [examination]
-            loss = math.nan if self._rider.loss is None else self._rider.loss
-            rows = self._rows if self.dataloader is None else self._given_rows(trainer, module)
-            missing = {
-                name: KeptRows(reason=self._reasons.get(name, NOT_SEEN)) for name in self.seen if name not in rows
-            }
-            return examine_rows(trainer, module, self.seen, rows | missing, loss, drop)
+        with self.careful, torch.inference_mode(False):
+            found = self._examined(trainer, module, drop)
+        return found
+
+    def _examined(self, trainer: Trainer, module: LightningModule, drop: float) -> list[Examination] | None:
+        """The examinations, by a pass or by rows."""
+        if self._look is not None:
+            examination = examine_pass(trainer, module, self._look, drop)
+            return None if examination is None else [examination]
+        loss = math.nan if self._rider.loss is None else self._rider.loss
+        rows = self._rows if self.dataloader is None else self._given_rows(trainer, module)
+        missing = {name: KeptRows(reason=self._reasons.get(name, NOT_SEEN)) for name in self.seen if name not in rows}
+        return examine_rows(trainer, module, self.seen, rows | missing, loss, drop)
 
     def reason(self) -> str:
         """Why there is nothing to examine.
