@@ -27,6 +27,7 @@ from relu_diag.training.pace import (
     check_unclipped,
     decaying,
     gradient_share,
+    is_plain_descent,
     largest_weight_decay,
     schedule_of,
 )
@@ -241,15 +242,17 @@ def _forecast(
         NoForecast: If there is none.
     """
     schedule = schedule_of(trainer, module, subject.parameters)
-    squared = data.squared(subject.block)
-    if squared is None:
-        raise NoForecast(f"of the {data.loss.name} there is no forecast")
-    forecast = forecast_escape(subject.block, squared.X, squared.Y, 0.0, drop)
+    if not data.loss.convex:
+        raise NoForecast(_NOT_CONVEX)
+    plain = is_plain_descent(trainer) and gradient_share(trainer) == 1
+    lr = float(trainer.optimizers[0].param_groups[0]["lr"]) if plain else 0.0
+    forecast = forecast_escape(subject.block, data.X, data.loss, lr, drop)
     if forecast is None:
         raise NoForecast("nothing grows")
     if forecast.reached < forecast.drop:
         raise NoForecast(str(forecast))
-    forecast = replace(forecast, gain=squared.scale * forecast.gain, time=forecast.time / squared.scale)
+    if plain and lr > 0:
+        return forecast
     check_unclipped(trainer, subject.block, data, forecast)
     # Weight decay lowers every growth rate by the same amount, and turns no neuron.
     decay = largest_weight_decay(trainer, subject.parameters)

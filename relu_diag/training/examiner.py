@@ -229,11 +229,10 @@ class Examiner:
             The examinations, the block that says most about the loss first; none without a block, and where our own
             code failed, which is one warning. None if the weights or the loss are not finite on any rank.
         """
-        found: list[Examination] | None = []
         # Early stopping calls this during validation, in inference mode, in which nothing has a gradient.
         with self.careful, torch.inference_mode(False):
-            found = self._examined(trainer, module, drop)
-        return found
+            return self._examined(trainer, module, drop)
+        return []
 
     def _examined(self, trainer: Trainer, module: LightningModule, drop: float) -> list[Examination] | None:
         """The examinations, by a pass or by rows."""

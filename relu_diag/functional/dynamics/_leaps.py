@@ -140,8 +140,9 @@ class Leaps:
     def _parts(self, y: Array) -> tuple[Array, Array, Array]:
         """Input weights ``(n, d)``, output weights ``(n, J)`` and bias ``(J,)`` of a vector."""
         split = self.movers.W.shape[1]
-        count = len(self.movers.W) * (split + len(self.bias))
-        rows = y[:count].reshape(len(self.movers.W), -1)
+        width = split + len(self.bias)
+        count = len(self.movers.W) * width
+        rows = y[:count].reshape(len(self.movers.W), width)
         return rows[:, :split], rows[:, split:], y[count:] if self.system.bias_moves else self.bias
 
     def _sizes(self, y: Array) -> Array:
