@@ -182,12 +182,12 @@ class Leaps:
         jacobian[..., :d] = H.T[None, :, :, None] * seen[:, None]
         for c in range(J):
             jacobian[:, c, :, d + c] = A
-        flat = jacobian.reshape(len(X), J, -1)
+        flat = jacobian.reshape(len(X), J, count * (d + J))
         if self.system.bias_moves:
             flat = np.concatenate([flat, np.broadcast_to(np.eye(J), (len(X), J, J))], axis=2)
         curved = self.system.objective.curvature(outputs) @ flat
         size = flat.shape[2]
-        hessian = flat.reshape(-1, size).T @ curved.reshape(-1, size)
+        hessian = flat.reshape(len(X) * J, size).T @ curved.reshape(len(X) * J, size)
         mixed = np.einsum("kc,kid->icd", G, seen)
         neurons = np.arange(count)
         blocks = hessian[: count * (d + J), : count * (d + J)].reshape(count, d + J, count, d + J)
@@ -244,10 +244,10 @@ class Leaps:
     def _across(self, leap: _Leap, times: Array, pairs: Index) -> Array:
         """How far neurons are from kinks after some times, on the side they are on, shape ``(k, n)``."""
         neurons, kinks = pairs.T
-        split = len(self.bias) if self.system.bias_moves else 0
-        y = leap.at(times)
-        rows = y[:, : y.shape[1] - split].reshape(len(times), len(self.movers.W), -1)
-        W = rows[:, :, : self.movers.W.shape[1]]
+        count, split = self.movers.W.shape
+        width = split + len(self.bias)
+        rows = leap.at(times)[:, : count * width].reshape(len(times), count, width)
+        W = rows[:, :, :split]
         return np.asarray((W @ self.kinks.normals.T)[:, neurons, kinks] * self.movers.sides[neurons, kinks])
 
     def _met(self, leap: _Leap, longest: float, level: float) -> tuple[float, Array]:

@@ -74,3 +74,14 @@ def test_growth_that_weight_decay_outweighs_is_none() -> None:
     block = ShallowBlock(torch.tensor([[6e-6, 8e-6]]).double(), torch.tensor([[1e-5]]).double())
     assert F.forecast_escape(block, X, Y, LR, weight_decay=4.9) is not None
     assert F.forecast_escape(block, X, Y, LR, weight_decay=5.1) is None
+
+
+def test_a_network_whose_bias_alone_moves_has_an_answer() -> None:
+    X = torch.tensor([[0.0, 1.0], [1.0, 1.0]]).double()
+    silent = ShallowBlock(
+        torch.tensor([[-0.4, 0.0], [-1.2, 0.0]]).double(),
+        torch.tensor([[-0.8, 0.05]]).double(),
+        output_bias=torch.tensor([1.5]).double(),
+    )
+    found = F.forecast_escape(silent, X, torch.tensor([[1.0], [2.0]]).double(), 0.1)
+    assert found is None or found.reached < found.drop  # it ends at the fit of a constant
