@@ -59,6 +59,7 @@ class Tolerances:
         settled: Gradient over its scale, or amplitude over what it was, that counts as zero where a search ends.
         residual: Residual over the targets that is rounding.
         inside: Distance from the boundary of a cell, over the length of the weight, that counts as inside.
+        near_lengths: Coordinate of a solution, over the length of the least one, that leaves its outputs their digits.
         program: Feasibility of a linear program, absolute, for problems scaled to 1.
         dependent: Singular value of a least squares over the largest, below which its columns are dependent: rounding.
         step: Accuracy of a step of damped least squares: one that changes nothing any more in a few of them.
@@ -167,6 +168,7 @@ class Tolerances:
     settled: float = 1e-9
     residual: float = 1e-13
     inside: float = 1e-9
+    near_lengths: float = 10.0
     program: float = 1e-10
     dependent: float = 1e-13
     step: float = 1e-6

@@ -158,6 +158,17 @@ class CellFit:
         there = split(R, sign, on_face, self.place.bias(point))
         return at.replaced(self.neurons, there)
 
+    def has_digits(self, at: Weights) -> bool:
+        """Whether weights that solve it have the loss of the solution, and not one of rounding."""
+        y = self.problem.term.Y[:, 0]
+        Z = self.problem.X @ at.W.T
+        s_minus, s_plus = self.problem.block.slopes
+        outputs = np.where(Z > 0, s_plus, s_minus) * Z @ at.H[0] + at.b
+        # Without targets the solutions are as long as the scale.
+        size = float(np.linalg.norm(y)) or self.space.scale * float(np.linalg.norm(self.place.matrix))
+        error = outputs - y
+        return abs(float(error @ error - self.residual @ self.residual)) <= FLOAT64.settled * size**2
+
 
 def fit_cell(problem: CellProblem, neurons: Sequence[int]) -> CellFit:
     """The least squares of some neurons of a cell: ``R* = A^+ y + (1 - A^+ A) c``.

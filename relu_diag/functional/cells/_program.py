@@ -6,6 +6,7 @@ neuron without a sign yet being free.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -126,18 +127,18 @@ def _signs_at(space: AffineSpace, cells: Sequence[Cell], point: Array) -> Signs:
 
 
 def _settled(space: AffineSpace, cells: Sequence[Cell], signs: Signs) -> Found:
-    """The point with these signs, in the open cells where it can be."""
-    for interior in (True, False):
-        point, _ = _solve(space, cells, signs, interior)
+    """The point with these signs: near, where its outputs are no rounding, and in the open cells where it can be."""
+    for near, interior in itertools.product((True, False), (True, False)):
+        point, _ = _solve(space, cells, signs, interior, near)
         if point is not None:
             return Found(True, point, signs)
     return Found(None)
 
 
 def _solve(
-    space: AffineSpace, cells: Sequence[Cell], signs: Signs, interior: bool = False
+    space: AffineSpace, cells: Sequence[Cell], signs: Signs, interior: bool = False, near: bool = False
 ) -> tuple[Array | None, bool]:
-    """The point of largest margin, or None; and whether None is a proof.
+    """The point of largest margin, or None; and whether None is a proof, where points that are not near count.
 
     The margin, capped at 1, counts for the strict inequalities, or for all of them.
     """
@@ -152,13 +153,14 @@ def _solve(
             margin = np.ones(len(cell.rows)) if interior else cell.strict
             above.append(np.column_stack([-sign * cell.rows @ directions, margin, sign * cell.rows @ point]))
     A_ub, A_eq = np.concatenate(above), np.concatenate(fixed)
+    reach = FLOAT64.near_lengths if near else None
     outcome = linprog(
         -np.eye(free + 1)[-1],
         A_ub=A_ub[:, :-1],
         b_ub=A_ub[:, -1],
         A_eq=np.insert(A_eq[:, :-1], free, 0.0, axis=1),
         b_eq=A_eq[:, -1],
-        bounds=[(None, None)] * free + [(0.0, 1.0)],
+        bounds=[(None if reach is None else -reach, reach)] * free + [(0.0, 1.0)],
         options={"primal_feasibility_tolerance": FLOAT64.program, "dual_feasibility_tolerance": FLOAT64.program},
     )
     if outcome.status == 0 and outcome.x[-1] > FLOAT64.inside:

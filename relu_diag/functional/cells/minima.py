@@ -30,7 +30,8 @@ class CellMinimum:
         R: The least-squares solution of least norm, ``R_i = h_i w_i``, shape ``(I, d)``.
         unique: Whether it is the only one; else the solutions fill an affine space.
         genuine: Whether a solution lies in the cell, for one sign of ``h_i`` per neuron (``R_i = 0`` does, as
-            ``h_i = 0``); None where the search for signs ran out of its budget.
+            ``h_i = 0``); None where the search for signs ran out of its budget, or where the only solutions found are
+            so large that their outputs are rounding.
         block: The network at such a solution, of the same width and order; None where none was found.
         pattern: The cell, bool, shape ``(N, I)``.
 
@@ -197,11 +198,13 @@ def all_cell_minima(
 
 def _minimum(fit: CellFit, found: Found) -> CellMinimum:
     """The fit and the search in the caller's terms."""
+    at = fit.weights(found) if found.exists else None
+    lost = at is not None and not fit.has_digits(at)
     return CellMinimum(
         loss=fit.loss,
         R=fit.R,
         unique=fit.unique,
-        genuine=found.exists,
-        block=fit.weights(found).as_block(fit.problem.block) if found.exists else None,
+        genuine=None if lost else found.exists,
+        block=None if at is None or lost else at.as_block(fit.problem.block),
         pattern=fit.problem.pattern,
     )

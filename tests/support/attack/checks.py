@@ -365,6 +365,8 @@ def check_cells(record: Record, problem: Problem) -> None:
                 record.wrong("cell minimum above the point", f"{found.loss:.6g} against {now:.6g}")
             if found.genuine and found.block is not None:
                 there = float(F.squared_loss(found.block, X, Y, problem.reduction))
+                if not problem.Y.any():  # nothing but the weights has a size
+                    size += problem.factor * float(found.block.W.norm() * found.block.H.norm() * X.norm()) ** 2
                 if abs(there - found.loss) > 1e-6 * found.loss + 1e-9 * size:
                     record.wrong("cell minimum misstated", f"{there:.6g} against {found.loss:.6g}")
     record.call("convergence_certificate", F.convergence_certificate, block, X, Y, problem.reduction)
