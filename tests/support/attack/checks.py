@@ -206,6 +206,9 @@ def check_global(record: Record, truth: Truth, verdict: F.Verdict, rng: Rng, dee
         return
     lower = lower_network(problem, rng, 60 if deep else 8)
     zero_loss = verdict.theorem != "convexity in the outputs"
+    # Weights of 1e16 fit whatever the last digits of the inputs are, which span what the inputs do not.
+    if lower is not None and rounding_of_loss(point_of(lower)) > 0.01 * float(loss(problem)):
+        return
     if lower is not None and (zero_loss or _pulled(truth.point, lower.W)):
         text = f"loss {float(loss(problem)):.6g}, another network of this width has {float(loss(lower)):.6g}; {verdict}"
         record.wrong("global minimum beaten", text)
