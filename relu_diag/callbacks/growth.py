@@ -45,9 +45,10 @@ _DROP = 0.01
 class GrowOnPlateau(Passenger, PlateauListener):
     """Adds neurons to a block when a `PlateauMonitor` of the same trainer reports that it rests at a local minimum.
 
-    It grows the network in the way that lowers the loss most (`relu_diag.functional.growth_proposals`), under any
-    differentiable loss. Layers, Parameters, optimizer states, schedulers and averaged copies stay in use
-    (`relu_diag.growth.grow`). Of several blocks, each is grown when its own monitor reports it, and has its own width.
+    It grows the network in the way that lowers the loss most, under any differentiable loss: the loss falls at the
+    growth itself, or the function is kept where no loss can be evaluated or nothing lowers it. Layers, Parameters,
+    optimizer states, schedulers and averaged copies stay in use (`relu_diag.growth.grow`). Of several blocks, each is
+    grown when its own monitor reports it, and has its own width.
 
     Each growth logs, under the prefix ``growth/`` (or ``growth/<block>/``): ``width``, ``function_change``,
     ``predicted_drop``, ``measured_drop``, and a line of text ``timeline``. Checkpoints of the grown module load into a
@@ -56,8 +57,9 @@ class GrowOnPlateau(Passenger, PlateauListener):
     such as ``hidden_dim``), or if the module is a `relu_diag.growth.GrowingModule`.
 
     Args:
-        units: Number of neurons to add at once.
-        embedding: "replication", "inactive propagation", or "best": whichever lowers the loss most.
+        units: Number of neurons to add at once, or "auto": as many, up to 32, as lower the loss by 1 % each.
+        embedding: "replication" or "inactive propagation", one neuron after the other; or "best": whatever has the
+            lowest loss, several neurons at once among them (`relu_diag.functional.best_widening`).
         nudge: Whether to place the new neuron across the nearest kink, or to give it an output weight, so that the loss
             falls at once; False keeps the function exactly.
         max_width: Largest width; None: no limit.
@@ -86,7 +88,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
 
     def __init__(
         self,
-        units: int = 1,
+        units: int | Literal["auto"] = 1,
         embedding: Embedding = "best",
         nudge: bool = True,
         max_width: int | None = None,
@@ -100,7 +102,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
     ) -> None:
         super().__init__()
         _check_choices(at_steps, embedding, verdicts)
-        self.units = check_count("units", units)
+        self.units: int | Literal["auto"] = "auto" if units == "auto" else check_count("units", units)
         self.embedding = embedding
         self.nudge = check_flag("nudge", nudge)
         self.max_width = None if max_width is None else check_count("max_width", max_width)
@@ -282,13 +284,15 @@ class GrowOnPlateau(Passenger, PlateauListener):
             rank_zero_warn(f"GrowOnPlateau: no growth of {name} at step {step:,}: only two Linear layers can grow.")
             return
         width = len(examination.block.W)
-        room = self.units if self.max_width is None else min(self.units, self.max_width - width)
-        if room < 1 or (self.max_growths is not None and len(self.growths) >= self.max_growths):
+        room = None if self.max_width is None else self.max_width - width
+        if (room is not None and room < 1) or (self.max_growths is not None and len(self.growths) >= self.max_growths):
             return
         if not self._can_grow(trainer, examination):
             return
+        units = self.units if self.units == "auto" or room is None else min(self.units, room)
+        module = trainer.lightning_module
         try:
-            choice = choose_widening(trainer, trainer.lightning_module, examination, room, self.embedding, self.nudge)
+            choice = choose_widening(trainer, module, examination, units, self.embedding, self.nudge, room)
         except NoWidening as why:
             rank_zero_warn(f"GrowOnPlateau: no growth of {location} at step {examination.step:,}: {why}.")
             return
@@ -301,13 +305,13 @@ class GrowOnPlateau(Passenger, PlateauListener):
             step=examination.step,
             block=examination.name,
             before=width,
-            after=width + len(choice.proposals),
-            embedding=tuple(str(one) for one in choice.proposals),
+            after=width + choice.units,
+            embedding=choice.embedding,
             verdict_before=examination.verdict.kind,
             verdict_after=choice.verdict,
             function_change=choice.function_change,
-            predicted_drop=sum(one.predicted_drop for one in choice.proposals),
-            measured_drop=sum(one.measured_drop for one in choice.proposals),
+            predicted_drop=choice.predicted_drop,
+            measured_drop=choice.measured_drop,
         )
         self.growths.append(growth)
         rank_zero_info(str(growth))

@@ -11,6 +11,7 @@ from relu_diag.training.detector import PlateauChange, PlateauDetector
 from relu_diag.training.evidence import Evidence
 from relu_diag.training.examination import MINIMA, Examination, examine_pass, examine_rows
 from relu_diag.training.examiner import Examiner
+from relu_diag.training.gap import coupled_decay, gap_in_training
 from relu_diag.training.history import HistoryRecorder, LossCurve, Moment
 from relu_diag.training.judge import VERDICT_CODES, Training, escape_count, judge, verdict_in_training
 from relu_diag.training.lightning_internals import (
@@ -104,12 +105,14 @@ __all__ = [
     "check_iterable",
     "check_unclipped",
     "choose_widening",
+    "coupled_decay",
     "decaying",
     "device_batches",
     "epochs_completed",
     "escape_count",
     "examine_pass",
     "examine_rows",
+    "gap_in_training",
     "gradient_share",
     "is_epoch_of_all",
     "is_plain_descent",

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from relu_diag.functional import GrowthProposal, ShallowBlock, classify, growth_proposals
-from relu_diag.functional.tolerances import tolerances
+from relu_diag.functional import (
+    BlockSignal,
+    GrowthProposal,
+    ShallowBlock,
+    WeightDecay,
+    Widening,
+    best_widening,
+    classify,
+    growth_proposals,
+)
+from relu_diag.functional.block import chunked_outputs
+from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.widening import add_silent_units
 from relu_diag.training._data import MAX_ELEMENTS, TOO_MANY
+from relu_diag.training._sample import in_order, sampled
+from relu_diag.training._settled import settled, steady
 from relu_diag.training.examination import Examination
+from relu_diag.training.gap import coupled_decay
 from relu_diag.training.look import Look
 from relu_diag.training.rows import SquaredView, TrainingData
 
@@ -23,10 +38,15 @@ from relu_diag.training.rows import SquaredView, TrainingData
 _CANDIDATES = 4
 # Relative difference up to which the gradient at the activations comes from the output alone.
 _SAME = 1e-3
-# How far a new neuron is turned off a kink, in widths of a kink.
-_TURN = 100.0
-# Binary digits of a new neuron's weights: the loss at its best weights does not feel the others.
-_DIGITS = 12
+# Rows by which neurons are chosen, and the share that judges where these are not all.
+_ROWS = 4096
+_JUDGING = 0.25
+# Numbers of the inputs, and new neurons, up to which neurons are proposed one by one besides.
+_FEW_NUMBERS = 4096
+_FEW_NEURONS = 4
+# How often new neurons are made quieter, where they cost more than they gain.
+_HALVINGS = 12
+_NO_GAIN = "no neuron and no direction gains anything"
 
 
 class NoWidening(Exception):
@@ -71,17 +91,31 @@ class Growth:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WideningChoice:
-    """Neurons to add, one after the other.
+    """Neurons to add, one step after the other.
 
     Attributes:
-        proposals: One proposal for each neuron, made for the block with the neurons before it.
-        verdict: Kind of the widened weights; "undecided" if the loss is not the squared error.
+        parts: One neuron at a time, or several; each is made for the block with the neurons before it.
+        verdict: Kind of the widened weights; "undecided" if the loss is not known to be convex in the outputs.
         function_change: Largest change of an output on the data.
+        predicted_drop: First-order prediction of the drop of the loss.
+        measured_drop: Drop of the loss as evaluated; 0 where the function is kept.
     """
 
-    proposals: list[GrowthProposal]
+    parts: tuple[GrowthProposal | Widening, ...]
     verdict: str
     function_change: float
+    predicted_drop: float
+    measured_drop: float
+
+    @property
+    def units(self) -> int:
+        """Number of new neurons."""
+        return sum(_count(part) for part in self.parts)
+
+    @property
+    def embedding(self) -> tuple[str, ...]:
+        """What is done, one line for each new neuron."""
+        return tuple(line for part in self.parts for line in _lines(part))
 
     def embed(self, block: ShallowBlock, live: ShallowBlock) -> ShallowBlock:
         """Add the neurons to the live block, or in the same way to an averaged copy of it.
@@ -94,102 +128,244 @@ class WideningChoice:
             The wider block.
         """
         if block.W.shape == live.W.shape and torch.equal(block.W, live.W) and torch.equal(block.H, live.H):
-            return self.proposals[-1].new_block
-        for one in self.proposals:
-            block = one.embed(block)
+            return self.parts[-1].new_block
+        for part in self.parts:
+            block = part.embed(block)
         return block
 
 
+def _count(part: GrowthProposal | Widening) -> int:
+    return part.units if isinstance(part, Widening) else 1
+
+
+def _lines(part: GrowthProposal | Widening) -> list[str]:
+    """What a part adds, one line for each of its neurons."""
+    if not isinstance(part, Widening):
+        return [str(part)]
+    return part.units * [f"new neuron, {part.kind}{', silent at first' if part.kept else ''}"]
+
+
 def choose_widening(
-    trainer: Trainer, module: LightningModule, examination: Examination, count: int, embedding: str, nudge: bool
+    trainer: Trainer,
+    module: LightningModule,
+    examination: Examination,
+    count: int | Literal["auto"],
+    embedding: str,
+    nudge: bool,
+    most: int | None = None,
 ) -> WideningChoice:
-    """The neurons that gain most, one after the other; the same on every rank.
+    """The neurons that gain most, one at least; the same on every rank. `NoWidening` if none gains anything.
+
+    Where the loss is known, sets of new neurons are compared by the loss after a short fit (`best_widening`), and
+    where rows and neurons are few, with copies and new neurons one after the other (`growth_proposals`); weight decay
+    counts. Where nothing can be evaluated, or no set lowers the loss, neurons are added whose outputs are silent.
 
     Args:
         trainer: The trainer, fitting.
         module: Its module.
         examination: The block, examined.
-        count: Largest number of neurons.
+        count: Number of neurons, or "auto": as many as are worth it.
         embedding: "replication", "inactive propagation", or "best".
         nudge: Whether to move the new neurons so that the loss falls at once.
+        most: Number of neurons at most, for "auto".
 
     Returns:
-        The choice, of one neuron at least.
+        The choice.
+    """
+    room = BUDGETS.new_units if most is None else min(most, BUDGETS.new_units)
+    plan = _Plan(examination.block, count, room, embedding, nudge, examination.loss)
+    if examination.data is not None:
+        decay = coupled_decay(trainer, examination) or WeightDecay()
+        parts = _by_rows(plan, _Judge(in_order(examination.data), decay))
+    elif examination.look is not None:
+        parts = _one_by_one(plan, _search(trainer, module, examination, examination.look, nudge))
+    else:
+        parts = _by_signals(plan, examination)
+    parts = trainer.strategy.broadcast(parts)
+    return _choice(examination, parts)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plan:
+    """What to add to a block of some loss: how many neurons, ``room`` at most, and in which way."""
+
+    block: ShallowBlock
+    count: int | Literal["auto"]
+    room: int
+    embedding: str
+    nudge: bool
+    loss: float
+
+    @property
+    def most(self) -> int:
+        """Number of neurons at most."""
+        return self.room if self.count == "auto" else self.count
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Judge:
+    """Rows in their order, and the decay that is part of what falls in training."""
+
+    data: TrainingData
+    decay: WeightDecay
+
+    def __call__(self, block: ShallowBlock) -> float:
+        """The loss of a block, decay included, computed in float64."""
+        return self.data.loss_of(block) + float(self.decay.cost(block.double()))
+
+
+def _by_rows(plan: _Plan, judge: _Judge) -> list[GrowthProposal | Widening]:
+    """The neurons with the lowest loss on rows.
 
     Raises:
-        NoWidening: If no neuron gains anything, or the loss cannot be evaluated.
+        NoWidening: If no neuron gains anything.
     """
-    data = None if examination.data is None else _in_order(examination.data)
-    squared = None if data is None else data.squared(examination.block)
-    if data is not None:
-        search = _search_rows(data, squared, nudge)
-    elif examination.look is not None:
-        search = _search(trainer, module, examination, examination.look, nudge)
-    else:
-        search = _search_signals(examination)
-    chosen: list[GrowthProposal] = []
-    block = examination.block
-    for _ in range(count):
-        best = next((one for one in search.propose(block) if embedding in {"best", one.kind}), None)
-        if best is None:
-            break
-        best = _settled(best, search.X, data) if nudge else best
-        chosen.append(best)
-        block = best.new_block
-    chosen = trainer.strategy.broadcast(chosen)
-    if not chosen:
-        raise NoWidening("no neuron and no direction gains anything")
-    block = chosen[-1].new_block
-    kind = "undecided" if squared is None else classify(block, squared.X, squared.Y).kind
-    with torch.no_grad():
-        change = float((block(search.X) - examination.block(search.X)).abs().max())
-    return WideningChoice(chosen, kind, change)
+    data = judge.data
+    search = _search_rows(data, data.squared(plan.block), plan.nudge)
+    if plan.embedding == "replication" or (plan.embedding != "best" and plan.nudge):
+        return _one_by_one(plan, search, judge)
+    signal = BlockSignal(data.X, data.loss.gradient(plan.block(data.X)))
+    if not plan.nudge:
+        return _one_by_one(plan, search) if plan.most == 1 else [_silent(plan, signal)]
+    widening = _best(plan, judge)
+    found: list[list[GrowthProposal | Widening]] = [] if widening is None else [[widening]]
+    few = data.X.numel() <= _FEW_NUMBERS and plan.most <= _FEW_NEURONS
+    if few or widening is None:
+        with suppress(NoWidening):
+            found.append(_one_by_one(plan, search, judge))
+    if found:
+        return min(found, key=lambda parts: judge(parts[-1].new_block))
+    if plan.count == "auto":
+        raise NoWidening(_NO_GAIN)
+    return [_silent(plan, signal)]
 
 
-def _in_order(data: TrainingData) -> TrainingData:
-    """The same samples in an order of their own, so that a choice does not depend on how they came in."""
-    order = torch.as_tensor(np.lexsort(data.X.double().cpu().numpy().T)).to(data.X.device)
-    try:
-        return replace(data, X=data.X[order], loss=data.loss.rows(order))
-    except NotImplementedError:  # a loss that is not known as a sum over samples
-        return data
+def _best(plan: _Plan, judge: _Judge) -> Widening | None:
+    """Several neurons at once, in the place where they do not depend on rounding; None where none lowers the loss."""
+    data = judge.data
+    some = sampled(data, _ROWS)
+    found = best_widening(
+        steady(plan.block),
+        some.X,
+        some.loss,
+        units=plan.count,
+        held_out=0.0 if some.complete else _JUDGING,
+        most=plan.room,
+    )
+    if found.kept:
+        return None
+    widening = replace(found, new_block=found.embed(plan.block))
+    before = judge(plan.block)
+    for _ in range(_HALVINGS):
+        new_block = settled(widening.new_block, widening.units, data.X, drop_digits=True)
+        if judge(new_block) < before:
+            return replace(widening, new_block=new_block)
+        widening = replace(widening, new_block=_quieter(widening.new_block, widening.units))
+    return None
 
 
-def _settled(proposal: GrowthProposal, X: Tensor, data: TrainingData | None) -> GrowthProposal:
-    """The proposal with a new neuron that does not depend on rounding: of a few digits, and beside every sample.
-
-    A search ends within its own accuracy of the best weights, and on a kink rounding would decide which gradient comes
-    next: in another order of the samples, or on another number of processes, another one.
-    """
-    block = proposal.new_block
+def _quieter(block: ShallowBlock, units: int) -> ShallowBlock:
+    """The last neurons at half of their amplitude."""
     W = block.W.clone()
     H = block.H.clone()
-    if proposal.unit is None and data is not None:
-        W[-1] = _rounded(W[-1])
-        H[:, -1] = _rounded(H[:, -1])
-    w = W[-1]
-    reach = tolerances(w.dtype).kink * float(w.norm()) * X.to(w).norm(dim=1)
-    if bool((((X.to(w) @ w).abs() <= reach) & (reach > 0)).any()):
-        generator = torch.Generator().manual_seed(0)
-        turn = torch.randn(len(w), generator=generator, dtype=torch.float64).to(w)
-        W[-1] += _TURN * tolerances(w.dtype).kink * w.norm() * turn
-    new = replace(block, W=W, H=H)
-    if data is None or (torch.equal(W, block.W) and torch.equal(H, block.H)):
+    W[-units:] *= math.sqrt(0.5)
+    H[:, -units:] *= math.sqrt(0.5)
+    return replace(block, W=W, H=H)
+
+
+def _one_by_one(plan: _Plan, search: _Search, judge: _Judge | None = None) -> list[GrowthProposal | Widening]:
+    """The neurons that gain most, one after the other.
+
+    Raises:
+        NoWidening: If no neuron gains anything.
+    """
+    enough = FLOAT64.worth_a_neuron * abs(plan.loss) if plan.count == "auto" else 0.0
+    chosen: list[GrowthProposal | Widening] = []
+    block = plan.block
+    for _ in range(plan.most if plan.nudge or plan.count != "auto" else 1):
+        best = next((one for one in search.propose(block) if plan.embedding in {"best", one.kind}), None)
+        if best is None:
+            break
+        if plan.nudge:
+            best = _settled_proposal(best, search.X, judge)
+            drop = best.measured_drop if judge is None else judge(block) - judge(best.new_block)
+            if not drop > enough:
+                break
+        chosen.append(best)
+        block = best.new_block
+    if not chosen:
+        raise NoWidening(_NO_GAIN)
+    return chosen
+
+
+def _by_signals(plan: _Plan, examination: Examination) -> list[GrowthProposal | Widening]:
+    """The neurons by loss gradients alone: nothing can be evaluated, so that the function is kept.
+
+    Raises:
+        NoWidening: If there are none.
+    """
+    signals = examination.signals
+    if not signals:
+        raise NoWidening(examination.no_forecast)
+    X = torch.cat([signal.X for signal in signals])
+    G = torch.cat([signal.G for signal in signals]) / len(signals)
+    if plan.embedding != "replication":
+        return [_silent(plan, BlockSignal(X, G))]
+
+    def to_first_order(outputs: Tensor) -> Tensor:
+        return (G.to(outputs) * outputs).sum()
+
+    search = _Search(X, partial(growth_proposals, X=X, Y=to_first_order, nudge=False, candidates=_CANDIDATES))
+    return _one_by_one(replace(plan, nudge=False), search)
+
+
+def _silent(plan: _Plan, signal: BlockSignal) -> Widening:
+    """Neurons with silent outputs, which feel the loss gradient most.
+
+    Raises:
+        NoWidening: If there is no gradient to feel.
+    """
+    if not bool(signal.G.any()):
+        raise NoWidening(_NO_GAIN)
+    if len(signal.X) > _ROWS:
+        some = torch.randperm(len(signal.X), generator=torch.Generator().manual_seed(0))[:_ROWS].to(signal.X.device)
+        signal = BlockSignal(signal.X[some], signal.G[some])
+    block = plan.block
+    new_block = add_silent_units(block, signal, plan.count, plan.room)
+    units = len(new_block.W) - len(block.W)
+    new_block = settled(new_block, units, signal.X, drop_digits=False)
+    return Widening(new_block, units, "of the largest gradient", math.nan, math.nan, math.nan, (), kept=True)
+
+
+def _choice(examination: Examination, parts: list[GrowthProposal | Widening]) -> WideningChoice:
+    """The choice, and what it does to the loss."""
+    old = examination.block
+    new = parts[-1].new_block
+    data = examination.data
+    if data is None:
+        proposals = [part for part in parts if not isinstance(part, Widening)]
+        change = max((one.function_change for one in proposals), default=0.0)
+        predicted = sum(one.predicted_drop for one in proposals)
+        measured = sum(one.measured_drop for one in proposals)
+        return WideningChoice(tuple(parts), "undecided", change, predicted, measured)
+    kind = classify(new, data.X, data.loss).kind if data.loss.convex else "undecided"
+    with torch.no_grad():
+        outputs = chunked_outputs(old.double(), data.X)
+        step = chunked_outputs(new.double(), data.X) - outputs
+        loss = data.loss.double()
+        predicted = -float((loss.gradient(outputs) * step).sum())
+        # A difference of losses would cancel.
+        measured = -float(loss.change(outputs, step))
+    return WideningChoice(tuple(parts), kind, float(step.abs().max()), predicted, measured)
+
+
+def _settled_proposal(proposal: GrowthProposal, X: Tensor, judge: _Judge | None) -> GrowthProposal:
+    """The proposal with a neuron that does not depend on rounding."""
+    new = settled(proposal.new_block, 1, X, drop_digits=judge is not None and proposal.unit is None)
+    if judge is None:
         return replace(proposal, new_block=new)
-    return replace(
-        proposal,
-        new_block=new,
-        measured_drop=proposal.measured_drop + data.loss_of(block) - data.loss_of(new),
-    )
-
-
-def _rounded(values: Tensor) -> Tensor:
-    """Values ``(n,)`` to so many binary digits of the largest of them."""
-    largest = float(values.abs().max())
-    if not largest:
-        return values
-    unit = 2.0 ** (math.frexp(largest)[1] - _DIGITS)
-    return (values / unit).round() * unit
+    lost = judge.data.loss_of(new) - judge.data.loss_of(proposal.new_block)
+    return replace(proposal, new_block=new, measured_drop=proposal.measured_drop - lost)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -205,24 +381,6 @@ def _search_rows(data: TrainingData, squared: SquaredView | None, nudge: bool) -
     if squared is not None and squared.scale == 1:
         return _Search(data.X, partial(growth_proposals, X=squared.X, Y=squared.Y, nudge=nudge))
     return _Search(data.X, partial(growth_proposals, X=data.X, Y=data.loss, nudge=nudge, candidates=_CANDIDATES))
-
-
-def _search_signals(examination: Examination) -> _Search:
-    """The search by loss gradients alone: nothing can be evaluated, so that the function is kept.
-
-    Raises:
-        NoWidening: If there are none.
-    """
-    signals = examination.signals
-    if not signals:
-        raise NoWidening(examination.no_forecast)
-    X = torch.cat([signal.X for signal in signals])
-    G = torch.cat([signal.G for signal in signals]) / len(signals)
-
-    def to_first_order(outputs: Tensor) -> Tensor:
-        return (G.to(outputs) * outputs).sum()
-
-    return _Search(X, partial(growth_proposals, X=X, Y=to_first_order, nudge=False, candidates=_CANDIDATES))
 
 
 def _search(trainer: Trainer, module: LightningModule, examination: Examination, look: Look, nudge: bool) -> _Search:

@@ -8,6 +8,7 @@ from relu_diag.functional.widening.embedding import add_inactive_propagation, ad
 from relu_diag.functional.widening.placement import Placement, merge_units, output_length, place_units
 from relu_diag.functional.widening.preservation import Preservation, addition_preserves, replication_preserves
 from relu_diag.functional.widening.proposal import GrowthProposal, growth_proposals
+from relu_diag.functional.widening.silent import add_silent_units
 
 __all__ = [
     "GrowthProposal",
@@ -17,6 +18,7 @@ __all__ = [
     "WideningCandidate",
     "add_inactive_propagation",
     "add_inactive_units",
+    "add_silent_units",
     "addition_preserves",
     "best_widening",
     "growth_proposals",

@@ -59,3 +59,19 @@ def greedy_choice(A: Tensor, G: Tensor, count: int) -> GreedyChoice:
         felt = felt - torch.outer(along, new @ G)
         left = left - along.square()
     return GreedyChoice(torch.tensor(index, dtype=torch.long, device=A.device), torch.tensor(explained))
+
+
+def filled(index: Tensor, count: int, pool: int) -> Tensor:
+    """As many of a pool as there should be: those chosen, and the first of the others where no other explains anything.
+
+    Args:
+        index: The chosen, shape ``(n,)``.
+        count: How many there should be.
+        pool: How many there are to choose from.
+
+    Returns:
+        Indices, shape ``(max(n, count),)``.
+    """
+    others = torch.ones(pool, dtype=torch.bool, device=index.device)
+    others[index] = False
+    return torch.cat([index, others.nonzero()[: max(count - len(index), 0), 0]])

@@ -11,7 +11,7 @@ from torch import Tensor
 from relu_diag.functional.block import BlockSignal, ShallowBlock, chunked_outputs, rho
 from relu_diag.functional.output_loss import Loss
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
-from relu_diag.functional.widening._greedy import GreedyChoice, greedy_choice
+from relu_diag.functional.widening._greedy import GreedyChoice, filled, greedy_choice
 from relu_diag.functional.widening._pools import POOLS, Situation
 from relu_diag.functional.widening._refit import curvature_scale, refitted_outputs
 from relu_diag.functional.widening._short_training import short_training
@@ -98,12 +98,7 @@ def fitted_set(rows: Rows, kind: str, most: int, worthwhile: bool) -> UnitSet:
     A = rho(X @ V.T, block.slopes)
     choice = greedy_choice(A, G, most)
     count = max(1, _worthwhile(choice, rows.fit_loss, at)) if worthwhile else most
-    index = choice.index[:count]
-    if len(index) < count:
-        # No other explains anything: the first of them are as good as any.
-        others = torch.ones(len(V), dtype=torch.bool, device=V.device)
-        others[index] = False
-        index = torch.cat([index, others.nonzero()[: count - len(index), 0]])
+    index = filled(choice.index[:count], count, len(V))
     size = A[:, index].square().mean(dim=0).sqrt()
     size = torch.where(size > 0, size, 1.0)
     return _best_ridge(rows, kind, V[index] / size[:, None], at)

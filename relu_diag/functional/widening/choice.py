@@ -109,6 +109,7 @@ def best_widening(
     steps: int = 30,
     reduction: Reduction = "mean",
     seed: int = 0,
+    most: int | None = None,
 ) -> Widening:
     """New neurons that lower the loss most, chosen by what they bring and not by their first step.
 
@@ -122,8 +123,8 @@ def best_widening(
         X: Inputs of the loss, shape ``(N, d)``: all of them, or a sample.
         loss: Targets of the squared error, shape ``(N, J)``, or a loss of the outputs. One without rows of its own
             (`OutputLoss`) needs ``held_out=0``.
-        units: Number of neurons, or "auto": as many, up to 32, as lower the loss by more than 1 % each, as far as the
-            gradient says.
+        units: Number of neurons, or "auto": as many, up to `most`, as lower the loss by more than 1 % each, as far as
+            the gradient says.
         kinds: Where input weights come from: "random" as in torch's Linear; "between samples", kinks between two
             samples with different gradients; "extremal"; "GradMax", the largest gradient behind half of the samples;
             "copies" of neurons turned across kinks.
@@ -132,6 +133,7 @@ def best_widening(
         steps: Quasi-Newton steps at most, taken five at a time; 0: fitted outputs are enough.
         reduction: Of the squared error: "mean", "sum" or "half_sum".
         seed: Of the random numbers.
+        most: Number of neurons at most, for "auto"; None: 32.
 
     Returns:
         The wider network, whose loss on all rows and on those held out is lower, or whose function is the same.
@@ -146,8 +148,9 @@ def best_widening(
     _check_options(units, kinds, held_out, steps)
     check_matrix("X", X)
     rows = split_rows(block, X, as_loss(loss, reduction), held_out, seed)
-    most = BUDGETS.new_units if units == "auto" else units
-    sets = [fitted_set(rows, kind, most, units == "auto") for kind in kinds]
+    room = BUDGETS.new_units if most is None else min(most, BUDGETS.new_units)
+    count = room if units == "auto" else units
+    sets = [fitted_set(rows, kind, count, units == "auto") for kind in kinds]
     ranked = sorted(sets, key=lambda one: one.judged)
     finalists = ranked[: BUDGETS.finalists] if steps else []
     trained = [trained_set(rows, one, min(steps, BUDGETS.trial_steps)) for one in finalists]

@@ -1,0 +1,80 @@
+"""Weights that do not depend on how rounding went: of a few digits, and beside every sample's kink."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from relu_diag.functional import ShallowBlock
+from relu_diag.functional.tolerances import tolerances
+
+# How far a new neuron is turned off a kink, in widths of a kink.
+_TURN = 100.0
+# Binary digits of a new neuron's weights: the loss at its best weights does not feel the others.
+_DIGITS = 12
+# Binary digits of the weights for which neurons are chosen in float64: rounding in training does not reach them.
+_STEADY_DIGITS = 36
+
+
+def steady(block: ShallowBlock) -> ShallowBlock:
+    """The block in fewer digits, so that rounding in training does not change what is chosen for it.
+
+    Args:
+        block: The block.
+
+    Returns:
+        It, as it is where its digits are few.
+    """
+    if block.W.dtype != torch.float64:
+        return block
+    bias = block.output_bias
+    return replace(
+        block,
+        W=_rounded(block.W, _STEADY_DIGITS),
+        H=_rounded(block.H, _STEADY_DIGITS),
+        output_bias=None if bias is None else _rounded(bias, _STEADY_DIGITS),
+    )
+
+
+def settled(block: ShallowBlock, units: int, X: Tensor, drop_digits: bool) -> ShallowBlock:
+    """The block with its last neurons where they do not depend on rounding: of a few digits, and beside every sample.
+
+    A search ends within its own accuracy of the best weights, and on a kink rounding would decide which gradient comes
+    next: in another order of the samples, or on another number of processes, another one.
+
+    Args:
+        block: The block.
+        units: Number of new neurons, the last ones.
+        X: Inputs, shape ``(N, d)``.
+        drop_digits: Whether to drop digits.
+
+    Returns:
+        The block.
+    """
+    W = block.W.clone()
+    H = block.H.clone()
+    generator = torch.Generator().manual_seed(0)
+    kink = tolerances(W.dtype).kink
+    size = X.to(W).norm(dim=1)
+    for unit in range(len(W) - units, len(W)):
+        if drop_digits:
+            W[unit] = _rounded(W[unit])
+            H[:, unit] = _rounded(H[:, unit])
+        w = W[unit]
+        reach = kink * float(w.norm()) * size
+        if bool((((X.to(w) @ w).abs() <= reach) & (reach > 0)).any()):
+            turn = torch.randn(len(w), generator=generator, dtype=torch.float64).to(w)
+            W[unit] += _TURN * kink * w.norm() * turn
+    return replace(block, W=W, H=H)
+
+
+def _rounded(values: Tensor, digits: int = _DIGITS) -> Tensor:
+    """Values of any shape to so many binary digits of the largest of them."""
+    largest = float(values.abs().max())
+    if not largest:
+        return values
+    unit = 2.0 ** (math.frexp(largest)[1] - digits)
+    return (values / unit).round() * unit
