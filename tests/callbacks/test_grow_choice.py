@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -33,8 +34,7 @@ class Net(LightningModule):
         super().__init__()
         torch.manual_seed(0)
         sizes = [3, *(widths or (4,)), 2]
-        pairs = list(zip(sizes, sizes[1:], strict=False))
-        layers = [layer for pair in pairs for layer in (nn.Linear(*pair), nn.ReLU())][:-1]
+        layers = [layer for pair in itertools.pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())][:-1]
         self.net = nn.Sequential(*layers)
         if double:
             self.double()
