@@ -65,12 +65,12 @@ class Passenger(Callback):
 
         Args:
             trainer: The trainer.
-            pl_module: Unused.
-            outputs: Unused.
+            pl_module: Its module.
+            outputs: Result of the training step, empty where it skips the batch.
             batch: The batch.
             batch_idx: Unused.
         """
-        self.examiner.step_ended(trainer, batch)
+        self.examiner.step_ended(trainer, batch, skipped=pl_module.automatic_optimization and not outputs)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The rows of an epoch are kept, if its steps were ridden.

@@ -148,6 +148,8 @@ def is_layout(node: Node) -> bool:
     if node.name() == "AsStridedBackward0":
         below = node.next_functions[0][0]
         return below is not None and below.name() == "torch::autograd::CopySlices"
+    if node.name() == "BackwardHookFunctionBackward":  # a module with a backward hook of its own
+        return len(node.next_functions) == 1
     return node.name() in LAYOUT
 
 

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from relu_diag.capture import Sighting
+from relu_diag.functional import NotFiniteError
 from relu_diag.training._data import is_epoch_of_all, samples_of
 from relu_diag.training.careful import Careful
 from relu_diag.training.checks import check_callable, check_count, check_iterable
@@ -88,6 +89,8 @@ class Examiner:
         self._wanted = False
         self._keeping = False
         self._whole = False
+        # Whether a batch of the epoch whose rows are kept is not among them.
+        self._missed = False
         self._most = self.max_samples
         self._expected = 0
         # Whether the present step is read off its batch, and the number of steps.
@@ -154,22 +157,24 @@ class Examiner:
             with self.careful:
                 self._rider.after_backward()
 
-    def step_ended(self, trainer: Trainer, batch: Any) -> None:
+    def step_ended(self, trainer: Trainer, batch: Any, skipped: bool = False) -> None:
         """Keep the rows of a step that was ridden.
 
         Args:
             trainer: The trainer.
             batch: Its batch.
+            skipped: Whether nothing was learned from the batch.
         """
         if self._reading:
             self._reading = False
             with self.careful:
-                self._read(batch)
+                self._missed = not self._read(batch, skipped) or self._missed
         if not self._rider.riding:
             return
         with self.careful:
             seen = self._rider.end()
             self._ridden += 1
+            self._missed = self._missed or not seen
             self._whole = self._is_whole(trainer, batch)
             for one in seen:
                 self._keep(one, batch)
@@ -229,6 +234,8 @@ class Examiner:
             The examinations, the block that says most about the loss first; none without a block, and where our own
             code failed, which is one warning. None if the weights or the loss are not finite on any rank.
         """
+        if self.careful.off:
+            return []
         # Early stopping calls this during validation, in inference mode, in which nothing has a gradient.
         with self.careful, torch.inference_mode(False):
             return self._examined(trainer, module, drop)
@@ -262,6 +269,7 @@ class Examiner:
     def _begin_keeping(self, trainer: Trainer) -> None:
         """Keep the rows of the steps to come, where they are needed."""
         early = self._ridden == 0 and (self._short(trainer) or samples_of(trainer) <= _EARLY)
+        self._missed = self._missed and self._keeping
         self._keeping = self._keeping or (not self._rows and (early or self._wanted))
         endless = not math.isfinite(trainer.num_training_batches)
         self._most = _ENDLESS if endless and self.max_samples is None else self.max_samples
@@ -282,7 +290,7 @@ class Examiner:
     def _finish_keeping(self, complete: bool) -> None:
         """The rows are those of an epoch, or as many as are to be kept."""
         for rows in self._rows.values():
-            rows.finish(complete)
+            rows.finish(complete and not self._missed)
         self._keeping = False
         self._wanted = False
 
@@ -307,13 +315,20 @@ class Examiner:
         recipes = [rows.recipe for rows in self._rows.values()]
         return bool(recipes) and all(recipe is not None and recipe.inputs is not None for recipe in recipes)
 
-    def _read(self, batch: Any) -> None:
-        """Keep the rows of a batch that is not ridden."""
+    def _read(self, batch: Any, skipped: bool) -> bool:
+        """Keep the rows of a batch that is not ridden; whether it has any to be kept."""
+        if skipped:
+            return False
         for rows in self._rows.values():
-            if not rows.take(self._shown(batch)):
+            try:
+                readable = rows.take(self._shown(batch))
+            except NotFiniteError:
+                return False
+            if not readable:
                 rows.reason = "a batch has other tensors than those before"
         if all(rows.full for rows in self._rows.values()):
             self._finish_keeping(complete=False)
+        return True
 
     def _given_rows(self, trainer: Trainer, module: LightningModule) -> dict[str, KeptRows]:
         """The rows of the data given, read as those of the training steps were found."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relu_diag.functional import NotFiniteError
 from relu_diag.functional.output_loss import Loss
 
 # Relative deviation at which two gradients are the same.
@@ -75,12 +76,18 @@ class Recipe:
 
         Returns:
             Inputs, shape ``(N, d)``, and the loss; None where the batch does not hold them.
+
+        Raises:
+            NotFiniteError: If an input or a target is NaN or infinite.
         """
         if self.inputs is None or self.inputs >= len(leaves):
             return None
         leaf = leaves[self.inputs]
         if leaf.numel() % self.columns:
             return None
+        used = [leaf, *(leaves[place] for place in self.targets.values() if place < len(leaves))]
+        if not all(bool(one.isfinite().all()) for one in used):
+            raise NotFiniteError("A batch has NaN or infinite entries: clean the data, or skip the batch.")
         X = leaf.detach().reshape(-1, self.columns).to(self.dtype)
         if self.constant:
             X = torch.cat([X, X.new_ones(len(X), 1)], dim=1)

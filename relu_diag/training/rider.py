@@ -42,14 +42,14 @@ class Rider:
         return self._ride is not None
 
     def begin(self, module: LightningModule) -> None:
-        """Ride along on the step that is about to begin.
+        """Ride along on the step that is about to begin. The step before may have been left in the middle.
 
         Args:
             module: The module in training.
         """
+        self.leave()
         self._automatic = module.automatic_optimization
         self._losses = []
-        self._seen = None
         self._ride = Ride(module)
         self._ride.begin(board_outputs=not self._automatic)
 
@@ -70,7 +70,7 @@ class Rider:
 
     def after_backward(self) -> None:
         """Let go of the graph, where no other backward pass will follow in the step: a network may be about to grow."""
-        if self._ride is not None and self._automatic:
+        if self._ride is not None and self._automatic and self._seen is None:
             self._seen = self._take(self._ride)
 
     def end(self) -> list[Sighting]:
