@@ -188,7 +188,7 @@ class PlateauMonitor(Passenger):
             pl_module: Unused.
         """
         if trainer.max_epochs == trainer.current_epoch + 1:
-            self.examiner.want()
+            self.examiner.want_if_cheap(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

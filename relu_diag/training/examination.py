@@ -221,7 +221,7 @@ def _judged(
         name=subject.name,
         location=subject.location,
         block=block,
-        loss=loss if data is None else data.loss_of(block),
+        loss=_loss_now(block, nearby, data, loss),
         verdict=verdict,
         nearby=nearby,
         data=data,
@@ -262,6 +262,15 @@ def _forecast(
         raise NoForecast("the weight decay is stronger than every growth")
     steps = schedule.steps_until(growth, gradient_share(trainer) * forecast.gain)
     return replace(forecast, steps=steps, time=growth / rate)
+
+
+def _loss_now(
+    block: ShallowBlock, nearby: NearbyStationaryPoint | None, data: TrainingData | None, seen: float
+) -> float:
+    """The loss over all data, or that of the last step seen where it is not known."""
+    if nearby is not None:
+        return nearby.loss + nearby.loss_gap
+    return seen if data is None else data.loss_of(block)
 
 
 def _all_dead(block: ShallowBlock, inputs: Sequence[Tensor]) -> bool:

@@ -30,10 +30,16 @@ _SHORT = 32
 # Samples of a data set, and numbers of their inputs, that are kept before anybody asks, where they need no riding.
 _EARLY = 2**16
 _EARLY_NUMBERS = 2**22
+# Weights of blocks whose steps may be ridden although nobody has asked.
+_SMALL = 2**14
+# Products of a sample, an input and a neuron that a verdict is made of at most, where the user has set no limit.
+_PRODUCTS = 2**29
 # One step of so many is ridden while rows are read off batches: inputs and loss may change.
 _RIDDEN = 32
 # Samples that are kept of data without an end.
 _ENDLESS = 2**14
+# Samples that are kept of any network.
+_FEWEST = 1024
 _NO_RECIPE = (
     "inputs and targets are not found in the batches as they are; give the loss of a batch, loss=lambda module, batch"
 )
@@ -208,6 +214,15 @@ class Examiner:
         if not self._keeping and not lasting:
             self._rows = {}
 
+    def want_if_cheap(self, trainer: Trainer) -> None:
+        """Ask for rows that nobody waits for, where they are read off batches or the network is small.
+
+        Args:
+            trainer: The trainer.
+        """
+        if self._readable or (self._short(trainer) and self._small):
+            self.want()
+
     def agreed_ready(self, trainer: Trainer) -> bool:
         """Whether an examination would find its rows. A collective: every rank must call it.
 
@@ -285,7 +300,12 @@ class Examiner:
         numbers = sum(recipe.columns for recipe in recipes) * max(self._expected, 1)
         waiting = self._ridden < _SHORT and any(rows.waiting for rows in self._rows.values())
         cheap = waiting or (self._readable and numbers <= _EARLY_NUMBERS)
-        return self._wanted or (self._keeping and (self._short(trainer) or cheap))
+        return self._wanted or (self._keeping and ((self._short(trainer) and self._small) or cheap))
+
+    @property
+    def _small(self) -> bool:
+        """Whether a ridden step costs next to nothing."""
+        return sum(one.block.W.numel() + one.block.H.numel() for one in self.seen.values()) <= _SMALL
 
     def _finish_keeping(self, complete: bool) -> None:
         """The rows are those of an epoch, or as many as are to be kept."""
@@ -297,7 +317,7 @@ class Examiner:
     def _keep(self, one: Sighting, batch: Any) -> None:
         """Keep the rows of a block; a batch that is the whole data set alone."""
         if self._whole or one.hidden not in self._rows:
-            self._rows[one.hidden] = KeptRows(self._most, self._expected)
+            self._rows[one.hidden] = KeptRows(self._most or self._affordable(one), self._expected)
             self._rows[one.hidden].recipe = self._recipes.get(one.hidden)
         rows = self._rows[one.hidden]
         rows.keep(one, self._rider.loss, self._shown(batch))
@@ -308,6 +328,11 @@ class Examiner:
     def _shown(self, batch: Any) -> Any:
         """A batch that shows its targets."""
         return batch if self.targets is None else (batch, self.targets(batch))
+
+    def _affordable(self, one: Sighting) -> int:
+        """Number of samples whose verdict costs no more than a few steps."""
+        neurons, inputs = one.block.W.shape
+        return max(_PRODUCTS // (neurons * (inputs + len(one.block.H))), _FEWEST)
 
     @property
     def _readable(self) -> bool:

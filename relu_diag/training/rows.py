@@ -22,6 +22,8 @@ from relu_diag.training.recipe import Recipe
 NOT_SEEN = "no step of the training was seen yet"
 # Relative deviation at which two gradients are the same.
 _SAME = 1e-3
+# Steps whose rows are kept of a loss that is not known.
+_STEPS = 32
 _ACTIVATIONS = "the loss reads the hidden activations besides the outputs of the block"
 _DROPOUT = "dropout stands behind the activations, so that the loss of a step is not the loss of the network"
 _CHANGES = "the loss changes from batch to batch"
@@ -137,6 +139,7 @@ class KeptRows:
             self._kept += len(seen.signal.X)
             if self.reason != _ACTIVATIONS:
                 self._signals.append(seen.signal)
+            self.full = len(self._inputs) >= _STEPS
             self._passed += len(seen.signal.X)
 
     def take(self, batch: Any) -> bool:
