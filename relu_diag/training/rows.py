@@ -220,11 +220,9 @@ class KeptRows:
         if self.recipe is not None:
             found = self.recipe.loss_with_gradient(evidence.leaves(), evidence.outputs(), evidence.G())
         if found is None:
-            recognition = recognise(evidence.outputs(), evidence.G(), evidence.leaves())
-            found = recognition.loss
-            if found is None:
-                self._unknown = recognition.reason
-                return "" if evidence.few else recognition.reason
+            found = self._recognised()
+        if found is None:
+            return "" if evidence.few else self._unknown
         if not evidence.is_all(found):
             return f"the loss has a part besides the {found.name}"
         if self.recipe is None:
@@ -233,6 +231,17 @@ class KeptRows:
             self._add(X, own)
         self._evidence = Evidence()
         return ""
+
+    def _recognised(self) -> Loss | None:
+        """The loss of the evidence. Where outputs are small, only its value tells targets from weights."""
+        evidence = self._evidence
+        leaves = evidence.leaves()
+        first = recognise(evidence.outputs(), evidence.G(), leaves)
+        self._unknown = first.reason
+        if first.loss is None or evidence.is_all(first.loss):
+            return first.loss
+        other = recognise(evidence.outputs(), evidence.G(), leaves[::-1]).loss
+        return other if other is not None and evidence.is_all(other) else first.loss
 
     def _add(self, X: Tensor, loss: Loss) -> None:
         """Keep rows, no more than there is room for."""

@@ -20,6 +20,9 @@ from relu_diag.functional.dynamics._system import Moment, System
 from relu_diag.functional.local import neuron_sums, states_from_sums
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
 
+# Keeps divisions apart from zero.
+_TINY = float(np.finfo(np.float64).tiny)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Escape:
@@ -160,15 +163,19 @@ def _followed_closely(plateau: Plateau, now: Moment, first: Growth, soon: bool) 
     history = [now]
     if soon:
         history += descended(plateau.system, history[-1], plateau.drop, plateau.lr, BUDGETS.descent)
+    if not _is_finite(history[-1]):
+        return Escape(math.inf, now.drop, first, decided=False)
     if not history[-1].ended:
         leaps, rough = _calmed(plateau, history[-1], first)
         if plateau.lr > 0 and rough:
             history += descended(plateau.system, history[-1], plateau.drop, plateau.lr, BUDGETS.long_descent)
+            if not _is_finite(history[-1]):
+                return Escape(math.inf, now.drop, first, decided=False)
             leaps, rough = _calmed(plateau, history[-1], first)
             if rough and not history[-1].ended:
                 return Escape(math.inf, history[-1].drop, first, decided=False)
         if not history[-1].ended:
-            leaps.follow(plateau.drop, FLOAT64.forever / leaps.stiffness())
+            leaps.follow(plateau.drop, FLOAT64.forever / max(leaps.stiffness(), _TINY))
             history += leaps.history
     end = history[-1]
     if end.ended:
@@ -178,11 +185,16 @@ def _followed_closely(plateau: Plateau, now: Moment, first: Growth, soon: bool) 
     return Escape(math.inf, end.drop, first, decided) if grown[first.moved.cpu().numpy()].any() or not decided else None
 
 
+def _is_finite(moment: Moment) -> bool:
+    """Whether weights and drop are numbers: a descent at too high a rate diverges."""
+    return bool(np.isfinite(moment.W).all() and np.isfinite(moment.H).all() and math.isfinite(moment.drop))
+
+
 def _calmed(plateau: Plateau, at: Moment, first: Growth) -> tuple[Leaps, bool]:
     """Leaps from where the fastest motion has died out, and whether descent leaps to and fro instead."""
     leaps = Leaps(plateau.system, at, plateau.lr)
     stiffness = leaps.stiffness()
-    settles = BUDGETS.calm_steps * plateau.lr or min(FLOAT64.calm / stiffness, FLOAT64.stride / first.gain)
+    settles = BUDGETS.calm_steps * plateau.lr or min(FLOAT64.calm / max(stiffness, _TINY), FLOAT64.stride / first.gain)
     excess = leaps.calm(settles)
     rough = plateau.lr * stiffness > FLOAT64.edge or excess > FLOAT64.rough * plateau.drop
     # An escape that is under way is not rough.

@@ -104,8 +104,13 @@ class Leaps:
         return at
 
     def stiffness(self) -> float:
-        """The largest curvature of the loss."""
-        return -float(torch.linalg.eigvalsh(torch.from_numpy(self._linearisation(self._vector())))[0])
+        """The largest curvature of the loss: 0 where nothing moves, inf where it is no number."""
+        matrix = self._linearisation(self._vector())
+        if not matrix.size:
+            return 0.0
+        if not np.isfinite(matrix).all():
+            return math.inf
+        return -float(torch.linalg.eigvalsh(torch.from_numpy(matrix))[0])
 
     def calm(self, longest: float) -> float:
         """Let the fastest motion die out; what the loss was higher for it, which is no drop to come."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from relu_diag.functional.block import Reduction, ShallowBlock
@@ -43,7 +44,7 @@ class EscapeForecast:
             long, or meets too many kinks. Steps and time are inf, and `reached` is how far it was followed.
 
     Example:
-        >>> import torch
+    import torch
         >>> X = torch.eye(2, dtype=torch.float64)
         >>> small = ShallowBlock(1e-3 * X[:1], torch.tensor([[1e-3]]).double())
         >>> forecast = forecast_escape(small, X, X[:, :1], lr=0.1)
@@ -154,18 +155,20 @@ def forecast_escape(
         bias_moves=block.output_bias is not None,
         decay=as_weight_decay(weight_decay),
     )
-    found = escape(
-        Plateau(
-            block=problem.block,
-            X=problem.signal.X,
-            scale=_scale(Y),
-            system=system,
-            drop=drop * float(problem.loss),
-            small=small,
-            lr=lr,
-            loud=max(FLOAT64.derivative, problem.kink_tol),
+    # A descent at too high a rate overflows, and is seen to.
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = escape(
+            Plateau(
+                block=problem.block,
+                X=problem.signal.X,
+                scale=_scale(Y),
+                system=system,
+                drop=drop * float(problem.loss),
+                small=small,
+                lr=lr,
+                loud=max(FLOAT64.derivative, problem.kink_tol),
+            )
         )
-    )
     if found is None:
         return None
     growth = found.growth
