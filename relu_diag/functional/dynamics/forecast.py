@@ -44,7 +44,7 @@ class EscapeForecast:
             long, or meets too many kinks. Steps and time are inf, and `reached` is how far it was followed.
 
     Example:
-    import torch
+        >>> import torch
         >>> X = torch.eye(2, dtype=torch.float64)
         >>> small = ShallowBlock(1e-3 * X[:1], torch.tensor([[1e-3]]).double())
         >>> forecast = forecast_escape(small, X, X[:, :1], lr=0.1)
