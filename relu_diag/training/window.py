@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from relu_diag.capture import Sighting
+from relu_diag.capture import Sighting, exactness
 from relu_diag.functional import NeuronGeometry, NeuronStates, ShallowBlock
 from relu_diag.functional.local import (
     NeuronSlopes,
@@ -36,6 +36,8 @@ class BlockReport:
         exact: Whether the window is one batch that is the whole data set.
         sums: What all of that is made of.
         caveats: What keeps the slopes from being those of the loss along the block's weights, in words.
+        exactness: Whether units behind the block sat on a kink, where the loss has other slopes: "exact", "not exact:
+            3 later kinks", or why that is not known.
     """
 
     name: str
@@ -47,6 +49,7 @@ class BlockReport:
     exact: bool
     sums: NeuronSums
     caveats: tuple[str, ...]
+    exactness: str = "exact"
 
     @cached_property
     def geometry(self) -> NeuronGeometry:
@@ -77,6 +80,9 @@ class Window:
         self._inputs: Tensor | None = None
         self._scale = (0.0, 0)
         self._step = 0
+        # Later kinks of every sighting, None where nobody counted, and operations that were not counted.
+        self._later: list[Tensor | None] = []
+        self._uncounted: set[str] = set()
 
     def add(self, seen: Sighting, step: int, scale: float) -> None:
         """Add a step. A batch with the inputs of the one before is the whole data set, and begins a window of its own.
@@ -93,7 +99,11 @@ class Window:
             self._running = RunningSums()
             self.sightings = 0
             self._scale = (0.0, 0)
+            self._later = []
+            self._uncounted = set()
         self._inputs = X
+        self._later.append(seen.later_kinks)
+        self._uncounted.update(seen.uncounted)
         # A signal is that of its batch's mean loss, and the sums are those of the mean over all samples.
         self._running.add(seen.block, seen.signal, weight=len(X), gradients=seen.gradients)
         self._last, self._step = seen, step
@@ -125,9 +135,16 @@ class Window:
             exact=self.whole,
             sums=sums,
             caveats=_caveats(self._last),
+            exactness=self._exactness(self._last),
         )
         self._running = None
         return report
+
+    def _exactness(self, last: Sighting) -> str:
+        """Whether later units sat on a kink in any of the sightings."""
+        counts = [count for count in self._later if count is not None]
+        total = int(torch.stack(counts).sum()) if counts and len(counts) == len(self._later) else None
+        return exactness(total, tuple(sorted(self._uncounted)), last.to_the_loss)
 
     def _grown(self, seen: Sighting) -> bool:
         return self._last is None or self._last.block.W.shape != seen.block.W.shape

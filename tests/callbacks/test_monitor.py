@@ -262,6 +262,7 @@ def test_every_block_is_watched_and_the_worst_comes_first() -> None:
     assert trainer.callback_metrics["landscape/net.2/dead"] == 5
     assert trainer.callback_metrics["landscape/dead_share"] == 1
     assert monitor.reports["net.0"].caveats == ("a later Relu has kinks of its own",)
+    assert monitor.reports["net.0"].exactness == "exact"  # no unit of it sits on one
 
 
 @pytest.mark.parametrize("block", ["net.2", "net.[12]*", ["net.2", "other"]])
