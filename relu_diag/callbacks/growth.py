@@ -10,6 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from relu_diag.callbacks._growable import Growable
 from relu_diag.callbacks._passenger import Passenger
 from relu_diag.callbacks.plateau import PlateauMonitor
 from relu_diag.growth import (
@@ -48,7 +49,8 @@ class GrowOnPlateau(Passenger, PlateauListener):
     It grows the network in the way that lowers the loss most, under any differentiable loss: the loss falls at the
     growth itself, or the function is kept where no loss can be evaluated or nothing lowers it. Layers, Parameters,
     optimizer states, schedulers and averaged copies stay in use (`relu_diag.growth.grow`). Of several blocks, each is
-    grown when its own monitor reports it, and has its own width.
+    grown when its own monitor reports it, and has its own width. A block that can never grow is named at its first
+    sighting, with the cure.
 
     Each growth logs, under the prefix ``growth/`` (or ``growth/<block>/``): ``width``, ``function_change``,
     ``predicted_drop``, ``measured_drop``, and a line of text ``timeline``. Checkpoints of the grown module load into a
@@ -68,8 +70,8 @@ class GrowOnPlateau(Passenger, PlateauListener):
         verdicts: Kinds of plateaus on which to grow. Under any loss but the squared error, cross-entropy for example,
             every plateau is "undecided": to grow there is a choice, not a theorem.
         at_steps: Gradient steps at which to grow as well, whatever the verdict.
-        block: Qualified name of the only block to grow; None: every block that is reported, and at ``at_steps`` the
-            only block of the module.
+        block: Qualified name of the only block to grow; None: every block that is reported, and at ``at_steps`` the one
+            on which a neuron pulls the loss down most.
         dataloader: Data by which to choose at ``at_steps``, in passes at fixed weights that need ``loss`` or
             ``module.batch_loss``; None: rows of the training steps. On plateaus the monitor's data are used.
         loss: Loss of a pass at ``at_steps``, ``loss(module, batch)``.
@@ -120,6 +122,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
         # Growths that wait until no graph is alive, and whether that was said.
         self._waiting: list[Examination] = []
         self._told = False
+        self._growable = Growable(block)
         self.examiner = Examiner("GrowOnPlateau", block, dataloader, None, loss)
         self._report = Report(f"growth/{block}/" if block else "growth/")
 
@@ -182,6 +185,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
         Raises:
             MisconfigurationException: If there is neither a `PlateauMonitor` nor a step at which to grow.
         """
+        self._growable.begin(trainer)
         if self.at_steps:
             super().on_train_start(trainer, pl_module)
         elif not any(isinstance(callback, PlateauMonitor) for callback in trainer.callbacks):  # type: ignore[attr-defined]
@@ -226,6 +230,9 @@ class GrowOnPlateau(Passenger, PlateauListener):
             batch_idx: Unused.
         """
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        for callback in (self, *trainer.callbacks):  # type: ignore[attr-defined]
+            if callback is self or isinstance(callback, PlateauMonitor):
+                self._growable.check(trainer, callback.examiner.seen)
         waiting, self._waiting = self._waiting, []
         for examination in waiting:
             self._grow(trainer, examination)
@@ -254,7 +261,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
             reason = self.examiner.reason()
             rank_zero_warn(f"GrowOnPlateau: no growth at step {trainer.global_step:,}: {reason}.")
         else:
-            self._grow(trainer, found[0])
+            self._grow(trainer, self._growable.best(trainer, found, self.max_width))
 
     def on_plateau(self, trainer: Trainer, pl_module: LightningModule, event: PlateauEvent) -> None:
         """Grow the blocks that are at one of the kinds to grow on, and whose patience is exhausted.
@@ -279,9 +286,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
     def _grow(self, trainer: Trainer, examination: Examination) -> None:
         """Choose the neurons to add, add them, and report it; warn if there are none."""
         location = examination.location
-        if location is None:
-            name, step = examination.name, examination.step
-            rank_zero_warn(f"GrowOnPlateau: no growth of {name} at step {step:,}: only two Linear layers can grow.")
+        if not self._growable.allows(trainer, examination) or location is None:
             return
         width = len(examination.block.W)
         room = None if self.max_width is None else self.max_width - width

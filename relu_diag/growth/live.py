@@ -91,7 +91,7 @@ def grow(
     remember_growth(module, location, added)
 
 
-def check_growable(module: nn.Module, location: BlockLocation, optimizers: Iterable[Optimizer] = ()) -> None:
+def check_growable(module: nn.Module, location: BlockLocation | str, optimizers: Iterable[Optimizer] = ()) -> None:
     """Refuse a block that could never grow, before any training, with the error that `grow` would end in.
 
     That is: a parameter is sharded over processes, computed by a parametrization, frozen, shared, or belongs to none of
@@ -99,8 +99,11 @@ def check_growable(module: nn.Module, location: BlockLocation, optimizers: Itera
 
     Args:
         module: The module that holds the block.
-        location: Which block.
+        location: Which block; or the name of its first layer, to check that alone.
         optimizers: All optimizers in use; none where they are not known yet.
+
+    Raises:
+        ValueError: If the layer named is no Linear; and for the reasons above.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 1), nn.ReLU(), nn.Linear(1, 1)).requires_grad_(False)
@@ -109,16 +112,22 @@ def check_growable(module: nn.Module, location: BlockLocation, optimizers: Itera
             ...
         ValueError: The hidden.weight (0.weight) is frozen: new neurons would not train. Call requires_grad_().
     """
-    hidden, output = location.linears(module)
-    parameters = _parameters(hidden, output)
+    if isinstance(location, str):
+        layer = module.get_submodule(location)
+        if not isinstance(layer, nn.Linear):
+            raise ValueError(f"{location} is a {type(layer).__name__}, and only two Linear layers can grow.")
+        parameters = _parameters(layer)
+    else:
+        parameters = _parameters(*location.linears(module))
     counted = {name: parameters[name] for name in _AXES if name in parameters}
     _check_owners(module, counted, all_within(optimizers), [])
 
 
-def _parameters(hidden: nn.Linear, output: nn.Linear) -> dict[str, nn.Parameter]:
-    """The parameters of the two layers by name: ``hidden.weight``, ``hidden.bias`` and so on."""
+def _parameters(hidden: nn.Linear, output: nn.Linear | None = None) -> dict[str, nn.Parameter]:
+    """The parameters of the layers by name: ``hidden.weight``, ``hidden.bias`` and so on."""
     layers: dict[str, Tensor | None] = {"hidden.weight": hidden.weight, "hidden.bias": hidden.bias}
-    layers |= {"output.weight": output.weight, "output.bias": output.bias}
+    if output is not None:
+        layers |= {"output.weight": output.weight, "output.bias": output.bias}
     found = {}
     for name, parameter in layers.items():
         if parameter is None:

@@ -9,8 +9,9 @@ from relu_diag.training.careful import Careful
 from relu_diag.training.checks import check_callable, check_count, check_flag, check_fraction, check_iterable
 from relu_diag.training.detector import PlateauChange, PlateauDetector
 from relu_diag.training.evidence import Evidence
-from relu_diag.training.examination import MINIMA, Examination, examine_pass, examine_rows
+from relu_diag.training.examination import MINIMA, Examination, examine_pass, examine_rows, location_of
 from relu_diag.training.examiner import Examiner
+from relu_diag.training.felt import growth_gain, signal_of, some_rows
 from relu_diag.training.gap import coupled_decay, gap_in_training
 from relu_diag.training.history import HistoryRecorder, LossCurve, Moment
 from relu_diag.training.judge import VERDICT_CODES, Training, escape_count, judge, verdict_in_training
@@ -114,17 +115,21 @@ __all__ = [
     "examine_rows",
     "gap_in_training",
     "gradient_share",
+    "growth_gain",
     "is_epoch_of_all",
     "is_plain_descent",
     "judge",
     "largest_weight_decay",
     "listeners",
+    "location_of",
     "logged_metric",
     "loss_scale",
     "lowest_along",
     "progress_bar_texts",
     "say",
     "schedule_of",
+    "signal_of",
+    "some_rows",
     "steps_logged",
     "stop_or_wait",
     "targets_of",

@@ -135,7 +135,7 @@ def examine_rows(
         rows = kept[name]
         subject = _Subject(
             name=name,
-            location=_location(module, one),
+            location=location_of(module, one),
             block=block,
             parameters=one.parameters,
             alone=one.from_data,
@@ -286,8 +286,16 @@ def _all_dead(block: ShallowBlock, inputs: Sequence[Tensor]) -> bool:
     return True
 
 
-def _location(module: LightningModule, seen: Sighting) -> BlockLocation | None:
-    """The place of a block of two Linear layers."""
+def location_of(module: LightningModule, seen: Sighting) -> BlockLocation | None:
+    """The place of a block of two Linear layers.
+
+    Args:
+        module: The module that holds it.
+        seen: The block, as a step saw it.
+
+    Returns:
+        The place; None where its weights are those of anything else.
+    """
     layers = dict(module.named_modules())
     names = (seen.hidden, *seen.readers)
     if len(names) != 2 or not all(isinstance(layers.get(name), nn.Linear) for name in names):

@@ -30,6 +30,7 @@ from relu_diag.training._data import MAX_ELEMENTS, TOO_MANY
 from relu_diag.training._sample import in_order, sampled
 from relu_diag.training._settled import settled, steady
 from relu_diag.training.examination import Examination
+from relu_diag.training.felt import signal_of, some_rows
 from relu_diag.training.gap import coupled_decay
 from relu_diag.training.look import Look
 from relu_diag.training.rows import SquaredView, TrainingData
@@ -304,18 +305,18 @@ def _by_signals(plan: _Plan, examination: Examination) -> list[GrowthProposal | 
     Raises:
         NoWidening: If there are none.
     """
-    signals = examination.signals
-    if not signals:
+    signal = signal_of(examination)
+    if signal is None:
         raise NoWidening(examination.no_forecast)
-    X = torch.cat([signal.X for signal in signals])
-    G = torch.cat([signal.G for signal in signals]) / len(signals)
     if plan.embedding != "replication":
-        return [_silent(plan, BlockSignal(X, G))]
+        return [_silent(plan, signal)]
 
     def to_first_order(outputs: Tensor) -> Tensor:
-        return (G.to(outputs) * outputs).sum()
+        return (signal.G.to(outputs) * outputs).sum()
 
-    search = _Search(X, partial(growth_proposals, X=X, Y=to_first_order, nudge=False, candidates=_CANDIDATES))
+    search = _Search(
+        signal.X, partial(growth_proposals, X=signal.X, Y=to_first_order, nudge=False, candidates=_CANDIDATES)
+    )
     return _one_by_one(replace(plan, nudge=False), search)
 
 
@@ -327,9 +328,7 @@ def _silent(plan: _Plan, signal: BlockSignal) -> Widening:
     """
     if not bool(signal.G.any()):
         raise NoWidening(_NO_GAIN)
-    if len(signal.X) > _ROWS:
-        some = torch.randperm(len(signal.X), generator=torch.Generator().manual_seed(0))[:_ROWS].to(signal.X.device)
-        signal = BlockSignal(signal.X[some], signal.G[some])
+    signal = some_rows(signal, _ROWS)
     block = plan.block
     new_block = add_silent_units(block, signal, plan.count, plan.room)
     units = len(new_block.W) - len(block.W)

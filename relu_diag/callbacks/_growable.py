@@ -1,0 +1,110 @@
+"""Which blocks can never grow, said once and early; and which of several gains most by growing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+
+from relu_diag.capture import BlockLocation, Sighting
+from relu_diag.growth import check_growable
+from relu_diag.training import Examination, growth_gain, location_of
+
+_NO_PLACE = (
+    "only two Linear layers can grow, and its weights are others. Write it as nn.Linear, activation, nn.Linear, or "
+    "name another block: GrowOnPlateau(block=...)"
+)
+
+
+class Growable:
+    """Knows which blocks can grow.
+
+    Args:
+        only: Name of the only block to grow; None: all.
+    """
+
+    def __init__(self, only: str | None) -> None:
+        self.only = only
+        self._seen: set[str] = set()
+        self._told: set[str] = set()
+
+    def begin(self, trainer: Trainer) -> None:
+        """Check the first layer of the only block, before it is seen.
+
+        Args:
+            trainer: The trainer, about to train.
+        """
+        self._seen = set()
+        self._told = set()
+        module = trainer.lightning_module
+        layer = None if self.only is None else dict(module.named_modules()).get(self.only)
+        if self.only is not None and isinstance(layer, nn.Linear):
+            self._warn(self.only, _obstacle(trainer, self.only))
+
+    def check(self, trainer: Trainer, seen: Mapping[str, Sighting]) -> None:
+        """Check blocks at their first sighting.
+
+        Args:
+            trainer: The trainer, fitting.
+            seen: Sightings by the names of the blocks.
+        """
+        for name, sighting in seen.items():
+            if name in self._seen or self.only not in {None, name}:
+                continue
+            self._seen.add(name)
+            place = location_of(trainer.lightning_module, sighting)
+            self._warn(name, _NO_PLACE if place is None else _obstacle(trainer, place))
+
+    def allows(self, trainer: Trainer, examination: Examination) -> bool:
+        """Whether a block can grow, with a word if not.
+
+        Args:
+            trainer: The trainer, fitting.
+            examination: The block.
+
+        Returns:
+            Whether nothing forbids it for ever.
+        """
+        place = examination.location
+        obstacle = _NO_PLACE if place is None else _obstacle(trainer, place)
+        self._warn(examination.name, obstacle)
+        return not obstacle
+
+    def best(self, trainer: Trainer, found: Sequence[Examination], max_width: int | None) -> Examination:
+        """The block that gains most by a neuron, of those that can grow; the same on every rank.
+
+        Args:
+            trainer: The trainer, fitting.
+            found: The blocks, examined; one at least.
+            max_width: Largest width.
+
+        Returns:
+            One of them; the first where none can grow.
+        """
+        able = [
+            index
+            for index, one in enumerate(found)
+            if self.only in {None, one.name}
+            and (max_width is None or len(one.block.W) < max_width)
+            and self.allows(trainer, one)
+        ]
+        best = max(able, key=lambda index: growth_gain(found[index])) if len(able) > 1 else next(iter(able), 0)
+        return found[trainer.strategy.broadcast(best)]
+
+    def _warn(self, name: str, obstacle: str) -> None:
+        """Say once that a block can never grow."""
+        if not obstacle or name in self._told:
+            return
+        self._told.add(name)
+        rank_zero_warn(f"GrowOnPlateau: {name or 'the block'} can never grow: {obstacle.rstrip('.')}.")
+
+
+def _obstacle(trainer: Trainer, place: BlockLocation | str) -> str:
+    """Why a block, or what the first layer of one allows, can never grow; empty where nothing is known."""
+    try:
+        check_growable(trainer.lightning_module, place, trainer.optimizers)
+    except (TypeError, ValueError) as why:
+        return str(why)
+    return ""
