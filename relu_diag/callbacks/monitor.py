@@ -19,6 +19,7 @@ from relu_diag.training import (
     Look,
     LossFunction,
     Rider,
+    agree,
     check_callable,
     check_count,
     check_iterable,
@@ -117,7 +118,8 @@ class LandscapeMonitor(Callback):
         self._careful = Careful(type(self).__name__)
         self._losses: list[tuple[float, int]] = []
         self._sampled: int | None = None
-        self._samples = 0
+        # Whether the present step is one that every rank samples.
+        self._meets = False
         self._said = False
         self._state: dict[str, Any] = {}
         self._look: Look | None = None
@@ -276,13 +278,13 @@ class LandscapeMonitor(Callback):
         """
         # The step that loggers use; what the module logs in this very step lands on the same one.
         step = steps_logged(trainer)
-        if self.off or not self._due(step):
+        if not self._due(step):
             return
-        with self._careful:
-            self._sampled = step
-            if self._look is not None:
-                self._pass_over(trainer, pl_module, self._look, step)
-            else:
+        self._sampled = step
+        if self._look is not None:
+            self._pass_over(trainer, pl_module, self._look, step)
+        elif not self.off:
+            with self._careful:
                 self._rider.begin(pl_module)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -320,10 +322,15 @@ class LandscapeMonitor(Callback):
             batch: The batch.
             batch_idx: Unused.
         """
-        if self._rider.riding:
+        riding = self._rider.riding
+        if riding:
             with self._careful:
                 self._took(trainer, batch)
             self._rider.leave()
+        if self._look is None and (self._meets if trainer.world_size > 1 else riding):
+            watches = self.watched.values()
+            self._report(trainer, any(watch.whole or watch.sightings >= _SAMPLES_A_REPORT for watch in watches))
+        self._meets = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report, no more often than the trainer logs.
@@ -332,16 +339,12 @@ class LandscapeMonitor(Callback):
             trainer: The trainer.
             pl_module: Unused.
         """
-        if self.off:
+        for watch in self.watched.values():
+            watch.rows.finish(complete=is_epoch_of_all(trainer))
+        if self._look is not None:
             return
-        with self._careful:
-            for watch in self.watched.values():
-                watch.rows.finish(complete=is_epoch_of_all(trainer))
-            if self._look is not None:
-                return
-            least = max(trainer.log_every_n_steps, _SAMPLES_AN_EPOCH * self.every_n_steps)  # type: ignore[attr-defined]
-            if self.step is None or steps_logged(trainer) - self.step >= least:
-                self._report(trainer)
+        least = max(trainer.log_every_n_steps, _SAMPLES_AN_EPOCH * self.every_n_steps)  # type: ignore[attr-defined]
+        self._report(trainer, self.step is None or steps_logged(trainer) - self.step >= least)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report what is left, say what was found, write the figures.
@@ -350,16 +353,20 @@ class LandscapeMonitor(Callback):
             trainer: The trainer.
             pl_module: Unused.
         """
+        step = steps_logged(trainer)
+        if self._look is not None and step != self.step:
+            self._pass_over(trainer, pl_module, self._look, step)
+        self._report(trainer, due=True)
+        names = agree(self._careful, {name: watch.shapes for name, watch in self.watched.items() if watch.last})
+        for watch in [self.watched[name] for name in names]:
+            # Each begins with what all ranks do together, whatever becomes of the block before.
+            with self._careful:
+                watch.judge_now(trainer, step)
+            with self._careful:
+                watch.write_figures(trainer)
         if self.off:
             return
         with self._careful:
-            step = steps_logged(trainer)
-            if self._look is not None and step != self.step:
-                self._pass_over(trainer, pl_module, self._look, step)
-            self._report(trainer)
-            for watch in self.watched.values():
-                watch.judge_now(trainer, step)
-                watch.write_figures(trainer)
             found = [watch for watch in self.watched.values() if watch.last is not None]
             found.sort(key=lambda watch: -watch.last.dead_share if watch.last else 0.0)
             say(trainer, "landscape/found", "; ".join(watch.advice() for watch in found) or self._nothing())
@@ -380,15 +387,17 @@ class LandscapeMonitor(Callback):
 
     def _due(self, step: int) -> bool:
         """Whether a step is ridden: the first, one of so many, and all while rows are kept."""
-        if self._sampled is None or any(watch.wants_rows for watch in self.watched.values()):
-            return True
-        return step // self.every_n_steps > self._sampled // self.every_n_steps
+        self._meets = self._sampled is None or step // self.every_n_steps > self._sampled // self.every_n_steps
+        return self._meets or any(watch.wants_rows for watch in self.watched.values())
 
     def _pass_over(self, trainer: Trainer, module: LightningModule, look: Look, step: int) -> None:
         """A pass at fixed weights, and its report."""
         watch = self.watched[look.location.hidden]
-        self._losses = [(watch.look(look.sightings(trainer, module), step, everything=not look.sampled), 1)]
-        self._report(trainer)
+        agree(self._careful, {})
+        if not self.off:
+            with self._careful:
+                self._losses = [(watch.look(look.sightings(trainer, module), step, everything=not look.sampled), 1)]
+        self._report(trainer, due=True)
 
     def _took(self, trainer: Trainer, batch: Any) -> None:
         """Take in a step."""
@@ -401,9 +410,6 @@ class LandscapeMonitor(Callback):
                 self._watch(one.hidden, named)
             self.watched[one.hidden].add(one, self._sampled or 0, self._rider.loss, batch)
         self._announce(trainer, [f"{one.name}, {len(one.block.W)} neurons" for one in seen])
-        watches = self.watched.values()
-        if any(watch.whole or watch.sightings >= _SAMPLES_A_REPORT for watch in watches):
-            self._report(trainer)
 
     def _watch(self, hidden: str, named: bool) -> None:
         prefix = f"landscape/{hidden}/" if named else "landscape/"
@@ -424,13 +430,25 @@ class LandscapeMonitor(Callback):
         reasons = "; ".join(f"{layer}: {reason}" for layer, reason in self._rider.reasons.items())
         return f"found no Linear -> ReLU-like -> Linear block to watch{': ' if reasons else ''}{reasons}"
 
-    def _report(self, trainer: Trainer) -> None:
-        """Report every block that was seen since its last report."""
+    def _report(self, trainer: Trainer, due: bool) -> None:
+        """Report every block that every rank has seen since its last report, where that is due on one of them."""
+        if trainer.world_size > 1:
+            due = trainer.strategy.reduce_boolean_decision(due, all=False)
+        if not due:
+            return
+        names = agree(self._careful, {name: watch.shapes for name, watch in self.watched.items() if watch.sightings})
+        if names:
+            with self._careful:
+                self._report_of(trainer, names)
+
+    def _report_of(self, trainer: Trainer, names: list[str]) -> None:
+        """Report blocks. What all ranks do together comes first: an error of one rank then leaves none waiting."""
+        watches = [self.watched[name] for name in names]
+        reports = [watch.add_up() for watch in watches]
         rows = sum(count for _, count in self._losses)
         loss = sum(count * loss for loss, count in self._losses) / rows if rows else None
-        reports = [found for watch in self.watched.values() if (found := watch.report(trainer, loss)) is not None]
-        if not reports:
-            return
+        for watch in watches:
+            watch.report(trainer, loss)
         self._losses.clear()
         self.loss_value = self.loss_value if loss is None else loss
         self.step = max(found.step for found in reports)

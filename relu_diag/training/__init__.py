@@ -45,6 +45,7 @@ from relu_diag.training.plateaus import (
     PlateauListener,
     listeners,
 )
+from relu_diag.training.ranks import agree, of_all_ranks
 from relu_diag.training.recipe import Recipe
 from relu_diag.training.report import Report, say
 from relu_diag.training.revival import BlockRevival, NewPlaces, Revival
@@ -98,6 +99,7 @@ __all__ = [
     "TrainingData",
     "WideningChoice",
     "Window",
+    "agree",
     "batches_done_in_epoch",
     "check_callable",
     "check_count",
@@ -125,6 +127,7 @@ __all__ = [
     "logged_metric",
     "loss_scale",
     "lowest_along",
+    "of_all_ranks",
     "progress_bar_texts",
     "say",
     "schedule_of",

@@ -38,6 +38,14 @@ class Careful:
     ) -> bool:
         if not isinstance(error, Exception):
             return False
-        self.off = f"{type(error).__name__}: {error}"
-        rank_zero_warn(f"{self.owner} is off for the rest of the run, which goes on without it: {self.off}")
+        self.switch_off(f"{type(error).__name__}: {error}")
         return True
+
+    def switch_off(self, reason: str) -> None:
+        """Switch the owner off, with a warning.
+
+        Args:
+            reason: Why.
+        """
+        self.off = reason
+        rank_zero_warn(f"{self.owner} is off for the rest of the run, which goes on without it: {reason}")

@@ -19,6 +19,7 @@ from relu_diag.training.checks import check_callable, check_count, check_iterabl
 from relu_diag.training.examination import Examination, examine_pass, examine_rows
 from relu_diag.training.lightning_internals import device_batches
 from relu_diag.training.look import Look, LossFunction
+from relu_diag.training.ranks import agree
 from relu_diag.training.recipe import Recipe
 from relu_diag.training.rider import Rider
 from relu_diag.training.rows import NOT_SEEN, KeptRows, tensors_of
@@ -232,6 +233,7 @@ class Examiner:
         Returns:
             Whether all ranks have theirs, or need none.
         """
+        self._agree()
         needless = self._look is not None or bool(self.careful.off) or (self._ridden >= _FIRST and not self.seen)
         given = self.dataloader is not None and self._ridden >= _FIRST and not any(self._reasons.values())
         ready = needless or given or (bool(self._rows) and not self._keeping)
@@ -249,6 +251,7 @@ class Examiner:
             The examinations, the block that says most about the loss first; none without a block, and where our own
             code failed, which is one warning. None if the weights or the loss are not finite on any rank.
         """
+        self._agree()
         if self.careful.off:
             return []
         # Early stopping calls this during validation, in inference mode, in which nothing has a gradient.
@@ -262,7 +265,13 @@ class Examiner:
             examination = examine_pass(trainer, module, self._look, drop)
             return None if examination is None else [examination]
         loss = math.nan if self._rider.loss is None else self._rider.loss
-        rows = self._rows if self.dataloader is None else self._given_rows(trainer, module)
+        rows = self._rows
+        if self.dataloader is not None:
+            with self.careful:  # only this rank reads them
+                rows = self._given_rows(trainer, module)
+            self._agree()
+            if self.careful.off:
+                return []
         missing = {name: KeptRows(reason=self._reasons.get(name, NOT_SEEN)) for name in self.seen if name not in rows}
         return examine_rows(trainer, module, self.seen, rows | missing, loss, drop)
 
@@ -280,6 +289,12 @@ class Examiner:
             return "no step of the training was seen yet"
         reasons = "; ".join(f"{layer or 'module'}: {reason}" for layer, reason in self._rider.reasons.items())
         return f"found no Linear -> ReLU-like -> Linear block{': ' if reasons else ''}{reasons}"
+
+    def _agree(self) -> None:
+        """Go on with the blocks that all ranks have seen, or with none where one of them is off. A collective."""
+        shapes = {name: (one.block.W.shape, one.block.H.shape) for name, one in self.seen.items()}
+        names = agree(self.careful, shapes)
+        self.seen = {name: self.seen[name] for name in names}
 
     def _begin_keeping(self, trainer: Trainer) -> None:
         """Keep the rows of the steps to come, where they are needed."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from relu_diag.functional.block import chunked_outputs
 from relu_diag.functional.output_loss import Loss, SquaredError, joined, recognise
 from relu_diag.training._data import MAX_ELEMENTS, TOO_MANY
 from relu_diag.training.evidence import Evidence
+from relu_diag.training.ranks import of_all_ranks
 from relu_diag.training.recipe import Recipe
 
 NOT_SEEN = "no step of the training was seen yet"
@@ -195,7 +195,7 @@ class KeptRows:
         Returns:
             The data; None where there are none, `reason` says why.
         """
-        everyone = _from_all_ranks((self._inputs, self._losses, self.reason, self.complete))
+        everyone = of_all_ranks((self._inputs, self._losses, self.reason, self.complete))
         inputs = [X for theirs, *_ in everyone for X in theirs]
         losses = [loss for _, theirs, *_ in everyone for loss in theirs]
         self.reason = next((reason for *_, reason, _ in everyone if reason), "")
@@ -292,11 +292,3 @@ def _obstacle(seen: Sighting) -> str:
     through = seen.signal.G @ seen.block.H
     C = seen.signal.C
     return _ACTIVATIONS if C is not None and bool((C - through).norm() > _SAME * through.norm()) else ""
-
-
-def _from_all_ranks(value: Any) -> Sequence[Any]:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [value]
-    gathered = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, value)
-    return gathered

@@ -21,7 +21,7 @@ from relu_diag.training.history import HistoryRecorder, Moment
 from relu_diag.training.judge import VERDICT_CODES, escape_count, judge
 from relu_diag.training.look import targets_of
 from relu_diag.training.report import Report
-from relu_diag.training.rows import NOT_SEEN, KeptRows
+from relu_diag.training.rows import NOT_SEEN, KeptRows, TrainingData
 from relu_diag.training.window import BlockReport, Window
 
 # A share of dead neurons worth a word, and a share of small ones.
@@ -56,6 +56,7 @@ class BlockWatch:
         self._report = Report(prefix)
         self._window = Window(hidden)
         self._seen: Sighting | None = None
+        self._data: TrainingData | None = None
 
     @property
     def whole(self) -> bool:
@@ -112,20 +113,30 @@ class BlockWatch:
             self._window.whole = True
         return float(mean.compute())
 
-    def report(self, trainer: Trainer, loss: float | None) -> BlockReport | None:
-        """Report the window.
+    @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """The shapes of the block's weights as they were last seen."""
+        return () if self._seen is None else (self._seen.block.W.shape, self._seen.block.H.shape)
+
+    def add_up(self) -> BlockReport:
+        """The window, and the rows of a verdict, of all ranks. A collective: every rank must call it.
+
+        Returns:
+            The report.
+        """
+        self.last = self._window.report()
+        self._data = self.rows.data() if self.judging else None
+        return self.last
+
+    def report(self, trainer: Trainer, loss: float | None) -> None:
+        """Log what was added up.
 
         Args:
             trainer: The trainer.
-            loss: Mean loss of its steps.
-
-        Returns:
-            The report; None where nothing was seen since the last one.
+            loss: Mean loss of the steps of the window.
         """
-        found = self._window.report()
-        if found is None:
-            return None
-        self.last = found
+        found = self.last
+        assert found is not None
         X, Z = (None, None) if self._seen is None else (self._seen.signal.X, self._seen.signal.Z)
         self.recorder.add(found.step, loss or 0.0, found.block, found.states, X, Z)
         scalars = self._scalars(found, loss)
@@ -134,7 +145,6 @@ class BlockWatch:
         self._report.log(trainer, found.step, scalars, found.slopes.steepest, found.states)
         if self._report.due():
             self._report.send_figures(trainer, found.step, self.figures)
-        return found
 
     def judge_now(self, trainer: Trainer, step: int) -> None:
         """Say once more what stationary point is near, at the weights of now.
@@ -143,7 +153,10 @@ class BlockWatch:
             trainer: The trainer.
             step: Steps done.
         """
-        if self.judging and self._seen is not None and self._seen.live is not None and self.last is not None:
+        if not self.judging or self.last is None:
+            return
+        self._data = self.rows.data()
+        if self._seen is not None and self._seen.live is not None:
             now = replace(self.last, block=self._seen.live(), step=step)
             self._report.log_scalars(trainer, step, self._judge(trainer, now))
 
@@ -226,10 +239,8 @@ class BlockWatch:
 
     def _judge(self, trainer: Trainer, found: BlockReport) -> dict[str, float]:
         """Judge and log the verdict; its integer, and the number of escape neurons."""
-        self.nearby, data = None, self.rows.data()
+        self.nearby = None if self._data is None else judge(found.block, self._data)
         self.judged_step = found.step
-        if data is not None:
-            self.nearby = judge(found.block, data)
         text = str(self.nearby) if self.nearby else f"undecided: {self.rows.reason}"
         self._report.log_text(trainer, found.step, "verdict", text)
         if self.nearby is None:

@@ -111,14 +111,17 @@ class Window:
         squares, rows = self._scale
         self._scale = squares + len(X) * scale**2, rows + len(X)
 
-    def report(self) -> BlockReport | None:
-        """What the window holds; the next sample begins another one.
+    def report(self) -> BlockReport:
+        """What the window holds, of all ranks; the next sample begins another one. A collective.
 
         Returns:
-            The report, of all ranks; None where nothing was seen.
+            The report.
+
+        Raises:
+            ValueError: If nothing was seen since the last one.
         """
         if self._running is None or self._last is None:
-            return None
+            raise ValueError("Nothing was seen since the last report: add a sighting first.")
         sums = sums_of_all_ranks(self._running.sums())
         sums = sums.scaled(1 / int(sums.samples))
         if not self.whole:
@@ -138,6 +141,7 @@ class Window:
             exactness=self._exactness(self._last),
         )
         self._running = None
+        self.sightings = 0
         return report
 
     def _exactness(self, last: Sighting) -> str:
