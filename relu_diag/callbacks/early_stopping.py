@@ -10,11 +10,19 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from relu_diag.callbacks._passenger import Passenger
-from relu_diag.training import Examination, Examiner, LossFunction, Report, check_count, check_fraction, stop_or_wait
+from relu_diag.training import (
+    Examination,
+    Examiner,
+    LossFunction,
+    Report,
+    check_count,
+    check_fraction,
+    stop_or_wait,
+    tell,
+)
 
 # How many times as often it waits at a saddle, which has a way down, as where nothing is certain.
 _AT_SADDLES = 5
@@ -179,6 +187,6 @@ class SaddleAwareEarlyStopping(Passenger, EarlyStopping):
         self.wait_until = decision.wait_until
         self._judge_at_count = self.wait_count + self.patience
         self.decision = f"step {trainer.global_step:,} {'stops' if decision.stop else 'waits'}: {decision.reason}"
-        rank_zero_info(self.decision)
+        tell(trainer, self.decision)
         self._report.log_text(trainer, trainer.global_step, "decision", self.decision)
         return decision.stop

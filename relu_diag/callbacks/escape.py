@@ -8,13 +8,12 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from relu_diag.callbacks.plateau import PlateauMonitor
 from relu_diag.capture import read_block, write_block
 from relu_diag.functional import classify
-from relu_diag.training import Escape, Examination, Plateau, PlateauEvent, PlateauListener, Report, lowest_along
+from relu_diag.training import Escape, Examination, Plateau, PlateauEvent, PlateauListener, Report, lowest_along, tell
 
 
 class EscapeOnPlateau(PlateauListener):
@@ -162,7 +161,7 @@ class EscapeOnPlateau(PlateauListener):
     def _say(self, trainer: Trainer) -> None:
         """Print the last move, and log it as text."""
         line = str(self.escapes[-1])
-        rank_zero_info(line)
+        tell(trainer, line)
         self._report.log_text(trainer, trainer.global_step, "moves", line)
 
 

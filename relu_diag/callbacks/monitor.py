@@ -369,6 +369,8 @@ class LandscapeMonitor(Callback):
         with self._careful:
             found = [watch for watch in self.watched.values() if watch.last is not None]
             found.sort(key=lambda watch: -watch.last.dead_share if watch.last else 0.0)
+            if found and self.loss_value is not None:
+                found[0].log_final_loss(trainer, step, self.loss_value)
             say(trainer, "landscape/found", "; ".join(watch.advice() for watch in found) or self._nothing())
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 
 from relu_diag.callbacks._passenger import Passenger
 from relu_diag.figures import story_figure
 from relu_diag.training import (
+    STORY,
     Examination,
     Examiner,
     LossCurve,
@@ -27,15 +28,19 @@ from relu_diag.training import (
     Report,
     check_count,
     check_fraction,
+    event_line,
     listeners,
     progress_bar_texts,
+    story_rows,
+    tell,
+    text_table,
     verdict_in_training,
 )
 
 # A plateau is judged again when it is this many times as old as at the last time.
 _AGAIN = 1.5
-# Logged as ``verdict`` between plateaus.
-_NO_PLATEAU = -1
+# Logged between plateaus.
+_BETWEEN = {"verdict": -1.0}
 _WAITS = "the rows of an epoch are being kept"
 
 
@@ -112,9 +117,11 @@ class PlateauMonitor(Passenger):
         self._judge_at = 0.0
         self._asked = False
         self._judged_loss: float | None = None
+        # Plateau and verdict that were said last.
+        self._told: tuple[int, str] | None = None
         named = block if isinstance(block, str) else ""
         self._name = f"plateau {named}" if named else "plateau"
-        self._report = Report(f"plateau/{named}/" if named else "plateau/")
+        self._report = Report(f"plateau/{named}/" if named else "plateau/", first="loss")
 
     @property
     def state_key(self) -> str:
@@ -124,6 +131,15 @@ class PlateauMonitor(Passenger):
             The key.
         """
         return self._state_key
+
+    @property
+    def forecast_prefix(self) -> str:
+        """Prefix under which forecasts are logged, for the chart that draws them.
+
+        Returns:
+            Text such as ``plateau/``.
+        """
+        return self._report.prefix
 
     @property
     def timeline(self) -> list[str]:
@@ -245,10 +261,22 @@ class PlateauMonitor(Passenger):
             self.final = found[0]
             if self._detector.loss is not None:
                 self._judged(trainer, pl_module, found, "update")
-            self._say(trainer, self.timeline[-1])
+            self._say(trainer, self.final.step, self.final.verdict.kind, "training ends")
         self._progress(trainer)
         if self._curve.points:
-            self._report.write_figures(trainer, trainer.global_step, lambda: self._figures(trainer))
+            self._finish(trainer)
+
+    def _finish(self, trainer: Trainer) -> None:
+        """Close what is logged, write the story, and say where it is."""
+        step = trainer.global_step
+        open_plateau = self._detector.loss is not None
+        self._report.log_scalars(trainer, step, self.plateaus[-1].scalars() if open_plateau else _BETWEEN)
+        self._report.log_final_loss(trainer, step, self.final.loss if self.final else self._curve.points[-1][1])
+        self._report.write_figures(trainer, step, lambda: self._figures(trainer))
+        if self.plateaus:
+            tell(trainer, text_table(STORY, self._rows(trainer)))
+        if trainer.loggers and trainer.loggers[0].log_dir is not None:
+            tell(trainer, f"logs and figures: {trainer.loggers[0].log_dir}")
 
     def _examine(self, trainer: Trainer, module: LightningModule) -> list[Examination] | None:
         """The blocks, examined; None if something is not finite."""
@@ -281,7 +309,7 @@ class PlateauMonitor(Passenger):
             self._curve.add(step, loss)
         elif self.not_finite is None:
             self.not_finite = step
-            self._say(trainer, f"step {step:,} the loss is {loss}")
+            self._say(trainer, step, "", f"the loss is {loss}")
             rank_zero_warn(f"PlateauMonitor: the loss is {loss} at step {step:,}.")
         change = self._detector.add(step, loss)
         if change is None:
@@ -330,8 +358,7 @@ class PlateauMonitor(Passenger):
         age = step - plateau.start
         self._judge_at = plateau.start + max(_AGAIN * age, age + 1)
         self._report.log_scalars(trainer, step, plateau.scalars())
-        if kind == "start":
-            self._say(trainer, f"step {step:,} on a plateau {plateau}")
+        self._tell_verdict(trainer, plateau, step)
         first = found[0] if found else None
         self._send(trainer, module, PlateauEvent(kind, step, plateau, self.block, first, tuple(found)))
 
@@ -341,16 +368,14 @@ class PlateauMonitor(Passenger):
         self._asked = False
         step = trainer.global_step
         if change.how == "slide":
-            self._say(trainer, f"step {step:,} no plateau since step {plateau.start:,}: the loss slides steadily")
+            self._say(trainer, step, "", f"a slide since step {plateau.start:,}, no plateau")
         else:
             plateau = replace(plateau, end=change.step, loss=change.loss, ended_by=change.how)
             self.plateaus.append(plateau)
-            self._say(trainer, plateau.story()[-1])
-        self._report.log_scalars(trainer, step, {"verdict": _NO_PLATEAU})
+            self._say(trainer, change.step, plateau.verdict.kind, plateau.ending)
+        self._report.log_scalars(trainer, step, _BETWEEN)
         kind: Literal["end", "slide"] = "slide" if change.how == "slide" else "end"
         self._send(trainer, module, PlateauEvent(kind, step, plateau, self.block, None))
-        if self._report.due():
-            self._report.send_figures(trainer, step, lambda: self._figures(trainer))
 
     def _send(self, trainer: Trainer, module: LightningModule, event: PlateauEvent) -> None:
         """Send an event to the listeners; if one of them widens the block, the plateau ends."""
@@ -362,12 +387,30 @@ class PlateauMonitor(Passenger):
         ):
             self._detector.interrupt(event.step)
             self.plateaus[-1] = replace(event.plateau, end=event.step, ended_by="growth")
-            self._say(trainer, self.plateaus[-1].story()[-1])
+            self._report.log_scalars(trainer, event.step, _BETWEEN)
+            self._say(trainer, event.step, event.plateau.verdict.kind, self.plateaus[-1].ending)
+        self._report.log_table(trainer, "timeline", STORY, self._rows(trainer))
+        if self._curve.points and (event.kind != "update" or self._report.due()):
+            self._report.send_figures(trainer, event.step, lambda: self._figures(trainer))
 
-    def _say(self, trainer: Trainer, line: str) -> None:
-        """Print a line of the timeline, and log it."""
-        rank_zero_info(line)
-        self._report.log_text(trainer, trainer.global_step, "timeline", line)
+    def _tell_verdict(self, trainer: Trainer, plateau: Plateau, step: int) -> None:
+        """Say what a plateau is near, when it is noticed and when the verdict is another one."""
+        told = (plateau.start, plateau.verdict.kind)
+        if told != self._told:
+            self._told = told
+            self._say(trainer, step, plateau.verdict.kind, plateau.words)
+
+    def _say(self, trainer: Trainer, step: int, verdict: str, words: str) -> None:
+        """Print an event."""
+        tell(trainer, event_line(step, verdict, words))
+
+    def _rows(self, trainer: Trainer) -> list[tuple[str, ...]]:
+        """The plateaus so far as rows of the story."""
+        return story_rows(self.plateaus, self._marks(trainer))
+
+    def _marks(self, trainer: Trainer) -> list[tuple[int, str]]:
+        """What other callbacks did."""
+        return [mark for callback in listeners(trainer) for mark in callback.marks]
 
     def _progress(self, trainer: Trainer) -> None:
         """Show the current plateau in the progress bar."""
@@ -379,5 +422,4 @@ class PlateauMonitor(Passenger):
     def _figures(self, trainer: Trainer) -> dict[str, Figure]:
         """The story of the run so far."""
         steps, losses = zip(*self._curve.points, strict=True)
-        marks = [mark for callback in listeners(trainer) for mark in callback.marks]
-        return {"loss": story_figure(steps, losses, self.plateaus, marks)}
+        return {"loss": story_figure(steps, losses, self.plateaus, self._marks(trainer))}

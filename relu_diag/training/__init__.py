@@ -52,6 +52,7 @@ from relu_diag.training.revival import BlockRevival, NewPlaces, Revival
 from relu_diag.training.rider import Rider
 from relu_diag.training.rows import KeptRows, SquaredView, TrainingData, tensors_of
 from relu_diag.training.stopping import Decision, stop_or_wait
+from relu_diag.training.story import STORY, event_line, story_rows, tell, text_table
 from relu_diag.training.stream import LossStream
 from relu_diag.training.watch import BlockWatch
 from relu_diag.training.widening import Growth, NoWidening, WideningChoice, choose_widening
@@ -59,6 +60,7 @@ from relu_diag.training.window import BlockReport, Window
 
 __all__ = [
     "MINIMA",
+    "STORY",
     "VERDICT_CODES",
     "BatchSignal",
     "BlockReport",
@@ -113,6 +115,7 @@ __all__ = [
     "device_batches",
     "epochs_completed",
     "escape_count",
+    "event_line",
     "examine_pass",
     "examine_rows",
     "gap_in_training",
@@ -135,7 +138,10 @@ __all__ = [
     "some_rows",
     "steps_logged",
     "stop_or_wait",
+    "story_rows",
     "targets_of",
+    "tell",
     "tensors_of",
+    "text_table",
     "verdict_in_training",
 ]

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 
@@ -102,3 +104,24 @@ def loss_scale(trainer: Trainer) -> float:
     """
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return 1.0 if scaler is None else float(scaler.get_scale())
+
+
+def shows_final_metric(logger: TensorBoardLogger) -> bool:
+    """Whether a logger has the placeholder ``hp_metric``, for one number that says how good a run was.
+
+    Args:
+        logger: The logger.
+
+    Returns:
+        Whether it does.
+    """
+    return bool(logger._default_hp_metric)
+
+
+def write_past_bar(line: str) -> None:
+    """Print a line above every bar of tqdm, whether one is open or not.
+
+    Args:
+        line: The line.
+    """
+    Tqdm.write(line)

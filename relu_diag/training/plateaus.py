@@ -188,7 +188,7 @@ class Plateau:
             ``verdict``, an integer; at a stationary point ``escape``, the number of escape neurons; with a forecast
             ``escape_step``, ``escape_low`` and ``escape_high``, steps.
         """
-        scalars: dict[str, float] = {"verdict": VERDICT_CODES[self.verdict.kind]}
+        scalars: dict[str, float] = {"verdict": VERDICT_CODES[self.verdict.kind], "loss": self.loss}
         escape = escape_count(self.verdict)
         if escape is not None:
             scalars["escape"] = escape
@@ -211,6 +211,21 @@ class Plateau:
         if first is not None:
             return [begins, f"step {self.end:,} plateau {how} (forecast {first.end:,.0f} made at step {first.step:,})"]
         return [begins, f"step {self.end:,} plateau {how} (no forecast: {self.no_forecast})"]
+
+    @property
+    def words(self) -> str:
+        """The plateau in a line of the terminal: since when, its loss, its forecast."""
+        begun = f"since {self.start:,}, loss {self.loss:.4g}"
+        if self.forecast is None:
+            return begun
+        never = not math.isfinite(self.forecast.end)
+        return f"{begun}, {'no end ahead' if never else f'ends at ~{self.forecast.end:,.0f}'}"
+
+    @property
+    def ending(self) -> str:
+        """How it ended, in a line of the terminal, and the first forecast of it."""
+        forecast = f", forecast {self.forecasts[0].end:,.0f}" if self.forecasts else ""
+        return f"plateau {_ENDS[self.ended_by]}{forecast}"
 
     def state_dict(self) -> dict[str, Any]:
         """The plateau for a checkpoint, without the direction of its verdict, which is as large as the block.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -19,12 +19,15 @@ from relu_diag.functional import NeuronStates, ShallowBlock
 from relu_diag.functional.integral import Box
 from relu_diag.functional.local import dead_sector
 from relu_diag.losses import IntegralLoss
-from relu_diag.training.judge import VERDICT_CODES
+from relu_diag.training.dashboard import dashboard_of
 from relu_diag.training.look import targets_of
+from relu_diag.training.story import tell
 
 # Figures in the loggers are drawn again after this time, s.
 _FIGURE_SECONDS = 30.0
 _BINS = 30
+# A histogram that TensorBoard does without: the figure of the run shows the angles, and a block has 20 tags at most.
+_NO_BOARD = "/angle"
 # Samples beyond which the learned function is not drawn over the data.
 _MAX_POINTS = 10_000
 
@@ -34,14 +37,15 @@ class Report:
 
     Args:
         prefix: Prefix of every name.
+        first: Name of the figure that TensorBoard shows before all others.
     """
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, first: str = "") -> None:
         self.prefix = prefix
+        self.first = first
         self._data: tuple[Tensor, Tensor] | None = None
         self._interval: tuple[float, float] | None = None
         self._last_figure = time.monotonic()
-        self._explained = False
 
     def keep_data(self, block: ShallowBlock, X: Tensor, batch: Any) -> None:
         """Keep the last batch, if the block has two inputs, to draw the learned function over it.
@@ -88,24 +92,49 @@ class Report:
         named = {self.prefix + name: value for name, value in scalars.items()}
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in named.items()})
         for logger in trainer.loggers:
-            logger.log_metrics(named, step=step)
+            if isinstance(logger, TensorBoardLogger):
+                dashboard_of(logger, trainer).add_scalars(named, step)
+            else:
+                logger.log_metrics(named, step=step)
 
-    def log_text(self, trainer: Trainer, step: int, name: str, text: str) -> None:
-        """Log a text; the first time with the legend of `VERDICT_CODES`.
+    def log_text(self, trainer: Trainer, step: int, name: str, text: str, verdict: str = "") -> None:
+        """Add a row to the table of a name.
 
         Args:
             trainer: The trainer.
-            step: Its step.
-            name: Its name.
-            text: The text.
+            step: Step of the row.
+            name: Name of the table.
+            text: What happened.
+            verdict: The verdict, if there is one; the same one again replaces the row before.
         """
-        legend = "\n\n".join(f"{code}: {kind}" for kind, code in VERDICT_CODES.items())
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text(self.prefix + name, text, step)
-                if not self._explained:
-                    logger.experiment.add_text(self.prefix + "verdict_legend", legend, step)
-        self._explained = True
+                dashboard_of(logger, trainer).add_event(self.prefix + name, step, text, verdict)
+
+    def log_table(self, trainer: Trainer, name: str, heads: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:
+        """Log a table in place of the one before.
+
+        Args:
+            trainer: The trainer.
+            name: Its name.
+            heads: Head of each column.
+            rows: The rows.
+        """
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                dashboard_of(logger, trainer).write_table(self.prefix + name, heads, rows)
+
+    def log_final_loss(self, trainer: Trainer, step: int, loss: float) -> None:
+        """Show the loss at the end of a run as TensorBoard's ``hp_metric``.
+
+        Args:
+            trainer: The trainer.
+            step: Steps done.
+            loss: The loss.
+        """
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                dashboard_of(logger, trainer).add_final_loss(loss, step, trainer.logged_metrics)
 
     def dead_sector(self, block: ShallowBlock | None) -> tuple[float, float] | None:
         """The arc of dead orientations on the data kept.
@@ -158,7 +187,9 @@ class Report:
         for logger in trainer.loggers:
             for name, figure in figures.items():
                 if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_figure(self.prefix + name, figure, step, close=False)
+                    # TensorBoard sorts by name, digits first.
+                    tag = f"{'0_' if name == self.first else ''}{self.prefix}{name}"
+                    logger.experiment.add_figure(tag, figure, step, close=False)
                 elif isinstance(logger, WandbLogger):
                     logger.log_image(self.prefix + name, [figure], step=step)
         self._last_figure = time.monotonic()
@@ -191,13 +222,14 @@ def say(trainer: Trainer, name: str, line: str) -> None:
 
     Args:
         trainer: The trainer.
-        name: Its name in the loggers.
+        name: Its name in the loggers, ``folder/name``; in TensorBoard it is a row of the folder's timeline.
         line: The line.
     """
-    rank_zero_info(line)
+    tell(trainer, line)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_text(name, line, trainer.global_step)
+            timeline = f"{name.rpartition('/')[0]}/timeline"
+            dashboard_of(logger, trainer).add_event(timeline, trainer.global_step, line)
         elif isinstance(logger, WandbLogger):
             logger.experiment.summary[name] = line
         elif isinstance(logger, MLFlowLogger):
@@ -215,9 +247,12 @@ def _interval_of(trainer: Trainer) -> tuple[float, float] | None:
 def _log_histogram(logger: Logger, name: str, values: Tensor, step: int) -> None:
     """Log a histogram of values, if the logger is one that has histograms."""
     if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_histogram(name, values.cpu(), step, bins=_BINS)
+        if not name.endswith(_NO_BOARD):
+            logger.experiment.add_histogram(name, values.cpu(), step, bins=_BINS)
     elif isinstance(logger, WandbLogger):
         import wandb
 
         counts, edges = torch.histogram(values.float().cpu(), bins=_BINS)
-        logger.experiment.log({name: wandb.Histogram(np_histogram=(counts.numpy(), edges.numpy()))}, step=step)
+        histogram: Any = wandb.Histogram(np_histogram=(counts.numpy(), edges.numpy()))
+        # Through the logger: its step is a metric of its own, while what is behind W&B's own counter is dropped.
+        logger.log_metrics({name: histogram}, step=step)

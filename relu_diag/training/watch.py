@@ -160,6 +160,16 @@ class BlockWatch:
             now = replace(self.last, block=self._seen.live(), step=step)
             self._report.log_scalars(trainer, step, self._judge(trainer, now))
 
+    def log_final_loss(self, trainer: Trainer, step: int, loss: float) -> None:
+        """Show the loss at the end of a run where TensorBoard compares runs.
+
+        Args:
+            trainer: The trainer.
+            step: Steps done.
+            loss: The loss.
+        """
+        self._report.log_final_loss(trainer, step, loss)
+
     def write_figures(self, trainer: Trainer) -> None:
         """Send the figures, and write them beside the logs.
 
@@ -242,9 +252,11 @@ class BlockWatch:
         self.nearby = None if self._data is None else judge(found.block, self._data)
         self.judged_step = found.step
         text = str(self.nearby) if self.nearby else f"undecided: {self.rows.reason}"
-        self._report.log_text(trainer, found.step, "verdict", text)
+        kind = self.nearby.verdict.kind if self.nearby else "undecided"
+        self._report.log_text(trainer, found.step, "timeline", text, kind)
+        scalars: dict[str, float] = {"verdict": VERDICT_CODES[kind]}
         if self.nearby is None:
-            return {"verdict": VERDICT_CODES["undecided"]}
-        scalars: dict[str, float] = {"verdict": VERDICT_CODES[self.nearby.verdict.kind]}
+            return scalars
+        scalars["gap"] = self.nearby.loss_gap
         escape = escape_count(self.nearby.verdict)
         return scalars if escape is None else scalars | {"escape": escape}

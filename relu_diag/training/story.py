@@ -1,0 +1,133 @@
+"""The story of a run as lines and tables: in the terminal, beside the progress bar, and for loggers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from textwrap import wrap
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+from lightning.pytorch.utilities import rank_zero_info
+from rich import get_console
+
+from relu_diag.figures import forecast_error, percent, told_forecast
+from relu_diag.training.lightning_internals import write_past_bar
+from relu_diag.training.plateaus import Plateau
+
+STORY = ("from step", "to step", "plateau", "loss", "forecast", "ended by")
+_COLUMNS = 80
+# Columns of a line: "step", the number of the step, the verdict.
+_STEP = 15
+_VERDICT = 17
+_NUMERIC = {"from step", "to step"}
+_AGAIN = " " * 4
+
+
+def tell(trainer: Trainer, line: str) -> None:
+    """Print a line through the progress bar, so that it stays whole; without a bar, log it.
+
+    Args:
+        trainer: The trainer.
+        line: The line; a long one goes on, indented, in the next line of the terminal.
+    """
+    bar = trainer.progress_bar_callback
+    if bar is None or not trainer.is_global_zero:
+        rank_zero_info(line)
+        return
+    if not logging.getLogger("lightning.pytorch").isEnabledFor(logging.INFO):
+        return
+    lines = line.split("\n") if "\n" in line else wrap(line, _COLUMNS, subsequent_indent=_AGAIN, drop_whitespace=True)
+    text = "\n".join(lines)
+    if isinstance(bar, RichProgressBar):
+        # RichProgressBar draws on this console.
+        get_console().print(text, markup=False, highlight=False, soft_wrap=True)
+    elif isinstance(bar, TQDMProgressBar):
+        write_past_bar(text)
+    else:
+        bar.print(text)
+
+
+def event_line(step: int, verdict: str, words: str) -> str:
+    """An event in one line, with a column for the verdict.
+
+    Args:
+        step: Its step.
+        verdict: The verdict; empty where there is none.
+        words: What happened.
+
+    Returns:
+        The line.
+
+    Example:
+        >>> event_line(2_447, "saddle", "plateau ends: escape")
+        'step      2,447  saddle           plateau ends: escape'
+    """
+    return f"{f'step {step:>10,}':<{_STEP}}  {verdict:<{_VERDICT}}{words}".rstrip()
+
+
+def forecast_words(plateau: Plateau) -> str:
+    """The forecast that is told of a plateau, and by how much it was wrong.
+
+    Args:
+        plateau: The plateau.
+
+    Returns:
+        Text such as "2,447 (+0.0 %)"; "none" without a forecast.
+    """
+    forecast = told_forecast(plateau)
+    if forecast is None:
+        return "none"
+    error = forecast_error(plateau)
+    return f"{forecast.end:,.0f}" + ("" if error is None else f" ({percent(error)})")
+
+
+def story_rows(plateaus: Sequence[Plateau], marks: Sequence[tuple[int, str]] = ()) -> list[tuple[str, ...]]:
+    """The plateaus of a run as rows of a table with the heads `STORY`.
+
+    Args:
+        plateaus: The plateaus, oldest first.
+        marks: Steps at which a callback acted, with a word for what it did.
+
+    Returns:
+        A row for each plateau.
+    """
+    acted = dict(marks)
+    return [
+        (
+            f"{plateau.start:,}",
+            "it lasts" if plateau.end is None else f"{plateau.end:,}",
+            plateau.verdict.kind,
+            f"{plateau.loss:.4g}",
+            forecast_words(plateau),
+            "" if plateau.end is None else acted.get(plateau.end, plateau.ended_by),
+        )
+        for plateau in plateaus
+    ]
+
+
+def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows as a table for a terminal, numbers to the right.
+
+    Args:
+        heads: Head of each column.
+        rows: The rows.
+
+    Returns:
+        Lines.
+
+    Example:
+        >>> print(text_table(("to step", "plateau"), [("2,447", "saddle")]))
+        to step  plateau
+          2,447  saddle
+    """
+    lines = [heads, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    columns = list(zip(heads, widths, strict=True))
+    return "\n".join(
+        "  ".join(
+            f"{cell:>{width}}" if head in _NUMERIC else f"{cell:<{width}}"
+            for cell, (head, width) in zip(line, columns, strict=True)
+        ).rstrip()
+        for line in lines
+    )
