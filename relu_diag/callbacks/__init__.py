@@ -3,6 +3,8 @@
 Hooks and state only: what they are made of is in `relu_diag.training`.
 """
 
+import warnings
+
 from relu_diag.callbacks.early_stopping import SaddleAwareEarlyStopping
 from relu_diag.callbacks.escape import EscapeOnPlateau
 from relu_diag.callbacks.growth import GrowOnPlateau
@@ -11,6 +13,14 @@ from relu_diag.callbacks.monitor import LandscapeMonitor
 from relu_diag.callbacks.plateau import PlateauMonitor
 from relu_diag.callbacks.revive import ReviveDeadUnits
 from relu_diag.training import Escape, Growth, Plateau, PlateauEvent, PlateauForecast, PlateauListener, Revival
+
+# Lightning asks torch in a way that torch has since deprecated, in every run: nothing that a user could mend.
+warnings.filterwarnings(
+    "ignore",
+    message=r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    category=FutureWarning,
+    module=r"lightning\.pytorch\.utilities\._pytree",
+)
 
 __all__ = [
     "Escape",

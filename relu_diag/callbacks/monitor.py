@@ -49,11 +49,15 @@ class LandscapeMonitor(Callback):
     ``dead``, ``brink``, ``linear``, ``small_living``, ``dormant``, ``on_kink``, ``effective``, ``largest_amplitude``,
     ``total_amplitude``, ``steepest_slope``, ``slope_to_noise`` (about 1: noise, whatever the slope),
     ``largest_radial``, ``largest_output_gradient``, ``pull`` (growth rate of the small neuron that is pulled most);
-    ``escape``, the number of escape neurons, wherever ``verdict`` found a stationary point; and
+    ``escape``, the number of escape neurons, and ``gap``, the loss above that of the point, wherever ``verdict`` found
+    a stationary point; and
     ``balancedness_drift``, the largest change of ``||w_i||^2 - ||h_i||^2`` since the first report. For several blocks
     also ``landscape/dead_share`` of the worst one. Histograms where the logger has them (TensorBoard, W&B):
     ``amplitude``, ``angle``, ``slope``. Figures: ``training``, and ``function`` for two inputs. Texts: ``watching``, at
-    the end ``found``.
+    the end ``found``; in TensorBoard rows of the table ``timeline``, with every change of the verdict.
+
+    TensorBoard's page is laid out in its custom scalars, and shows of these what is drawn there: the numbers of a block
+    and of its plateaus have 20 tags at most, whatever the width.
 
     Args:
         every_n_steps: Ride along on one of so many optimizer steps.

@@ -56,7 +56,9 @@ class PlateauMonitor(Passenger):
 
     Each event logs, under the prefix ``plateau/`` (or ``plateau/<block>/``): ``verdict``
     (`relu_diag.training.VERDICT_CODES`, -1 between plateaus), ``escape`` (number of escape neurons), ``escape_step``
-    with ``escape_low`` and ``escape_high``; the text ``timeline``; the figure ``loss``. The progress bar shows, for
+    with ``escape_low`` and ``escape_high``, and ``loss`` of the plateau; the table ``timeline`` and the figure ``loss``
+    of the whole run, TensorBoard's first one; at the end of training its ``hp_metric``, the final loss. Each event is
+    one line in the terminal, past the progress bar, and the run ends with the table. The progress bar shows, for
     example, ``plateau: saddle, escape in ~41k steps``. Every `PlateauListener` of the trainer receives the events.
 
     Args:
@@ -273,8 +275,10 @@ class PlateauMonitor(Passenger):
         self._report.log_scalars(trainer, step, self.plateaus[-1].scalars() if open_plateau else _BETWEEN)
         self._report.log_final_loss(trainer, step, self.final.loss if self.final else self._curve.points[-1][1])
         self._report.write_figures(trainer, step, lambda: self._figures(trainer))
+        rows = self._rows(trainer)
+        self._report.log_table(trainer, "timeline", STORY, rows)
         if self.plateaus:
-            tell(trainer, text_table(STORY, self._rows(trainer)))
+            tell(trainer, text_table(STORY, rows))
         if trainer.loggers and trainer.loggers[0].log_dir is not None:
             tell(trainer, f"logs and figures: {trainer.loggers[0].log_dir}")
 
@@ -405,8 +409,11 @@ class PlateauMonitor(Passenger):
         tell(trainer, event_line(step, verdict, words))
 
     def _rows(self, trainer: Trainer) -> list[tuple[str, ...]]:
-        """The plateaus so far as rows of the story."""
-        return story_rows(self.plateaus, self._marks(trainer))
+        """The plateaus so far, and the end of training where it is off them, as rows of the story."""
+        rows = story_rows(self.plateaus, self._marks(trainer))
+        if self.final is not None and self._detector.loss is None:
+            rows.append((f"{self.final.step:,}", "", self.final.verdict.kind, f"{self.final.loss:.4g}", "", "the end"))
+        return rows
 
     def _marks(self, trainer: Trainer) -> list[tuple[int, str]]:
         """What other callbacks did."""

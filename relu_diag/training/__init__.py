@@ -22,7 +22,9 @@ from relu_diag.training.lightning_internals import (
     logged_metric,
     loss_scale,
     progress_bar_texts,
+    shows_final_metric,
     steps_logged,
+    write_past_bar,
 )
 from relu_diag.training.look import BatchSignal, Look, LossFunction, targets_of
 from relu_diag.training.moves import Escape, lowest_along
@@ -134,6 +136,7 @@ __all__ = [
     "progress_bar_texts",
     "say",
     "schedule_of",
+    "shows_final_metric",
     "signal_of",
     "some_rows",
     "steps_logged",
@@ -144,4 +147,5 @@ __all__ = [
     "tensors_of",
     "text_table",
     "verdict_in_training",
+    "write_past_bar",
 ]

@@ -19,7 +19,7 @@ from relu_diag.functional import NeuronStates, ShallowBlock
 from relu_diag.functional.integral import Box
 from relu_diag.functional.local import dead_sector
 from relu_diag.losses import IntegralLoss
-from relu_diag.training.dashboard import dashboard_of
+from relu_diag.training._dashboard import dashboard_of
 from relu_diag.training.look import targets_of
 from relu_diag.training.story import tell
 

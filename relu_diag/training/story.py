@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from textwrap import wrap
 
@@ -35,10 +34,8 @@ def tell(trainer: Trainer, line: str) -> None:
     if bar is None or not trainer.is_global_zero:
         rank_zero_info(line)
         return
-    if not logging.getLogger("lightning.pytorch").isEnabledFor(logging.INFO):
-        return
-    lines = line.split("\n") if "\n" in line else wrap(line, _COLUMNS, subsequent_indent=_AGAIN, drop_whitespace=True)
-    text = "\n".join(lines)
+    # A table is as it is.
+    text = line if "\n" in line else "\n".join(wrap(line, _COLUMNS, subsequent_indent=_AGAIN))
     if isinstance(bar, RichProgressBar):
         # RichProgressBar draws on this console.
         get_console().print(text, markup=False, highlight=False, soft_wrap=True)
@@ -66,22 +63,6 @@ def event_line(step: int, verdict: str, words: str) -> str:
     return f"{f'step {step:>10,}':<{_STEP}}  {verdict:<{_VERDICT}}{words}".rstrip()
 
 
-def forecast_words(plateau: Plateau) -> str:
-    """The forecast that is told of a plateau, and by how much it was wrong.
-
-    Args:
-        plateau: The plateau.
-
-    Returns:
-        Text such as "2,447 (+0.0 %)"; "none" without a forecast.
-    """
-    forecast = told_forecast(plateau)
-    if forecast is None:
-        return "none"
-    error = forecast_error(plateau)
-    return f"{forecast.end:,.0f}" + ("" if error is None else f" ({percent(error)})")
-
-
 def story_rows(plateaus: Sequence[Plateau], marks: Sequence[tuple[int, str]] = ()) -> list[tuple[str, ...]]:
     """The plateaus of a run as rows of a table with the heads `STORY`.
 
@@ -99,11 +80,20 @@ def story_rows(plateaus: Sequence[Plateau], marks: Sequence[tuple[int, str]] = (
             "it lasts" if plateau.end is None else f"{plateau.end:,}",
             plateau.verdict.kind,
             f"{plateau.loss:.4g}",
-            forecast_words(plateau),
+            _forecast_words(plateau),
             "" if plateau.end is None else acted.get(plateau.end, plateau.ended_by),
         )
         for plateau in plateaus
     ]
+
+
+def _forecast_words(plateau: Plateau) -> str:
+    """The forecast that is told of a plateau, and by how much it was wrong."""
+    forecast = told_forecast(plateau)
+    if forecast is None:
+        return "none"
+    error = forecast_error(plateau)
+    return f"{forecast.end:,.0f}" + ("" if error is None else f" ({percent(error)})")
 
 
 def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
