@@ -1,0 +1,72 @@
+"""What the build of the site adds to the pages: figures for the gallery, tables of names, and a check that none lacks.
+
+Loaded by `mkdocs.yml`; `make docs` runs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import Files
+from mkdocs.structure.pages import Page
+
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS))
+
+import public_names  # noqa: E402 - MkDocs loads this file by its path
+
+# A line "<!-- names relu_diag.functional -->" becomes a table of what that package exports.
+NAMES = re.compile(r"^<!-- names ([\w.]+) -->$", re.MULTILINE)
+
+
+def on_pre_build(config: MkDocsConfig) -> None:
+    """Draw the gallery, before pages and pictures are collected."""
+    gallery = runpy.run_path(str(DOCS / "gallery_figures.py"))
+    gallery["draw_all"](DOCS / "gallery")
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Put tables of names where a page asks for them."""
+    return NAMES.sub(lambda match: table_of(match[1]), markdown)
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Refuse a site where a public name cannot be linked to.
+
+    Raises:
+        PluginError: If there is such a name.
+    """
+    pages = [page.read_text() for page in Path(config.site_dir, "api").glob("*.html")]
+    anchors = {anchor for page in pages for anchor in re.findall(r'id="(relu_diag[\w.]*)"', page)}
+    absent = [address for address in public_names.shown() if not _has_anchor(address, anchors)]
+    if absent:
+        raise PluginError(f"public names that no page of the API shows: {', '.join(absent)}")
+
+
+def table_of(module: str) -> str:
+    """A table of what a package exports: name, linked to where it is explained, and its first line."""
+    package = importlib.import_module(module)
+    rows = []
+    for name in public_names.public_names(package):
+        thing = getattr(package, name)
+        rows.append(f"| [`{name}`][{public_names.home_of(thing)}] | {_first_line(thing)} |")
+    return "\n".join(["| name | what it is |", "|---|---|", *rows])
+
+
+def _has_anchor(address: str, anchors: set[str]) -> bool:
+    """Whether a name is shown under its address, or by itself under that of the module that defines it."""
+    home = getattr(public_names.thing_of(address), "__module__", "")
+    return address in anchors or f"{home}.{address.rpartition('.')[2]}" in anchors
+
+
+def _first_line(thing: Any) -> str:
+    """The first line of a docstring, as a cell of a table."""
+    return (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ").replace("|", "\\|")

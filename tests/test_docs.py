@@ -1,0 +1,79 @@
+"""The pages of docs/: complete, linked, and true in every example; `make docs` builds the site."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+
+
+def module_at(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def pages_in_the_menu() -> set[str]:
+    """Pages that mkdocs.yml names, without reading its other settings."""
+    menu = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1].split("\n\n")[0]
+    return set(re.findall(r"([\w/]+\.(?:md|ipynb))$", menu, re.MULTILINE))
+
+
+def code_cells(notebook: Path) -> list[str]:
+    cells = json.loads(notebook.read_text())["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def test_every_public_name_is_on_a_page_of_the_api() -> None:
+    assert module_at(DOCS / "public_names.py").missing() == []
+
+
+def test_every_page_is_in_the_menu_and_every_line_of_the_menu_is_a_page() -> None:
+    assert pages_in_the_menu() == {str(path.relative_to(DOCS)) for path in [*PAGES, *NOTEBOOKS]}
+
+
+@every_page
+def test_links_lead_to_files(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text())
+    made_by_the_build = DOCS / "gallery"
+    targets = [page.parent / link for link in links]
+    assert [target for target in targets if target.parent != made_by_the_build and not target.exists()] == []
+
+
+@every_page
+def test_tests_that_a_page_names_exist(page: Path) -> None:
+    for file, name in re.findall(r"(tests/[\w/]+\.py)::(\w+)", page.read_text()):
+        functions = [node.name for node in ast.parse((ROOT / file).read_text()).body if hasattr(node, "name")]
+        assert name in functions, f"{file}::{name}"
+
+
+@every_page
+def test_examples_of_a_page_are_true(page: Path) -> None:
+    failed, _ = doctest.testfile(str(page), module_relative=False)
+    assert failed == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("default::DeprecationWarning")
+def test_notebook_runs(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for number, cell in enumerate(code_cells(notebook)):
+        exec(compile(cell, f"{notebook.name}, cell {number}", "exec"), names)
