@@ -32,10 +32,12 @@ from relu_diag.training import (
     PlateauEvent,
     PlateauListener,
     Report,
+    against_growing,
     check_count,
     check_flag,
     choose_widening,
     epochs_completed,
+    gap_in_training,
 )
 
 Embedding = Literal["best", "replication", "inactive propagation"]
@@ -51,6 +53,10 @@ class GrowOnPlateau(Passenger, PlateauListener):
     optimizer states, schedulers and averaged copies stay in use (`relu_diag.growth.grow`). Of several blocks, each is
     grown when its own monitor reports it, and has its own width. A block that can never grow is named at its first
     sighting, with the cure.
+
+    Where the loss is convex and weight decay part of it, as that of SGD, verdicts do not count: the network grows on
+    plateaus where the gap to the best network of any width is more than 1 % of its loss, and new neurons are pulled by
+    more than the decay but none that is there (`relu_diag.functional.optimality_gap`).
 
     Each growth logs, under the prefix ``growth/`` (or ``growth/<block>/``): ``width``, ``function_change``,
     ``predicted_drop``, ``measured_drop``, and a line of text ``timeline``. Checkpoints of the grown module load into a
@@ -122,6 +128,8 @@ class GrowOnPlateau(Passenger, PlateauListener):
         # Growths that wait until no graph is alive, and whether that was said.
         self._waiting: list[Examination] = []
         self._told = False
+        # Why blocks did not grow at their last plateau, as far as the gap says.
+        self._reasons: dict[str, str] = {}
         self._growable = Growable(block)
         self.examiner = Examiner("GrowOnPlateau", block, dataloader, None, loss)
         self._report = Report(f"growth/{block}/" if block else "growth/")
@@ -275,13 +283,25 @@ class GrowOnPlateau(Passenger, PlateauListener):
             name = examination.name
             if self.block not in {None, name}:
                 continue
-            if examination.verdict.kind not in self.verdicts:
+            if not self._is_stuck(trainer, examination):
                 self._reports[name] = 0
                 continue
             self._reports[name] = self._reports.get(name, 0) + 1
             if self._reports[name] >= self.patience and not trainer.should_stop and _goes_on(trainer):
                 self._reports[name] = 0
                 self._grow(trainer, examination)
+
+    def _is_stuck(self, trainer: Trainer, examination: Examination) -> bool:
+        """Whether a plateau is one to grow on: by the gap where decay is part of the loss, else by the verdict."""
+        gap = gap_in_training(trainer, examination)
+        if gap is None:
+            return examination.verdict.kind in self.verdicts
+        name = examination.name
+        reason: str = trainer.strategy.broadcast(against_growing(trainer, examination, gap))
+        if reason and self._reasons.get(name) != reason:
+            rank_zero_info(f"step {examination.step:,} {name or 'block'} does not grow: {reason}")
+        self._reasons[name] = reason
+        return not reason
 
     def _grow(self, trainer: Trainer, examination: Examination) -> None:
         """Choose the neurons to add, add them, and report it; warn if there are none."""

@@ -12,7 +12,7 @@ from relu_diag.training.evidence import Evidence
 from relu_diag.training.examination import MINIMA, Examination, examine_pass, examine_rows, location_of
 from relu_diag.training.examiner import Examiner
 from relu_diag.training.felt import growth_gain, signal_of, some_rows
-from relu_diag.training.gap import coupled_decay, gap_in_training
+from relu_diag.training.gap import against_growing, coupled_decay, gap_in_training
 from relu_diag.training.history import HistoryRecorder, LossCurve, Moment
 from relu_diag.training.judge import VERDICT_CODES, Training, escape_count, judge, verdict_in_training
 from relu_diag.training.lightning_internals import (
@@ -103,6 +103,7 @@ __all__ = [
     "TrainingData",
     "WideningChoice",
     "Window",
+    "against_growing",
     "agree",
     "batches_done_in_epoch",
     "check_callable",

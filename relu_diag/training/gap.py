@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from lightning.pytorch import Trainer
@@ -9,13 +10,22 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, NAdam, Optimizer, RAdam, RMSprop
 
 from relu_diag.functional import Gap, WeightDecay, optimality_gap
+from relu_diag.functional.block import rho
 from relu_diag.training._sample import sampled
 from relu_diag.training.examination import Examination
 
 # These add the decay to the gradient, unless they are told to decouple it: it is that of a penalty.
 _COUPLED = (SGD, Adam, Adagrad, NAdam, RAdam, RMSprop)
-# Rows by which the gap is bounded.
-_ROWS = 2048
+# Rows by which the gap is bounded; and numbers of inputs up to which a better bound is searched before growing.
+_ROWS = 1024
+_FEW_NUMBERS = 2048
+_ROUNDS = 4
+# Growing is not worth it where the loss is within this share of the best of any width.
+_WORTH = 0.01
+# How much more than the decay a new neuron must feel: at a minimum the neurons there are feel as much.
+_PULL = 1.001
+# The same of a neuron that is there: if it feels more, it grows by itself and training goes on.
+_MOVES = 1.1
 
 
 def gap_in_training(trainer: Trainer, examination: Examination, rounds: int = 0) -> Gap | None:
@@ -40,6 +50,49 @@ def gap_in_training(trainer: Trainer, examination: Examination, rounds: int = 0)
     except (NotImplementedError, ValueError):  # a loss without conjugate, a bias free of decay that is no constant
         return None
     return replace(gap, certified=gap.certified and some.complete)
+
+
+def against_growing(trainer: Trainer, examination: Examination, gap: Gap) -> str:
+    """Why a new neuron would not help: the gap is closed, or training on closes it.
+
+    Args:
+        trainer: The trainer, fitting.
+        examination: The block, examined.
+        gap: Its gap.
+
+    Returns:
+        The reason; empty where the gap exceeds 1 % of the best loss, a new neuron would grow, and none that is there
+        does.
+    """
+    if not _is_wide(gap):
+        return str(gap)
+    if _moves(trainer, examination):
+        return "neurons that are there grow by themselves"
+    data = examination.data
+    if data is None or data.X.numel() > _FEW_NUMBERS:
+        return ""
+    # The gap of the present gradient alone is a large one beside a minimum.
+    better = gap_in_training(trainer, examination, _ROUNDS)
+    return "" if better is None or _is_wide(better) else str(better)
+
+
+def _is_wide(gap: Gap) -> bool:
+    return gap.pull > _PULL and gap.share > _WORTH
+
+
+def _moves(trainer: Trainer, examination: Examination) -> bool:
+    """Whether a neuron of the block is pulled by clearly more than its decay."""
+    data = examination.data
+    decay = coupled_decay(trainer, examination)
+    if data is None or decay is None:
+        return False
+    some = sampled(data, _ROWS)
+    block = examination.block.double()
+    X = some.X.double()
+    G = some.loss.double().gradient(block(X))
+    D = rho(X @ block.W.T, block.slopes).T @ G
+    pull = D.norm(dim=1) / (math.sqrt(decay.W * decay.H) * block.W.norm(dim=1))
+    return bool((pull > _MOVES).any())
 
 
 def coupled_decay(trainer: Trainer, examination: Examination) -> WeightDecay | None:

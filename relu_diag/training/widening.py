@@ -15,6 +15,7 @@ from torch import Tensor
 
 from relu_diag.functional import (
     BlockSignal,
+    Gap,
     GrowthProposal,
     ShallowBlock,
     WeightDecay,
@@ -25,13 +26,13 @@ from relu_diag.functional import (
 )
 from relu_diag.functional.block import chunked_outputs
 from relu_diag.functional.tolerances import BUDGETS, FLOAT64
-from relu_diag.functional.widening import add_silent_units
+from relu_diag.functional.widening import add_inactive_propagation, add_silent_units
 from relu_diag.training._data import MAX_ELEMENTS, TOO_MANY
 from relu_diag.training._sample import in_order, sampled
 from relu_diag.training._settled import settled, steady
 from relu_diag.training.examination import Examination
 from relu_diag.training.felt import signal_of, some_rows
-from relu_diag.training.gap import coupled_decay
+from relu_diag.training.gap import coupled_decay, gap_in_training
 from relu_diag.training.look import Look
 from relu_diag.training.rows import SquaredView, TrainingData
 
@@ -177,7 +178,8 @@ def choose_widening(
     plan = _Plan(examination.block, count, room, embedding, nudge, examination.loss)
     if examination.data is not None:
         decay = coupled_decay(trainer, examination) or WeightDecay()
-        parts = _by_rows(plan, _Judge(in_order(examination.data), decay))
+        gap = gap_in_training(trainer, examination)
+        parts = _by_rows(plan, _Judge(in_order(examination.data), decay), gap)
     elif examination.look is not None:
         parts = _one_by_one(plan, _search(trainer, module, examination, examination.look, nudge))
     else:
@@ -215,7 +217,7 @@ class _Judge:
         return self.data.loss_of(block) + float(self.decay.cost(block.double()))
 
 
-def _by_rows(plan: _Plan, judge: _Judge) -> list[GrowthProposal | Widening]:
+def _by_rows(plan: _Plan, judge: _Judge, gap: Gap | None) -> list[GrowthProposal | Widening]:
     """The neurons with the lowest loss on rows.
 
     Raises:
@@ -229,7 +231,8 @@ def _by_rows(plan: _Plan, judge: _Judge) -> list[GrowthProposal | Widening]:
     if not plan.nudge:
         return _one_by_one(plan, search) if plan.most == 1 else [_silent(plan, signal)]
     widening = _best(plan, judge)
-    found: list[list[GrowthProposal | Widening]] = [] if widening is None else [[widening]]
+    pulled = None if gap is None else _pulled(plan, judge, gap)
+    found: list[list[GrowthProposal | Widening]] = [[one] for one in (widening, pulled) if one is not None]
     few = data.X.numel() <= _FEW_NUMBERS and plan.most <= _FEW_NEURONS
     if few or widening is None:
         with suppress(NoWidening):
@@ -265,12 +268,27 @@ def _best(plan: _Plan, judge: _Judge) -> Widening | None:
     return None
 
 
-def _quieter(block: ShallowBlock, units: int) -> ShallowBlock:
-    """The last neurons at half of their amplitude."""
+def _pulled(plan: _Plan, judge: _Judge, gap: Gap) -> Widening | None:
+    """The neuron of the largest pull at its best amplitude, weight decay counted; None where it lowers nothing."""
+    block = plan.block
+    silent = add_inactive_propagation(block, gap.neuron[None].to(block.W))
+    silent.H[:, -1] = gap.output.to(silent.H)
+    before = judge(block)
+    tried = [
+        settled(_quieter(silent, 1, 4.0 / 4**step), 1, judge.data.X, drop_digits=True) for step in range(_HALVINGS)
+    ]
+    best = min(tried, key=judge)
+    if not judge(best) < before:
+        return None
+    return Widening(best, 1, "of the largest pull", before, judge(best), before, (), kept=False)
+
+
+def _quieter(block: ShallowBlock, units: int, factor: float = 0.5) -> ShallowBlock:
+    """The last neurons at another amplitude, half of theirs for example."""
     W = block.W.clone()
     H = block.H.clone()
-    W[-units:] *= math.sqrt(0.5)
-    H[:, -units:] *= math.sqrt(0.5)
+    W[-units:] *= math.sqrt(factor)
+    H[:, -units:] *= math.sqrt(factor)
     return replace(block, W=W, H=H)
 
 
