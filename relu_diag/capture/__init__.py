@@ -4,7 +4,9 @@ from relu_diag.capture._sighting import Sighting, exactness
 from relu_diag.capture.find import choose_block, find_blocks, read_block, write_block
 from relu_diag.capture.live import LiveBlock, NeuronRows
 from relu_diag.capture.location import BlockLocation
+from relu_diag.capture.namespace import of_lightning
 from relu_diag.capture.observation import undisturbed
+from relu_diag.capture.plain import check_plain, is_sharded
 from relu_diag.capture.replacement import loss_at_outputs
 from relu_diag.capture.ride import Ride, riding
 from relu_diag.capture.signal import read_signal
@@ -15,10 +17,13 @@ __all__ = [
     "NeuronRows",
     "Ride",
     "Sighting",
+    "check_plain",
     "choose_block",
     "exactness",
     "find_blocks",
+    "is_sharded",
     "loss_at_outputs",
+    "of_lightning",
     "read_block",
     "read_signal",
     "riding",

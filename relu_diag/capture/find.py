@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from relu_diag.capture.location import BlockLocation
 from relu_diag.capture.observation import undisturbed
+from relu_diag.capture.plain import check_plain
 from relu_diag.capture.tracing import LinearCall, Trace, trace_linears
 from relu_diag.functional import ShallowBlock
 
@@ -104,12 +105,17 @@ def read_block(module: nn.Module, location: BlockLocation | None = None, example
         A copy of the weights, ``W`` of shape ``(I, d)`` and ``H`` of shape ``(J, I)``; the hidden bias is the last
         column of ``W``.
 
+    Raises:
+        ValueError: If there is not one block, or one of its layers computes something else than ``W x + b``.
+
     Example:
         >>> read_block(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))).W.shape
         torch.Size([8, 4])
     """
     location = location or choose_block(module, example=example)
     hidden, output = location.linears(module)
+    for name, layer in ((location.hidden, hidden), (location.output, output)):
+        check_plain(name, layer)
     W = hidden.weight.detach()
     W = W.clone() if hidden.bias is None else torch.cat([W, hidden.bias.detach()[:, None]], dim=1)
     bias = None if output.bias is None else output.bias.detach().clone()

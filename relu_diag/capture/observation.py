@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import nn
 from torchmetrics import Metric
+
+from relu_diag.capture.namespace import of_lightning
 
 _LOGGING = ("log", "log_dict", "print", "toggle_optimizer", "untoggle_optimizer")
 
@@ -35,7 +36,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     metrics = [(m, _lend_copies(m)) for m in module.modules() if isinstance(m, Metric)]
     with ExitStack() as stack:
         stack.enter_context(_same_random_numbers())
-        if isinstance(module, LightningModule):
+        if of_lightning(module, "LightningModule"):
             stack.enter_context(_silent(module))
         try:
             yield
@@ -64,7 +65,7 @@ def _same_random_numbers() -> Iterator[None]:
 
 
 @contextmanager
-def _silent(module: LightningModule) -> Iterator[None]:
+def _silent(module: nn.Module) -> Iterator[None]:
     """Replace the module's logging methods with ones that do nothing."""
     saved = {name: module.__dict__[name] for name in _LOGGING if name in module.__dict__}
     module.__dict__.update(dict.fromkeys(_LOGGING, _nothing))

@@ -6,13 +6,13 @@ import copy
 import inspect
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from relu_diag.capture import BlockLocation
+from relu_diag.capture import BlockLocation, of_lightning
 from relu_diag.growth.graph import in_a_graph
 
 # Words in the name of a hyper-parameter that counts hidden neurons.
@@ -81,8 +81,9 @@ def remember_growth(module: nn.Module, location: BlockLocation, added: int) -> N
 
 def _update_hparams(module: nn.Module, before: int, after: int) -> None:
     """Replace the width among the module's hyper-parameters, if one of them is it."""
-    if not isinstance(module, LightningModule):
+    if not of_lightning(module, "LightningModule"):
         return
+    module = cast(LightningModule, module)
     equal = [name for name, value in module.hparams.items() if type(value) is int and value == before]
     made = {name: _makes(module, name, after) for name in equal}
     # A name says something only where the module cannot be made to see what it makes.

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils import swap_tensors
 
-from relu_diag.capture import BlockLocation
+from relu_diag.capture import BlockLocation, check_plain, is_sharded
 from relu_diag.functional import ShallowBlock
 from relu_diag.growth._parameters import check_whole, names_of, owns
 from relu_diag.growth.checkpoint import remember_growth
@@ -70,6 +70,7 @@ def grow(
     """
     if isinstance(module, DistributedDataParallel):
         raise TypeError("`module` is wrapped in DistributedDataParallel: grow module.module, then wrap it again.")
+    _check_unsharded(module)
     hidden, output = location.linears(module)
     owners = all_within(optimizers)
     parameters = _parameters(hidden, output)
@@ -112,6 +113,7 @@ def check_growable(module: nn.Module, location: BlockLocation | str, optimizers:
             ...
         ValueError: The hidden.weight (0.weight) is frozen: new neurons would not train. Call requires_grad_().
     """
+    _check_unsharded(module)
     if isinstance(location, str):
         layer = module.get_submodule(location)
         if not isinstance(layer, nn.Linear):
@@ -133,7 +135,20 @@ def _parameters(hidden: nn.Linear, output: nn.Linear | None = None) -> dict[str,
         if parameter is None:
             continue
         found[name] = check_whole(name, parameter)
+    check_plain("hidden", hidden)
+    if output is not None:
+        check_plain("output", output)
     return found
+
+
+def _check_unsharded(module: nn.Module) -> None:
+    """Refuse a module that FSDP shards: right after a forward pass its parameters look whole.
+
+    Raises:
+        TypeError: If it does.
+    """
+    if any(is_sharded(one) for one in module.modules()):
+        raise TypeError("`module` is sharded over processes by FSDP, and cannot grow in place. Train with DDP.")
 
 
 def _values(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import wraps
 from typing import Any
 
@@ -20,7 +21,15 @@ def accept_grown_results() -> None:
     Example:
         >>> accept_grown_results()
     """
-    recover = _MultiProcessingLauncher._recover_results_in_main_process
+    _accept(_MultiProcessingLauncher)
+    other = sys.modules.get("pytorch_lightning.strategies.launchers.multiprocessing")
+    if other is not None:
+        _accept(other._MultiProcessingLauncher)
+
+
+def _accept(launcher: type[_MultiProcessingLauncher]) -> None:
+    """Let a launcher of one of Lightning's two packages load them; a second call changes nothing."""
+    recover = launcher._recover_results_in_main_process
     if hasattr(recover, "__wrapped__"):
         return
 
@@ -34,4 +43,4 @@ def accept_grown_results() -> None:
             trainer.lightning_module._load_state_dict_pre_hooks.clear()
             trainer.lightning_module._load_state_dict_pre_hooks.update(before)
 
-    _MultiProcessingLauncher._recover_results_in_main_process = resized  # type: ignore[method-assign]
+    launcher._recover_results_in_main_process = resized  # type: ignore[method-assign]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from relu_diag.capture import BlockLocation, read_block
+from relu_diag.capture import BlockLocation, of_lightning, read_block
 from relu_diag.functional import ShallowBlock
 from relu_diag.growth.live import grow
 
@@ -25,7 +25,7 @@ def check_strategy(trainer: Trainer) -> None:
     Raises:
         MisconfigurationException: If the parameters are sharded.
     """
-    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
+    if of_lightning(trainer.strategy, "FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"):
         raise MisconfigurationException(
             f"{type(trainer.strategy).__name__} shards the parameters over processes, and a sharded layer cannot grow "
             "in place. Use strategy='ddp' or one device."
@@ -75,8 +75,8 @@ def unwrapped(trainer: Trainer) -> Iterator[None]:
     Yields:
         Nothing; inside, parameters may change their shape, and `in_a_graph` sees graphs alone.
     """
-    strategy = trainer.strategy
-    if not isinstance(strategy, DDPStrategy):
+    strategy: Any = trainer.strategy
+    if not of_lightning(strategy, "DDPStrategy"):
         yield
         return
     strategy.model = strategy.lightning_module
