@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -26,7 +25,7 @@ from relu_diag.functional.integral import (
     nearest_level,
 )
 from relu_diag.losses import IntervalL2Loss
-from relu_diag.training import Report, check_count, is_plain_descent, steps_logged
+from relu_diag.training import Report, check_count, is_plain_descent, is_tensorboard, steps_logged
 
 _PREFIX = "guarantee/"
 # Looks kept for the figure; beyond them every other one is dropped.
@@ -167,7 +166,7 @@ class GuaranteeMonitor(Callback):
             self._look(trainer, pl_module, step)
         self._report.write_figures(trainer, step, lambda: self._figures(pl_module))
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
+            if is_tensorboard(logger):
                 logger.experiment.add_text(_PREFIX + "statement", str(self), step)
 
     def _check_assumptions(self, trainer: Trainer, module: LightningModule) -> None:

@@ -105,9 +105,6 @@ def read_block(module: nn.Module, location: BlockLocation | None = None, example
         A copy of the weights, ``W`` of shape ``(I, d)`` and ``H`` of shape ``(J, I)``; the hidden bias is the last
         column of ``W``.
 
-    Raises:
-        ValueError: If there is not one block, or one of its layers computes something else than ``W x + b``.
-
     Example:
         >>> read_block(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))).W.shape
         torch.Size([8, 4])

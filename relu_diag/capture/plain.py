@@ -14,7 +14,7 @@ _ROWS = 2
 
 
 def check_plain(name: str, layer: nn.Linear) -> None:
-    """Refuse a layer that adds something to ``W x + b``: a low-rank update, a quantisation, a hook that changes outputs.
+    """Refuse a layer that computes something else than ``W x + b``: a low-rank update, a quantisation, a hook.
 
     A layer with a forward or hooks of its own is tried on two inputs; others are what they are.
 

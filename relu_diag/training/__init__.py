@@ -26,6 +26,7 @@ from relu_diag.training.lightning_internals import (
     steps_logged,
     write_past_bar,
 )
+from relu_diag.training.loggers import is_mlflow, is_tensorboard, is_wandb
 from relu_diag.training.look import BatchSignal, Look, LossFunction, targets_of
 from relu_diag.training.moves import Escape, lowest_along
 from relu_diag.training.pace import (
@@ -125,7 +126,10 @@ __all__ = [
     "gradient_share",
     "growth_gain",
     "is_epoch_of_all",
+    "is_mlflow",
     "is_plain_descent",
+    "is_tensorboard",
+    "is_wandb",
     "judge",
     "largest_weight_decay",
     "listeners",

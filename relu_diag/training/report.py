@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -20,6 +20,7 @@ from relu_diag.functional.integral import Box
 from relu_diag.functional.local import dead_sector
 from relu_diag.losses import IntegralLoss
 from relu_diag.training._dashboard import dashboard_of
+from relu_diag.training.loggers import is_mlflow, is_tensorboard, is_wandb
 from relu_diag.training.look import targets_of
 from relu_diag.training.story import tell
 
@@ -92,7 +93,7 @@ class Report:
         named = {self.prefix + name: value for name, value in scalars.items()}
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in named.items()})
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
+            if is_tensorboard(logger):
                 dashboard_of(logger, trainer).add_scalars(named, step)
             else:
                 logger.log_metrics(named, step=step)
@@ -108,7 +109,7 @@ class Report:
             verdict: The verdict, if there is one; the same one again replaces the row before.
         """
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
+            if is_tensorboard(logger):
                 dashboard_of(logger, trainer).add_event(self.prefix + name, step, text, verdict)
 
     def log_table(self, trainer: Trainer, name: str, heads: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:
@@ -121,7 +122,7 @@ class Report:
             rows: The rows.
         """
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
+            if is_tensorboard(logger):
                 dashboard_of(logger, trainer).write_table(self.prefix + name, heads, rows)
 
     def log_final_loss(self, trainer: Trainer, step: int, loss: float) -> None:
@@ -133,7 +134,7 @@ class Report:
             loss: The loss.
         """
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
+            if is_tensorboard(logger):
                 dashboard_of(logger, trainer).add_final_loss(loss, step, trainer.logged_metrics)
 
     def dead_sector(self, block: ShallowBlock | None) -> tuple[float, float] | None:
@@ -186,11 +187,11 @@ class Report:
         figures = draw()
         for logger in trainer.loggers:
             for name, figure in figures.items():
-                if isinstance(logger, TensorBoardLogger):
+                if is_tensorboard(logger):
                     # TensorBoard sorts by name, digits first.
                     tag = f"{'0_' if name == self.first else ''}{self.prefix}{name}"
                     logger.experiment.add_figure(tag, figure, step, close=False)
-                elif isinstance(logger, WandbLogger):
+                elif is_wandb(logger):
                     logger.log_image(self.prefix + name, [figure], step=step)
         self._last_figure = time.monotonic()
         return figures
@@ -227,12 +228,12 @@ def say(trainer: Trainer, name: str, line: str) -> None:
     """
     tell(trainer, line)
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
+        if is_tensorboard(logger):
             timeline = f"{name.rpartition('/')[0]}/timeline"
             dashboard_of(logger, trainer).add_event(timeline, trainer.global_step, line)
-        elif isinstance(logger, WandbLogger):
+        elif is_wandb(logger):
             logger.experiment.summary[name] = line
-        elif isinstance(logger, MLFlowLogger):
+        elif is_mlflow(logger):
             logger.experiment.set_tag(logger.run_id, name, line)
 
 
@@ -246,10 +247,10 @@ def _interval_of(trainer: Trainer) -> tuple[float, float] | None:
 
 def _log_histogram(logger: Logger, name: str, values: Tensor, step: int) -> None:
     """Log a histogram of values, if the logger is one that has histograms."""
-    if isinstance(logger, TensorBoardLogger):
+    if is_tensorboard(logger):
         if not name.endswith(_NO_BOARD):
             logger.experiment.add_histogram(name, values.cpu(), step, bins=_BINS)
-    elif isinstance(logger, WandbLogger):
+    elif is_wandb(logger):
         import wandb
 
         counts, edges = torch.histogram(values.float().cpu(), bins=_BINS)

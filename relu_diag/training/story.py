@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from textwrap import wrap
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_info
 from rich import get_console
 
+from relu_diag.capture import of_lightning
 from relu_diag.figures import forecast_error, percent, told_forecast
 from relu_diag.training.lightning_internals import write_past_bar
 from relu_diag.training.plateaus import Plateau
@@ -36,10 +36,10 @@ def tell(trainer: Trainer, line: str) -> None:
         return
     # A table is as it is.
     text = line if "\n" in line else "\n".join(wrap(line, _COLUMNS, subsequent_indent=_AGAIN))
-    if isinstance(bar, RichProgressBar):
+    if of_lightning(bar, "RichProgressBar"):
         # RichProgressBar draws on this console.
         get_console().print(text, markup=False, highlight=False, soft_wrap=True)
-    elif isinstance(bar, TQDMProgressBar):
+    elif of_lightning(bar, "TQDMProgressBar"):
         write_past_bar(text)
     else:
         bar.print(text)
