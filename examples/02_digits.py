@@ -60,9 +60,10 @@ def main() -> None:
         enable_progress_bar=False,
     )
     model = Classifier()
+    console = Console()
+    console.print("20 epochs of 1,797 images")
     trainer.fit(model, DataLoader(dataset, batch_size=64, shuffle=True))
 
-    console = Console()
     assert monitor.states is not None
     assert monitor.geometry is not None
     console.print(f"loss over all 1,797 images: {monitor.loss_value:.4f}")

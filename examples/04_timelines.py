@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from rich.console import Console
 
 from relu_diag.callbacks import PlateauMonitor
@@ -20,6 +21,10 @@ RUNS = {
 }
 
 
+def say_step(trainer: Trainer, _: LightningModule) -> None:
+    print(f"step {trainer.global_step:,}", flush=True)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -30,14 +35,15 @@ def main() -> None:
             accelerator="cpu",
             max_steps=steps,
             max_epochs=-1,
-            callbacks=[monitor],
+            callbacks=[monitor, LambdaCallback(on_train_epoch_end=say_step)],
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=False,
         )
         module = ReferenceRegression(problem, lr=lr, steps_per_batch=20)
-        trainer.fit(module, PointsDataModule(problem, batches_per_epoch=1000))
+        console.print(f"{problem}: {steps:,} steps of gradient descent", highlight=False)
+        trainer.fit(module, PointsDataModule(problem, batches_per_epoch=250))
         console.print(f"[bold]{problem}[/bold]", *monitor.timeline, "", sep="\n", highlight=False, soft_wrap=True)
 
         left = [plateau for plateau in monitor.plateaus if plateau.ended_by == "escape"][: len(saddles)]

@@ -10,7 +10,7 @@ import warnings
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
@@ -50,6 +50,12 @@ def digits() -> tuple[TensorDataset, TensorDataset]:
     return TensorDataset(parts[0], parts[2]), TensorDataset(parts[1], parts[3])
 
 
+def say_step(trainer: Trainer, module: LightningModule) -> None:
+    if trainer.current_epoch % 50 == 49:
+        accuracy = float(trainer.callback_metrics["accuracy"])
+        print(f"step {trainer.global_step:,}: {module.first.out_features} neurons, accuracy {accuracy:.1%}", flush=True)
+
+
 def train(width: int, *callbacks: Callback, steps: int) -> tuple[Trainer, float]:
     """The trainer after the run, and the accuracy on held-out images."""
     seed_everything(0, verbose=False)
@@ -58,7 +64,7 @@ def train(width: int, *callbacks: Callback, steps: int) -> tuple[Trainer, float]
         accelerator="cpu",
         max_steps=steps,
         max_epochs=-1,
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, LambdaCallback(on_validation_end=say_step)],
         logger=TensorBoardLogger("runs", name="grow_digits"),
         check_val_every_n_epoch=5,
         log_every_n_steps=10,

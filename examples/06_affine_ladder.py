@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
@@ -21,6 +22,10 @@ from relu_diag.losses import IntervalL2Loss
 INTERVAL = (0.0, 1.0)
 
 
+def say_step(trainer: Trainer, _: LightningModule) -> None:
+    print(f"step {trainer.global_step:,}", flush=True)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -30,7 +35,7 @@ def main() -> None:
         accelerator="cpu",
         max_steps=4000,
         max_epochs=-1,
-        callbacks=[monitor],
+        callbacks=[monitor, LambdaCallback(on_train_epoch_end=say_step)],
         logger=logger,
         enable_checkpointing=False,
         enable_progress_bar=False,

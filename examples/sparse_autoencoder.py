@@ -12,6 +12,7 @@ import warnings
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import LambdaCallback
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -70,12 +71,16 @@ class SparseAutoencoder(LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-2)
 
 
+def say_step(trainer: Trainer, module: LightningModule) -> None:
+    print(f"{type(module).__name__}: step {trainer.global_step:,}", flush=True)
+
+
 def fit(module: LightningModule, *data: Tensor, steps: int, callbacks: tuple[Callback, ...] = ()) -> None:
     trainer = Trainer(
         accelerator="cpu",
         max_steps=steps,
         max_epochs=-1,
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, LambdaCallback(on_train_epoch_end=say_step)],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
