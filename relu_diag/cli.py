@@ -13,7 +13,8 @@ from rich.console import Console
 
 from relu_diag import callbacks, experiments
 from relu_diag.functional.block import Reduction
-from relu_diag.inspection import group_table, inspect_block, load_block, load_data, load_story, neuron_table
+from relu_diag.inspection import group_table, inspect_block, neuron_table
+from relu_diag.reading import load_problem, load_story
 from relu_diag.report import Report, write_report
 
 # Imported so that configs may name these classes without their module.
@@ -23,6 +24,17 @@ _INSPECT = "relu-diag inspect CHECKPOINT --data FILE says what a saved network i
 _REPORT = (
     "relu-diag report CHECKPOINT [--data FILE] writes what its run went through, and where it is, as one HTML file."
 )
+_HELP = """usage: relu-diag COMMAND ...
+
+Says what a shallow ReLU-like network in training is stuck at.
+
+commands:
+  fit      train from a config: relu-diag fit -c configs/five_points.yaml
+  inspect  what a saved network is stuck at: relu-diag inspect CHECKPOINT --data FILE
+  report   what a run went through, as one HTML file: relu-diag report CHECKPOINT
+  validate, test, predict: as those of Lightning's command line
+
+relu-diag COMMAND --help lists the options of a command."""
 _PAGE = "report.html"
 # Colours of a terminal, near those of the figures.
 _COLORS = {"local minimum": "blue", "global minimum": "green", "saddle": "dark_orange3", "type-2 candidate": "magenta"}
@@ -36,6 +48,9 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     given = list(sys.argv[1:] if args is None else args)
     commands: dict[str, tuple[Callable[..., None], str]] = {"inspect": (inspect, _INSPECT), "report": (report, _REPORT)}
+    if given in ([], ["-h"], ["--help"]):
+        Console().print(_HELP, markup=False, highlight=False, soft_wrap=True)
+        return
     if given and given[0] in commands:
         command, described = commands[given[0]]
         parser = ArgumentParser(prog=f"relu-diag {given[0]}", description=described)
@@ -43,7 +58,7 @@ def main(args: Sequence[str] | None = None) -> None:
         parser.add_function_arguments(command, as_positional=False, skip={"checkpoint"})
         try:
             command(**parser.parse_args(given[1:]))
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
             sys.exit(f"relu-diag {given[0]}: {error}")
         return
     # The CLI object is not returned: it would become the exit status of the console script.
@@ -63,6 +78,7 @@ def inspect(
     data: Path,
     class_path: str | None = None,
     slopes: tuple[float, float] | None = None,
+    block: str | None = None,
     reduction: Reduction = "mean",
     kink_tol: float | None = None,
     tol: float | None = None,
@@ -77,6 +93,7 @@ def inspect(
         data: ``.npz`` or ``.pt`` with X and Y, or ``.csv`` with the targets in the last columns.
         class_path: Import path of the module's class, unless it is a ShallowNet.
         slopes: Slopes of a ShallowNet, if the checkpoint does not hold them.
+        block: First layer of the block in a module of several; only of the last one are the outputs the module's.
         reduction: Reduction of the squared loss: mean, sum or half_sum.
         kink_tol: Relative distance to a kink that counts as on it.
         tol: Relative tolerance on derivatives.
@@ -85,9 +102,8 @@ def inspect(
         report: Write report.html as well: everything in one file.
     """
     console = Console()
-    block = load_block(checkpoint, class_path, slopes)
-    X, Y = load_data(data, block)
-    found = inspect_block(block, X, Y, reduction, kink_tol, tol)
+    network, X, Y = load_problem(checkpoint, data, class_path, slopes, block)
+    found = inspect_block(network, X, Y, reduction, kink_tol, tol)
     console.print(str(found.verdict), style=_COLORS.get(found.verdict.kind, ""), markup=False, highlight=False)
     nearby = f"nearby stationary point: {found.nearby}"
     console.print(nearby, style=_COLORS.get(found.nearby.verdict.kind, ""), markup=False, highlight=False)
@@ -95,7 +111,7 @@ def inspect(
     console.print(f"{len(X)} samples, {X.shape[1]} inputs{constant}, {Y.shape[1]} targets", highlight=False)
     console.print(group_table(found.neurons.geometry, found.neurons.states))
     if all:
-        console.print(neuron_table(block, X, Y, reduction, kink_tol))
+        console.print(neuron_table(network, X, Y, reduction, kink_tol))
     console.print(found.verdict.summary(), markup=False, highlight=False)
     folder = out or checkpoint.parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,6 +129,7 @@ def report(
     data: Path | None = None,
     class_path: str | None = None,
     slopes: tuple[float, float] | None = None,
+    block: str | None = None,
     reduction: Reduction = "mean",
     out: Path | None = None,
 ) -> None:
@@ -123,6 +140,7 @@ def report(
         data: ``.npz`` or ``.pt`` with X and Y, or ``.csv`` with the targets in the last columns; None: the run alone.
         class_path: Import path of the module's class, unless it is a ShallowNet.
         slopes: Slopes of a ShallowNet, if the checkpoint does not hold them.
+        block: First layer of the block in a module of several; only of the last one are the outputs the module's.
         reduction: Reduction of the squared loss: mean, sum or half_sum.
         out: Folder for the report; None: the folder of the checkpoint.
 
@@ -132,9 +150,8 @@ def report(
     story = load_story(checkpoint)
     command = f"relu-diag report {checkpoint}" + (f" --data {data} --reduction {reduction}" if data else "")
     if data is not None:
-        block = load_block(checkpoint, class_path, slopes)
-        X, Y = load_data(data, block)
-        page = inspect_block(block, X, Y, reduction).report(checkpoint.name, story, command)
+        network, X, Y = load_problem(checkpoint, data, class_path, slopes, block)
+        page = inspect_block(network, X, Y, reduction).report(checkpoint.name, story, command)
     elif story is not None:
         page = Report(checkpoint.name, story=story, reproduce=command)
     else:

@@ -52,6 +52,18 @@ def test_the_console_script_is_the_same_and_fails_with_a_status() -> None:
     assert failed.value.code not in {0, None}
 
 
+def test_help_lists_every_command_and_their_options(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    said = capsys.readouterr().out
+    assert all(f"\n  {command} " in said for command in ("fit", "inspect", "report"))
+    for command in ("inspect", "report"):
+        with pytest.raises(SystemExit) as ended:
+            main([command, "--help"])
+        assert ended.value.code == 0
+        said = capsys.readouterr().out
+        assert all(option in said for option in ("checkpoint", "--data", "--block", "--class_path", "--out"))
+
+
 def test_a_call_without_fault_succeeds_and_warns_of_nothing() -> None:
     done = subprocess.run([sys.executable, "-m", "relu_diag", "--help"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

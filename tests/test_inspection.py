@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from relu_diag import ShallowBlock
 from relu_diag import functional as F
 from relu_diag.cli import main
-from relu_diag.inspection import inspection_figures, load_block, load_data, neuron_table
+from relu_diag.inspection import inspection_figures, load_block, load_data, load_problem, neuron_table
 from relu_diag.nn import ShallowNet
 
 
@@ -169,6 +169,62 @@ def test_a_first_row_with_a_nan_is_no_header(tmp_path: Path, net: ShallowNet) ->
 def test_inspect_ends_with_one_line_on_bad_input(tmp_path: Path, net: ShallowNet) -> None:
     with pytest.raises(SystemExit, match=r"relu-diag inspect: .*absent"):
         main(["inspect", str(saved(tmp_path, net)), "--data", str(tmp_path / "absent.npz")])
+
+
+class Fussy(nn.Module):
+    """Its constructor fails in a way of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        raise KeyError("missing")
+
+
+BAD = {
+    "a file as folder": ({}, {}, "--out {data}", "File exists"),
+    "hyper-parameters in a list": ({}, {"hyper_parameters": [1]}, "", "expected a mapping"),
+    "a bias of another layer": ({"hidden.bias": torch.ones(9)}, {}, "", r"expected \(I, d\) and \(I,\)"),
+    "a function for a class": ({}, {}, "--class_path builtins.print", "must name a class of modules"),
+    "a class of another kind": ({}, {}, "--class_path builtins.dict", "must name a class of modules"),
+    "a constructor that fails": ({}, {}, f"--class_path {__name__}.Fussy", "cannot be built"),
+    "a block of a ShallowNet": ({}, {}, "--block hidden", "--class_path"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_no_bad_input_ends_in_a_traceback(case: str, tmp_path: Path, net: ShallowNet, points: tuple) -> None:
+    changed, extra, options, said = BAD[case]
+    torch.save(points, tmp_path / "data.pt")
+    path = tmp_path / "bad.ckpt"
+    torch.save({"state_dict": {**net.state_dict(), **changed}, **extra}, path)
+    given = options.format(data=tmp_path / "data.pt").split()
+    with pytest.raises(SystemExit, match=f"relu-diag inspect: .*{said}"):
+        main(["inspect", str(path), "--data", str(tmp_path / "data.pt"), *given])
+
+
+class Deep(nn.Module):
+    """Two blocks that share a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        wide = nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 1)
+        self.net = nn.Sequential(*wide)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+def test_the_last_block_of_a_deep_module_is_inspected_by_name(tmp_path: Path, points: tuple) -> None:
+    module = Deep().double()
+    path, deep, data = saved(tmp_path, module), f"{__name__}.Deep", tmp_path / "d.pt"
+    torch.save(points, data)
+    with pytest.raises(ValueError, match=r"choose one by its first layer with --block: net\.0 .*, net\.2"):
+        load_problem(path, data, deep)
+    with pytest.raises(ValueError, match=r"computes more from the outputs .* try --block net\.2"):
+        load_problem(path, data, deep, block="net.0")
+    block, X, Y = load_problem(path, data, deep, block="net.2")
+    assert_close(block(X), module(points[0]).detach())
+    assert_close(Y, points[1])
+    main(["inspect", str(path), "--data", str(data), "--class_path", deep, "--block", "net.2"])
 
 
 def test_a_certified_minimum_is_not_titled_with_perturbations_that_lower_the_loss() -> None:
