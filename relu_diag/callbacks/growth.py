@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from relu_diag.callbacks._growable import Growable
 from relu_diag.callbacks._passenger import Passenger
@@ -38,6 +38,7 @@ from relu_diag.training import (
     choose_widening,
     epochs_completed,
     gap_in_training,
+    tell,
 )
 
 Embedding = Literal["best", "replication", "inactive propagation"]
@@ -299,7 +300,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
         name = examination.name
         reason: str = trainer.strategy.broadcast(against_growing(trainer, examination, gap))
         if reason and self._reasons.get(name) != reason:
-            rank_zero_info(f"step {examination.step:,} {name or 'block'} does not grow: {reason}")
+            tell(trainer, f"step {examination.step:,} {name or 'block'} does not grow: {reason}")
         self._reasons[name] = reason
         return not reason
 
@@ -339,7 +340,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
             measured_drop=choice.measured_drop,
         )
         self.growths.append(growth)
-        rank_zero_info(str(growth))
+        tell(trainer, str(growth))
         numbers = {name: getattr(growth, name) for name in ("function_change", "predicted_drop", "measured_drop")}
         self._report.log_scalars(trainer, growth.step, {"width": growth.after, **numbers})
         self._report.log_text(trainer, growth.step, "timeline", str(growth))
