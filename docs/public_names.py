@@ -1,4 +1,4 @@
-"""What is public, and what the API's pages show: a line ``::: NAME`` of `docs/api/*.md` shows a module or a name."""
+"""What is public, and what the API's pages show: a line ``::: MODULE`` of `docs/api/*.md` shows a module."""
 
 from __future__ import annotations
 
@@ -40,11 +40,8 @@ def shown() -> list[str]:
     """Every name that the pages show, as it is addressed there: ``relu_diag.losses.IntervalL2Loss``."""
     found = []
     for page in sorted(PAGES.glob("*.md")):
-        for target in SHOWN.findall(page.read_text()):
-            if target in _MODULES:
-                found.extend(f"{target}.{name}" for name in public_names(_MODULES[target]))
-            else:
-                found.append(target)
+        for module in SHOWN.findall(page.read_text()):
+            found.extend(f"{module}.{name}" for name in public_names(importlib.import_module(module)))
     return found
 
 
@@ -74,6 +71,3 @@ def _is_own(name: str, thing: object, module: ModuleType) -> bool:
     """Whether a module defines what has this name in it, and for others."""
     defines = inspect.isclass(thing) or inspect.isfunction(thing)
     return not name.startswith("_") and defines and getattr(thing, "__module__", "") == module.__name__
-
-
-_MODULES = {module.__name__: module for module in public_modules()}

@@ -6,6 +6,7 @@ Loaded by `mkdocs.yml`; `make docs` runs it.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import re
 import runpy
@@ -25,6 +26,8 @@ import public_names  # noqa: E402 - MkDocs loads this file by its path
 
 # A line "<!-- names relu_diag.functional -->" becomes a table of what that package exports.
 NAMES = re.compile(r"^<!-- names ([\w.]+) -->$", re.MULTILINE)
+# A name that is shown by itself, with a heading of its own.
+ALONE = "    options: {show_root_heading: true, show_root_toc_entry: true}"
 
 
 def on_pre_build(config: MkDocsConfig) -> None:
@@ -34,8 +37,9 @@ def on_pre_build(config: MkDocsConfig) -> None:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Put tables of names where a page asks for them."""
-    return NAMES.sub(lambda match: table_of(match[1]), markdown)
+    """Put tables of names where a page asks for them, and what mkdocstrings leaves out of a module below it."""
+    markdown = NAMES.sub(lambda match: table_of(match[1]), markdown)
+    return public_names.SHOWN.sub(lambda match: "\n\n".join([match[0], *_left_out(match[1])]), markdown)
 
 
 def on_post_build(config: MkDocsConfig) -> None:
@@ -61,6 +65,19 @@ def table_of(module: str) -> str:
     return "\n".join(["| name | what it is |", "|---|---|", *rows])
 
 
+def _left_out(address: str) -> list[str]:
+    """Constants and types, which have no docstring, and names that a module of the same name hides."""
+    module = importlib.import_module(address)
+    places = []
+    for name in public_names.public_names(module):
+        thing = getattr(module, name)
+        if hasattr(module, "__path__") and importlib.util.find_spec(f"{address}.{name}"):
+            places.append(f"{thing.__module__}.{name}")
+        elif not (inspect.isclass(thing) or inspect.isfunction(thing)):
+            places.append(f"{address}.{name}")
+    return [f"::: {place}\n{ALONE}" for place in places]
+
+
 def _has_anchor(address: str, anchors: set[str]) -> bool:
     """Whether a name is shown under its address, or by itself under that of the module that defines it."""
     home = getattr(public_names.thing_of(address), "__module__", "")
@@ -69,4 +86,4 @@ def _has_anchor(address: str, anchors: set[str]) -> bool:
 
 def _first_line(thing: Any) -> str:
     """The first line of a docstring, as a cell of a table."""
-    return (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ").replace("|", "\\|")
+    return (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ")
