@@ -24,7 +24,7 @@ bench: .venv/ready
 
 # The site, in site/: every page, figure and notebook is made anew, and any warning is an error.
 docs: .venv-docs/ready
-	OMP_NUM_THREADS=1 MPLBACKEND=Agg NO_MKDOCS_2_WARNING=1 JUPYTER_PATH=docs/notebooks .venv-docs/bin/mkdocs build --quiet --strict
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg NO_MKDOCS_2_WARNING=1 JUPYTER_PATH=docs/notebooks .venv-docs/bin/mkdocs build --strict
 
 # What is uploaded to a package index, in dist/.
 dist: .venv-docs/ready

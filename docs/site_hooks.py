@@ -50,7 +50,7 @@ def on_post_build(config: MkDocsConfig) -> None:
     """
     pages = [page.read_text() for page in Path(config.site_dir, "api").glob("*.html")]
     anchors = {anchor for page in pages for anchor in re.findall(r'id="(relu_diag[\w.]*)"', page)}
-    absent = [address for address in public_names.shown() if not _has_anchor(address, anchors)]
+    absent = [address for address in public_names.shown() if _anchor(address) not in anchors]
     if absent:
         raise PluginError(f"public names that no page of the API shows: {', '.join(absent)}")
 
@@ -61,27 +61,29 @@ def table_of(module: str) -> str:
     rows = []
     for name in public_names.public_names(package):
         thing = getattr(package, name)
-        rows.append(f"| [`{name}`][{public_names.home_of(thing)}] | {_first_line(thing)} |")
+        rows.append(f"| [`{name}`][{_anchor(public_names.home_of(thing))}] | {_first_line(thing)} |")
     return "\n".join(["| name | what it is |", "|---|---|", *rows])
 
 
 def _left_out(address: str) -> list[str]:
     """Constants and types, which have no docstring, and names that a module of the same name hides."""
     module = importlib.import_module(address)
-    places = []
+    found = []
     for name in public_names.public_names(module):
         thing = getattr(module, name)
-        if hasattr(module, "__path__") and importlib.util.find_spec(f"{address}.{name}"):
-            places.append(f"{thing.__module__}.{name}")
-        elif not (inspect.isclass(thing) or inspect.isfunction(thing)):
-            places.append(f"{address}.{name}")
-    return [f"::: {place}\n{ALONE}" for place in places]
+        anchor = _anchor(f"{address}.{name}")
+        if anchor != f"{address}.{name}" or not (inspect.isclass(thing) or inspect.isfunction(thing)):
+            found.append(f"::: {anchor}\n{ALONE}")
+    return found
 
 
-def _has_anchor(address: str, anchors: set[str]) -> bool:
-    """Whether a name is shown under its address, or by itself under that of the module that defines it."""
-    home = getattr(public_names.thing_of(address), "__module__", "")
-    return address in anchors or f"{home}.{address.rpartition('.')[2]}" in anchors
+def _anchor(address: str) -> str:
+    """Where a name is shown: as the address says, or where it is defined if a module of the same name hides it."""
+    package, _, name = address.rpartition(".")
+    is_package = hasattr(importlib.import_module(package), "__path__")
+    if is_package and importlib.util.find_spec(address):
+        return f"{public_names.thing_of(address).__module__}.{name}"
+    return address
 
 
 def _first_line(thing: Any) -> str:
