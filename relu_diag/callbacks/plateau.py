@@ -29,6 +29,7 @@ from relu_diag.training import (
     check_count,
     check_fraction,
     event_line,
+    gap_in_training,
     listeners,
     progress_bar_texts,
     story_rows,
@@ -56,7 +57,8 @@ class PlateauMonitor(Passenger):
 
     Each event logs, under the prefix ``plateau/`` (or ``plateau/<block>/``): ``verdict``
     (`relu_diag.training.VERDICT_CODES`, -1 between plateaus), ``escape`` (number of escape neurons), ``escape_step``
-    with ``escape_low`` and ``escape_high``, and ``loss`` of the plateau; the table ``timeline`` and the figure ``loss``
+    with ``escape_low`` and ``escape_high``, ``gap`` (`relu_diag.functional.optimality_gap`, where decay is part of the
+    loss), and ``loss`` of the plateau; the table ``timeline`` and the figure ``loss``
     of the whole run, TensorBoard's first one; at the end of training its ``hp_metric``, the final loss. Each event is
     one line in the terminal, past the progress bar, and the run ends with the table. The progress bar shows, for
     example, ``plateau: saddle, escape in ~41k steps``. Every `PlateauListener` of the trainer receives the events.
@@ -263,6 +265,8 @@ class PlateauMonitor(Passenger):
             self.final = found[0]
             if self._detector.loss is not None:
                 self._judged(trainer, pl_module, found, "update")
+            else:
+                self._tell_gap(trainer, self.final)
             self._say(trainer, self.final.step, self.final.verdict.kind, "training ends")
         self._progress(trainer)
         if self._curve.points:
@@ -359,12 +363,20 @@ class PlateauMonitor(Passenger):
             self._judged_loss = found[0].loss
             plateau = plateau.judged_again(found[0], self._detector.loss)
             self.plateaus[-1] = plateau
+            self._tell_gap(trainer, found[0])
         age = step - plateau.start
         self._judge_at = plateau.start + max(_AGAIN * age, age + 1)
         self._report.log_scalars(trainer, step, plateau.scalars())
         self._tell_verdict(trainer, plateau, step)
         first = found[0] if found else None
         self._send(trainer, module, PlateauEvent(kind, step, plateau, self.block, first, tuple(found)))
+
+    def _tell_gap(self, trainer: Trainer, examination: Examination) -> None:
+        """Log and say how far a block is from the best of any width, where decay is part of the loss."""
+        gap = gap_in_training(trainer, examination)
+        if gap is not None:
+            self._report.log_scalars(trainer, examination.step, {"gap": gap.gap})
+            self._say(trainer, examination.step, examination.verdict.kind, str(gap))
 
     def _ended(self, trainer: Trainer, module: LightningModule, change: PlateauChange) -> None:
         """Close the current plateau, or drop it if it was a slide."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from support.dictionary import QUIET
 from torch import Tensor, nn
 from torch.nn import functional
@@ -54,9 +57,9 @@ def data() -> tuple[Tensor, Tensor]:
     return X, 2 * (2 * X.abs() - 1).abs() - 1
 
 
-def fit(module: Line, *callbacks: Callback, steps: int) -> Trainer:
+def fit(module: Line, *callbacks: Callback, steps: int, **options: Any) -> Trainer:
     X, Y = data()
-    trainer = Trainer(callbacks=list(callbacks), **{**QUIET, "max_epochs": steps})
+    trainer = Trainer(callbacks=list(callbacks), **{**QUIET, "max_epochs": steps, **options})
     trainer.fit(module, DataLoader(TensorDataset(X, Y), batch_size=16))
     return trainer
 
@@ -97,6 +100,18 @@ def test_only_decay_that_is_part_of_the_loss_has_a_gap(optimizer: str, known: bo
     assert all((gap is not None) == known for gap in seen.gaps)
     if known:
         assert seen.decays[0] == F.WeightDecay(0.02, 0.02, 0.02, 0.02)
+
+
+def test_the_monitor_logs_the_gap_and_says_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logger = CSVLogger(tmp_path)
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        fit(Line(24, "Adam", decay=0.01), PlateauMonitor(), steps=1500, logger=logger)
+    (log,) = tmp_path.rglob("metrics.csv")
+    rows = list(csv.DictReader(log.read_text().splitlines()))
+    gaps = [float(row["plateau/gap"]) for row in rows if row.get("plateau/gap")]
+    assert gaps
+    assert 0 <= gaps[-1] < 0.01
+    assert "% of the best network of any width" in caplog.text
 
 
 def test_growth_at_a_step_lowers_loss_and_decay_together() -> None:
