@@ -1,7 +1,8 @@
-"""What callbacks that examine blocks have in common: they ride along on the steps their examiner asks for."""
+"""What callbacks that examine blocks have in common: each run is a new one, ridden where the examiner asks for it."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,7 +11,29 @@ from torch import Tensor
 from relu_diag.training import Examiner
 
 
-class Passenger(Callback):
+class BeginsAnew(Callback):
+    """A callback that begins every run in the state it was made in: one object may serve many folds."""
+
+    _fresh: dict[str, Any] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget the run before, unless the trainer goes on with it; a checkpoint is loaded after this.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+            stage: What the trainer is about to do.
+        """
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit" or trainer.global_step > 0:
+            return
+        if self._fresh is None:
+            self._fresh = copy.deepcopy(self.state_dict())
+        else:
+            self.load_state_dict(copy.deepcopy(self._fresh))
+
+
+class Passenger(BeginsAnew):
     """A callback with an examiner that rides along.
 
     Attributes:

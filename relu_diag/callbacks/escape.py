@@ -10,13 +10,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from relu_diag.callbacks._passenger import BeginsAnew
 from relu_diag.callbacks.plateau import PlateauMonitor
 from relu_diag.capture import read_block, write_block
 from relu_diag.functional import classify
 from relu_diag.training import Escape, Examination, Plateau, PlateauEvent, PlateauListener, Report, lowest_along, tell
 
 
-class EscapeOnPlateau(PlateauListener):
+class EscapeOnPlateau(BeginsAnew, PlateauListener):
     """Moves the weights off a certified saddle, once on every plateau, along the direction of its verdict.
 
     It evaluates the loss along the direction at the current weights, on the data of the verdict, and moves to the

@@ -178,8 +178,9 @@ class GrowOnPlateau(Passenger, PlateauListener):
         Args:
             trainer: The trainer.
             pl_module: Its module.
-            stage: Unused.
+            stage: What the trainer is about to do.
         """
+        super().setup(trainer, pl_module, stage)
         check_strategy(trainer)
         for module in (pl_module, *averaged_copies(trainer)):
             resize_on_load(module)

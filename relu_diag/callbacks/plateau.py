@@ -198,6 +198,7 @@ class PlateauMonitor(Passenger):
             self._name = f"plateau {self.monitor}"
             self._report.prefix = f"plateau/{self.monitor}/"
         self.final = None
+        self._told = None
         self._asked = self._detector.loss is not None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
