@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -84,9 +85,11 @@ class Growth:
     measured_drop: float
 
     def __str__(self) -> str:
+        counts = Counter(self.embedding)
+        lines = [line if count == 1 else f"{count} times {line}" for line, count in counts.items()]
         return (
             f"step {self.step:,} {self.block or 'block'} grows from {self.before} to {self.after} neurons: "
-            f"{'; '.join(self.embedding)}; {self.verdict_before} before, {self.verdict_after} after; drop predicted "
+            f"{'; '.join(lines)}; {self.verdict_before} before, {self.verdict_after} after; drop predicted "
             f"{self.predicted_drop:.2g}, measured {self.measured_drop:.2g}"
         )
 
