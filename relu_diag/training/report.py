@@ -47,6 +47,8 @@ class Report:
         self._data: tuple[Tensor, Tensor] | None = None
         self._interval: tuple[float, float] | None = None
         self._last_figure = time.monotonic()
+        # The last run, step and value by name.
+        self._logged: dict[str, tuple[int, int, float]] = {}
 
     def keep_data(self, block: ShallowBlock, X: Tensor, batch: Any) -> None:
         """Keep the last batch, if the block has two inputs, to draw the learned function over it.
@@ -90,7 +92,12 @@ class Report:
             step: Their step.
             scalars: Scalars by name.
         """
-        named = {self.prefix + name: value for name, value in scalars.items()}
+        # What was logged at this very step, by the last verdict of a run say, is not written a second time.
+        now = {name: (id(trainer), step, value) for name, value in scalars.items()}
+        named = {self.prefix + name: value for name, value in scalars.items() if self._logged.get(name) != now[name]}
+        self._logged |= now
+        if not named:
+            return
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in named.items()})
         for logger in trainer.loggers:
             if is_tensorboard(logger):
