@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from relu_diag.functional import NearbyStationaryPoint, ShallowBlock, Verdict, nearby_stationary_point
+from relu_diag.functional import NearbyStationaryPoint, ShallowBlock, Verdict, classify, nearby_stationary_point
 from relu_diag.functional.assumptions import Assumptions, checked
 from relu_diag.training.rows import TrainingData
 
@@ -19,6 +19,8 @@ VERDICT_CODES = {
     "local minimum": 4,
     "global minimum": 5,
 }
+# Entries of a Jacobian, samples times outputs times weights, up to which the point nearby is searched: about a second.
+_SEARCHED = 2**21
 _AT = ("saddle", "type-2 candidate", "local minimum", "global minimum")
 _MINIMA = ("local minimum", "global minimum")
 
@@ -49,13 +51,37 @@ def judge(block: ShallowBlock, data: TrainingData) -> NearbyStationaryPoint | No
         data: What it is trained on.
 
     Returns:
-        The point; its verdict says whether these are all data. None where the loss is not convex in the outputs.
+        The point; its verdict says whether these are all data. A network that is too large to search around it is
+        judged at its weights. None where the loss is not convex in the outputs.
     """
     if not data.loss.convex:
         return None
-    nearby = nearby_stationary_point(block, data.X, data.loss)
+    neurons, inputs = block.W.shape
+    outputs = len(block.H)
+    if len(data.X) * outputs * neurons * (inputs + outputs) > _SEARCHED:
+        nearby = _as_it_is(block, data)
+    else:
+        nearby = nearby_stationary_point(block, data.X, data.loss)
     assumptions = nearby.verdict.assumptions | {"full data set": checked(data.complete)}
     return replace(nearby, verdict=replace(nearby.verdict, assumptions=assumptions))
+
+
+def _as_it_is(block: ShallowBlock, data: TrainingData) -> NearbyStationaryPoint:
+    """A network that is too large to search around it, judged at its weights."""
+    verdict = classify(block, data.X, data.loss)
+    found = verdict.kind in _AT
+    return NearbyStationaryPoint(
+        block=block,
+        loss=verdict.loss,
+        distance=0.0,
+        loss_gap=0.0,
+        genuine=found,
+        verdict=verdict,
+        reason="" if found else "the network is too large to search around it: it is judged at its weights",
+        zeroed=torch.empty(0, dtype=torch.long, device=block.W.device),
+        kink_count=0,
+        kink_tol=0.0,
+    )
 
 
 def verdict_in_training(nearby: NearbyStationaryPoint | None, reason: str, training: Training | None = None) -> Verdict:
