@@ -67,9 +67,12 @@ def judge(block: ShallowBlock, data: TrainingData) -> NearbyStationaryPoint | No
 
 
 def _as_it_is(block: ShallowBlock, data: TrainingData) -> NearbyStationaryPoint:
-    """A network that is too large to search around it, judged at its weights."""
+    """A network that is too large to search around it, judged at its weights: a descent there is no verdict on a run."""
     verdict = classify(block, data.X, data.loss)
     found = verdict.kind in _AT
+    reason = "" if found else f"the network is too large to search around it; at its weights, {verdict.reason}"
+    if not found:
+        verdict = replace(verdict, kind="undecided", direction=None, theorem="", reason=reason)
     return NearbyStationaryPoint(
         block=block,
         loss=verdict.loss,
@@ -77,7 +80,7 @@ def _as_it_is(block: ShallowBlock, data: TrainingData) -> NearbyStationaryPoint:
         loss_gap=0.0,
         genuine=found,
         verdict=verdict,
-        reason="" if found else "the network is too large to search around it: it is judged at its weights",
+        reason=reason,
         zeroed=torch.empty(0, dtype=torch.long, device=block.W.device),
         kink_count=0,
         kink_tol=0.0,

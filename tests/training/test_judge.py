@@ -20,5 +20,6 @@ def test_a_network_that_is_too_large_is_judged_at_its_weights(neurons: int, sear
     assert nearby.verdict.assumptions["full data set"] == "holds"
     assert ("too large" in nearby.reason) != searched
     if not searched:
-        assert nearby.verdict.kind == F.classify(block, X, loss).kind == "not stationary"
+        assert nearby.verdict.kind == "undecided"
+        assert F.classify(block, X, loss).reason in nearby.reason
         assert nearby.distance == 0
