@@ -67,7 +67,7 @@ def judge(block: ShallowBlock, data: TrainingData) -> NearbyStationaryPoint | No
 
 
 def _as_it_is(block: ShallowBlock, data: TrainingData) -> NearbyStationaryPoint:
-    """A network that is too large to search around it, judged at its weights: a descent there is no verdict on a run."""
+    """A network too large to search around it, judged at its weights: a descent there is no verdict on a run."""
     verdict = classify(block, data.X, data.loss)
     found = verdict.kind in _AT
     reason = "" if found else f"the network is too large to search around it; at its weights, {verdict.reason}"
