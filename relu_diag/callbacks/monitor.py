@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from relu_diag.callbacks.plateau import PlateauMonitor
 from relu_diag.figures import TrainingHistory
 from relu_diag.functional import NearbyStationaryPoint, NeuronGeometry, NeuronStates, ShallowBlock
+from relu_diag.report import BlockNeurons, Report, write_report
 from relu_diag.training import (
     BlockReport,
     BlockWatch,
@@ -22,6 +26,7 @@ from relu_diag.training import (
     agree,
     check_callable,
     check_count,
+    check_flag,
     check_iterable,
     is_epoch_of_all,
     say,
@@ -71,6 +76,8 @@ class LandscapeMonitor(Callback):
         dataloader: Data of that pass; None: the training data set, in order.
         loss: Loss of that pass.
         max_samples: Judge, or make the pass, on no more than so many samples; None: all.
+        report: Write ``report.html`` into the folder of the logs when training ends: the story of a `PlateauMonitor` of
+            the trainer, verdict, figures, neurons by group, environment, in one file to send.
 
     Attributes:
         reports: The last report of every block, `BlockReport`, by name of its first layer.
@@ -98,6 +105,7 @@ class LandscapeMonitor(Callback):
         dataloader: Iterable[Any] | None = None,
         loss: LossFunction | None = None,
         max_samples: int | None = None,
+        report: bool = False,
     ) -> None:
         super().__init__()
         self.every_n_steps = check_count("every_n_steps", every_n_steps)
@@ -105,6 +113,7 @@ class LandscapeMonitor(Callback):
         if verdict not in {None, "nearby"}:
             raise MisconfigurationException(f"`verdict` must be 'nearby' or None; got {verdict!r}.")
         self.block = block
+        self.report = check_flag("report", report)
         # Lightning asks for it at every hook of every step.
         self._state_key = self._generate_state_key(block=block)
         self.verdict = verdict
@@ -376,6 +385,34 @@ class LandscapeMonitor(Callback):
             if found and self.loss_value is not None:
                 found[0].log_final_loss(trainer, step, self.loss_value)
             say(trainer, "landscape/found", "; ".join(watch.advice() for watch in found) or self._nothing())
+            if self.report:
+                self._write_page(trainer, found)
+
+    def _write_page(self, trainer: Trainer, found: Sequence[BlockWatch]) -> None:
+        """Write the run as one HTML page beside the logs."""
+        folder = trainer.log_dir  # Lightning broadcasts it: every rank must ask.
+        if folder is None or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
+            return
+        monitors = [one for one in trainer.callbacks if isinstance(one, PlateauMonitor)]  # type: ignore[attr-defined]
+        final = next((one.final for one in monitors if one.final is not None), None)
+        verdict = self.nearby.verdict if self.nearby is not None else final.verdict if final is not None else None
+        neurons = [
+            BlockNeurons(last.name, last.block, last.geometry, last.states)
+            for last in (watch.last for watch in found)
+            if last is not None
+        ]
+        page = Report(
+            title=f"{type(trainer.lightning_module).__name__}, {trainer.global_step:,} steps",
+            verdict=verdict,
+            story=next((story for one in monitors if (story := one.story(trainer)) is not None), None),
+            figures={name: figure for watch in found for name, figure in watch.figures().items()},
+            neurons=neurons,
+        )
+        path = Path(folder, "report.html")
+        try:
+            write_report(path, page)
+        except OSError as error:
+            rank_zero_warn(f"The report {path} could not be written ({error}); the run goes on.")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hook behind.

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from relu_diag.callbacks._passenger import Passenger
 from relu_diag.figures import story_figure
+from relu_diag.report import RunStory
 from relu_diag.training import (
     STORY,
     Examination,
@@ -154,6 +155,20 @@ class PlateauMonitor(Passenger):
         """
         end = [] if self.final is None else [f"step {self.final.step:,} training ends: {self.final.verdict.kind}"]
         return [line for plateau in self.plateaus for line in plateau.story()] + end
+
+    def story(self, trainer: Trainer) -> RunStory | None:
+        """The run so far, as a report tells it.
+
+        Args:
+            trainer: The trainer, whose other callbacks have acted on plateaus.
+
+        Returns:
+            Losses, plateaus and what was done about them; None before the first loss.
+        """
+        if not self._curve.points:
+            return None
+        steps, losses = zip(*self._curve.points, strict=True)
+        return RunStory(steps, losses, self.plateaus, self._marks(trainer))
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint.
