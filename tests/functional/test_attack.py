@@ -123,3 +123,21 @@ def test_cell_minima_have_the_loss_that_they_say_however_near_their_kinks(turn: 
         found += 1
         assert float(F.squared_loss(minimum.block, X, Y)) == pytest.approx(minimum.loss, rel=1e-6, abs=1e-8)
     assert found > 0
+
+
+@pytest.mark.parametrize("off", [0.0, 1e-9, 1e-8, 1e-7])
+def test_escape_neurons_are_seen_beside_slopes_whose_fall_nobody_can_see(off: float) -> None:
+    """Two loud neurons that the residuals pull at, stationary up to slopes just above the tolerance."""
+    draw = torch.Generator().manual_seed(0)
+    W, H, X = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((2, 3), (4, 2), (12, 3)))
+    block = F.ShallowBlock(W, H, (-1.0, 1.0))
+    signs = (X @ W.T).sign()
+    activations = signs * (X @ W.T)
+    rows = [torch.kron(activations[:, i], torch.eye(4).double()[j]) for i in range(2) for j in range(4)]
+    rows += [torch.kron(signs[:, i] * X[:, k], H[:, i]) for i in range(2) for k in range(3)]
+    conditions = torch.stack(rows)
+    residual = torch.randn(48, generator=draw, dtype=torch.float64)
+    residual -= torch.linalg.pinv(conditions) @ (conditions @ residual)
+    residual += off * torch.randn(48, generator=draw, dtype=torch.float64)
+    Y = block(X) - residual.view(12, 4)
+    assert F.classify(block, X, Y, "half_sum").kind != "local minimum"

@@ -53,7 +53,8 @@ def first_order(problem: Problem, found: Stationarity, rounding: ResidualRoundin
     if direction is None:
         worst = max(float(found.violation.max()), found.bias_violation)
         if worst <= FLOAT64.unseen * found.tol:
-            return second_order(problem, found, rounding)
+            # Slopes whose fall nobody can see are none: all neurons are asked for an escape.
+            return second_order(problem, replace(found, stationary=torch.ones_like(found.stationary)), rounding)
         direction = first_order_fall(problem, found, rounding.exact)
     if direction is None:
         reason = f"slopes above tol={found.tol:.3g}, but no fall above the rounding of the loss: raise tol"
