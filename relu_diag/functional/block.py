@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import leaky_relu, relu
 
 from relu_diag.functional._checks import check_matrix, check_slopes, check_together, check_values
-from relu_diag.functional.tolerances import BUDGETS
+from relu_diag.functional.budgets import BUDGETS
 
 Reduction = Literal["mean", "sum", "half_sum"]
 

@@ -26,7 +26,8 @@ from relu_diag.functional import (
     growth_proposals,
 )
 from relu_diag.functional.block import chunked_outputs
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.budgets import BUDGETS
+from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.widening import add_inactive_propagation, add_silent_units
 from relu_diag.training._data import MAX_ELEMENTS, TOO_MANY
 from relu_diag.training._sample import in_order, sampled

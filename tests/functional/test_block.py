@@ -15,8 +15,9 @@ from relu_diag import BlockSignal, ShallowBlock, functional
 from relu_diag.functional import block as block_module
 from relu_diag.functional import neuron_geometry, neuron_states, rho, squared_error_signal, squared_loss
 from relu_diag.functional.block import residual_factor
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import chunks, neuron_sums
-from relu_diag.functional.tolerances import BUDGETS, kink_tolerance
+from relu_diag.functional.tolerances import kink_tolerance
 
 
 def block(dtype: torch.dtype = torch.float32) -> ShallowBlock:

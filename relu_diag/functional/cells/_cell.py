@@ -11,11 +11,12 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import Array, Index, Mask, unit_rows
 from relu_diag.functional.block import Reduction, ShallowBlock, check_targets, residual_factor
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.cells._fit import Coordinates, coordinates, split
 from relu_diag.functional.cells._program import AffineSpace, Cell, Found
 from relu_diag.functional.cells._stratum import Pattern, Sign, Weights, stratum_of, weights_of
 from relu_diag.functional.cells._term import HalfSquares
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 
 @dataclass(frozen=True, slots=True, eq=False)

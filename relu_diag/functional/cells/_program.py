@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 
 from relu_diag.functional._arrays import Array
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.budgets import BUDGETS
+from relu_diag.functional.tolerances import FLOAT64
 
 # Sign of each output weight, 0 for one that is zero, None for one not chosen yet.
 Signs = tuple[int | None, ...]

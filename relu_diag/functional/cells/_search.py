@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from relu_diag.functional._arrays import Array, Mask
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.cells._reach import Choice, Reach
 from relu_diag.functional.cells._solver import Effort, relative_gradient, settle
 from relu_diag.functional.cells._stratum import Sign, Stratum, Weights, signs, stratum_of
 from relu_diag.functional.cells._term import Term
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 NOWHERE = "no stationary point with these signs"
 NO_MINIMUM = "the loss has no minimum in this cell: it falls for ever as weights grow"

@@ -9,10 +9,11 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator, lsmr
 
 from relu_diag.functional._arrays import Array
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.cells._fit import Coordinates, coordinates, split
 from relu_diag.functional.cells._stratum import Stratum, Weights
 from relu_diag.functional.cells._term import HalfSquares, LossTerm, Term
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 # How the damping falls after a step that gains this share of what it promised, and rises after one that gains nothing.
 _FALL = 1 / 8

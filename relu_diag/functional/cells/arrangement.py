@@ -10,7 +10,8 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import Array
 from relu_diag.functional.block import BlockSignal
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.budgets import BUDGETS
+from relu_diag.functional.tolerances import FLOAT64
 
 
 def cell_directions(X: Tensor) -> Tensor:

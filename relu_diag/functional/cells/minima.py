@@ -15,10 +15,11 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import Array, unit_rows
 from relu_diag.functional.block import Reduction, ShallowBlock
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.cells._cell import CellFit, cell_problem, fit_cell
 from relu_diag.functional.cells._program import Found, find_in_cells
 from relu_diag.functional.cells.arrangement import cell_directions
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import Index
 from relu_diag.functional.block import Reduction, ShallowBlock
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.cells._reach import Reach
 from relu_diag.functional.cells._search import NO_MINIMUM, NOWHERE, Found, Search
 from relu_diag.functional.cells._solver import Effort
@@ -20,12 +21,7 @@ from relu_diag.functional.cells._units import Units, own_units
 from relu_diag.functional.local import NeuronStates, neuron_states
 from relu_diag.functional.output_loss import Loss, SquaredError, as_loss
 from relu_diag.functional.problem import LossProblem, Problem, loss_problem, squared_problem
-from relu_diag.functional.tolerances import (
-    BUDGETS,
-    FLOAT64,
-    kink_tolerance,
-    training_kink_tolerance,
-)
+from relu_diag.functional.tolerances import FLOAT64, kink_tolerance, training_kink_tolerance
 from relu_diag.functional.verdict import Verdict, classify
 
 _STATIONARY = {"saddle", "type-2 candidate", "local minimum", "global minimum"}

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import Array
 from relu_diag.functional.block import Reduction, ShallowBlock
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.cells._cell import CellFit, CellProblem, cell_problem, fit_cell
 from relu_diag.functional.cells._program import AffineSpace, Cell, Found, find_in_cells
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import row_space
 from relu_diag.functional.block import ShallowBlock
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.dynamics._height import Height, pieces
 from relu_diag.functional.local import neuron_geometry, radial_directions, slopes_at, tangential_part
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64, kink_tolerance
+from relu_diag.functional.tolerances import FLOAT64, kink_tolerance
 
 
 def ascend(starts: Tensor, others: Tensor, height: Height, loud: float) -> Tensor:

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.polynomial import chebyshev
 
 from relu_diag.functional._arrays import Array
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.dynamics._system import Moment, System
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 _TINY = float(np.finfo(np.float64).tiny)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.dynamics._system import Moment, System
-from relu_diag.functional.tolerances import BUDGETS
 
 
 def descended(system: System, at: Moment, target: float, lr: float, most: int) -> list[Moment]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import Array
 from relu_diag.functional.block import BlockSignal, ShallowBlock, rho
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.dynamics._course import Course
 from relu_diag.functional.dynamics._descent import descended
 from relu_diag.functional.dynamics._frozen import Growth, small_growth
@@ -18,7 +19,7 @@ from relu_diag.functional.dynamics._leaps import Leaps
 from relu_diag.functional.dynamics._splitting import splitting_growth
 from relu_diag.functional.dynamics._system import Moment, System
 from relu_diag.functional.local import neuron_sums, states_from_sums
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 # Keeps divisions apart from zero.
 _TINY = float(np.finfo(np.float64).tiny)

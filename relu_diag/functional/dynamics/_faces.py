@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relu_diag.functional._arrays import Array, unit_rows
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import fan_rays, merge_collinear
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 _Signs = NDArray[np.int8]
 

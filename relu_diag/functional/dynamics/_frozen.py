@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.dynamics._height import Pieces, pieces
 from relu_diag.functional.dynamics._kinked_motion import KinkedMotion
 from relu_diag.functional.dynamics.extremal import ExtremalDirections, extremal_directions
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 
 @dataclass(frozen=True, slots=True, eq=False)

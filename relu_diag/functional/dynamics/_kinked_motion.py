@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relu_diag.functional._arrays import Array, Mask
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import hyperplanes, merge_collinear
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 
 @dataclass(slots=True, eq=False)

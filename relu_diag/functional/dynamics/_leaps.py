@@ -20,9 +20,10 @@ import numpy as np
 import torch
 
 from relu_diag.functional._arrays import Array, Index
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.dynamics._kinked_motion import Kinks
 from relu_diag.functional.dynamics._system import Moment, System
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 _TINY = float(np.finfo(np.float64).tiny)
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.budgets import BUDGETS
+from relu_diag.functional.tolerances import FLOAT64
 
 
 def main_starts(signal: BlockSignal) -> Tensor:

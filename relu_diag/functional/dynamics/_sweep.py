@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relu_diag.functional._arrays import Array
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.budgets import BUDGETS
+from relu_diag.functional.tolerances import FLOAT64
 
 _Complex = NDArray[np.complex128]
 

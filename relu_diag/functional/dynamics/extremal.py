@@ -15,13 +15,14 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import row_space
 from relu_diag.functional.block import BlockSignal, ShallowBlock
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.dynamics._ascent import ascend, climb_to_maxima, near_maxima
 from relu_diag.functional.dynamics._faces import face_maxima
 from relu_diag.functional.dynamics._height import Height
 from relu_diag.functional.dynamics._starts import main_starts, other_starts
 from relu_diag.functional.dynamics._sweep import priced_sweep, sweep
 from relu_diag.functional.local import radial_directions
-from relu_diag.functional.tolerances import BUDGETS, tolerances
+from relu_diag.functional.tolerances import tolerances
 
 
 @dataclass(frozen=True, slots=True, eq=False)

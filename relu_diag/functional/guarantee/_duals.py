@@ -10,8 +10,9 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import classes, row_space, unit_rows
 from relu_diag.functional.block import BlockSignal
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.output_loss import Loss
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 
 def balanced_gradient(loss: Loss, outputs: Tensor) -> Tensor:

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import rho
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.guarantee._largest_pull import LargestPull
 from relu_diag.functional.guarantee._objective import Bound, DecayedObjective
 from relu_diag.functional.guarantee._refit import Amplitudes, refit
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 
 def raised_bound(objective: DecayedObjective, bound: Bound, E: Tensor, largest: LargestPull, rounds: int) -> Bound:

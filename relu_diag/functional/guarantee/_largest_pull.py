@@ -17,9 +17,10 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import row_space
 from relu_diag.functional.block import BlockSignal, rho
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.dynamics import extremal_directions
 from relu_diag.functional.local import radial_directions, slopes_at
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,8 +14,9 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from relu_diag.functional._arrays import Array
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.output_loss import Loss
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.integral.affine import AffineProblem
 from relu_diag.functional.integral.generalised_gradient import generalised_jacobian
-from relu_diag.functional.tolerances import BUDGETS
 
 
 @dataclass(frozen=True, slots=True, eq=False)

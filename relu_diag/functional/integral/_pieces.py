@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.integral.function import Function1d, evaluate
-from relu_diag.functional.tolerances import BUDGETS
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from relu_diag.functional.tolerances import BUDGETS
+from relu_diag.functional.budgets import BUDGETS
 
 _BITS = SobolEngine.MAXBIT
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import ShallowBlock
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local._group_descents import group_descents
 from relu_diag.functional.local._vertices import descend_at_vertices
 from relu_diag.functional.local.directions import radial_directions, tangential_part
 from relu_diag.functional.local.kink_groups import KinkGroup, kink_groups
 from relu_diag.functional.local.sums import NeuronSums
-from relu_diag.functional.tolerances import BUDGETS
 
 
 @dataclass(frozen=True, slots=True, eq=False)

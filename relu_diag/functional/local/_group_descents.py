@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from relu_diag.functional._arrays import Array, Index, Mask, classes, unit_rows
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local._affordable import affordable
 from relu_diag.functional.local.fan import all_fan_rays, one_sided
 from relu_diag.functional.local.kink_groups import KinkGroup
 from relu_diag.functional.local.steepest import steepest_descent
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local.chunks import Chunk
 from relu_diag.functional.local.fan import hyperplanes
 from relu_diag.functional.local.kink_samples import KinkSamples
-from relu_diag.functional.tolerances import BUDGETS
 
 
 class CollectedPairs:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock, check_fit, chunk_rows, rho
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local.neurons import repeated_neurons
 from relu_diag.functional.local.sums import neuron_sums
-from relu_diag.functional.tolerances import BUDGETS, derivative_tolerance, kink_tolerance
+from relu_diag.functional.tolerances import derivative_tolerance, kink_tolerance
 
 _CURES = {
     "offset": "centre the inputs of the block, or add their mean times its input weights to its bias",

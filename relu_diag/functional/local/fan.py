@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from relu_diag.functional._arrays import Array, Index, classes, row_space, unit_rows
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local._affordable import affordable
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 
 def one_sided(V: Array, g: Array, q: Array, X: Array) -> Array:

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import Array, Index, rounded_key, row_space
 from relu_diag.functional.block import ShallowBlock
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local.directions import radial_directions, tangential_part
 from relu_diag.functional.local.fan import hyperplanes
 from relu_diag.functional.local.kink_samples import KinkSamples
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 
 @dataclass(frozen=True, slots=True, eq=False)

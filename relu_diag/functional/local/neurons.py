@@ -13,11 +13,12 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import Index
 from relu_diag.functional.block import BlockSignal, ShallowBlock, rho
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local._lengths import column_lengths
 from relu_diag.functional.local.directions import radial_directions
 from relu_diag.functional.local.sums import NeuronSums, neuron_sums
 from relu_diag.functional.tables import html_table, summary_of
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 # Groups that a summary names.
 _NAMED = 6

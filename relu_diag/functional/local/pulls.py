@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from relu_diag.functional._arrays import Array, rounded_key, row_space, unit_rows
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local.fan import all_fan_rays, fan_rays, merge_collinear, one_sided
-from relu_diag.functional.tolerances import BUDGETS
 
 
 @dataclass(frozen=True, slots=True, eq=False)

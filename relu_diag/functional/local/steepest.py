@@ -15,8 +15,9 @@ import numpy as np
 from scipy.optimize import lsq_linear
 
 from relu_diag.functional._arrays import Array, row_space, unit_rows
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local.fan import fan_rays, merge_collinear, one_sided
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 # Where the bounded least squares stops: the accuracy of its sums.
 _SOLVED = 4 * FLOAT64.eps

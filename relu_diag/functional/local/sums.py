@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock, chunk_rows, rho
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local._lengths import column_lengths
 from relu_diag.functional.local._pairs import CollectedPairs, joined, keep_pairs
 from relu_diag.functional.local.chunks import Chunk, chunks
 from relu_diag.functional.local.kink_samples import KinkSamples
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64, kink_tolerance
+from relu_diag.functional.tolerances import FLOAT64, kink_tolerance
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.output_loss.classification import BinaryCrossEntropy, CrossEntropy
 from relu_diag.functional.output_loss.loss import Loss
 from relu_diag.functional.output_loss.regression import AbsoluteError, Huber, Poisson, SquaredError
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64, tolerances
+from relu_diag.functional.tolerances import FLOAT64, tolerances
 
 _SIXTEEN_BITS = (torch.float16, torch.bfloat16)
 

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.output_loss._targets import check_constants, check_outputs
 from relu_diag.functional.output_loss.loss import Loss
-from relu_diag.functional.tolerances import BUDGETS, tolerances
+from relu_diag.functional.tolerances import tolerances
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.output_loss._fits import Evidence, fits_of_labels, fits_of_numbers
 from relu_diag.functional.output_loss.loss import Loss
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -25,6 +25,7 @@ from torch import Tensor
 from relu_diag.functional._arrays import Array, row_space
 from relu_diag.functional.assumptions import Assumptions, checked
 from relu_diag.functional.block import rho
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import (
     NeuronSums,
     chunks,
@@ -37,7 +38,7 @@ from relu_diag.functional.local import (
     steepest_descent,
 )
 from relu_diag.functional.problem import LossProblem
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.verdict._any_loss import assumptions_of
 from relu_diag.functional.verdict._largest_growth import Growth, largest_growth
 from relu_diag.functional.verdict._orders import CONVEX, DESCENT, STATIONARY, TOO_MANY, named, nobody

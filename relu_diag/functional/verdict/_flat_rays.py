@@ -11,8 +11,9 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import Array, row_space
 from relu_diag.functional.block import BlockSignal, ShallowBlock
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import chunks, fan_rays, merge_collinear, one_sided
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.verdict.escape import EscapeNeurons
 from relu_diag.functional.verdict.stationarity import Stationarity
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import Array, unit_rows
 from relu_diag.functional.block import rho
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.problem import LossProblem
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import ShallowBlock, chunked_outputs, rho
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import chunks
 from relu_diag.functional.problem import LossProblem, SquaredProblem
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.verdict._rounding import curvature_of_rows, reach, seen_terms
 from relu_diag.functional.verdict.direction import Direction
 from relu_diag.functional.verdict.line import Move, TaylorExpansion, entered

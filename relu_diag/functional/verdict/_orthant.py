@@ -22,9 +22,10 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import Array
 from relu_diag.functional.block import rho
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import Chunk, chunks, slopes_at
 from relu_diag.functional.problem import LossProblem, Problem
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.verdict._flat_rays import FlatRays, Mask, flat_rays
 from relu_diag.functional.verdict._witness import see_fall
 from relu_diag.functional.verdict.direction import Direction

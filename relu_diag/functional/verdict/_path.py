@@ -10,9 +10,10 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import Array
 from relu_diag.functional.block import rho
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import chunks
 from relu_diag.functional.problem import SquaredProblem
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.verdict.line import Move, TaylorExpansion, entered
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import Array, row_space, unit_rows
 from relu_diag.functional.block import BlockSignal, ShallowBlock, rho
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import (
     OneNeuron,
     Pull,
@@ -23,7 +24,7 @@ from relu_diag.functional.local import (
     radial_directions,
     slopes_at,
 )
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.verdict._weight import met_within
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import chunks, slopes_at
 from relu_diag.functional.problem import LossProblem, Problem, SquaredProblem
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 
 class ResidualRounding:

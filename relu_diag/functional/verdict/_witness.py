@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import ShallowBlock, chunked_outputs, rho
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import chunks, radial_directions
 from relu_diag.functional.problem import LossProblem, Problem, SquaredProblem
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.verdict._loss_line import moving_part, see_fall_of_loss
 from relu_diag.functional.verdict._path import falling_stretch
 from relu_diag.functional.verdict._rounding import reach, seen_terms

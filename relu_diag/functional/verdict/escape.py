@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import (
     OneNeuron,
     chunks,
@@ -17,7 +18,7 @@ from relu_diag.functional.local import (
     slopes_at,
     tangential_part,
 )
-from relu_diag.functional.tolerances import BUDGETS, kink_tolerance
+from relu_diag.functional.tolerances import kink_tolerance
 from relu_diag.functional.verdict._reach import zero_neuron_pull
 from relu_diag.functional.verdict._rounding import ResidualRounding, rounding_of_signal
 from relu_diag.functional.verdict._weight import least_share, met_within, positive, seen_by

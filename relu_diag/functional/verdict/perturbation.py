@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import Reduction, ShallowBlock, rho
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import chunks
 from relu_diag.functional.problem import SquaredProblem, squared_problem
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.verdict.line import Move, entered
 
 

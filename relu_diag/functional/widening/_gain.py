@@ -14,6 +14,7 @@ from torch import Tensor
 
 from relu_diag.functional._arrays import Array, unit_rows
 from relu_diag.functional.block import BlockSignal, ShallowBlock
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import (
     NeuronSums,
     neuron_sums,
@@ -22,7 +23,7 @@ from relu_diag.functional.local import (
     steepest_descent,
     tangential_part,
 )
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 
 @dataclass(frozen=True, slots=True, eq=False)

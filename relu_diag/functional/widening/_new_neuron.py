@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal, rho
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import radial_directions, slopes_at
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 
 def promising_directions(extremal: Tensor, signal: BlockSignal, slopes: tuple[float, float], most: int) -> Tensor:

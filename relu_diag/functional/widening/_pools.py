@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock, rho
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import radial_directions, slopes_at, tangential_part
-from relu_diag.functional.tolerances import BUDGETS
 
 
 @dataclass(frozen=True, slots=True, eq=False)

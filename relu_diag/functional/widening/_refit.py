@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.output_loss import Loss
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 
 def refitted_outputs(loss: Loss, outputs: Tensor, A: Tensor, start: Tensor, ridge: float) -> Tensor:

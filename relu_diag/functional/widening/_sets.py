@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock, chunked_outputs, rho
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.output_loss import Loss
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.widening._greedy import GreedyChoice, filled, greedy_choice
 from relu_diag.functional.widening._pools import POOLS, Situation
 from relu_diag.functional.widening._refit import curvature_scale, refitted_outputs

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import rho
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import slopes_at
 from relu_diag.functional.output_loss import Loss
-from relu_diag.functional.tolerances import BUDGETS
 
 
 def short_training(

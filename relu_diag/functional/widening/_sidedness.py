@@ -8,7 +8,8 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from relu_diag.functional._arrays import Array, unit_rows
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.budgets import BUDGETS
+from relu_diag.functional.tolerances import FLOAT64
 
 _TOLERANCES = {"primal_feasibility_tolerance": FLOAT64.program, "dual_feasibility_tolerance": FLOAT64.program}
 

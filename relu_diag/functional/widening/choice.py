@@ -11,8 +11,8 @@ from torch import Tensor
 
 from relu_diag.functional._checks import check_matrix
 from relu_diag.functional.block import Reduction, ShallowBlock, rho
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.output_loss import Loss, as_loss
-from relu_diag.functional.tolerances import BUDGETS
 from relu_diag.functional.widening._factors import usual_length
 from relu_diag.functional.widening._pools import POOLS
 from relu_diag.functional.widening._sets import Rows, UnitSet, fitted_set, split_rows, trained_set

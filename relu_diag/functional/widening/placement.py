@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock, check_fit, chunked_outputs, rho
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.dynamics import climbed_directions, extremal_directions
 from relu_diag.functional.output_loss import CrossEntropy, Loss, OutputLoss
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 # Numbers of steps uphill from samples.
 _STEPS = (0, 1, 3, 10)

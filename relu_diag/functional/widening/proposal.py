@@ -13,10 +13,11 @@ from torch import Tensor
 
 from relu_diag.functional._checks import check_matrix
 from relu_diag.functional.block import BlockSignal, Reduction, ShallowBlock, check_targets, chunked_outputs, rho
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.dynamics import extremal_directions
 from relu_diag.functional.local import neuron_states
 from relu_diag.functional.output_loss import Loss, OutputLoss, as_loss
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64, tolerances
+from relu_diag.functional.tolerances import FLOAT64, tolerances
 from relu_diag.functional.widening._factors import usual_length
 from relu_diag.functional.widening._gain import CopyGain, copy_gains
 from relu_diag.functional.widening._new_neuron import promising_directions

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock, check_fit, rho
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.budgets import BUDGETS
+from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.widening._factors import usual_length
 from relu_diag.functional.widening._greedy import filled, greedy_choice
 from relu_diag.functional.widening._pools import POOLS, Situation

@@ -13,9 +13,10 @@ from torch.testing import assert_close
 from relu_diag import ShallowBlock
 from relu_diag import functional as F
 from relu_diag.functional.block import rho
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.cells import _solver
 from relu_diag.functional.cells import nearby as stationary_point
-from relu_diag.functional.tolerances import BUDGETS, training_kink_tolerance
+from relu_diag.functional.tolerances import training_kink_tolerance
 
 # What the point is
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from relu_diag import functional as F
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.dynamics import extremal
-from relu_diag.functional.tolerances import BUDGETS
 
 SLOPES = [(0.0, 1.0), (0.1, 1.0), (-1.0, 1.0), (1.0, -0.5), (0.0, -1.5)]
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from relu_diag.functional.block import BlockSignal, rho
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.guarantee import _largest_pull
 from relu_diag.functional.guarantee._largest_pull import largest_pull, largest_pull_with_free_bias
-from relu_diag.functional.tolerances import BUDGETS
 
 SLOPES = [(0.0, 1.0), (0.2, 1.0), (-1.0, 1.0), (1.0, -0.5)]
 

@@ -15,7 +15,7 @@ from support.rational_interval import AffineCase
 
 from relu_diag import Verdict
 from relu_diag import functional as F
-from relu_diag.functional.tolerances import BUDGETS
+from relu_diag.functional.budgets import BUDGETS
 
 Neuron = tuple[float, float, float]
 SLOPES = [(0.0, 2.0), (0.0, -2.0), (1.0, 0.0), (0.5, 3.0), (3.0, 0.5), (-0.5, -3.0)]

@@ -18,6 +18,7 @@ from torch.testing import assert_close
 from relu_diag import BlockSignal, ShallowBlock
 from relu_diag import functional as F
 from relu_diag.functional import block as block_module
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import (
     OneNeuron,
     _group_descents,
@@ -31,7 +32,7 @@ from relu_diag.functional.local import (
     neuron_sums,
     steepest_descent,
 )
-from relu_diag.functional.tolerances import BUDGETS, FLOAT64
+from relu_diag.functional.tolerances import FLOAT64
 
 near = st.sampled_from([0.0, 1e-16, 1e-13, 1e-12, 1.5e-12, 1e-11, 0.7e-10, 1e-10, 1.5e-10, 2e-10, 1e-9, 1e-8, 1e-6])
 

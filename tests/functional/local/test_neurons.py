@@ -24,9 +24,9 @@ from torch.testing import assert_close
 
 from relu_diag import ShallowBlock
 from relu_diag.functional import neuron_states
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import neuron_sums, states_from_sums, target_scale
 from relu_diag.functional.local import neurons as neurons_module
-from relu_diag.functional.tolerances import BUDGETS
 
 
 def named(states: object, count: int) -> list[str]:

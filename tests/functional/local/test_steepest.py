@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from support.reference import Array, steepest_by_sign_patterns, steepest_by_sweep
 
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import merge_collinear, steepest, steepest_descent
-from relu_diag.functional.tolerances import BUDGETS
 
 
 @st.composite

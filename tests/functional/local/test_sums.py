@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from relu_diag import BlockSignal, ShallowBlock
 from relu_diag.functional import block as block_module
 from relu_diag.functional import neuron_geometry
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import NeuronSums, geometry_from_sums, neuron_sums, slopes_at
 from relu_diag.functional.local import _pairs as pairs_module
-from relu_diag.functional.tolerances import BUDGETS
 
 
 def assert_same_sums(one: NeuronSums, two: NeuronSums) -> None:

@@ -7,9 +7,9 @@ from torch.testing import assert_close
 
 from relu_diag import BlockSignal, ShallowBlock
 from relu_diag import functional as F
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import _descents, steepest_descent
 from relu_diag.functional.local._vertices import descend_at_vertices
-from relu_diag.functional.tolerances import BUDGETS
 
 
 def drawn(seed: int, kinks: int, inputs: int, strength: float) -> tuple[torch.Tensor, ...]:

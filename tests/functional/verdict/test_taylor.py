@@ -13,8 +13,8 @@ from torch.testing import assert_close
 from relu_diag import ShallowBlock
 from relu_diag import functional as F
 from relu_diag.functional import verdict
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.problem import squared_problem
-from relu_diag.functional.tolerances import BUDGETS
 from relu_diag.functional.verdict import perturbation
 from relu_diag.functional.verdict.line import Move, expand
 

@@ -1,0 +1,267 @@
+"""How much the kernel enumerates before a search gives up. A budget never decides what is true (`tolerances` do)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """How much is enumerated or iterated before an answer is "undecided", approximate, or a clear refusal.
+
+    Attributes:
+        chunk: Numbers in a piece of the data: few enough for the cache, enough for fast products.
+        cached: Numbers that stay in the fastest memory from one operation to the next.
+        kinks: Kink samples kept of one neuron.
+        kink_numbers: Numbers in all kink samples kept.
+        vertex_kinks: Kinks of a neuron whose vertices are looked at together with those of other neurons.
+        subsets: Subsets of the kinks searched for rays of a fan.
+        all_subsets: The same in all fans of one point together: about 1 s on one core.
+        patterns: Sign patterns of concave kinks, each a bounded least squares.
+        all_patterns: The same of all neurons together, each counted once for so many `columns`.
+        columns: Columns of a least squares that cost as much as the rest of it.
+        few_patterns: Sign patterns so few that finding those of cones is not worth it.
+        starts: Directions of each kind that a search without enumeration starts from.
+        quick_starts: The same where many neurons are searched.
+        rounds: Steps of such a search.
+        polished: How many of its best directions are followed to their end.
+        ascents: Steps of the search for a loud direction, which is over where one is found.
+        pairs: Pairs of neurons compared at once.
+        pairs_a_neuron: Pairs over neurons that a look at a few coordinates may leave to be compared one by one.
+        coordinates: How many these coordinates are.
+        cells: Activation cells of one neuron that are listed.
+        bent_neurons: Neurons among whose parameters a Hessian is diagonalised.
+        nodes: Nodes of an integral in a piece: a CPU wants them in its cache.
+        nodes_on_gpu: The same on a GPU, which wants few launches.
+        grid_numbers: Numbers in a tensor grid of nodes.
+        gram_rows: Rows of a Gram matrix whose eigenvalues are computed.
+        combinations: Sets of cells, one a neuron, whose minima are listed.
+        saddle_neurons: Neurons whose subsets are searched for saddles.
+        cell_entries: Entries of a matrix decomposed for the minimum of a cell.
+        program_entries: Matrix entries of all linear programs together in a search for signs: about 20 s on one core.
+        smallest_program: Entries that a program counts as at least, for the cost of setting it up.
+        signs: Pairs (sample, neuron) whose signs are kept.
+        fit_entries: Entries of a matrix decomposed for the stationary point of a stratum.
+        strata: Strata looked at for the stationary point nearby, at most.
+        few_strata: The same at least, however large the problem is.
+        stratum_numbers: Numbers ``N I d J^4`` in all of them together; several outputs take many steps.
+        products: Products with a Hessian in the search in one stratum.
+        few_products: The same in strata beside the present and the usual one.
+        multiplications: Multiplications in these products.
+        neurons_at_once: Neurons whose parts per output are held together.
+        neuron_numbers: Numbers in those parts.
+        flat_rays: Rays of zero slope in one second-order form.
+        dense_form: Size up to which a second-order form is diagonalised; larger ones are searched by iteration.
+        form_steps: Steps of an iteration on a second-order form.
+        form_powers: Steps of a power iteration for its largest eigenvalue.
+        shifts: Least curvatures looked for in a large form, strongest first.
+        dense_shifts: The same in a form that is diagonalised.
+        cones: Random cones of rays tried.
+        cone_steps: Descent steps in each.
+        moves: Moves of a second-order form that are evaluated.
+        neurons_tried: Neurons whose own move is evaluated before a descent counts as not seen.
+        crossings: Kinks crossed on the way along a move that are followed one by one.
+        draw_numbers: Numbers in the activations of perturbations evaluated together.
+        draw_rows: Samples in them.
+        faces: Faces of the arrangement of kinks, some of them listed twice, among which all maxima are looked for.
+        few_samples: Samples beyond which kinks are dense: maxima are approached only.
+        climbs: Climbs of an exact ascent from kink to kink.
+        bisections: Halvings of an arc in search of its highest point.
+        damped_steps: Damped steps of an ascent among dense kinks.
+        program_samples: Samples a linear program starts with, and samples added where its answer fails.
+        kinks_in_reach: Samples within reach of a neuron beyond which the reach is more than its cell.
+        strides: Strides of small neurons on their way to extremal directions.
+        events: Kinks that a neuron may meet in one stride.
+        fastest_turn: How much faster than it grows a neuron may turn before strides become shorter.
+        newton: Newton steps on the time at which drops add up to one.
+        course: Gradients of the whole network that one forecast may take.
+        stages: Stages of one step of gradient flow.
+        descent: Steps of descent that a forecast for a small network begins with.
+        long_descent: The same where descent leaps to and fro, and is not what flow is.
+        seen: Steps of descent from one that is remembered to the next.
+        leap_numbers: Weights of a network whose flow is followed in leaps.
+        leaps: Such leaps.
+        looks: Points of a leap, and of each closer look, at which kinks are looked for.
+        bracketings: Looks at a kink, each closer.
+        leap_halvings: Halvings of a leap to the time at which the drop is met.
+        calm_steps: Steps of descent in which it is seen whether it only leaps to and fro.
+        derivatives: Derivatives beyond the second that the motion of small neurons is made of.
+        settlings: Parts of the time until growth is noticed after which residuals are looked at again.
+        rounds_of_growth: Neurons that may grow one after the other until the loss has dropped.
+        fits: Least squares fits in the search for the input weights with which a new neuron lowers the loss most.
+        fit_halvings: Halvings of the step to a fit.
+        fit_products: Products with the data in each.
+        pool: Input weights of a kind among which neurons are chosen, at least.
+        pool_for_one: The same for each neuron asked for.
+        pairs_for_one: Pairs of samples drawn for each input weight between samples.
+        uphill_steps: Steps uphill of input weights that are to be extremal.
+        singular_vectors: Singular vectors used of the samples on one side.
+        new_units: Neurons added at once where nobody said how many.
+        refits: Newton steps of their output weights.
+        ridges: Penalties on output weights that are tried, over the curvature of the loss.
+        finalists: Sets of neurons that are trained for a few steps.
+        trial_steps: How many.
+        short_steps: Steps between two looks at the loss on other rows.
+        short_history: Pairs of steps and gradients kept by these.
+        search_numbers: Activations of all directions together in that search.
+        amplitudes: Amplitudes of a new neuron at which the loss is evaluated.
+        halvings: Halvings of a step on the way to the one that lowers the loss most.
+        steps_below: Steps along a move at which a loss is evaluated below the one that derivatives tell, each a fourth.
+        steps_above: The same above it.
+        steps_between: Steps on the way to the chosen one.
+        newton_in_cell: Newton steps to the least loss at fixed signs.
+        proportions: Output weights over input weights of moves that are tried against weight decay.
+        nodes_of_change: Gradients that a small change of a loss without a formula is added up from.
+        curvature_probes: Products with the curvature of a loss that its size is read off where outputs are many.
+        leaves: Tensors of a batch among which targets and weights of a loss are looked for, the last ones.
+        weighted_classes: Classes whose weights are read off a smoothed cross-entropy.
+        placements: Batches in which neurons are placed one after the other.
+        placed_at_once: Neurons in one of them.
+        held_out: Samples from which on every second one is held out.
+        listed_numbers: Numbers in the inputs up to which all maxima are looked for.
+        samples_at_once: Samples in a piece where few numbers are made of each.
+        random_units: Random input weights for which it is seen whether they are silent.
+        quantiles: Points at which an average over a Gaussian variable is taken.
+        deviations: How many standard deviations they reach.
+        cap_inputs: Dimensions up to which a maximum on the sphere is enclosed by caps.
+        cap_numbers: Loss gradients of all caps together in that search: about 2 s on one core.
+        ascent_numbers: Numbers in the inputs beyond which the largest pull in many dimensions is looked for quickly.
+        free_bias_samples: Samples that are put on the kink one by one, for neurons whose bias does not decay.
+        shifts_of_outputs: Newton steps to the best constant added to the outputs.
+        scales: Scales of the dual variables tried.
+        refit_steps: Steps of a search for the best amplitudes of given neurons.
+        refit_numbers: Activations in it.
+        neurons_a_round: Neurons added before amplitudes are fitted again.
+        exact_kinks: Kinks within reach beyond which the steepest direction is looked for among the simple ones.
+
+    Example:
+        >>> replace(BUDGETS, cells=10).cells  # for a quick look
+        10
+    """
+
+    chunk: int = 2**20
+    cached: int = 2**15
+    kinks: int = 1024
+    kink_numbers: int = 2**23
+    vertex_kinks: int = 6
+    subsets: int = 20_000
+    all_subsets: int = 2**18
+    patterns: int = 2**12
+    all_patterns: int = 2**16
+    columns: int = 16
+    few_patterns: int = 2**8
+    starts: int = 64
+    quick_starts: int = 4
+    rounds: int = 20
+    polished: int = 3
+    ascents: int = 4
+    pairs: int = 2**22
+    pairs_a_neuron: int = 2
+    coordinates: int = 32
+    cells: int = 10_000
+    bent_neurons: int = 256
+    nodes: int = 2**16
+    nodes_on_gpu: int = 2**23
+    grid_numbers: int = 2**27
+    gram_rows: int = 4096
+    combinations: int = 10_000
+    saddle_neurons: int = 12
+    cell_entries: int = 2**27
+    program_entries: int = 2_000_000
+    smallest_program: int = 1000
+    signs: int = 2**27
+    fit_entries: int = 2**21
+    strata: int = 64
+    few_strata: int = 4
+    stratum_numbers: int = 2**16
+    products: int = 4000
+    few_products: int = 400
+    multiplications: int = 2**33
+    neurons_at_once: int = 256
+    neuron_numbers: int = 2**23
+    flat_rays: int = 64
+    dense_form: int = 600
+    form_steps: int = 100
+    form_powers: int = 5
+    shifts: int = 3
+    dense_shifts: int = 6
+    cones: int = 16
+    cone_steps: int = 200
+    moves: int = 8
+    neurons_tried: int = 8
+    crossings: int = 2**16
+    draw_numbers: int = 2**22
+    draw_rows: int = 2**12
+    faces: int = 100_000
+    few_samples: int = 32
+    climbs: int = 300
+    bisections: int = 50
+    damped_steps: int = 60
+    program_samples: int = 1000
+    kinks_in_reach: int = 256
+    strides: int = 1000
+    events: int = 200
+    fastest_turn: int = 5
+    newton: int = 20
+    course: int = 1500
+    stages: int = 60
+    descent: int = 600
+    long_descent: int = 10_000
+    seen: int = 50
+    leap_numbers: int = 300
+    leaps: int = 200
+    looks: int = 16
+    bracketings: int = 4
+    leap_halvings: int = 25
+    calm_steps: int = 20
+    derivatives: int = 10
+    settlings: int = 10
+    rounds_of_growth: int = 6
+    fits: int = 20
+    fit_halvings: int = 5
+    fit_products: int = 16
+    pool: int = 128
+    pool_for_one: int = 4
+    pairs_for_one: int = 4
+    uphill_steps: int = 3
+    singular_vectors: int = 4
+    new_units: int = 32
+    refits: int = 2
+    ridges: tuple[float, ...] = (10.0, 1.0, 0.1, 1e-2, 1e-3)
+    finalists: int = 2
+    trial_steps: int = 10
+    short_steps: int = 5
+    short_history: int = 10
+    search_numbers: int = 2**17
+    amplitudes: int = 50
+    halvings: int = 15
+    steps_below: int = 20
+    steps_above: int = 1
+    steps_between: int = 14
+    newton_in_cell: int = 200
+    proportions: tuple[float, ...] = (1.0, 0.1, 10.0)
+    nodes_of_change: int = 4
+    curvature_probes: int = 8
+    leaves: int = 16
+    weighted_classes: int = 64
+    placements: int = 8
+    placed_at_once: int = 2048
+    held_out: int = 256
+    listed_numbers: int = 2**10
+    samples_at_once: int = 4096
+    random_units: int = 256
+    quantiles: int = 4001
+    deviations: float = 8.0
+    cap_inputs: int = 6
+    cap_numbers: int = 2**26
+    ascent_numbers: int = 2**16
+    free_bias_samples: int = 256
+    shifts_of_outputs: int = 50
+    scales: int = 60
+    refit_steps: int = 500
+    refit_numbers: int = 2**22
+    neurons_a_round: int = 16
+    exact_kinks: int = 12
+
+
+BUDGETS = Budgets()
