@@ -1,14 +1,15 @@
-"""What callbacks that examine blocks have in common: each run is a new one, ridden where the examiner asks for it."""
+"""What callbacks that ride along have in common: the hooks of a ridden step, and runs that begin anew."""
 
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from relu_diag.training import Examiner
+from relu_diag.training import Examiner, Rider
 
 
 class BeginsAnew(Callback):
@@ -33,7 +34,45 @@ class BeginsAnew(Callback):
             self.load_state_dict(copy.deepcopy(self._fresh))
 
 
-class Passenger(BeginsAnew):
+class Rides(Callback):
+    """A callback that lets its rider see the steps it has begun to ride on."""
+
+    @property
+    @abstractmethod
+    def rider(self) -> Rider:
+        """What sees the steps."""
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Note the gradients of a step that is ridden.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Unused.
+            loss: The loss.
+        """
+        self.rider.board(trainer, loss)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let go of the graph of a step that is ridden.
+
+        Args:
+            trainer: Unused.
+            pl_module: Unused.
+        """
+        self.rider.after_backward()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave no hook behind.
+
+        Args:
+            trainer: Unused.
+            pl_module: Unused.
+            exception: Unused.
+        """
+        self.rider.leave()
+
+
+class Passenger(Rides, BeginsAnew):
     """A callback with an examiner that rides along.
 
     Attributes:
@@ -41,6 +80,15 @@ class Passenger(BeginsAnew):
     """
 
     examiner: Examiner
+
+    @property
+    def rider(self) -> Rider:
+        """What sees the steps.
+
+        Returns:
+            The rider.
+        """
+        return self.examiner.rider
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew; find the block of a pass, where one is asked for.
@@ -61,25 +109,6 @@ class Passenger(BeginsAnew):
             batch_idx: Number of the batch in its epoch.
         """
         self.examiner.step_begins(trainer, pl_module, batch_idx)
-
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Note the gradients of a step that is ridden.
-
-        Args:
-            trainer: The trainer.
-            pl_module: Unused.
-            loss: The loss.
-        """
-        self.examiner.board(trainer, loss)
-
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let go of the graph of a step that is ridden.
-
-        Args:
-            trainer: Unused.
-            pl_module: Unused.
-        """
-        self.examiner.after_backward()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -103,13 +132,3 @@ class Passenger(BeginsAnew):
             pl_module: Unused.
         """
         self.examiner.epoch_ended(trainer)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave no hook behind.
-
-        Args:
-            trainer: Unused.
-            pl_module: Unused.
-            exception: Unused.
-        """
-        self.examiner.leave()

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 
+from relu_diag.callbacks._passenger import Rides
 from relu_diag.callbacks.plateau import PlateauMonitor
 from relu_diag.figures import TrainingHistory
 from relu_diag.functional import NearbyStationaryPoint, NeuronGeometry, NeuronStates, ShallowBlock
@@ -38,7 +38,7 @@ _SAMPLES_A_REPORT = 20
 _SAMPLES_AN_EPOCH = 2
 
 
-class LandscapeMonitor(Callback):
+class LandscapeMonitor(Rides):
     """Watches every Linear -> ReLU-like -> Linear block of a module: counts, slopes, effective neurons, a figure.
 
     It rides along on sampled training steps: hooks on the graph of the user's own loss note what passes by. Nothing of
@@ -127,8 +127,8 @@ class LandscapeMonitor(Callback):
         self.loss_value: float | None = None
         self.step: int | None = None
         self.watched: dict[str, BlockWatch] = {}
-        self._rider = Rider(self.block)
         self._careful = Careful(type(self).__name__)
+        self._rider = Rider(self.block, self._careful)
         self._losses: list[tuple[float, int]] = []
         self._sampled: int | None = None
         # Whether the present step is one that every rank samples.
@@ -136,6 +136,15 @@ class LandscapeMonitor(Callback):
         self._said = False
         self._state: dict[str, Any] = {}
         self._look: Look | None = None
+
+    @property
+    def rider(self) -> Rider:
+        """What sees the steps.
+
+        Returns:
+            The rider.
+        """
+        return self._rider
 
     @property
     def off(self) -> str:
@@ -297,31 +306,7 @@ class LandscapeMonitor(Callback):
         if self._look is not None:
             self._pass_over(trainer, pl_module, self._look, step)
         elif not self.off:
-            with self._careful:
-                self._rider.begin(pl_module)
-
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Note the gradients of a step that is ridden.
-
-        Args:
-            trainer: The trainer.
-            pl_module: Unused.
-            loss: The loss.
-        """
-        if self._rider.riding and not self.off:
-            with self._careful:
-                self._rider.board(trainer, loss)
-
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let go of the graph of a step that is ridden.
-
-        Args:
-            trainer: Unused.
-            pl_module: Unused.
-        """
-        if self._rider.riding and not self.off:
-            with self._careful:
-                self._rider.after_backward()
+            self._rider.begin(pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -384,7 +369,7 @@ class LandscapeMonitor(Callback):
             found.sort(key=lambda watch: -watch.last.dead_share if watch.last else 0.0)
             if found and self.loss_value is not None:
                 found[0].log_final_loss(trainer, step, self.loss_value)
-            say(trainer, "landscape/found", "; ".join(watch.advice() for watch in found) or self._nothing())
+            say(trainer, "landscape/found", "; ".join(watch.advice() for watch in found) or self._rider.nothing)
             if self.report:
                 self._write_page(trainer, found)
 
@@ -413,16 +398,6 @@ class LandscapeMonitor(Callback):
             write_report(path, page)
         except OSError as error:
             rank_zero_warn(f"The report {path} could not be written ({error}); the run goes on.")
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave no hook behind.
-
-        Args:
-            trainer: Unused.
-            pl_module: Unused.
-            exception: Unused.
-        """
-        self._rider.leave()
 
     def __repr__(self) -> str:
         words = f"off: {self.off}" if self.off else ", ".join(self.watched) or "nothing seen yet"
@@ -466,12 +441,8 @@ class LandscapeMonitor(Callback):
             return
         self._said = True
         reasons = "; ".join(f"{layer}: {reason}" for layer, reason in self._rider.reasons.items())
-        line = f"watching {', '.join(seen)}" + (f"; not {reasons}" if reasons else "") if seen else self._nothing()
+        line = f"watching {', '.join(seen)}" + (f"; not {reasons}" if reasons else "") if seen else self._rider.nothing
         say(trainer, "landscape/watching", line)
-
-    def _nothing(self) -> str:
-        reasons = "; ".join(f"{layer}: {reason}" for layer, reason in self._rider.reasons.items())
-        return f"found no Linear -> ReLU-like -> Linear block to watch{': ' if reasons else ''}{reasons}"
 
     def _report(self, trainer: Trainer, due: bool) -> None:
         """Report every block that every rank has seen since its last report, where that is due on one of them."""

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from relu_diag.callbacks._passenger import Rides
 from relu_diag.functional.widening import merge_units
 from relu_diag.growth import check_strategy, replace_in_training
 from relu_diag.training import (
@@ -31,7 +32,7 @@ from relu_diag.training import (
 _REFUSED = re.compile(r"(top_?k|jump_?relu)", re.IGNORECASE)
 
 
-class ReviveDeadUnits(Callback):
+class ReviveDeadUnits(Rides):
     """Places dead, dormant and duplicate neurons anew, where the loss falls most with them.
 
     Every so many steps the neurons of each Linear -> ReLU-like -> Linear block that have been silent since, nearly
@@ -91,12 +92,21 @@ class ReviveDeadUnits(Callback):
 
     def _begin(self) -> None:
         """Forget the run before, not its revivals."""
-        self._rider = Rider(self.block)
         self._careful = Careful(type(self).__name__)
+        self._rider = Rider(self.block, self._careful)
         self._blocks: dict[str, BlockRevival] = {}
         self._uncompiled = ExitStack()
         self._ridden = False
         self._step = 0
+
+    @property
+    def rider(self) -> Rider:
+        """What sees the steps.
+
+        Returns:
+            The rider.
+        """
+        return self._rider
 
     @property
     def off(self) -> str:
@@ -163,29 +173,6 @@ class ReviveDeadUnits(Callback):
             self._uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
             self._rider.begin(pl_module)
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Note the gradients of a step that is ridden.
-
-        Args:
-            trainer: The trainer.
-            pl_module: Unused.
-            loss: The loss.
-        """
-        if self._rider.riding and not self.off:
-            with self._careful:
-                self._rider.board(trainer, loss)
-
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let go of the graph of a step that is ridden.
-
-        Args:
-            trainer: Unused.
-            pl_module: Unused.
-        """
-        if self._rider.riding and not self.off:
-            with self._careful:
-                self._rider.after_backward()
-
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Note which neurons were active.
 
@@ -243,8 +230,7 @@ class ReviveDeadUnits(Callback):
             elif name in last:
                 lines.append(f"{name}: {total} neurons placed anew in all; last {last[name]}")
         if not self._blocks:
-            reasons = "; ".join(f"{layer}: {reason}" for layer, reason in self._rider.reasons.items())
-            lines.append(f"ReviveDeadUnits found no Linear -> ReLU-like -> Linear block. {reasons}".strip())
+            lines.append(f"ReviveDeadUnits {self._rider.nothing}")
         if lines:
             say(trainer, "revive/found", "; ".join(lines))
 

@@ -63,6 +63,7 @@ class Examiner:
 
     Attributes:
         seen: The last sighting of every block, by name of its first layer.
+        rider: Sees the steps.
 
     Raises:
         MisconfigurationException: If an argument is not what it should be.
@@ -83,13 +84,12 @@ class Examiner:
         self.max_samples = None if max_samples is None else check_count("max_samples", max_samples)
         self.loss = check_callable("loss", loss)
         self.targets = check_callable("targets", targets)
-        self.careful = Careful(owner)
         self._forget()
 
     def _forget(self) -> None:
         self.careful = Careful(self.owner)
         self.seen: dict[str, Sighting] = {}
-        self._rider = Rider(self.block)
+        self.rider = Rider(self.block, self.careful)
         self._rows: dict[str, KeptRows] = {}
         self._look: Look | None = None
         self._ridden = 0
@@ -144,25 +144,7 @@ class Examiner:
             return
         self._reading = self._ridden >= _FIRST and self._readable and self._batches % _RIDDEN != 0
         if not self._reading:
-            with self.careful:
-                self._rider.begin(module)
-
-    def board(self, trainer: Trainer, loss: Tensor) -> None:
-        """Note the gradients of a step that is ridden.
-
-        Args:
-            trainer: The trainer.
-            loss: The loss whose backward pass is about to run.
-        """
-        if self._rider.riding and not self.careful.off:
-            with self.careful:
-                self._rider.board(trainer, loss)
-
-    def after_backward(self) -> None:
-        """Let go of the graph of a step that is ridden."""
-        if self._rider.riding and not self.careful.off:
-            with self.careful:
-                self._rider.after_backward()
+            self.rider.begin(module)
 
     def step_ended(self, trainer: Trainer, batch: Any, skipped: bool = False) -> None:
         """Keep the rows of a step that was ridden.
@@ -176,10 +158,10 @@ class Examiner:
             self._reading = False
             with self.careful:
                 self._missed = not self._read(batch, skipped) or self._missed
-        if not self._rider.riding:
+        if not self.rider.riding:
             return
         with self.careful:
-            seen = self._rider.end()
+            seen = self.rider.end()
             self._ridden += 1
             self._missed = self._missed or not seen
             self._whole = self._is_whole(trainer, batch)
@@ -193,7 +175,7 @@ class Examiner:
                 self._keeping = False
             elif self._keeping and all(rows.full for rows in self._rows.values()):
                 self._finish_keeping(complete=False)
-        self._rider.leave()
+        self.rider.leave()
 
     def epoch_ended(self, trainer: Trainer) -> None:
         """The rows of an epoch are kept, if its first step was ridden.
@@ -203,10 +185,6 @@ class Examiner:
         """
         if self._keeping:
             self._finish_keeping(complete=is_epoch_of_all(trainer))
-
-    def leave(self) -> None:
-        """Leave no hook behind."""
-        self._rider.leave()
 
     def want(self) -> None:
         """Ask for a verdict. Inputs that layers below compute, and gradients, are kept anew from the next epoch on."""
@@ -264,7 +242,7 @@ class Examiner:
         if self._look is not None:
             examination = examine_pass(trainer, module, self._look, drop)
             return None if examination is None else [examination]
-        loss = math.nan if self._rider.loss is None else self._rider.loss
+        loss = math.nan if self.rider.loss is None else self.rider.loss
         rows = self._rows
         if self.dataloader is not None:
             with self.careful:  # only this rank reads them
@@ -285,10 +263,7 @@ class Examiner:
             return f"{self.owner} is off: {self.careful.off}"
         if self.seen or self._look is not None:
             return ""
-        if not self._ridden:
-            return "no step of the training was seen yet"
-        reasons = "; ".join(f"{layer or 'module'}: {reason}" for layer, reason in self._rider.reasons.items())
-        return f"found no Linear -> ReLU-like -> Linear block{': ' if reasons else ''}{reasons}"
+        return self.rider.nothing if self._ridden else NOT_SEEN
 
     def _agree(self) -> None:
         """Go on with the blocks that all ranks have seen, or with none where one of them is off. A collective."""
@@ -335,7 +310,7 @@ class Examiner:
             self._rows[one.hidden] = KeptRows(self._most or self._affordable(one), self._expected)
             self._rows[one.hidden].recipe = self._recipes.get(one.hidden)
         rows = self._rows[one.hidden]
-        rows.keep(one, self._rider.loss, self._shown(batch))
+        rows.keep(one, self.rider.loss, self._shown(batch))
         self._reasons[one.hidden] = rows.reason
         if rows.recipe is not None:
             self._recipes[one.hidden] = rows.recipe

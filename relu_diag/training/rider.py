@@ -11,6 +11,7 @@ from torch import Tensor
 
 from relu_diag.capture import Ride, Sighting
 from relu_diag.functional import NotFiniteError
+from relu_diag.training.careful import Careful
 from relu_diag.training.lightning_internals import loss_scale
 
 
@@ -19,6 +20,7 @@ class Rider:
 
     Args:
         blocks: Name or pattern of the blocks to watch, by their first layer, or several of them; None: all.
+        careful: Runs what happens inside the user's step.
 
     Attributes:
         loss: Mean of the losses of the last step that was ridden; None where there was none.
@@ -26,8 +28,9 @@ class Rider:
         finite: Whether all numbers of the last step were finite.
     """
 
-    def __init__(self, blocks: str | Sequence[str] | None) -> None:
+    def __init__(self, blocks: str | Sequence[str] | None, careful: Careful) -> None:
         self.patterns = ["*"] if blocks is None else [blocks] if isinstance(blocks, str) else list(blocks)
+        self._careful = careful
         self.loss: float | None = None
         self.reasons: dict[str, str] = {}
         self.finite = True
@@ -41,6 +44,12 @@ class Rider:
         """Whether the present step is being ridden."""
         return self._ride is not None
 
+    @property
+    def nothing(self) -> str:
+        """That no block was found, and what stands between the layers that make none."""
+        reasons = "; ".join(f"{layer or 'module'}: {reason}" for layer, reason in self.reasons.items())
+        return f"found no Linear -> ReLU-like -> Linear block to watch{': ' if reasons else ''}{reasons}"
+
     def begin(self, module: LightningModule) -> None:
         """Ride along on the step that is about to begin. The step before may have been left in the middle.
 
@@ -50,8 +59,9 @@ class Rider:
         self.leave()
         self._automatic = module.automatic_optimization
         self._losses = []
-        self._ride = Ride(module)
-        self._ride.begin(board_outputs=not self._automatic)
+        with self._careful:
+            self._ride = Ride(module)
+            self._ride.begin(board_outputs=not self._automatic)
 
     def board(self, trainer: Trainer, loss: Tensor) -> None:
         """Get on a backward pass. An optimizer that evaluates the loss again, LBFGS say, is seen at its first one.
@@ -60,17 +70,20 @@ class Rider:
             trainer: The trainer.
             loss: The loss whose backward pass is about to run.
         """
-        if self._ride is None or self._seen is not None:
+        if self._ride is None or self._seen is not None or self._careful.off:
             return
-        factor = 1.0 / loss_scale(trainer)
-        if self._automatic:
-            factor *= trainer.accumulate_grad_batches
-        self._losses.append(factor * loss.detach())
-        self._ride.board(loss, factor)
+        with self._careful:
+            factor = 1.0 / loss_scale(trainer)
+            if self._automatic:
+                factor *= trainer.accumulate_grad_batches
+            self._losses.append(factor * loss.detach())
+            self._ride.board(loss, factor)
 
     def after_backward(self) -> None:
         """Let go of the graph, where no other backward pass will follow in the step: a network may be about to grow."""
-        if self._ride is not None and self._automatic and self._seen is None:
+        if self._ride is None or not self._automatic or self._seen is not None or self._careful.off:
+            return
+        with self._careful:
             self._seen = self._take(self._ride)
 
     def end(self) -> list[Sighting]:
