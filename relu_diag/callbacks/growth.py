@@ -285,7 +285,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
             name = examination.name
             if self.block not in {None, name}:
                 continue
-            if not self._is_stuck(trainer, examination):
+            if not self._is_stuck(trainer, examination, event):
                 self._reports[name] = 0
                 continue
             self._reports[name] = self._reports.get(name, 0) + 1
@@ -293,9 +293,9 @@ class GrowOnPlateau(Passenger, PlateauListener):
                 self._reports[name] = 0
                 self._grow(trainer, examination)
 
-    def _is_stuck(self, trainer: Trainer, examination: Examination) -> bool:
+    def _is_stuck(self, trainer: Trainer, examination: Examination, event: PlateauEvent) -> bool:
         """Whether a plateau is one to grow on: by the gap where decay is part of the loss, else by the verdict."""
-        gap = gap_in_training(trainer, examination)
+        gap = event.gap if examination is event.examination else gap_in_training(trainer, examination)
         if gap is None:
             return examination.verdict.kind in self.verdicts
         name = examination.name

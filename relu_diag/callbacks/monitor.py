@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 
+from relu_diag.callbacks._page import write_page
 from relu_diag.callbacks._passenger import Rides
-from relu_diag.callbacks.plateau import PlateauMonitor
 from relu_diag.figures import TrainingHistory
 from relu_diag.functional import NearbyStationaryPoint, NeuronGeometry, NeuronStates, ShallowBlock
-from relu_diag.report import BlockNeurons, Report, write_report
 from relu_diag.training import (
     BlockReport,
     BlockWatch,
@@ -371,33 +368,7 @@ class LandscapeMonitor(Rides):
                 found[0].log_final_loss(trainer, step, self.loss_value)
             say(trainer, "landscape/found", "; ".join(watch.advice() for watch in found) or self._rider.nothing)
             if self.report:
-                self._write_page(trainer, found)
-
-    def _write_page(self, trainer: Trainer, found: Sequence[BlockWatch]) -> None:
-        """Write the run as one HTML page beside the logs."""
-        folder = trainer.log_dir  # Lightning broadcasts it: every rank must ask.
-        if folder is None or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
-            return
-        monitors = [one for one in trainer.callbacks if isinstance(one, PlateauMonitor)]  # type: ignore[attr-defined]
-        final = next((one.final for one in monitors if one.final is not None), None)
-        verdict = self.nearby.verdict if self.nearby is not None else final.verdict if final is not None else None
-        neurons = [
-            BlockNeurons(last.name, last.block, last.geometry, last.states)
-            for last in (watch.last for watch in found)
-            if last is not None
-        ]
-        page = Report(
-            title=f"{type(trainer.lightning_module).__name__}, {trainer.global_step:,} steps",
-            verdict=verdict,
-            story=next((story for one in monitors if (story := one.story(trainer)) is not None), None),
-            figures={name: figure for watch in found for name, figure in watch.figures().items()},
-            neurons=neurons,
-        )
-        path = Path(folder, "report.html")
-        try:
-            write_report(path, page)
-        except OSError as error:
-            rank_zero_warn(f"The report {path} could not be written ({error}); the run goes on.")
+                write_page(trainer, self.nearby, found)
 
     def __repr__(self) -> str:
         words = f"off: {self.off}" if self.off else ", ".join(self.watched) or "nothing seen yet"

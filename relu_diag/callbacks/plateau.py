@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from relu_diag.callbacks._passenger import Passenger
 from relu_diag.figures import story_figure
+from relu_diag.functional import Gap
 from relu_diag.report import RunStory
 from relu_diag.training import (
     STORY,
@@ -45,6 +46,8 @@ _AGAIN = 1.5
 _BETWEEN = {"verdict": -1.0}
 _WAITS = "the rows of an epoch are being kept"
 
+_Judged = Literal["start", "update"]
+
 
 class PlateauMonitor(Passenger):
     """Finds the plateaus of the training loss, judges which stationary point each is near, and forecasts its end.
@@ -59,10 +62,10 @@ class PlateauMonitor(Passenger):
     Each event logs, under the prefix ``plateau/`` (or ``plateau/<block>/``): ``verdict``
     (`relu_diag.training.VERDICT_CODES`, -1 between plateaus), ``escape`` (number of escape neurons), ``escape_step``
     with ``escape_low`` and ``escape_high``, ``gap`` (`relu_diag.functional.optimality_gap`, where decay is part of the
-    loss), and ``loss`` of the plateau; the table ``timeline`` and the figure ``loss``
-    of the whole run, TensorBoard's first one; at the end of training its ``hp_metric``, the final loss. Each event is
-    one line in the terminal, past the progress bar, and the run ends with the table. The progress bar shows, for
-    example, ``plateau: saddle, escape in ~41k steps``. Every `PlateauListener` of the trainer receives the events.
+    loss), and ``loss`` of the plateau; the table ``timeline`` and the figure ``loss`` of the whole run, TensorBoard's
+    first one; at the end of training its ``hp_metric``, the final loss. Each event is one line in the terminal, past
+    the progress bar, and the run ends with the table. The progress bar shows, for example,
+    ``plateau: saddle, escape in ~41k steps``. Every `PlateauListener` of the trainer receives the events.
 
     Args:
         monitor: Name of a logged metric to watch instead, which falls as training succeeds; None: the training loss.
@@ -274,7 +277,7 @@ class PlateauMonitor(Passenger):
             pl_module: Its module.
         """
         self._look_for_plateaus(trainer, pl_module)
-        found = self._examine(trainer, pl_module)
+        found = self.examiner.examine(trainer, pl_module, self.drop)
         if found is None and self._finite:
             self._add(trainer, pl_module, trainer.global_step, math.nan)
         elif found:
@@ -302,10 +305,6 @@ class PlateauMonitor(Passenger):
         if trainer.loggers and trainer.loggers[0].log_dir is not None:
             tell(trainer, f"logs and figures: {trainer.loggers[0].log_dir}")
 
-    def _examine(self, trainer: Trainer, module: LightningModule) -> list[Examination] | None:
-        """The blocks, examined; None if something is not finite."""
-        return self.examiner.examine(trainer, module, self.drop)
-
     def _look_for_plateaus(self, trainer: Trainer, module: LightningModule) -> None:
         """Pass the collected losses to the detector, and judge the current plateau again if it is time."""
         for step, loss in self._stream.hand_out(trainer):
@@ -313,7 +312,7 @@ class PlateauMonitor(Passenger):
         if self._detector.loss is not None and trainer.global_step >= self._judge_at:
             self._ask()
         if self._asked and self.examiner.agreed_ready(trainer):
-            found = self._examine(trainer, module)
+            found = self.examiner.examine(trainer, module, self.drop)
             if found is None:  # Not finite, which the losses collected so far do not show yet.
                 self._add(trainer, module, trainer.global_step, math.nan)
             else:
@@ -336,37 +335,28 @@ class PlateauMonitor(Passenger):
             self._say(trainer, step, "", f"the loss is {loss}")
             rank_zero_warn(f"PlateauMonitor: the loss is {loss} at step {step:,}.")
         change = self._detector.add(step, loss)
-        if change is None:
-            return
-        if change.how == "start":
-            self._started(trainer, module, change)
-        else:
-            self._ended(trainer, module, change)
+        if change is not None:
+            act = self._started if change.how == "start" else self._ended
+            act(trainer, module, change)
 
     def _started(self, trainer: Trainer, module: LightningModule, change: PlateauChange) -> None:
         """Note a new plateau, and judge it, now or when the rows of an epoch are there."""
         self._judged_loss = None
         self._ask()
         ready = self.examiner.agreed_ready(trainer)
-        found = self._examine(trainer, module) if ready else []
+        found = self.examiner.examine(trainer, module, self.drop) if ready else []
         if found is None:  # The losses to come are not finite.
             self._asked = False
             self._detector.add(change.step, math.nan)
             return
         reason = self.examiner.reason() if ready else _WAITS
         nothing = verdict_in_training(None, reason)
-        step = trainer.global_step
-        self.plateaus.append(Plateau(change.step, None, change.loss, nothing, None, seen=step, no_forecast=reason))
+        seen = trainer.global_step
+        self.plateaus.append(Plateau(change.step, None, change.loss, nothing, None, seen, no_forecast=reason))
         self._judged(trainer, module, found, "start")
         self._asked = not ready
 
-    def _judged(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        found: list[Examination],
-        kind: Literal["start", "update"],
-    ) -> None:
+    def _judged(self, trainer: Trainer, module: LightningModule, found: list[Examination], kind: _Judged) -> None:
         """Write the verdict and the forecast of the first of the examinations into the current plateau."""
         self._asked = False
         plateau = self.plateaus[-1]
@@ -379,44 +369,42 @@ class PlateauMonitor(Passenger):
             self._judged_loss = found[0].loss
             plateau = plateau.judged_again(found[0], self._detector.loss)
             self.plateaus[-1] = plateau
-            self._tell_gap(trainer, found[0])
+        gap = self._tell_gap(trainer, found[0]) if found else None
         age = step - plateau.start
         self._judge_at = plateau.start + max(_AGAIN * age, age + 1)
         self._report.log_scalars(trainer, step, plateau.scalars())
         self._tell_verdict(trainer, plateau, step)
-        first = found[0] if found else None
-        self._send(trainer, module, PlateauEvent(kind, step, plateau, self.block, first, tuple(found)))
+        self._send(trainer, module, PlateauEvent(kind, step, plateau, self.block, tuple(found), gap))
 
-    def _tell_gap(self, trainer: Trainer, examination: Examination) -> None:
-        """Log and say how far a block is from the best of any width, where decay is part of the loss."""
+    def _tell_gap(self, trainer: Trainer, examination: Examination) -> Gap | None:
+        """Log, say and return how far a block is from the best of any width, where decay is part of the loss."""
         gap = gap_in_training(trainer, examination)
         if gap is not None:
             self._report.log_scalars(trainer, examination.step, {"gap": gap.gap})
             self._say(trainer, examination.step, examination.verdict.kind, str(gap))
+        return gap
 
     def _ended(self, trainer: Trainer, module: LightningModule, change: PlateauChange) -> None:
         """Close the current plateau, or drop it if it was a slide."""
         plateau = self.plateaus.pop()
         self._asked = False
         step = trainer.global_step
+        kind: Literal["end", "slide"] = "end"
         if change.how == "slide":
+            kind = "slide"
             self._say(trainer, step, "", f"a slide since step {plateau.start:,}, no plateau")
         else:
             plateau = replace(plateau, end=change.step, loss=change.loss, ended_by=change.how)
             self.plateaus.append(plateau)
             self._say(trainer, change.step, plateau.verdict.kind, plateau.ending)
         self._report.log_scalars(trainer, step, _BETWEEN)
-        kind: Literal["end", "slide"] = "slide" if change.how == "slide" else "end"
-        self._send(trainer, module, PlateauEvent(kind, step, plateau, self.block, None))
+        self._send(trainer, module, PlateauEvent(kind, step, plateau, self.block))
 
     def _send(self, trainer: Trainer, module: LightningModule, event: PlateauEvent) -> None:
         """Send an event to the listeners; if one of them widens the block, the plateau ends."""
         for callback in listeners(trainer):
             callback.on_plateau(trainer, module, event)
-        if any(
-            one.location and one.location.linears(module)[0].out_features != len(one.block.W)
-            for one in event.examinations
-        ):
+        if any(one.has_grown(module) for one in event.examinations):
             self._detector.interrupt(event.step)
             self.plateaus[-1] = replace(event.plateau, end=event.step, ended_by="growth")
             self._report.log_scalars(trainer, event.step, _BETWEEN)
@@ -456,5 +444,6 @@ class PlateauMonitor(Passenger):
 
     def _figures(self, trainer: Trainer) -> dict[str, Figure]:
         """The story of the run so far."""
-        steps, losses = zip(*self._curve.points, strict=True)
-        return {"loss": story_figure(steps, losses, self.plateaus, self._marks(trainer))}
+        story = self.story(trainer)
+        assert story is not None
+        return {"loss": story_figure(story.steps, story.losses, story.plateaus, story.marks)}

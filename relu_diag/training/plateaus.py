@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from relu_diag.figures import png_of, story_figure
-from relu_diag.functional import EscapeForecast, Verdict
+from relu_diag.functional import EscapeForecast, Gap, Verdict
 from relu_diag.functional.assumptions import Assumptions
 from relu_diag.functional.tables import html_table, summary_of
 from relu_diag.training.examination import Examination
@@ -289,17 +289,22 @@ class PlateauEvent:
         step: Gradient steps done.
         plateau: The plateau.
         block: The ``block`` of the monitor that watches it.
-        examination: The block that says most about the loss, its data, the verdict with its direction, the forecast;
-            None for "end" and "slide", and where no block was examined.
-        examinations: All blocks, that one first.
+        examinations: The blocks with their data, verdict with its direction, and forecast; the one that says most about
+            the loss first. None for "end" and "slide", and where no block was examined.
+        gap: How far the first block is from the best of any width; None where decay is no part of the loss.
     """
 
     kind: Literal["start", "update", "end", "slide"]
     step: int
     plateau: Plateau
     block: str | Sequence[str] | None
-    examination: Examination | None
     examinations: tuple[Examination, ...] = ()
+    gap: Gap | None = None
+
+    @property
+    def examination(self) -> Examination | None:
+        """The block that says most about the loss, or None."""
+        return next(iter(self.examinations), None)
 
 
 class PlateauListener(Callback):
