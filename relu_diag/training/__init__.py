@@ -53,7 +53,7 @@ from relu_diag.training.recipe import Recipe
 from relu_diag.training.report import Report, say
 from relu_diag.training.revival import BlockRevival, NewPlaces, Revival
 from relu_diag.training.rider import Rider
-from relu_diag.training.rows import KeptRows, SquaredView, TrainingData, tensors_of
+from relu_diag.training.rows import KeptRows, TrainingData, reads_activations, tensors_of
 from relu_diag.training.stopping import Decision, stop_or_wait
 from relu_diag.training.story import STORY, event_line, story_rows, tell, text_table
 from relu_diag.training.stream import LossStream
@@ -98,7 +98,6 @@ __all__ = [
     "Revival",
     "Rider",
     "Schedule",
-    "SquaredView",
     "Stretch",
     "Training",
     "TrainingData",
@@ -139,6 +138,7 @@ __all__ = [
     "lowest_along",
     "of_all_ranks",
     "progress_bar_texts",
+    "reads_activations",
     "say",
     "schedule_of",
     "shows_final_metric",

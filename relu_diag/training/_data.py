@@ -1,4 +1,4 @@
-"""The training data: a loader of our own, so that the one training reads is left alone, and how much is held."""
+"""The training data: a loader of our own, so that training's is left alone; how much is held, and what agrees."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
+# Relative deviation at which gradients, or losses, of a step are the same: they may have passed through 16 bits.
+SAME = 1e-3
 # Numbers of a data set that are held at once.
 MAX_ELEMENTS = 2**26
 TOO_MANY = "the data are too many to hold at once; give the monitor max_samples"

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from relu_diag.capture import Sighting
 from relu_diag.functional.output_loss import Loss
+from relu_diag.training._data import SAME
 
-# Relative deviation at which two losses are the same.
-_SAME = 1e-3
+# Roundings of the outputs that the loss may be off by.
 _ROUNDINGS = 8
 # Numbers of a gradient below which further steps may tell more.
 _FEW = 32
@@ -53,14 +53,16 @@ class Evidence:
 
     def X(self) -> Tensor:
         """The inputs of all steps, shape ``(N, d)``."""
-        return torch.cat(self._inputs)
+        return _below(self._inputs)
 
     def outputs(self) -> Tensor:
         """The outputs of all steps, shape ``(N, J)``."""
-        return torch.cat(self._outputs)
+        return _below(self._outputs)
 
     def G(self) -> Tensor:
         """The gradients of all steps, shape ``(N, J)``; a step of fewer rows than another counts as its share."""
+        if len(self._gradients) == 1:
+            return self._gradients[0]
         return torch.cat([G * (len(G) / self.count) for G in self._gradients])
 
     def leaves(self) -> list[Tensor]:
@@ -107,6 +109,11 @@ class Evidence:
             # The outputs are known to rounding, and with them the loss.
             rounding = torch.finfo(outputs.dtype).eps
             moved = float((own.gradient(outputs).double().abs() * (1 + outputs.double().abs())).sum()) * rounding
-            if abs(loss - expected) > _SAME * abs(expected) + _ROUNDINGS * moved:
+            if abs(loss - expected) > SAME * abs(expected) + _ROUNDINGS * moved:
                 return False
         return True
+
+
+def _below(parts: list[Tensor]) -> Tensor:
+    """Rows below each other, without a copy where there is one part."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

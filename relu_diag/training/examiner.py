@@ -307,7 +307,8 @@ class Examiner:
     def _keep(self, one: Sighting, batch: Any) -> None:
         """Keep the rows of a block; a batch that is the whole data set alone."""
         if self._whole or one.hidden not in self._rows:
-            self._rows[one.hidden] = KeptRows(self._most or self._affordable(one), self._expected)
+            expected = len(one.signal.X) if self._whole else self._expected
+            self._rows[one.hidden] = KeptRows(self._most or self._affordable(one), expected)
             self._rows[one.hidden].recipe = self._recipes.get(one.hidden)
         rows = self._rows[one.hidden]
         rows.keep(one, self.rider.loss, self._shown(batch))

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from relu_diag.functional import NotFiniteError
 from relu_diag.functional.output_loss import Loss
-
-# Relative deviation at which two gradients are the same.
-_SAME = 1e-3
+from relu_diag.training._data import SAME
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,7 +128,7 @@ class Recipe:
         own = loss.gradient(outputs)
         square = float(own.double().square().sum())
         factor = float((own.double() * G.double()).sum()) / square if square > 0 else 0.0
-        fits = factor > 0 and bool((G - factor * own).norm() <= _SAME * G.norm())
+        fits = factor > 0 and bool((G - factor * own).norm() <= SAME * G.norm())
         return loss.scaled(factor) if fits else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +14,13 @@ from torch import Tensor
 from relu_diag.capture import Sighting
 from relu_diag.functional import BlockSignal, ShallowBlock
 from relu_diag.functional.block import chunked_outputs
-from relu_diag.functional.output_loss import Loss, SquaredError, joined, recognise
-from relu_diag.training._data import MAX_ELEMENTS, TOO_MANY
+from relu_diag.functional.output_loss import Loss, joined, recognise
+from relu_diag.training._data import MAX_ELEMENTS, SAME, TOO_MANY
 from relu_diag.training.evidence import Evidence
 from relu_diag.training.ranks import of_all_ranks
 from relu_diag.training.recipe import Recipe
 
 NOT_SEEN = "no step of the training was seen yet"
-# Relative deviation at which two gradients are the same.
-_SAME = 1e-3
 # Steps whose rows are kept of a loss that is not known.
 _STEPS = 32
 _ACTIVATIONS = "the loss reads the hidden activations besides the outputs of the block"
@@ -53,35 +52,6 @@ class TrainingData:
             Loss.
         """
         return float(self.loss.double()(chunked_outputs(block.double(), self.X)))
-
-    def squared(self, block: ShallowBlock) -> SquaredView | None:
-        """The data as those of a mean squared error, weights drawn into the rows.
-
-        Args:
-            block: The block.
-
-        Returns:
-            The view; None where the loss is another one.
-        """
-        if not isinstance(self.loss, SquaredError):
-            return None
-        Y = self.loss.Y.to(self.X.dtype)
-        weight = self.loss.curvature(Y, torch.ones_like(Y)) / 2 * Y.numel()
-        if bool((weight == weight[0, 0]).all()):
-            return SquaredView(self.X, Y, float(weight[0, 0]))
-        if block.output_bias is not None or not bool((weight == weight[:, :1]).all()):
-            return None
-        root = weight[:, :1].sqrt()
-        return SquaredView(root * self.X, root * Y, 1.0)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SquaredView:
-    """Inputs and targets of ``scale`` times a mean squared error."""
-
-    X: Tensor
-    Y: Tensor
-    scale: float
 
 
 class KeptRows:
@@ -216,32 +186,36 @@ class KeptRows:
     def _recognise(self) -> str:
         """Keep the rows of steps whose loss is recognised, and wait where more of them may tell; or what it is not."""
         evidence = self._evidence
-        found = None
-        if self.recipe is not None:
-            found = self.recipe.loss_with_gradient(evidence.leaves(), evidence.outputs(), evidence.G())
-        if found is None:
-            found = self._recognised()
-        if found is None:
-            return "" if evidence.few else self._unknown
-        if not evidence.is_all(found):
-            return f"the loss has a part besides the {found.name}"
+        part = ""
+        for found in self._candidates():
+            if evidence.is_all(found):
+                self._recognised(found)
+                return ""
+            part = part or f"the loss has a part besides the {found.name}"
+        return part or ("" if evidence.few else self._unknown)
+
+    def _candidates(self) -> Iterator[Loss]:
+        """Losses with that gradient: where outputs are small, only the value tells targets from weights."""
+        evidence = self._evidence
+        leaves, outputs, G = evidence.leaves(), evidence.outputs(), evidence.G()
+        known = None if self.recipe is None else self.recipe.loss_with_gradient(leaves, outputs, G)
+        if known is not None:
+            yield known
+        for order in (leaves, leaves[::-1]):
+            recognition = recognise(outputs, G, order)
+            self._unknown = recognition.reason
+            if recognition.loss is None:
+                return
+            yield recognition.loss
+
+    def _recognised(self, found: Loss) -> None:
+        """Keep the rows of the evidence."""
+        evidence = self._evidence
         if self.recipe is None:
             self.recipe = Recipe.of(evidence.X(), found, evidence.leaves(), evidence.count)
         for X, own in evidence.steps(found):
             self._add(X, own)
         self._evidence = Evidence()
-        return ""
-
-    def _recognised(self) -> Loss | None:
-        """The loss of the evidence. Where outputs are small, only its value tells targets from weights."""
-        evidence = self._evidence
-        leaves = evidence.leaves()
-        first = recognise(evidence.outputs(), evidence.G(), leaves)
-        self._unknown = first.reason
-        if first.loss is None or evidence.is_all(first.loss):
-            return first.loss
-        other = recognise(evidence.outputs(), evidence.G(), leaves[::-1]).loss
-        return other if other is not None and evidence.is_all(other) else first.loss
 
     def _add(self, X: Tensor, loss: Loss) -> None:
         """Keep rows, no more than there is room for."""
@@ -285,10 +259,24 @@ def tensors_of(batch: Any) -> list[Tensor]:
     return found
 
 
+def reads_activations(block: ShallowBlock, signal: BlockSignal) -> bool:
+    """Whether a loss reads the activations of a block besides its outputs.
+
+    Args:
+        block: The block.
+        signal: Its signal under the loss.
+
+    Returns:
+        Whether the gradient at the activations is another one than that through the outputs.
+    """
+    if signal.C is None:
+        return False
+    through = signal.G @ block.H
+    return bool((signal.C - through).norm() > SAME * through.norm())
+
+
 def _obstacle(seen: Sighting) -> str:
     """What keeps the loss of a step from being one of the block's outputs."""
     if seen.dropout:
         return _DROPOUT
-    through = seen.signal.G @ seen.block.H
-    C = seen.signal.C
-    return _ACTIVATIONS if C is not None and bool((C - through).norm() > _SAME * through.norm()) else ""
+    return _ACTIVATIONS if reads_activations(seen.block, seen.signal) else ""

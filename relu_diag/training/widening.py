@@ -36,12 +36,10 @@ from relu_diag.training.examination import Examination
 from relu_diag.training.felt import signal_of, some_rows
 from relu_diag.training.gap import coupled_decay, gap_in_training
 from relu_diag.training.look import Look
-from relu_diag.training.rows import SquaredView, TrainingData
+from relu_diag.training.rows import TrainingData, reads_activations
 
 # Copies that are tried under any other loss, where a trial takes a dozen passes over the data.
 _CANDIDATES = 4
-# Relative difference up to which the gradient at the activations comes from the output alone.
-_SAME = 1e-3
 # Rows by which neurons are chosen, and the share that judges where these are not all.
 _ROWS = 4096
 _JUDGING = 0.25
@@ -228,7 +226,7 @@ def _by_rows(plan: _Plan, judge: _Judge, gap: Gap | None) -> list[GrowthProposal
         NoWidening: If no neuron gains anything.
     """
     data = judge.data
-    search = _search_rows(data, data.squared(plan.block), plan.nudge)
+    search = _Search(data.X, partial(growth_proposals, X=data.X, Y=data.loss, nudge=plan.nudge))
     if plan.embedding == "replication" or (plan.embedding != "best" and plan.nudge):
         return _one_by_one(plan, search, judge)
     signal = BlockSignal(data.X, data.loss.gradient(plan.block(data.X)))
@@ -397,13 +395,6 @@ class _Search:
     propose: Callable[[ShallowBlock], list[GrowthProposal]]
 
 
-def _search_rows(data: TrainingData, squared: SquaredView | None, nudge: bool) -> _Search:
-    """The search by the rows of training steps."""
-    if squared is not None and squared.scale == 1:
-        return _Search(data.X, partial(growth_proposals, X=squared.X, Y=squared.Y, nudge=nudge))
-    return _Search(data.X, partial(growth_proposals, X=data.X, Y=data.loss, nudge=nudge, candidates=_CANDIDATES))
-
-
 def _search(trainer: Trainer, module: LightningModule, examination: Examination, look: Look, nudge: bool) -> _Search:
     """The search under the module's own loss, evaluated by passes over the data.
 
@@ -418,8 +409,7 @@ def _search(trainer: Trainer, module: LightningModule, examination: Examination,
     through_output = True
     for one in look.signals(trainer, module):
         signal = one.signal
-        expected = signal.G @ examination.block.H
-        through_output &= signal.C is None or bool((signal.C - expected).norm() <= _SAME * expected.norm())
+        through_output &= not reads_activations(examination.block, signal)
         elements += signal.X.numel() + signal.G.numel()
         if elements <= MAX_ELEMENTS:
             inputs.append(signal.X)
