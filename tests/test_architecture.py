@@ -130,9 +130,7 @@ def test_thresholds_are_in_one_file(room: str) -> None:
     for path in files(room):
         allowed = NO_THRESHOLDS.get(f"{room}/{path.name}", set())
         found[path.name] = sorted(set(numbers_in_capitals(path)) - allowed) + small_numbers(path)
-    assert [name for name in found if found[name]] == [], (
-        f"thresholds and budgets have files of their own: {found}"
-    )
+    assert [name for name in found if found[name]] == [], f"thresholds and budgets have files of their own: {found}"
 
 
 def test_the_flat_kernel_offers_only_what_a_room_or_the_top_floor_exports() -> None:

@@ -205,6 +205,7 @@ def _judged(
         alone=subject.alone,
         whole=all(parameter.requires_grad for parameter in subject.parameters),
         drop=drop,
+        unit=0.0 if data is None else float(data.loss(data.X.new_zeros(len(data.X), len(block.H)))),
     )
     verdict = verdict_in_training(nearby, rows.reason or _NOT_CONVEX, training)
     forecast = None

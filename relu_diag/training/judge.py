@@ -21,6 +21,8 @@ VERDICT_CODES = {
 }
 # Entries of a Jacobian, samples times outputs times weights, up to which the point nearby is searched: about a second.
 _SEARCHED = 2**21
+# Loss over that of outputs that are zero with which nobody trains on: it is on the way to zero for ever.
+_NOTHING = 1e-9
 _AT = ("saddle", "type-2 candidate", "local minimum", "global minimum")
 _MINIMA = ("local minimum", "global minimum")
 
@@ -35,12 +37,14 @@ class Training:
         alone: Whether nothing but the block is trained under its loss.
         whole: Whether all of the block is trained.
         drop: Fraction of the loss below which a point is not where the run is.
+        unit: Loss of outputs that are zero, against which a loss counts as none.
     """
 
     decay: str = ""
     alone: bool = True
     whole: bool = True
     drop: float = 0.01
+    unit: float = 0.0
 
 
 def judge(block: ShallowBlock, data: TrainingData) -> NearbyStationaryPoint | None:
@@ -111,7 +115,7 @@ def verdict_in_training(nearby: NearbyStationaryPoint | None, reason: str, train
     verdict = replace(nearby.verdict, assumptions=assumptions)
     if verdict.kind not in _AT:
         return verdict
-    if way := _on_the_way(nearby, training.drop):
+    if way := _on_the_way(nearby, training):
         return replace(verdict, kind="not stationary", direction=None, theorem="", reason=way)
     if training.decay:
         reason = f"of the loss alone a {verdict.kind}, but {training.decay} decays the weights"
@@ -122,10 +126,10 @@ def verdict_in_training(nearby: NearbyStationaryPoint | None, reason: str, train
     return replace(verdict, kind="undecided", direction=None, theorem="", reason=reason)
 
 
-def _on_the_way(nearby: NearbyStationaryPoint, drop: float) -> str:
+def _on_the_way(nearby: NearbyStationaryPoint, training: Training) -> str:
     """That a point is not where the run is, in words; empty where it is near."""
     now = nearby.loss + nearby.loss_gap
-    if nearby.loss_gap <= drop * abs(now):
+    if nearby.loss_gap <= max(training.drop * abs(now), _NOTHING * training.unit):
         return ""
     below = nearby.loss_gap / abs(now)
     return f"on the way to a {nearby.verdict.kind} (loss {nearby.loss:.4g}, {below:.1%} below)"

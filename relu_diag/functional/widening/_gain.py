@@ -16,7 +16,6 @@ from relu_diag.functional._arrays import Array, unit_rows
 from relu_diag.functional.block import BlockSignal, ShallowBlock
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import (
-    NeuronSums,
     neuron_sums,
     one_sided,
     radial_directions,
@@ -81,11 +80,6 @@ def copy_gains(
         if -slope > felt * float(block.H[:, unit].norm()):
             found.append(CopyGain(unit, -slope, factor, torch.as_tensor(direction).to(block.W)))
     return sorted(found, key=lambda one: -one.gain)
-
-
-def _dense(sums: NeuronSums) -> Tensor:
-    """Whether a neuron has hundreds of samples within reach, bool, shape ``(I,)``."""
-    return (sums.kink_count > BUDGETS.kinks_in_reach) | sums.lost
 
 
 def _steepest(g: Array, q: Array, X: Array) -> tuple[float, Array]:
