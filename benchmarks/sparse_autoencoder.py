@@ -99,12 +99,15 @@ class SparseAutoencoder(LightningModule):
         return self.silent > self.options.every
 
     def _auxk(self, residual: Tensor, z: Tensor) -> Tensor:
-        """Gao et al. 2024: the largest dead features give the residual back, at a 32nd of the loss."""
+        """Gao et al. 2024: the largest dead features give the residual back, at a 32nd of the loss.
+
+        Behind a ReLU the pre-activations of dead features are negative: they count as they are, or nothing would learn.
+        """
         dead = self._dead().nonzero().squeeze(1)
         if not len(dead):
             return z.new_zeros(())
         top = z[:, dead].topk(min(self.options.d // 2, len(dead)), dim=1)
-        chosen = torch.zeros_like(z[:, dead]).scatter(1, top.indices, top.values.relu())
+        chosen = torch.zeros_like(z[:, dead]).scatter(1, top.indices, top.values)
         return (chosen @ self.decoder[dead] - residual).square().sum(dim=1).mean() / 32
 
     def _ghost(self, residual: Tensor, z: Tensor, miss: Tensor) -> Tensor:
