@@ -135,6 +135,7 @@ class Budgets:
         exact_kinks: Kinks within reach beyond which the steepest direction is looked for among the simple ones.
 
     Example:
+        >>> from dataclasses import replace
         >>> replace(BUDGETS, cells=10).cells  # for a quick look
         10
     """
