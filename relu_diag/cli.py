@@ -45,6 +45,11 @@ def main(args: Sequence[str] | None = None) -> None:
 
     Args:
         args: Arguments without the program's name; None: those of the process.
+
+    Example:
+        >>> main(["inspect", "absent.ckpt", "--data", "data.csv"])
+        Traceback (most recent call last):
+        SystemExit: relu-diag inspect: [Errno 2] No such file or directory: 'absent.ckpt'
     """
     given = list(sys.argv[1:] if args is None else args)
     commands: dict[str, tuple[Callable[..., None], str]] = {"inspect": (inspect, _INSPECT), "report": (report, _REPORT)}
@@ -100,6 +105,16 @@ def inspect(
         out: Folder for the figures; None: the folder of the checkpoint.
         all: Show every neuron, not only groups.
         report: Write report.html as well: everything in one file.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> import torch
+        >>> from relu_diag.nn import ShallowNet
+        >>> folder = Path(mkdtemp())
+        >>> torch.save(ShallowNet(3, 2, init_scale=0.0).state_dict(), folder / "net.pt")
+        >>> torch.save((torch.eye(3), torch.ones(3, 1)), folder / "data.pt")
+        >>> inspect(folder / "net.pt", folder / "data.pt")  # doctest: +ELLIPSIS
+        saddle...
     """
     console = Console()
     network, X, Y = load_problem(checkpoint, data, class_path, slopes, block)
@@ -146,6 +161,16 @@ def report(
 
     Raises:
         ValueError: If the checkpoint holds no run, and there are no data.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> import torch
+        >>> from relu_diag.nn import ShallowNet
+        >>> folder = Path(mkdtemp())
+        >>> torch.save(ShallowNet(3, 2, init_scale=0.0).state_dict(), folder / "net.pt")
+        >>> torch.save((torch.eye(3), torch.ones(3, 1)), folder / "data.pt")
+        >>> report(folder / "net.pt", folder / "data.pt")  # doctest: +ELLIPSIS
+        report: ...report.html
     """
     story = load_story(checkpoint)
     command = f"relu-diag report {checkpoint}" + (f" --data {data} --reduction {reduction}" if data else "")

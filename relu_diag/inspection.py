@@ -52,6 +52,13 @@ def group_table(geometry: NeuronGeometry, states: NeuronStates) -> Table:
 
     Returns:
         Table for a terminal of 80 columns.
+
+    Example:
+        >>> X, Y = torch.eye(2).double(), torch.ones(2, 1).double()
+        >>> origin = ShallowBlock(torch.zeros(1, 2).double(), torch.zeros(1, 1).double())
+        >>> geometry = neuron_geometry(origin, squared_error_signal(origin, X, Y))
+        >>> group_table(geometry, neuron_states(origin, X, Y)).row_count
+        1
     """
     table = Table(title=str(states), box=box.SIMPLE, padding=0)
     for column in ("group", "neurons", "which", "state", "amplitude", "kinks", "steepest"):
@@ -77,6 +84,12 @@ def neuron_table(
 
     Returns:
         Table for a terminal, at most 100 neurons.
+
+    Example:
+        >>> X, Y = torch.eye(2).double(), torch.ones(2, 1).double()
+        >>> origin = ShallowBlock(torch.zeros(1, 2).double(), torch.zeros(1, 1).double())
+        >>> [column.header for column in neuron_table(origin, X, Y).columns][:3]
+        ['neuron', 'state', 'group']
     """
     geometry = neuron_geometry(block, squared_error_signal(block, X, Y, reduction), kink_tol)
     states = neuron_states(block, X, Y, kink_tol)
@@ -99,6 +112,15 @@ class Inspection:
         nearby: The stationary point near them, with its own verdict.
         neurons: Its neurons.
         figures: Figures by name.
+
+    Example:
+        >>> X, Y = torch.eye(2).double(), torch.ones(2, 1).double()
+        >>> origin = ShallowBlock(torch.zeros(1, 2).double(), torch.zeros(1, 1).double())
+        >>> found = inspect_block(origin, X, Y)
+        >>> found.verdict.kind
+        'saddle'
+        >>> found.report("the origin", story=None, command="").title
+        'the origin'
     """
 
     verdict: Verdict
@@ -141,6 +163,13 @@ def inspect_block(
 
     Returns:
         What is said of it.
+
+    Example:
+        >>> X, Y = torch.eye(2).double(), torch.ones(2, 1).double()
+        >>> origin = ShallowBlock(torch.zeros(1, 2).double(), torch.zeros(1, 1).double())
+        >>> found = inspect_block(origin, X, Y)
+        >>> found.verdict.kind, sorted(found.figures)
+        ('saddle', ['function', 'neuron_0', 'perturbations', 'witness'])
     """
     verdict = classify(block, X, Y, reduction, kink_tol, tol)
     nearby = nearby_stationary_point(block, X, Y, reduction)
@@ -172,6 +201,12 @@ def inspection_figures(
 
     Returns:
         Figures by name; "function" only with two inputs, "witness" only if the verdict has a direction.
+
+    Example:
+        >>> X, Y = torch.eye(2).double(), torch.ones(2, 1).double()
+        >>> origin = ShallowBlock(torch.zeros(1, 2).double(), torch.zeros(1, 1).double())
+        >>> sorted(inspection_figures(origin, X, Y, classify(origin, X, Y)))
+        ['function', 'neuron_0', 'perturbations', 'witness']
     """
     figures = {}
     if X.shape[1] == 2:

@@ -208,6 +208,15 @@ def landscape_scalars(geometry: NeuronGeometry | NeuronSlopes, states: NeuronSta
         but noise), ``largest_radial`` and ``largest_output_gradient`` (absolute derivatives), ``pull`` (growth rate of
         the small living neuron that is pulled most; where there is none, of a small neuron that would point where some
         neuron does).
+
+    Example:
+        >>> from relu_diag import functional as F
+        >>> X, Y = torch.eye(2), torch.ones(2, 1)
+        >>> block = ShallowBlock(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), torch.ones(1, 2))
+        >>> geometry = F.neuron_geometry(block, F.squared_error_signal(block, X, Y))
+        >>> scalars = landscape_scalars(geometry, F.neuron_states(block, X, Y))
+        >>> int(scalars["dead"]), int(scalars["effective"])
+        (1, 1)
     """
     amplitude = states.group_amplitude
     feeling = geometry.noise > 0

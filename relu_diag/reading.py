@@ -40,6 +40,14 @@ def load_block(
 
     Raises:
         ValueError: If the file cannot be read, or holds no shallow block or several.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from relu_diag.nn import ShallowNet
+        >>> folder = Path(mkdtemp())
+        >>> torch.save(ShallowNet(2, 3).state_dict(), folder / "net.pt")
+        >>> load_block(folder / "net.pt").W.shape
+        torch.Size([3, 2])
     """
     if class_path is None:
         if block is not None:
@@ -78,6 +86,16 @@ def load_problem(
 
     Raises:
         ValueError: If a file cannot be read, or the module computes more from the block's outputs.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from relu_diag.nn import ShallowNet
+        >>> folder = Path(mkdtemp())
+        >>> torch.save(ShallowNet(2, 3).state_dict(), folder / "net.pt")
+        >>> torch.save((torch.eye(2), torch.ones(2, 1)), folder / "data.pt")
+        >>> block, X, Y = load_problem(folder / "net.pt", folder / "data.pt")
+        >>> block(X).shape == Y.shape
+        True
     """
     found = load_block(checkpoint, class_path, slopes, block)
     if class_path is None or block is None:
@@ -150,6 +168,15 @@ def load_data(file: Path, block: ShallowBlock) -> tuple[Tensor, Tensor]:
     Returns:
         Inputs ``(N, d)``, with a column of ones if the block has a hidden bias, and targets ``(N, J)``. A file that is
         no data set of the block is refused with a ``ValueError``.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> file = Path(mkdtemp()) / "data.csv"
+        >>> np.savetxt(file, [[0, 1], [2, 3]], delimiter=",")
+        >>> X, Y = load_data(file, ShallowBlock(torch.ones(3, 2).double(), torch.ones(1, 3).double()))
+        >>> X  # a column of ones for the hidden bias
+        tensor([[0., 1.],
+                [2., 1.]], dtype=torch.float64)
     """
     X, Y = _arrays(file, block)
     if X.shape[1] == block.W.shape[1] - 1:
@@ -193,6 +220,14 @@ def load_story(checkpoint: Path) -> RunStory | None:
 
     Returns:
         The run up to the checkpoint; None if there was no such monitor, or it had seen no loss.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from relu_diag.nn import ShallowNet
+        >>> folder = Path(mkdtemp())
+        >>> torch.save(ShallowNet(2, 3).state_dict(), folder / "net.pt")
+        >>> load_story(folder / "net.pt") is None  # no run of a PlateauMonitor
+        True
     """
     loaded = _loaded(checkpoint)
     states = loaded.get("callbacks", {}) if isinstance(loaded, Mapping) else {}

@@ -58,6 +58,10 @@ class RunStory:
         losses: The losses.
         plateaus: The plateaus, oldest first.
         marks: Steps at which a callback acted, with a word for what it did.
+
+    Example:
+        >>> RunStory(steps=[0, 100], losses=[0.5, 0.4], plateaus=[], marks=[(50, "moved")]).marks
+        [(50, 'moved')]
     """
 
     steps: Sequence[float]
@@ -75,6 +79,14 @@ class BlockNeurons:
         block: Its weights.
         geometry: One-sided derivatives.
         states: Neuron states.
+
+    Example:
+        >>> from relu_diag import functional as F
+        >>> X, Y = torch.eye(2), torch.ones(2, 1)
+        >>> block = ShallowBlock(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), torch.ones(1, 2))
+        >>> geometry = F.neuron_geometry(block, F.squared_error_signal(block, X, Y))
+        >>> BlockNeurons("net.0 -> net.2", block, geometry, F.neuron_states(block, X, Y)).name
+        'net.0 -> net.2'
     """
 
     name: str
@@ -94,6 +106,10 @@ class Report:
         figures: Other figures by name.
         neurons: The neurons of each block.
         reproduce: Commands or code that make the same again.
+
+    Example:
+        >>> Report("five points", reproduce="relu-diag fit -c configs/five_points.yaml").verdict is None
+        True
     """
 
     title: str
@@ -168,6 +184,10 @@ class NeuronGroup:
         amplitude: Sum of ``||w_i|| ||h_i||``.
         kinks: Largest number of samples on the kink of one of them.
         steepest: Smallest one-sided slope of one of them.
+
+    Example:
+        >>> NeuronGroup("group 0", torch.arange(10), "active", amplitude=1.0, kinks=0, steepest=-0.1).members
+        '0, 1, 2, 3, 4, 5, 6, 7 and 2 more'
     """
 
     name: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib.util
+import inspect
 import json
 import re
 from pathlib import Path
@@ -42,6 +43,14 @@ def code_cells(notebook: Path) -> list[str]:
 
 def test_every_public_name_is_on_a_page_of_the_api() -> None:
     assert module_at(DOCS / "public_names.py").missing() == []
+
+
+def test_every_public_name_shows_an_example() -> None:
+    names = module_at(DOCS / "public_names.py")
+    things = {address: names.thing_of(address) for address in names.shown()}
+    shown = {address: thing for address, thing in things.items() if inspect.isclass(thing) or inspect.isfunction(thing)}
+    assert len(shown) > 300
+    assert [address for address, thing in shown.items() if ">>>" not in (thing.__doc__ or "")] == []
 
 
 def test_every_page_is_in_the_menu_and_every_line_of_the_menu_is_a_page() -> None:

@@ -43,6 +43,18 @@ class Sighting:
         later_kinks: Number of inputs of those operations that sit on their kinks and get a gradient, shape ``()``, on
             the block's device; None where nobody counted.
         uncounted: Those operations whose inputs are not known: their kinks are missing from the count.
+
+    Example:
+        >>> import torch
+        >>> from relu_diag.capture import riding
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> with riding(net) as ride:
+        ...     loss = net(torch.eye(2)).square().mean()
+        ...     ride.board(loss)
+        ...     loss.backward()
+        ...     (seen,) = ride.end()
+        >>> seen.name, seen.from_data, seen.exactness
+        ('0 -> 2', True, 'exact')
     """
 
     hidden: str

@@ -22,6 +22,11 @@ class NeuronRows:
         parameter: The parameter.
         axis: The axis.
         values: What a block has for it, of the parameter's shape but for the number of neurons.
+
+    Example:
+        >>> layer = nn.Linear(2, 3)
+        >>> NeuronRows(layer.weight, axis=0, values=torch.zeros(1, 2)).axis
+        0
     """
 
     parameter: nn.Parameter

@@ -16,6 +16,14 @@ class BlockLocation:
         output: Qualified name of the second one.
         slopes: Slopes ``(s-, s+)`` of the activation between them, as traced.
         prelu: Qualified name of the ``nn.PReLU`` between them, whose slope is trained; None if the slopes are fixed.
+
+    Example:
+        >>> location = BlockLocation("0", "2", slopes=(0.0, 1.0))
+        >>> print(location)
+        0 -> 2
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> location.linears(net)
+        (Linear(in_features=2, out_features=3, bias=True), Linear(in_features=3, out_features=1, bias=True))
     """
 
     hidden: str

@@ -30,6 +30,13 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
 
     Yields:
         Nothing.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+        >>> with undisturbed(net):
+        ...     outputs = net.eval()(torch.eye(2))
+        >>> net.training
+        True
     """
     modes = [(m, m.training) for m in module.modules()]
     buffers = [(b, b.detach().clone()) for b in module.buffers()]

@@ -38,6 +38,20 @@ class Ride:
 
     Attributes:
         reasons: For a layer that reads another one and makes no block with it, what stands between.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> ride = Ride(net)
+        >>> ride.begin()
+        >>> loss = net(torch.eye(2)).square().mean()
+        >>> ride.board(loss)
+        >>> loss.backward()
+        >>> (seen,) = ride.end()
+        >>> seen.name, seen.signal.X.shape
+        ('0 -> 2', torch.Size([2, 3]))
     """
 
     def __init__(self, module: nn.Module) -> None:

@@ -157,6 +157,10 @@ class PopulationNodes(LightningDataModule):
 
     Raises:
         ValueError: If an epoch has no step.
+
+    Example:
+        >>> PopulationNodes(steps_per_epoch=50).steps_per_epoch
+        50
     """
 
     def __init__(self, steps_per_epoch: int = 100) -> None:

@@ -92,6 +92,12 @@ def reference_problem(name: ProblemName) -> ReferenceProblem:
 
     Raises:
         ValueError: If there is no such problem.
+
+    Example:
+        >>> problem = reference_problem("five_points")
+        >>> X, Y = problem.tensors()
+        >>> X.shape, Y.shape
+        (torch.Size([5, 2]), torch.Size([5, 1]))
     """
     if name not in _PROBLEMS:
         raise ValueError(f"`problem` must be one of {sorted(get_args(ProblemName))}; got {name!r}.")

@@ -130,6 +130,10 @@ def png_of(figure: Figure) -> bytes:
 
     Returns:
         Bytes.
+
+    Example:
+        >>> png_of(Figure())[1:4]
+        b'PNG'
     """
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=_DPI)

@@ -45,6 +45,12 @@ def cell_figure(
 
     Raises:
         ValueError: If the block has another shape, an output bias, or ``h = 0``.
+
+    Example:
+        >>> X, Y = torch.eye(2), torch.ones(2, 1)
+        >>> figure = cell_figure(ShallowBlock(torch.ones(1, 2), torch.ones(1, 1)), X, Y)
+        >>> figure.axes[0].get_xlabel()
+        '$w_1$'
     """
     if block.W.shape != (1, 2) or block.H.shape != (1, 1) or block.output_bias is not None or not block.H.any():
         raise ValueError(

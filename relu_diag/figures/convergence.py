@@ -45,6 +45,14 @@ def certificate_figure(
 
     Raises:
         ValueError: If the certificate does not hold, so that there is no bound to draw.
+
+    Example:
+        >>> from relu_diag import ShallowBlock, functional as F
+        >>> block = ShallowBlock(torch.eye(2).double() + 0.5, 10 * torch.ones(1, 2).double())
+        >>> certificate = F.convergence_certificate(block, torch.eye(2).double(), 20.01 * torch.ones(2, 1).double())
+        >>> figure = certificate_figure(certificate, times=[0.0, 0.1], losses=[1e-4, 1e-5])
+        >>> figure.axes[0].get_yscale()
+        'log'
     """
     if not certificate.holds:
         raise ValueError(f"There is no bound to draw: {certificate}.")
@@ -80,6 +88,11 @@ def toy_figure(paths: Sequence[NDArray[np.float64]] = (), limit: float = 3.0, ax
 
     Returns:
         Figure.
+
+    Example:
+        >>> figure = toy_figure([np.array([[1.0, 2.0], [1.0, 1.0]])])
+        >>> len(figure.axes)
+        1
     """
     x = np.linspace(-limit, limit, _GRID)
     X, Y = np.meshgrid(x, x)

@@ -56,6 +56,14 @@ def direction_figure(
 
     Returns:
         Figure.
+
+    Example:
+        >>> from relu_diag import functional as F
+        >>> X, Y = torch.eye(2), torch.ones(2, 1)
+        >>> origin = ShallowBlock(torch.zeros(1, 2), torch.zeros(1, 1))
+        >>> figure = direction_figure(origin, X, Y, F.classify(origin, X, Y).direction)
+        >>> [line.get_label() for line in figure.axes[0].lines][1:]
+        ['loss change, evaluated', 'exact quartic', 'witness']
     """
     block = block.double()
     X, Y = X.detach().double(), Y.detach().double()
@@ -117,6 +125,12 @@ def neuron_figure(
 
     Raises:
         ValueError: If there is no such neuron, or if ``d = 1``, where nothing can turn.
+
+    Example:
+        >>> block = ShallowBlock(torch.tensor([[1.0, 0.5]]), torch.ones(1, 1))
+        >>> figure = neuron_figure(block, torch.eye(2), torch.ones(2, 1), neuron=0)
+        >>> [panel.get_ylabel() for panel in figure.axes]
+        ['loss', 'slope']
     """
     count, inputs = block.W.shape
     if not 0 <= neuron < count or inputs == 1:
@@ -158,6 +172,13 @@ def perturbation_figure(test: PerturbationTest, where: str = "", ax: Axes | None
 
     Returns:
         Figure.
+
+    Example:
+        >>> from relu_diag import functional as F
+        >>> block = ShallowBlock(torch.ones(1, 2), torch.ones(1, 1))
+        >>> test = F.perturbation_test(block, torch.eye(2), torch.zeros(2, 1), draws=50)
+        >>> perturbation_figure(test).axes[0].get_ylabel()
+        'perturbations'
     """
     canvas = Canvas.at(ax, (5.5, 3.5))
     panel = canvas.axes[0]

@@ -54,6 +54,13 @@ def function_figure(
 
     Raises:
         ValueError: If the block does not have two inputs, or an interval is given and the second is not constant.
+
+    Example:
+        >>> x = torch.linspace(-1, 1, 5)
+        >>> X = torch.stack([x, torch.ones(5)], dim=1)  # one input, and the constant that carries the bias
+        >>> figure = function_figure(ShallowBlock(torch.eye(2), torch.ones(1, 2)), X, x[:, None].abs())
+        >>> len(figure.axes)
+        1
     """
     if block.W.shape[1] != 2:
         raise ValueError(f"`block` needs two inputs, a constant one included, to be drawn; got {block.W.shape[1]}.")

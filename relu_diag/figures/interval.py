@@ -50,6 +50,12 @@ def interval_figure(
 
     Returns:
         Figure.
+
+    Example:
+        >>> neurons = torch.tensor([[1.0, -1.0], [0.0, 0.5], [1.0, 2.0]])  # rows w, b, h
+        >>> figure = interval_figure(neurons, 0.0, torch.sin, (0.0, 1.0))
+        >>> [panel.get_ylabel() for panel in figure.axes]
+        ['output', 'kink']
     """
     w, b, h = neurons.detach().double()
     pieces = network_pieces(w, b, h, c if isinstance(c, float) else c.detach().double(), interval, slopes)
@@ -114,6 +120,15 @@ def ladder_figure(
 
     Returns:
         Figure.
+
+    Example:
+        >>> from relu_diag import functional as F
+        >>> from relu_diag.functional.integral import AffineProblem
+        >>> w, b, h = torch.ones(3, 4).double()
+        >>> problem = AffineProblem(w, b, h, torch.tensor(0.0).double(), 1.0, 0.0, (0.0, 1.0), (0.0, 1.0))
+        >>> figure = ladder_figure([0, 1], [0.1, 0.01], problem, F.convergence_threshold(1.0, (0.0, 1.0), 4))
+        >>> figure.axes[0].get_yscale()
+        'log'
     """
     canvas = Canvas.at(ax, (6.0, 4.0))
     panel = canvas.axes[0]

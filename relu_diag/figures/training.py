@@ -50,6 +50,20 @@ class TrainingHistory:
 
     Raises:
         ValueError: If there is no moment or no neuron, or the shapes do not fit together.
+
+    Example:
+        >>> import torch
+        >>> history = TrainingHistory(
+        ...     steps=torch.tensor([0, 100]),
+        ...     loss=torch.tensor([1.0, 0.1]),
+        ...     angle=torch.zeros(2, 3),
+        ...     input_norm=torch.ones(2, 3),
+        ...     output=torch.ones(2, 1, 3),
+        ...     group=torch.tensor([0, 0, 1]),
+        ...     dead=torch.zeros(3, dtype=torch.bool),
+        ... )
+        >>> len(history.steps), history.alignment
+        (2, None)
     """
 
     steps: Tensor
@@ -102,6 +116,21 @@ def training_figure(history: TrainingHistory, marks: Sequence[float] = (), ax: A
 
     Returns:
         Figure.
+
+    Example:
+        >>> import torch
+        >>> history = TrainingHistory(
+        ...     steps=torch.tensor([0, 100]),
+        ...     loss=torch.tensor([1.0, 0.1]),
+        ...     angle=torch.zeros(2, 3),
+        ...     input_norm=torch.ones(2, 3),
+        ...     output=torch.ones(2, 1, 3),
+        ...     group=torch.tensor([0, 0, 1]),
+        ...     dead=torch.zeros(3, dtype=torch.bool),
+        ... )
+        >>> figure = training_figure(history, marks=[50])
+        >>> [panel.get_ylabel() for panel in figure.axes][:2]
+        ['loss', 'angle of $w_i$ (rad)']
     """
     panels = _panels(history)
     rows = len(panels) // 2 + 1

@@ -127,6 +127,10 @@ class Tolerances:
         chance: Probability of so many samples on a kink by chance, below which the neuron counts as on it.
         enough: Samples from which on their density, or the spread of their slopes, says something.
         standard_errors: Slope over its standard error, up to which it is noise.
+
+    Example:
+        >>> tolerances(torch.float64).kink < tolerances(torch.float32).kink
+        True
     """
 
     eps: float

@@ -102,6 +102,22 @@ def replace_in_training(
         units: The neurons to replace.
         change: Maps a block to one that has their new weights.
         restart: As in `replace_units`.
+
+    Example:
+        >>> from lightning.pytorch import LightningModule
+        >>> from relu_diag.nn import ShallowNet
+        >>> module = LightningModule()
+        >>> module.net = ShallowNet(2, 3)
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> trainer.strategy.connect(module)
+        >>> trainer.optimizers = [torch.optim.SGD(module.parameters(), lr=0.1)]
+        >>> live = LiveBlock.at(module, BlockLocation("net.hidden", "net.output", (0.0, 1.0)))
+        >>> def silent(block):
+        ...     block.H[:, 2] = 0.0
+        ...     return block
+        >>> replace_in_training(trainer, live, [2], silent)
+        >>> module.net.output.weight[0, 2].item()
+        0.0
     """
     check_strategy(trainer)
     module = trainer.lightning_module

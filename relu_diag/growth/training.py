@@ -24,6 +24,9 @@ def check_strategy(trainer: Trainer) -> None:
 
     Raises:
         MisconfigurationException: If the parameters are sharded.
+
+    Example:
+        >>> check_strategy(Trainer(barebones=True, accelerator="cpu"))  # one device holds whole layers
     """
     if of_lightning(trainer.strategy, "FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"):
         raise MisconfigurationException(
@@ -42,6 +45,21 @@ def grow_in_training(trainer: Trainer, location: BlockLocation, embed: Callable[
         trainer: The trainer, fitting.
         location: Which block of its module.
         embed: Maps a block to the wider one that replaces it.
+
+    Example:
+        >>> import torch
+        >>> from lightning.pytorch import LightningModule
+        >>> from relu_diag.functional import replicate_unit
+        >>> from relu_diag.nn import ShallowNet
+        >>> module = LightningModule()
+        >>> module.net = ShallowNet(2, 3)
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> trainer.strategy.connect(module)
+        >>> trainer.optimizers = [torch.optim.SGD(module.parameters(), lr=0.1)]
+        >>> place = BlockLocation("net.hidden", "net.output", (0.0, 1.0))
+        >>> grow_in_training(trainer, place, lambda block: replicate_unit(block, 0, (1.0, 1.0), (0.5, 0.5)))
+        >>> len(module.net.hidden.weight)
+        4
     """
     check_strategy(trainer)
     module = trainer.lightning_module
@@ -59,6 +77,10 @@ def averaged_copies(trainer: Trainer) -> list[nn.Module]:
 
     Returns:
         The copies, with the same structure as the trainer's module.
+
+    Example:
+        >>> averaged_copies(Trainer(barebones=True, accelerator="cpu"))
+        []
     """
     held = [getattr(callback, "_average_model", None) for callback in trainer.callbacks]  # type: ignore[attr-defined]
     copies = [copy.module if isinstance(copy, AveragedModel) else copy for copy in held]
@@ -74,6 +96,10 @@ def unwrapped(trainer: Trainer) -> Iterator[None]:
 
     Yields:
         Nothing; inside, parameters may change their shape, and `in_a_graph` sees graphs alone.
+
+    Example:
+        >>> with unwrapped(Trainer(barebones=True, accelerator="cpu")):
+        ...     pass  # under DDP, parameters may change their shape here
     """
     strategy: Any = trainer.strategy
     if not of_lightning(strategy, "DDPStrategy"):

@@ -23,6 +23,13 @@ class IntegralLoss(nn.Module):
 
     Args:
         domain: Where to integrate.
+
+    Example:
+        >>> from relu_diag.losses import IntervalL2Loss
+        >>> from relu_diag.nn import ShallowNet
+        >>> loss = IntervalL2Loss(torch.sin, (0.0, 1.0))
+        >>> isinstance(loss, IntegralLoss), loss(ShallowNet(1, 3)).shape
+        (True, torch.Size([]))
     """
 
     def __init__(self, domain: Domain) -> None:

@@ -85,6 +85,17 @@ def is_epoch_of_all(trainer: Trainer) -> bool:
 
     Returns:
         False where it ended early, batches are left out, or samples are drawn with replacement.
+
+    Example:
+        >>> from lightning.pytorch import Callback
+        >>> from relu_diag.experiments import PointsDataModule, ReferenceRegression
+        >>> class Look(Callback):
+        ...     def on_train_batch_end(self, trainer, *_):
+        ...         print(is_epoch_of_all(trainer))
+        >>> quiet = {f"enable_{name}": False for name in ("checkpointing", "progress_bar", "model_summary")}
+        >>> trainer = Trainer(accelerator="cpu", max_steps=2, callbacks=[Look()], logger=False, **quiet)
+        >>> trainer.fit(ReferenceRegression("five_points"), PointsDataModule("five_points", batches_per_epoch=2))
+        False
     """
     loader = trainer.train_dataloader
     sampler = getattr(loader, "sampler", None)

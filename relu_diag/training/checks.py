@@ -66,6 +66,10 @@ def check_flag(name: str, value: object) -> bool:
 
     Raises:
         MisconfigurationException: If it is neither.
+
+    Example:
+        >>> check_flag("exact", True)
+        True
     """
     if not isinstance(value, bool):
         raise MisconfigurationException(f"`{name}` must be True or False; got {value!r}.")
@@ -84,6 +88,10 @@ def check_callable(name: str, value: _Function | None) -> _Function | None:
 
     Raises:
         MisconfigurationException: If it is neither.
+
+    Example:
+        >>> check_callable("loss", print)
+        <built-in function print>
     """
     if value is not None and not callable(value):
         raise MisconfigurationException(f"`{name}` must be a function; got {value!r}.")
@@ -102,6 +110,10 @@ def check_iterable(name: str, value: Iterable[Any] | None) -> Iterable[Any] | No
 
     Raises:
         MisconfigurationException: If it is neither.
+
+    Example:
+        >>> check_iterable("dataloader", [1, 2])
+        [1, 2]
     """
     if value is not None and not isinstance(value, Iterable):
         raise MisconfigurationException(f"`{name}` must be a DataLoader or another iterable of batches; got {value!r}.")

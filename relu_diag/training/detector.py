@@ -52,6 +52,10 @@ class PlateauChange:
             "not finite", the loss is NaN or infinite. "slide": it was no plateau, the loss slides steadily.
         step: Step of the change.
         loss: Loss of the plateau.
+
+    Example:
+        >>> PlateauChange("escape", step=5000, loss=0.5)
+        PlateauChange(how='escape', step=5000, loss=0.5)
     """
 
     how: HowChanged

@@ -67,6 +67,15 @@ class Examination:
         look: The look that made a pass; None where the rows are those of training steps.
         parameters: The parameters of the block.
         signals: Inputs and loss gradients of steps at their weights, where the loss is not known.
+
+    Example:
+        >>> import torch
+        >>> from relu_diag.training import verdict_in_training
+        >>> block = ShallowBlock(-torch.eye(2), torch.ones(1, 2))
+        >>> undecided = verdict_in_training(None, "the loss was not recognised")
+        >>> found = Examination(10, "net.0", None, block, 0.5, undecided, None, None, None, undecided.reason, dead=True)
+        >>> found.all_dead
+        'all 2 neurons of net.0 are dead'
     """
 
     step: int
@@ -121,6 +130,29 @@ def examine_rows(
 
     Returns:
         Their examinations, the one that says most about the loss first; None if weights are not finite on any rank.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from relu_diag.capture import riding
+        >>> class Tiny(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> module = Tiny().double()
+        >>> X, Y = torch.eye(2).double(), torch.ones(2, 1).double()
+        >>> with riding(module) as ride:
+        ...     loss = (module.net(X) - Y).square().mean()
+        ...     ride.board(loss)
+        ...     loss.backward()
+        ...     (seen,) = ride.end()
+        >>> rows = KeptRows()
+        >>> rows.keep(seen, loss.item(), (X, Y))
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> trainer.optimizers = [torch.optim.SGD(module.parameters(), lr=0.1)]
+        >>> (found,) = examine_rows(trainer, module, {seen.hidden: seen}, {seen.hidden: rows}, loss.item(), drop=0.01)
+        >>> found.name, found.data.loss.name
+        ('net.0', 'squared error')
     """
     finite = True
     try:
@@ -156,6 +188,23 @@ def examine_pass(trainer: Trainer, module: LightningModule, look: Look, drop: fl
 
     Returns:
         The examination; None if the weights or the loss are not finite on any rank.
+
+    Example:
+        >>> import torch
+        >>> class Tiny(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> data = [(torch.eye(2), torch.ones(2, 1))]
+        >>> def loss_of(module, batch):
+        ...     return (module.net(batch[0]) - batch[1]).square().mean()
+        >>> look = Look("MyMonitor", None, data, None, loss_of)
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> module = Tiny()
+        >>> trainer.optimizers = [torch.optim.SGD(module.parameters(), lr=0.1)]
+        >>> look.find(trainer, module)
+        >>> examine_pass(trainer, module, look, drop=0.01).data.loss.name
+        'squared error'
     """
     rows = KeptRows()
     mean = MeanMetric().to(module.device)
@@ -296,6 +345,21 @@ def location_of(module: LightningModule, seen: Sighting) -> BlockLocation | None
 
     Returns:
         The place; None where its weights are those of anything else.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from relu_diag.capture import riding
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> X, Y = torch.eye(2), torch.ones(2, 1)
+        >>> with riding(net) as ride:
+        ...     loss = (net(X) - Y).square().mean()
+        ...     ride.board(loss)
+        ...     loss.backward()
+        ...     (seen,) = ride.end()
+        >>> print(location_of(net, seen))
+        0 -> 2
     """
     layers = dict(module.named_modules())
     names = (seen.hidden, *seen.readers)

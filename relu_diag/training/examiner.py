@@ -67,6 +67,11 @@ class Examiner:
 
     Raises:
         MisconfigurationException: If an argument is not what it should be.
+
+    Example:
+        >>> examiner = Examiner("PlateauMonitor", block="encoder*")
+        >>> examiner.reason()
+        'no step of the training was seen yet'
     """
 
     def __init__(

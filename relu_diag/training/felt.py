@@ -27,6 +27,17 @@ def growth_gain(examination: Examination) -> float:
 
     Returns:
         ``||D(w)|| / ||rho(X w)||``, loss per unit of the outputs of all samples together; 0 where no gradient is known.
+
+    Example:
+        >>> import torch
+        >>> from relu_diag.functional import SquaredError
+        >>> from relu_diag.training import TrainingData, verdict_in_training
+        >>> data = TrainingData(torch.eye(2), SquaredError(torch.tensor([[1.0], [0.0]])))
+        >>> block = ShallowBlock(torch.tensor([[0.0, 1.0]]), torch.ones(1, 1))
+        >>> unknown = verdict_in_training(None, "")
+        >>> found = Examination(0, "net.0", None, block, 0.5, unknown, None, data, None, "", dead=False)
+        >>> growth_gain(found) > 0  # a neuron for the first sample
+        True
     """
     signal = signal_of(examination)
     if signal is None:
@@ -61,6 +72,18 @@ def signal_of(examination: Examination) -> BlockSignal | None:
 
     Returns:
         The signal; None where no gradient is known.
+
+    Example:
+        >>> import torch
+        >>> from relu_diag.functional import SquaredError
+        >>> from relu_diag.training import TrainingData, verdict_in_training
+        >>> data = TrainingData(torch.eye(2), SquaredError(torch.tensor([[1.0], [0.0]])))
+        >>> block = ShallowBlock(torch.tensor([[0.0, 1.0]]), torch.ones(1, 1))
+        >>> unknown = verdict_in_training(None, "")
+        >>> found = Examination(0, "net.0", None, block, 0.5, unknown, None, data, None, "", dead=False)
+        >>> signal_of(found).G
+        tensor([[-1.],
+                [ 1.]])
     """
     data = examination.data
     if data is not None:
@@ -83,6 +106,11 @@ def some_rows(signal: BlockSignal, most: int) -> BlockSignal:
 
     Returns:
         That of some of them.
+
+    Example:
+        >>> some_rows(BlockSignal(torch.eye(4), torch.ones(4, 1)), 2).G
+        tensor([[2.],
+                [2.]])
     """
     count = len(signal.X)
     if count <= most:

@@ -39,6 +39,26 @@ def gap_in_training(trainer: Trainer, examination: Examination, rounds: int = 0)
     Returns:
         The gap, certified only where it is that of all data; None where the loss is not known or not convex, or where
         the weights have no decay that is part of the loss, as under AdamW.
+
+    Example:
+        >>> from relu_diag.capture import BlockLocation, read_block
+        >>> from relu_diag.functional import SquaredError
+        >>> from relu_diag.nn import ShallowNet
+        >>> from relu_diag.training import TrainingData, verdict_in_training
+        >>> import torch
+        >>> from lightning.pytorch import LightningModule
+        >>> module = LightningModule()
+        >>> module.net = ShallowNet(2, 3, hidden_bias=False, output_bias=False)
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> trainer.strategy.connect(module)
+        >>> trainer.optimizers = [SGD(module.parameters(), lr=0.1, weight_decay=0.01)]
+        >>> place = BlockLocation("net.hidden", "net.output", (0.0, 1.0))
+        >>> data = TrainingData(torch.eye(2), SquaredError(torch.ones(2, 1)), complete=True)
+        >>> unknown = verdict_in_training(None, "")
+        >>> block = read_block(module, place)
+        >>> found = Examination(0, "net.hidden", place, block, 1.0, unknown, None, data, None, "", dead=False)
+        >>> gap_in_training(trainer, found).certified
+        True
     """
     data = examination.data
     decay = coupled_decay(trainer, examination)
@@ -63,6 +83,26 @@ def against_growing(trainer: Trainer, examination: Examination, gap: Gap) -> str
     Returns:
         The reason; empty where the gap exceeds 1 % of the best loss, a new neuron would grow, and none that is there
         does.
+
+    Example:
+        >>> from relu_diag.capture import BlockLocation, read_block
+        >>> from relu_diag.functional import SquaredError
+        >>> from relu_diag.nn import ShallowNet
+        >>> from relu_diag.training import TrainingData, verdict_in_training
+        >>> import torch
+        >>> from lightning.pytorch import LightningModule
+        >>> module = LightningModule()
+        >>> module.net = ShallowNet(2, 3, hidden_bias=False, output_bias=False)
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> trainer.strategy.connect(module)
+        >>> trainer.optimizers = [SGD(module.parameters(), lr=0.1, weight_decay=0.01)]
+        >>> place = BlockLocation("net.hidden", "net.output", (0.0, 1.0))
+        >>> data = TrainingData(torch.eye(2), SquaredError(torch.ones(2, 1)), complete=True)
+        >>> unknown = verdict_in_training(None, "")
+        >>> block = read_block(module, place)
+        >>> found = Examination(0, "net.hidden", place, block, 1.0, unknown, None, data, None, "", dead=False)
+        >>> against_growing(trainer, found, gap_in_training(trainer, found))
+        'neurons that are there grow by themselves'
     """
     if not _is_wide(gap):
         return str(gap)
@@ -105,6 +145,26 @@ def coupled_decay(trainer: Trainer, examination: Examination) -> WeightDecay | N
     Returns:
         The decay; None where it is no gradient of a loss, as under AdamW, or parts of the block are not decayed as they
         are: computed weights, raw parameters.
+
+    Example:
+        >>> from relu_diag.capture import BlockLocation, read_block
+        >>> from relu_diag.functional import SquaredError
+        >>> from relu_diag.nn import ShallowNet
+        >>> from relu_diag.training import TrainingData, verdict_in_training
+        >>> import torch
+        >>> from lightning.pytorch import LightningModule
+        >>> module = LightningModule()
+        >>> module.net = ShallowNet(2, 3, hidden_bias=False, output_bias=False)
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> trainer.strategy.connect(module)
+        >>> trainer.optimizers = [SGD(module.parameters(), lr=0.1, weight_decay=0.01)]
+        >>> place = BlockLocation("net.hidden", "net.output", (0.0, 1.0))
+        >>> data = TrainingData(torch.eye(2), SquaredError(torch.ones(2, 1)), complete=True)
+        >>> unknown = verdict_in_training(None, "")
+        >>> block = read_block(module, place)
+        >>> found = Examination(0, "net.hidden", place, block, 1.0, unknown, None, data, None, "", dead=False)
+        >>> coupled_decay(trainer, found)
+        WeightDecay(W=0.01, H=0.01, hidden_bias=None, output_bias=0.0)
     """
     if examination.location is None:
         return None

@@ -35,6 +35,11 @@ class Moment(NamedTuple):
         direction: Unit input weights of every n-th neuron, the n that memory allows, float32, shape ``(ceil(I/n), d)``;
             None with two inputs, where the angle says it all.
         active: Share of the samples on the leg of slope ``s+``, float32, shape ``(I,)``, or None.
+
+    Example:
+        >>> moment = Moment(100, 0.5, angle=torch.zeros(3), input_norm=torch.ones(3), output=torch.ones(1, 3))
+        >>> moment.step, moment.direction
+        (100, None)
     """
 
     step: int

@@ -38,6 +38,10 @@ class Training:
         whole: Whether all of the block is trained.
         drop: Fraction of the loss below which a point is not where the run is.
         unit: Loss of outputs that are zero, against which a loss counts as none.
+
+    Example:
+        >>> Training(decay="AdamW").decay
+        'AdamW'
     """
 
     decay: str = ""
@@ -57,6 +61,13 @@ def judge(block: ShallowBlock, data: TrainingData) -> NearbyStationaryPoint | No
     Returns:
         The point; its verdict says whether these are all data. A network that is too large to search around it is
         judged at its weights. None where the loss is not convex in the outputs.
+
+    Example:
+        >>> from relu_diag.functional import SquaredError
+        >>> data = TrainingData(torch.eye(2).double(), SquaredError(torch.ones(2, 1).double()), complete=True)
+        >>> block = ShallowBlock(1e-6 * torch.ones(1, 2).double(), 1e-6 * torch.ones(1, 1).double())
+        >>> judge(block, data).verdict.kind
+        'saddle'
     """
     if not data.loss.convex:
         return None
@@ -101,6 +112,15 @@ def verdict_in_training(nearby: NearbyStationaryPoint | None, reason: str, train
 
     Returns:
         The verdict; "undecided" with the reason if there is none.
+
+    Example:
+        >>> from relu_diag.functional import SquaredError
+        >>> data = TrainingData(torch.eye(2).double(), SquaredError(torch.ones(2, 1).double()), complete=True)
+        >>> block = ShallowBlock(1e-6 * torch.ones(1, 2).double(), 1e-6 * torch.ones(1, 1).double())
+        >>> verdict_in_training(judge(block, data), "").kind
+        'saddle'
+        >>> verdict_in_training(judge(block, data), "", Training(decay="AdamW")).reason
+        'of the loss alone a saddle, but AdamW decays the weights'
     """
     if nearby is None:
         nobody = torch.empty(0, dtype=torch.long)

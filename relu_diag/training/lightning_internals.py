@@ -19,6 +19,10 @@ def steps_logged(trainer: Trainer) -> int:
 
     Returns:
         Number of such batches so far. With one optimizer it is ``trainer.global_step``.
+
+    Example:
+        >>> steps_logged(Trainer(barebones=True, accelerator="cpu"))
+        0
     """
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
@@ -31,6 +35,10 @@ def batches_done_in_epoch(trainer: Trainer) -> int:
 
     Returns:
         The number, as large as an epoch after its last batch.
+
+    Example:
+        >>> batches_done_in_epoch(Trainer(barebones=True, accelerator="cpu"))
+        0
     """
     return trainer.fit_loop.epoch_loop.batch_idx + 1
 
@@ -43,6 +51,10 @@ def epochs_completed(trainer: Trainer) -> int:
 
     Returns:
         The number.
+
+    Example:
+        >>> epochs_completed(Trainer(barebones=True, accelerator="cpu"))
+        0
     """
     return trainer.fit_loop.epoch_progress.current.completed
 
@@ -57,6 +69,11 @@ def logged_metric(trainer: Trainer, name: str, on_step: bool) -> Tensor | None:
 
     Returns:
         The value, shape ``()``; None if no such metric was logged.
+
+    Example:
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> logged_metric(trainer, "train_loss", on_step=True) is None  # nothing runs
+        True
     """
     results = trainer._results
     metrics = results.metrics(on_step)["callback"] if results is not None else {}
@@ -72,6 +89,10 @@ def progress_bar_texts(trainer: Trainer) -> dict[str, Any]:
 
     Returns:
         Values by name.
+
+    Example:
+        >>> progress_bar_texts(Trainer(barebones=True, accelerator="cpu"))
+        {}
     """
     shown: dict[str, Any] = trainer._logger_connector._progress_bar_metrics
     return shown
@@ -87,6 +108,11 @@ def device_batches(trainer: Trainer, module: LightningModule, loader: Iterable[A
 
     Yields:
         Batches on the module's device.
+
+    Example:
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> list(device_batches(trainer, LightningModule(), [1, 2]))
+        [1, 2]
     """
     for batch in loader:
         converted = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
@@ -101,6 +127,10 @@ def loss_scale(trainer: Trainer) -> float:
 
     Returns:
         The scale of the trainer's GradScaler; 1 where there is none.
+
+    Example:
+        >>> loss_scale(Trainer(barebones=True, accelerator="cpu"))
+        1.0
     """
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return 1.0 if scaler is None else float(scaler.get_scale())
@@ -114,6 +144,10 @@ def shows_final_metric(logger: TensorBoardLogger) -> bool:
 
     Returns:
         Whether it does.
+
+    Example:
+        >>> shows_final_metric(TensorBoardLogger("logs", default_hp_metric=False))
+        False
     """
     return bool(logger._default_hp_metric)
 
@@ -123,5 +157,9 @@ def write_past_bar(line: str) -> None:
 
     Args:
         line: The line.
+
+    Example:
+        >>> write_past_bar("step 9  saddle")
+        step 9  saddle
     """
     Tqdm.write(line)

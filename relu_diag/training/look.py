@@ -38,6 +38,12 @@ class BatchSignal:
         signal: Signal of the block under the mean loss of the batch.
         loss: That loss, shape ``()``.
         batch: The batch.
+
+    Example:
+        >>> signal = BlockSignal(torch.eye(2), torch.ones(2, 1))
+        >>> seen = BatchSignal(signal, loss=torch.tensor(0.5), batch=(torch.eye(2),))
+        >>> len(seen.signal.X)
+        2
     """
 
     signal: BlockSignal
@@ -60,6 +66,21 @@ class Look:
 
     Raises:
         MisconfigurationException: If ``max_samples`` is not positive.
+
+    Example:
+        >>> class Tiny(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> data = [(torch.eye(2), torch.ones(2, 1))]
+        >>> def loss_of(module, batch):
+        ...     return (module.net(batch[0]) - batch[1]).square().mean()
+        >>> look = Look("MyMonitor", None, data, None, loss_of)
+        >>> module = Tiny()
+        >>> look.find(trainer, module)
+        >>> [one.signal.G.shape for one in look.signals(trainer, module)]
+        [torch.Size([2, 1])]
     """
 
     def __init__(
@@ -275,6 +296,12 @@ def targets_of(batch: Any) -> Tensor | None:
 
     Returns:
         Targets, or None.
+
+    Example:
+        >>> targets_of((torch.eye(2), torch.tensor([0, 1])))
+        tensor([0, 1])
+        >>> targets_of(torch.eye(2)) is None
+        True
     """
     targets = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
     return targets if isinstance(targets, Tensor) else None

@@ -22,6 +22,10 @@ class Escape:
         after: Loss after it, lower.
         forecast: Step at which the plateau was forecast to end by itself, or None.
         end: Step at which it ended; None until then.
+
+    Example:
+        >>> print(Escape(step=120, plateau=30, before=0.5, after=0.49, forecast=200.0, end=130))
+        step 120 moved off a saddle: loss 0.5 to 0.49, 70 steps before the forecast
     """
 
     step: int
@@ -51,6 +55,15 @@ def lowest_along(block: ShallowBlock, direction: Direction, data: TrainingData) 
 
     Returns:
         The block at that point; None if no point is lower than the block itself.
+
+    Example:
+        >>> import torch
+        >>> from relu_diag import functional as F
+        >>> data = TrainingData(torch.eye(2).double(), F.SquaredError(torch.ones(2, 1).double()))
+        >>> origin = ShallowBlock(torch.zeros(1, 2).double(), torch.zeros(1, 1).double())
+        >>> lower = lowest_along(origin, F.classify(origin, data.X, data.loss).direction, data)
+        >>> data.loss_of(lower) < data.loss_of(origin)
+        True
     """
     points = [direction.applied_to(block, direction.step / 2**k) for k in range(_HALVINGS)]
     lowest = min(points, key=data.loss_of)

@@ -29,7 +29,13 @@ _NEVER = 1e15
 
 
 class NoForecast(Exception):
-    """The reason why the end of a plateau is not forecast."""
+    """The reason why the end of a plateau is not forecast.
+
+    Example:
+        >>> raise NoForecast("Adam does not move like gradient descent; only SGD is forecast")
+        Traceback (most recent call last):
+        relu_diag.training.pace.NoForecast: Adam does not move like gradient descent; only SGD is forecast
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,10 @@ class Stretch:
     Attributes:
         steps: Number of steps, inf for the last stretch.
         pace: Their pace.
+
+    Example:
+        >>> Stretch(100, Pace(lr=0.1)).pace.lr
+        0.1
     """
 
     steps: float
@@ -134,6 +144,16 @@ def is_plain_descent(trainer: Trainer) -> bool:
     Returns:
         True if every optimizer is SGD without momentum or weight decay, all at the same learning rate, without a
         schedule and without gradient clipping.
+
+    Example:
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> layer = nn.Linear(2, 1)
+        >>> trainer.optimizers = [SGD(layer.parameters(), lr=0.1)]
+        >>> is_plain_descent(trainer)
+        True
+        >>> trainer.optimizers = [SGD(layer.parameters(), lr=0.1, momentum=0.9)]
+        >>> is_plain_descent(trainer)
+        False
     """
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     extras = ("momentum", "weight_decay", "maximize", "nesterov")
@@ -153,6 +173,13 @@ def decaying(trainer: Trainer, parameters: Sequence[nn.Parameter]) -> str:
 
     Returns:
         Name of its class; empty if none decays.
+
+    Example:
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> layer = nn.Linear(2, 1)
+        >>> trainer.optimizers = [SGD(layer.parameters(), lr=0.1, weight_decay=1e-4)]
+        >>> decaying(trainer, list(layer.parameters()))
+        'SGD'
     """
     groups = _groups_of(trainer, parameters)
     names = [type(one.optimizer).__name__ for one in groups if float(one.group.get("weight_decay", 0.0)) > 0]
@@ -168,6 +195,13 @@ def largest_weight_decay(trainer: Trainer, parameters: Sequence[nn.Parameter]) -
 
     Returns:
         Weight decay, in the optimizer's own convention; 0 if it has none.
+
+    Example:
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> layer = nn.Linear(2, 1)
+        >>> trainer.optimizers = [SGD(layer.parameters(), lr=0.1, weight_decay=1e-4)]
+        >>> largest_weight_decay(trainer, list(layer.parameters()))
+        0.0001
     """
     groups = _groups_of(trainer, parameters)
     return max((float(one.group.get("weight_decay", 0.0)) for one in groups), default=0.0)
@@ -186,6 +220,14 @@ def schedule_of(trainer: Trainer, module: LightningModule, parameters: Sequence[
 
     Raises:
         NoForecast: If the optimizer is another one, or its settings in the future are not known.
+
+    Example:
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> layer = nn.Linear(2, 1)
+        >>> trainer.optimizers = [SGD(layer.parameters(), lr=0.1)]
+        >>> schedule = schedule_of(trainer, LightningModule(), list(layer.parameters()))
+        >>> round(schedule.steps_until(growth=2.0, rate=1.0), 2)
+        20.98
     """
     groups = _groups_of(trainer, parameters)
     trained = sum(parameter.requires_grad for parameter in parameters)
@@ -214,6 +256,10 @@ def gradient_share(trainer: Trainer) -> float:
 
     Returns:
         Share, 1 where no step has fewer batches.
+
+    Example:
+        >>> gradient_share(Trainer(barebones=True, accelerator="cpu"))
+        1.0
     """
     shared = trainer.accumulate_grad_batches
     batches = trainer.num_training_batches
@@ -233,6 +279,15 @@ def check_unclipped(trainer: Trainer, block: ShallowBlock, data: TrainingData, f
 
     Raises:
         NoForecast: If the full gradient of the block is larger than the trainer allows, now or at the escape.
+
+    Example:
+        >>> from relu_diag import functional as F
+        >>> block = ShallowBlock(1e-3 * torch.ones(1, 2).double(), 1e-3 * torch.ones(1, 1).double())
+        >>> data = TrainingData(torch.eye(2).double(), F.SquaredError(torch.ones(2, 1).double()))
+        >>> forecast = F.forecast_escape(block, data.X, data.loss, lr=0.1)
+        >>> check_unclipped(Trainer(barebones=True, accelerator="cpu", gradient_clip_val=1e-3), block, data, forecast)
+        Traceback (most recent call last):
+        relu_diag.training.pace.NoForecast: gradients are clipped at 0.001
     """
     if not trainer.gradient_clip_val:
         return

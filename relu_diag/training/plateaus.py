@@ -42,6 +42,11 @@ class PlateauForecast:
         high: Latest such step.
         gain: Growth rate of the neurons that end the plateau, per unit of time.
         neurons: These neurons, long, shape ``(n,)``.
+
+    Example:
+        >>> import torch
+        >>> print(PlateauForecast(step=10, steps=90.0, low=95.0, high=105.0, gain=5.0, neurons=torch.tensor([0])))
+        escape at step 100 (made at step 10, 95 to 105)
     """
 
     step: int
@@ -114,6 +119,12 @@ class Plateau:
             it became NaN or infinite; "" while the plateau lasts.
         no_forecast: Why there is no forecast; empty if there is one.
         forecasts: All forecasts, oldest first.
+
+    Example:
+        >>> import torch
+        >>> verdict = Verdict("saddle", torch.tensor([0]), None, Assumptions({}))
+        >>> print(Plateau(9, None, 0.038, verdict, forecast=None, no_forecast="nothing grows"))
+        since step 9, loss 0.038: saddle; no forecast: nothing grows
     """
 
     start: int
@@ -292,6 +303,13 @@ class PlateauEvent:
         examinations: The blocks with their data, verdict with its direction, and forecast; the one that says most about
             the loss first. None for "end" and "slide", and where no block was examined.
         gap: How far the first block is from the best of any width; None where decay is no part of the loss.
+
+    Example:
+        >>> import torch
+        >>> verdict = Verdict("saddle", torch.tensor([0]), None, Assumptions({}))
+        >>> event = PlateauEvent("start", 100, Plateau(9, None, 0.038, verdict, None), block=None)
+        >>> event.kind, event.plateau.start, event.examination
+        ('start', 9, None)
     """
 
     kind: Literal["start", "update", "end", "slide"]
@@ -345,6 +363,11 @@ def listeners(trainer: Trainer) -> list[PlateauListener]:
 
     Returns:
         Its listeners, in their order.
+
+    Example:
+        >>> trainer = Trainer(barebones=True, accelerator="cpu", callbacks=[PlateauListener()])
+        >>> len(listeners(trainer))
+        1
     """
     return [callback for callback in trainer.callbacks if isinstance(callback, PlateauListener)]  # type: ignore[attr-defined]
 

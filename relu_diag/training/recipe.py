@@ -26,6 +26,16 @@ class Recipe:
         loss: The loss of the batches by which it was found.
         count: Number of rows of one of them.
         targets: For a field of the loss, the number of the tensor that holds it.
+
+    Example:
+        >>> from relu_diag.functional import SquaredError
+        >>> X, Y = torch.eye(2), torch.ones(2, 1)
+        >>> recipe = Recipe.of(X, SquaredError(Y), [X, Y], count=2)
+        >>> recipe.inputs, recipe.targets
+        (0, {'Y': 1})
+        >>> rows, loss = recipe.rows([2 * X, 3 * Y])  # another batch
+        >>> loss.name, float(loss(torch.zeros(2, 1)))
+        ('squared error', 9.0)
     """
 
     inputs: int | None

@@ -39,6 +39,11 @@ class Report:
     Args:
         prefix: Prefix of every name.
         first: Name of the figure that TensorBoard shows before all others.
+
+    Example:
+        >>> report = Report("landscape/")
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> report.log_scalars(trainer, 10, {"dead": 3.0})  # to every logger: here none
     """
 
     def __init__(self, prefix: str, first: str = "") -> None:
@@ -232,6 +237,9 @@ def say(trainer: Trainer, name: str, line: str) -> None:
         trainer: The trainer.
         name: Its name in the loggers, ``folder/name``; in TensorBoard it is a row of the folder's timeline.
         line: The line.
+
+    Example:
+        >>> say(Trainer(barebones=True, accelerator="cpu"), "plateau/event", "step 9  saddle")
     """
     tell(trainer, line)
     for logger in trainer.loggers:

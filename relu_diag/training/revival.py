@@ -43,6 +43,10 @@ class Revival:
         gain: Rate at which the loss falls with their amplitudes, together.
         drop: Drop of the loss as evaluated on rows kept; 0 where the function stayed.
         function_change: Largest change of an output on the rows.
+
+    Example:
+        >>> print(Revival(9, "encoder", 64, 3, 1, 0, revived=4, gain=0.2, drop=0.0, function_change=0.0))
+        step 9 encoder: 3 dead, 1 dormant, 0 duplicate of 64; 4 placed anew, gain 0.2, drop 0
     """
 
     step: int
@@ -71,6 +75,14 @@ class NewPlaces:
         merged: Neurons that hand their output weights over, long, shape ``(n,)``.
         into: Neurons that get them, long, shape ``(n,)``.
         counts: Numbers of neurons found: dead, dormant, duplicate.
+
+    Example:
+        >>> nobody = torch.empty(0, dtype=torch.long)
+        >>> gain = torch.ones(1)
+        >>> place = Placement(torch.tensor([2]), torch.ones(1, 3), torch.zeros(1, 1), gain, 0.5, function_change=0.0)
+        >>> new = NewPlaces(place, merged=nobody, into=nobody, counts=(1, 0, 0))
+        >>> new.better_than(None)
+        True
     """
 
     placement: Placement
@@ -103,6 +115,22 @@ class BlockRevival:
         reason: Why it cannot be revived, empty where it can.
         rows_a_step: Rows of the last step that was ridden.
         everything: Whether the last two had the same rows: a batch is the whole data set.
+
+    Example:
+        >>> from torch import nn
+        >>> from relu_diag.capture import riding
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> X, Y = torch.eye(2), torch.ones(2, 1)
+        >>> with riding(net) as ride:
+        ...     loss = (net(X) - Y).square().mean()
+        ...     ride.board(loss)
+        ...     loss.backward()
+        ...     (seen,) = ride.end()
+        >>> revival = BlockRevival(seen.hidden, samples=2, dormant=0.0)
+        >>> revival.keep(seen, (X, Y))
+        >>> revival.rows, revival.steps_needed
+        (2, 1)
     """
 
     def __init__(self, hidden: str, samples: int, dormant: float) -> None:

@@ -26,6 +26,11 @@ class Rider:
         loss: Mean of the losses of the last step that was ridden; None where there was none.
         reasons: For a layer that makes no block with the one before it, what stands between.
         finite: Whether all numbers of the last step were finite.
+
+    Example:
+        >>> rider = Rider("encoder*", Careful("LandscapeMonitor"))
+        >>> rider.riding, rider.patterns
+        (False, ['encoder*'])
     """
 
     def __init__(self, blocks: str | Sequence[str] | None, careful: Careful) -> None:

@@ -36,6 +36,12 @@ class TrainingData:
         X: Block inputs, shape ``(N, d)``.
         loss: The loss of its outputs.
         complete: Whether these are all samples of an epoch.
+
+    Example:
+        >>> from relu_diag.functional import SquaredError
+        >>> data = TrainingData(torch.eye(2), SquaredError(torch.ones(2, 1)), complete=True)
+        >>> data.loss_of(ShallowBlock(torch.ones(1, 2), torch.ones(1, 1)))
+        0.0
     """
 
     X: Tensor
@@ -67,6 +73,22 @@ class KeptRows:
         full: Whether no more rows are to be kept.
         reason: Why there is no loss, empty where there is.
         recipe: How to read rows off a batch without riding along; None where that is not known.
+
+    Example:
+        >>> from torch import nn
+        >>> from relu_diag.capture import riding
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> X, Y = torch.eye(2), torch.ones(2, 1)
+        >>> with riding(net) as ride:
+        ...     loss = (net(X) - Y).square().mean()
+        ...     ride.board(loss)
+        ...     loss.backward()
+        ...     (seen,) = ride.end()
+        >>> rows = KeptRows()
+        >>> rows.keep(seen, loss.item(), (X, Y))
+        >>> rows.data().loss.name
+        'squared error'
     """
 
     def __init__(self, max_samples: int | None = None, expected: int = 0, reason: str = NOT_SEEN) -> None:
@@ -253,6 +275,10 @@ def tensors_of(batch: Any) -> list[Tensor]:
 
     Returns:
         Its tensors.
+
+    Example:
+        >>> tensors_of({"x": torch.zeros(2), "targets": (torch.ones(1), "a name")})
+        [tensor([0., 0.]), tensor([1.])]
     """
     found: list[Tensor] = []
     apply_to_collection(batch, Tensor, found.append)
@@ -268,6 +294,14 @@ def reads_activations(block: ShallowBlock, signal: BlockSignal) -> bool:
 
     Returns:
         Whether the gradient at the activations is another one than that through the outputs.
+
+    Example:
+        >>> block = ShallowBlock(torch.ones(3, 2), torch.ones(1, 3))
+        >>> reads_activations(block, BlockSignal(torch.eye(2), torch.ones(2, 1)))
+        False
+        >>> sparse = torch.ones(2, 3) + 0.1  # a penalty on the activations adds to what comes through the outputs
+        >>> reads_activations(block, BlockSignal(torch.eye(2), torch.ones(2, 1), sparse))
+        True
     """
     if signal.C is None:
         return False

@@ -46,6 +46,12 @@ def stop_or_wait(
 
     Returns:
         The decision.
+
+    Example:
+        >>> stop_or_wait(None, nothing="", wait_until=None, margin=0.5)
+        Decision(stop=True, reason='the loss is not finite', wait_until=None)
+        >>> stop_or_wait([], nothing="no step has been seen yet", wait_until=None, margin=0.5).stop
+        False
     """
     decision = _by_verdict(examinations, nothing, wait_until, margin)
     if last and not decision.stop and decision.wait_until is None:

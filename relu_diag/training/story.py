@@ -29,6 +29,9 @@ def tell(trainer: Trainer, line: str) -> None:
     Args:
         trainer: The trainer.
         line: The line; a long one goes on, indented, in the next line of the terminal.
+
+    Example:
+        >>> tell(Trainer(barebones=True, accelerator="cpu"), "step 9  saddle")  # without a bar, a line of the log
     """
     bar = trainer.progress_bar_callback
     if bar is None or not trainer.is_global_zero:
@@ -72,6 +75,14 @@ def story_rows(plateaus: Sequence[Plateau], marks: Sequence[tuple[int, str]] = (
 
     Returns:
         A row for each plateau.
+
+    Example:
+        >>> from relu_diag.functional.assumptions import Assumptions
+        >>> import torch
+        >>> from relu_diag.functional import Verdict
+        >>> verdict = Verdict("saddle", torch.tensor([0]), None, Assumptions({}))
+        >>> story_rows([Plateau(9, 2447, 0.03812, verdict, None, ended_by="escape", no_forecast="nothing grows")])
+        [('9', '2,447', 'saddle', '0.03812', 'none', 'escape')]
     """
     acted = dict(marks)
     return [

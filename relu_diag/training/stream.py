@@ -21,6 +21,12 @@ class LossStream:
 
     Args:
         monitor: Name of a logged metric to follow; None: the loss of the training steps.
+
+    Example:
+        >>> stream = LossStream(monitor=None)
+        >>> stream.load_state_dict(stream.state_dict() | {"waiting": [(0, 0.5), (1, 0.4)]})
+        >>> stream.hand_out(Trainer(barebones=True, accelerator="cpu"))
+        [(0, 0.5), (1, 0.4)]
     """
 
     def __init__(self, monitor: str | None) -> None:

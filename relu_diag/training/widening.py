@@ -52,7 +52,13 @@ _NO_GAIN = "no neuron and no direction gains anything"
 
 
 class NoWidening(Exception):
-    """The reason why no neuron is added."""
+    """The reason why no neuron is added.
+
+    Example:
+        >>> raise NoWidening("no new neuron lowers the loss")
+        Traceback (most recent call last):
+        relu_diag.training.widening.NoWidening: no new neuron lowers the loss
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,11 @@ class Growth:
         function_change: Largest change of an output on the data.
         predicted_drop: First-order prediction of the immediate drop of the loss.
         measured_drop: Immediate drop of the loss, evaluated.
+
+    Example:
+        >>> growth = Growth(9000, "net.0", 50, 51, ("replication",), "local minimum", "saddle", 0.0, 0.0021, 0.002)
+        >>> growth.step, growth.after, growth.measured_drop
+        (9000, 51, 0.002)
     """
 
     step: int
@@ -103,6 +114,10 @@ class WideningChoice:
         function_change: Largest change of an output on the data.
         predicted_drop: First-order prediction of the drop of the loss.
         measured_drop: Drop of the loss as evaluated; 0 where the function is kept.
+
+    Example:
+        >>> WideningChoice((), "", function_change=0.0, predicted_drop=0.0, measured_drop=0.0).units
+        0
     """
 
     parts: tuple[GrowthProposal | Widening, ...]
@@ -175,6 +190,17 @@ def choose_widening(
 
     Returns:
         The choice.
+
+    Example:
+        >>> from relu_diag.functional import SquaredError
+        >>> from relu_diag.training import TrainingData, verdict_in_training
+        >>> data = TrainingData(torch.eye(2), SquaredError(torch.tensor([[1.0], [0.0]])))
+        >>> block = ShallowBlock(torch.tensor([[0.0, 1.0]]), torch.ones(1, 1))
+        >>> unknown = verdict_in_training(None, "")
+        >>> found = Examination(0, "net.0", None, block, 0.5, unknown, None, data, None, "", dead=False)
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> choose_widening(trainer, LightningModule(), found, 1, "best", nudge=True).units
+        1
     """
     room = BUDGETS.new_units if most is None else min(most, BUDGETS.new_units)
     plan = _Plan(examination.block, count, room, embedding, nudge, examination.loss)

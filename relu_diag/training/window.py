@@ -38,6 +38,23 @@ class BlockReport:
         caveats: What keeps the slopes from being those of the loss along the block's weights, in words.
         exactness: Whether units behind the block sat on a kink, where the loss has other slopes: "exact", "not exact:
             3 later kinks", or why that is not known.
+
+    Example:
+        >>> from torch import nn
+        >>> from relu_diag.capture import riding
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> X, Y = torch.eye(2), torch.ones(2, 1)
+        >>> with riding(net) as ride:
+        ...     loss = (net(X) - Y).square().mean()
+        ...     ride.board(loss)
+        ...     loss.backward()
+        ...     (seen,) = ride.end()
+        >>> window = Window(seen.name)
+        >>> window.add(seen, step=0, scale=1.0)
+        >>> report = window.report()
+        >>> report.dead_share, report.geometry.steepest.shape
+        (0.0, torch.Size([3]))
     """
 
     name: str
@@ -68,6 +85,23 @@ class Window:
     Args:
         name: The block.
         one_pass: Whether the sightings are those of a pass at fixed weights, each sample once.
+
+    Example:
+        >>> from torch import nn
+        >>> from relu_diag.capture import riding
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> X, Y = torch.eye(2), torch.ones(2, 1)
+        >>> with riding(net) as ride:
+        ...     loss = (net(X) - Y).square().mean()
+        ...     ride.board(loss)
+        ...     loss.backward()
+        ...     (seen,) = ride.end()
+        >>> window = Window(seen.name)
+        >>> window.add(seen, step=0, scale=1.0)
+        >>> report = window.report()
+        >>> report.name, report.samples
+        ('0 -> 2', 2)
     """
 
     def __init__(self, name: str, one_pass: bool = False) -> None:
