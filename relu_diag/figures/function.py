@@ -158,9 +158,10 @@ def _plane_figure(block: ShallowBlock, living: Tensor, X: Tensor, Y: Tensor, ax:
     first, second = (torch.linspace(*limits, _GRID, dtype=X.dtype, device=X.device) for limits in ranges)
     values = to_numpy(block(torch.cartesian_prod(first, second))).reshape(_GRID, _GRID, -1)
     outputs = Y.shape[1]
-    columns = min(outputs, 3)
+    columns = min(outputs, 2)
     rows = -(-outputs // columns)
-    canvas = Canvas.at(ax, (4.6 * columns, 4.2 * rows), (1,) * rows, columns)
+    # No wider for two panels, so that words are read at the same size.
+    canvas = Canvas.at(ax, (5.6, (5.6 if columns == 1 else 3.8) * rows), (1,) * rows, columns)
     for unused in canvas.axes[outputs:]:
         unused.remove()
     for j, panel in enumerate(canvas.axes[:outputs]):
@@ -172,7 +173,7 @@ def _plane_figure(block: ShallowBlock, living: Tensor, X: Tensor, Y: Tensor, ax:
         scale: dict[str, Any] = {"cmap": "RdBu_r", "norm": Normalize(-limit, limit)}
         levels = np.linspace(-limit, limit, 25)
         filled = panel.contourf(to_numpy(first), to_numpy(second), values[:, :, j].T, levels, **scale)
-        canvas.figure.colorbar(filled, ax=panel, shrink=0.85, ticks=MaxNLocator(7))
+        canvas.figure.colorbar(filled, ax=panel, location="bottom", ticks=MaxNLocator(4))
         for w in to_numpy(block.W[living & block.W.any(dim=1)]):
             panel.axline((0, 0), (-w[1], w[0]), color=BLACK, linewidth=0.6, alpha=0.4, label="kink")
         size = 60 if len(X) <= _FEW else 12

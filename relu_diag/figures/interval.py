@@ -59,7 +59,7 @@ def interval_figure(
     """
     w, b, h = neurons.detach().double()
     pieces = network_pieces(w, b, h, c if isinstance(c, float) else c.detach().double(), interval, slopes)
-    canvas = Canvas.at(ax, (6.0, 5.0), (2, 1), sharex=True)
+    canvas = Canvas.at(ax, (5.5, 5.0), (2, 1), sharex=True)
     top, bottom = canvas.axes
     x = torch.linspace(*interval, _TARGET_POINTS, dtype=torch.float64, device=w.device)
     function = target.function if isinstance(target, IntervalTarget) else target
@@ -130,7 +130,7 @@ def ladder_figure(
         >>> figure.axes[0].get_yscale()
         'log'
     """
-    canvas = Canvas.at(ax, (6.0, 4.0))
+    canvas = Canvas.at(ax, (5.2, 4.0))
     panel = canvas.axes[0]
     relu = problem.slopes[0] == 0
     levels = to_numpy(critical_levels(problem.slope, problem.interval, len(problem.w))) if relu else ()
@@ -144,5 +144,5 @@ def ladder_figure(
     panel.set(xlabel="step", ylabel="loss", yscale="log")
     set_title(panel, guarantee.theorem)
     canvas.legend(columns=1, fontsize="small")
-    place_beside(panel, [(level, f"n = {2 * k}") for k, level in enumerate(levels)], size=7)
+    place_beside(panel, [(level, f"n = {2 * k}") for k, level in enumerate(levels)], size=8)
     return canvas.figure

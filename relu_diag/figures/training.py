@@ -26,7 +26,7 @@ _LOG_FROM_RATIO = 100.0
 _WIDTH = 5.6
 _HEIGHT = 2.1
 _LEGEND = 0.7
-_FONT = 8.5
+_FONT = 9.0
 # Margin above and below the living neurons, as a fraction of their range.
 _MARGIN = 0.05
 
@@ -276,7 +276,7 @@ def _finish_steps(ax: Axes, letter: str, marks: Sequence[float]) -> None:
     """Give a panel its letter, its axis of steps and the marked steps."""
     ax.set_title(f"({letter})", loc="left", fontsize=_FONT)
     ax.set_xlabel("step", fontsize=_FONT)
-    ax.tick_params(labelsize=_FONT - 1)
+    ax.tick_params(labelsize=_FONT - 0.5)
     ax.xaxis.set(major_locator=MaxNLocator(4, integer=True), major_formatter=EngFormatter(sep=""))
     ax.margins(x=0)
     for step in marks:

@@ -21,10 +21,7 @@ def words_of(ax: Axes) -> list[str]:
 def overprinted(figure: Figure) -> list[tuple[str, str]]:
     """Pairs of words that cover each other by more than a pixel, or leave the figure."""
     figure.draw_without_rendering()
-    texts = [text for ax in figure.axes for text in _texts(ax)]
-    for legend in [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend())]:
-        texts += legend.get_texts()
-    shown = {text: text.get_window_extent() for text in texts if text.get_visible() and text.get_text().strip()}
+    shown = {text: text.get_window_extent() for text in words_in_sight(figure)}
     page = figure.bbox.padded(2)
     outside = [
         (text.get_text(), "outside")
@@ -35,6 +32,14 @@ def overprinted(figure: Figure) -> list[tuple[str, str]]:
     return outside + [
         (one.get_text(), other.get_text()) for (one, box), (other, its) in pairs if box.padded(-1).overlaps(its)
     ]
+
+
+def words_in_sight(figure: Figure) -> list[Text]:
+    """Every text of a figure that is drawn: of its panels, their axes and the legends."""
+    texts = [text for ax in figure.axes for text in _texts(ax)]
+    for legend in [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend())]:
+        texts += [*legend.get_texts(), legend.get_title()]
+    return [text for text in texts if text.get_visible() and text.get_text().strip()]
 
 
 def _texts(ax: Axes) -> list[Text]:
