@@ -1,6 +1,6 @@
 """The make-up of every figure: panels, labels, marks, colours and legends, compared with what was looked at.
 
-After a change on purpose look at the figures again; ``python tests/figures/test_structure.py`` writes `structures.json`.
+After a change on purpose look at the figures again; ``python tests/figures/test_structure.py`` writes the file.
 """
 
 from __future__ import annotations
