@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from relu_diag.callbacks._growable import Growable
 from relu_diag.callbacks._passenger import Passenger
 from relu_diag.callbacks.plateau import PlateauMonitor
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.growth import (
     averaged_copies,
     check_strategy,
@@ -132,7 +133,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
         # Why blocks did not grow at their last plateau, as far as the gap says.
         self._reasons: dict[str, str] = {}
         self._growable = Growable(block)
-        self.examiner = Examiner("GrowOnPlateau", block, dataloader, None, loss)
+        self.examiner = Examiner("GrowOnPlateau", block, dataloader, None, loss, around=True)
         self._report = Report(f"growth/{block}/" if block else "growth/")
 
     @property
@@ -267,11 +268,17 @@ class GrowOnPlateau(Passenger, PlateauListener):
         found = self.examiner.examine(trainer, trainer.lightning_module, _DROP)
         if found is None:
             rank_zero_warn(f"GrowOnPlateau: no growth at step {trainer.global_step:,}: the loss is not finite.")
-        elif not found:
-            reason = self.examiner.reason()
+            return
+        found = [one for one in found if self.block in {None, one.name}]
+        if not found:
+            reason = self.examiner.reason() or f"no step has shown a block {self.block!r}"
             rank_zero_warn(f"GrowOnPlateau: no growth at step {trainer.global_step:,}: {reason}.")
         else:
-            self._grow(trainer, self._growable.best(trainer, found, self.max_width))
+            self._grow(trainer, self._growable.best(trainer, found, self.max_width, self._most()))
+
+    def _most(self) -> int:
+        """Number of neurons added at once, at most."""
+        return BUDGETS.new_units if self.units == "auto" else self.units
 
     def on_plateau(self, trainer: Trainer, pl_module: LightningModule, event: PlateauEvent) -> None:
         """Grow the blocks that are at one of the kinds to grow on, and whose patience is exhausted.

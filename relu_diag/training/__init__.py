@@ -58,7 +58,7 @@ from relu_diag.training.stopping import Decision, stop_or_wait
 from relu_diag.training.story import STORY, event_line, story_rows, tell, text_table
 from relu_diag.training.stream import LossStream
 from relu_diag.training.watch import BlockWatch
-from relu_diag.training.widening import Growth, NoWidening, WideningChoice, choose_widening
+from relu_diag.training.widening import Growth, NoWidening, WideningChoice, choose_widening, drop_by_widening
 from relu_diag.training.window import BlockReport, Window
 
 __all__ = [
@@ -116,6 +116,7 @@ __all__ = [
     "coupled_decay",
     "decaying",
     "device_batches",
+    "drop_by_widening",
     "epochs_completed",
     "escape_count",
     "event_line",

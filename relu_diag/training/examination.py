@@ -20,6 +20,7 @@ from relu_diag.functional import (
     forecast_escape,
 )
 from relu_diag.functional.tolerances import kink_tolerance
+from relu_diag.training.chain import data_of_chains
 from relu_diag.training.judge import Training, judge, verdict_in_training
 from relu_diag.training.look import Look
 from relu_diag.training.pace import (
@@ -67,6 +68,7 @@ class Examination:
         look: The look that made a pass; None where the rows are those of training steps.
         parameters: The parameters of the block.
         signals: Inputs and loss gradients of steps at their weights, where the loss is not known.
+        deep_data: For a block of a chain of blocks up to the loss, its inputs, and the loss through those behind it.
 
     Example:
         >>> import torch
@@ -92,6 +94,7 @@ class Examination:
     look: Look | None = None
     parameters: tuple[nn.Parameter, ...] = ()
     signals: Sequence[BlockSignal] = ()
+    deep_data: TrainingData | None = None
 
     @property
     def all_dead(self) -> str:
@@ -162,6 +165,7 @@ def examine_rows(
     if not trainer.strategy.reduce_boolean_decision(finite):
         return None
     found = []
+    chains = data_of_chains(seen, blocks, kept)
     for name, block in blocks.items():
         one = seen[name]
         rows = kept[name]
@@ -173,7 +177,8 @@ def examine_rows(
             alone=one.from_data,
             dead=_all_dead(block, rows.inputs()),
         )
-        found.append(_judged(trainer, module, subject, rows, loss, drop))
+        examination = _judged(trainer, module, subject, rows, loss, drop)
+        found.append(replace(examination, deep_data=chains.get(name)))
     return sorted(found, key=lambda examination: _TELLING.index(examination.verdict.kind))
 
 

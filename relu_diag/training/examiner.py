@@ -60,6 +60,7 @@ class Examiner:
         max_samples: Judge on no more than so many samples; None: all.
         loss: Loss of a pass, ``loss(module, batch)``.
         targets: Returns the targets of a batch that does not show them.
+        around: Whether to ride on all blocks: those behind the ones asked for tell what these are worth.
 
     Attributes:
         seen: The last sighting of every block, by name of its first layer.
@@ -82,6 +83,7 @@ class Examiner:
         max_samples: int | None = None,
         loss: LossFunction | None = None,
         targets: Callable[[Any], Any] | None = None,
+        around: bool = False,
     ) -> None:
         self.owner = owner
         self.block = block
@@ -89,12 +91,13 @@ class Examiner:
         self.max_samples = None if max_samples is None else check_count("max_samples", max_samples)
         self.loss = check_callable("loss", loss)
         self.targets = check_callable("targets", targets)
+        self._around = around
         self._forget()
 
     def _forget(self) -> None:
         self.careful = Careful(self.owner)
         self.seen: dict[str, Sighting] = {}
-        self.rider = Rider(self.block, self.careful)
+        self.rider = Rider(None if self._around else self.block, self.careful)
         self._rows: dict[str, KeptRows] = {}
         self._look: Look | None = None
         self._ridden = 0
@@ -316,7 +319,7 @@ class Examiner:
             self._rows[one.hidden] = KeptRows(self._most or self._affordable(one), expected)
             self._rows[one.hidden].recipe = self._recipes.get(one.hidden)
         rows = self._rows[one.hidden]
-        rows.keep(one, self.rider.loss, self._shown(batch))
+        rows.keep(one, self.rider.loss, self._shown(batch), self._batches)
         self._reasons[one.hidden] = rows.reason
         if rows.recipe is not None:
             self._recipes[one.hidden] = rows.recipe

@@ -9,6 +9,7 @@ from relu_diag.functional import BlockSignal, ShallowBlock
 from relu_diag.functional.block import chunked_outputs, rho
 from relu_diag.functional.widening import add_silent_units
 from relu_diag.training.examination import Examination
+from relu_diag.training.rows import TrainingData
 
 # Rows by which a gain is measured.
 _ROWS = 4096
@@ -64,6 +65,18 @@ def _unreachable(block: ShallowBlock, X: Tensor, G: Tensor) -> Tensor:
     return G - A @ followed
 
 
+def data_of(examination: Examination) -> TrainingData | None:
+    """What a choice of new neurons is evaluated on.
+
+    Args:
+        examination: The block, examined.
+
+    Returns:
+        Its inputs and the loss of its outputs, through the blocks behind it where there are some; None if not known.
+    """
+    return examination.deep_data if examination.data is None else examination.data
+
+
 def signal_of(examination: Examination) -> BlockSignal | None:
     """The inputs of a block and the loss gradients at its outputs, as far as they are known.
 
@@ -85,7 +98,7 @@ def signal_of(examination: Examination) -> BlockSignal | None:
         tensor([[-1.],
                 [ 1.]])
     """
-    data = examination.data
+    data = data_of(examination)
     if data is not None:
         outputs = chunked_outputs(examination.block, data.X.to(examination.block.W))
         return BlockSignal(data.X, data.loss.gradient(outputs).to(data.X))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,8 +21,9 @@ from relu_diag.training.ranks import of_all_ranks
 from relu_diag.training.recipe import Recipe
 
 NOT_SEEN = "no step of the training was seen yet"
-# Steps whose rows are kept of a loss that is not known.
+# Steps whose rows are kept of a loss that is not known; and rows, while those of other blocks are waited for.
 _STEPS = 32
+_ROWS = 4096
 _ACTIVATIONS = "the loss reads the hidden activations besides the outputs of the block"
 _DROPOUT = "dropout stands behind the activations, so that the loss of a step is not the loss of the network"
 _CHANGES = "the loss changes from batch to batch"
@@ -58,6 +59,16 @@ class TrainingData:
             Loss.
         """
         return float(self.loss.double()(chunked_outputs(block.double(), self.X)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """Rows kept of a step: their inputs ``(N, d)``, their loss, the step, and which of its rows they are; None: all."""
+
+    X: Tensor
+    loss: Loss | None
+    step: int | None
+    chosen: Tensor | None
 
 
 class KeptRows:
@@ -98,40 +109,42 @@ class KeptRows:
         self.full = False
         self.reason = reason
         self.recipe: Recipe | None = None
-        self._inputs: list[Tensor] = []
+        self._batches: list[_Batch] = []
         self._kept = 0
-        self._losses: list[Loss] = []
         self._signals: list[BlockSignal] = []
+        self._finished = False
         self._passed = 0
         self._evidence = Evidence()
+        self._steps_of_evidence: list[int | None] = []
         # What the loss of the evidence is not, so far.
         self._unknown = NOT_SEEN
 
-    def keep(self, seen: Sighting, loss: float | None, batch: Any) -> None:
+    def keep(self, seen: Sighting, loss: float | None, batch: Any, step: int | None = None) -> None:
         """Keep the rows of a step.
 
         Args:
             seen: The block, as the step saw it.
             loss: The loss of the step.
             batch: Its batch, among whose tensors the targets are.
+            step: Number of the step, by which the rows that another block has of it are found.
         """
-        if self.full:
+        if self.full and (self._finished or not self._signals or step is None or self._kept >= _ROWS):
             return
         if not self.reason or self.reason == NOT_SEEN:
             self.reason = _obstacle(seen)
             if not self.reason:
                 self._evidence.add(seen, loss, tensors_of(batch))
+                self._steps_of_evidence.append(step)
                 self.reason = self._recognise()
             if not self.reason:
                 return
         # The loss is not known: first-order facts are all there is.
-        self._losses.clear()
         if self._room(seen.signal.X, seen.block.H.shape[0]):
-            self._inputs.append(seen.signal.X.clone())
+            self._batches.append(_Batch(seen.signal.X.clone(), None, step, None))
             self._kept += len(seen.signal.X)
-            if self.reason != _ACTIVATIONS:
+            if self.reason != _ACTIVATIONS and not self.full:
                 self._signals.append(seen.signal)
-            self.full = len(self._inputs) >= _STEPS
+            self.full = len(self._batches) >= _STEPS
             self._passed += len(seen.signal.X)
 
     def take(self, batch: Any) -> bool:
@@ -153,7 +166,7 @@ class KeptRows:
     @property
     def waiting(self) -> bool:
         """Whether the loss may yet be recognised by further steps."""
-        return not self.reason and not self._losses
+        return not self.reason and not self._batches
 
     def finish(self, complete: bool) -> None:
         """Keep no more.
@@ -161,9 +174,10 @@ class KeptRows:
         Args:
             complete: Whether every sample of an epoch has passed by since the first one was kept.
         """
-        if self._inputs and not self.full:
+        if self._batches and not self.full:
             self.complete = complete and self._passed == self._kept
             self.full = True
+        self._finished = self.full
 
     def inputs(self) -> list[Tensor]:
         """The inputs kept by this rank.
@@ -171,7 +185,7 @@ class KeptRows:
         Returns:
             Batches of rows, shape ``(N, d)`` each.
         """
-        return self._inputs
+        return [batch.X for batch in self._batches]
 
     def signals(self) -> list[BlockSignal]:
         """Inputs and loss gradients of the steps, at their weights, where the loss is not known.
@@ -187,23 +201,54 @@ class KeptRows:
         Returns:
             The data; None where there are none, `reason` says why.
         """
-        everyone = of_all_ranks((self._inputs, self._losses, self.reason, self.complete))
-        inputs = [X for theirs, *_ in everyone for X in theirs]
-        losses = [loss for _, theirs, *_ in everyone for loss in theirs]
-        self.reason = next((reason for *_, reason, _ in everyone if reason), "")
+        kept = [] if self.reason else [(batch.X, batch.loss) for batch in self._batches if batch.loss is not None]
+        everyone = of_all_ranks((kept, self.reason, self.complete))
+        self.reason = next((reason for _, reason, _ in everyone if reason), "")
         if self.reason:
             return None
-        if not losses or not inputs:
-            self.reason = self._unknown
-            return None
-        device = self._inputs[0].device if self._inputs else inputs[0].device
-        X = torch.cat([rows.to(device) for rows in inputs])
         try:
-            loss = joined([one.to(device) for one in losses], [len(rows) / len(X) for rows in inputs])
+            data = self._together([one for theirs, *_ in everyone for one in theirs])
         except ValueError:
             self.reason = _CHANGES
             return None
-        return TrainingData(X, loss, all(complete for *_, complete in everyone))
+        if data is None:
+            self.reason = self._unknown
+            return None
+        return replace(data, complete=all(complete for *_, complete in everyone))
+
+    def on_rows_of(self, below: KeptRows) -> TrainingData | None:
+        """Rows of another block, with the loss of the same samples as this one knows it. A collective.
+
+        Args:
+            below: The rows of the other block, all of each of its steps.
+
+        Returns:
+            The data; None where the loss is not known, or the two have no samples in common.
+        """
+        theirs = {batch.step: batch.X for batch in below._batches if batch.step is not None and batch.chosen is None}
+        kept = []
+        for batch in [] if self.reason else self._batches:
+            X = None if batch.step is None else theirs.get(batch.step)
+            if X is None or batch.loss is None:
+                continue
+            X = X if batch.chosen is None else X[batch.chosen]
+            if len(X) == len(batch.X):
+                kept.append((X, batch.loss))
+        try:
+            everyone = of_all_ranks((kept, self.complete and len(kept) == len(self._batches)))
+            data = self._together([one for theirs, _ in everyone for one in theirs])
+        except ValueError:
+            return None
+        return None if data is None else replace(data, complete=all(complete for _, complete in everyone))
+
+    def _together(self, kept: list[tuple[Tensor, Loss]]) -> TrainingData | None:
+        """Batches of all ranks as one on this rank's device, with the mean of their losses; None without any."""
+        if not kept:
+            return None
+        device = (self._batches[0].X if self._batches else kept[0][0]).device
+        X = torch.cat([rows.to(device) for rows, _ in kept])
+        shares = [len(rows) / len(X) for rows, _ in kept]
+        return TrainingData(X, joined([loss.to(device) for _, loss in kept], shares))
 
     def _recognise(self) -> str:
         """Keep the rows of steps whose loss is recognised, and wait where more of them may tell; or what it is not."""
@@ -235,17 +280,17 @@ class KeptRows:
         evidence = self._evidence
         if self.recipe is None:
             self.recipe = Recipe.of(evidence.X(), found, evidence.leaves(), evidence.count)
-        for X, own in evidence.steps(found):
-            self._add(X, own)
+        for step, (X, own) in zip(self._steps_of_evidence, evidence.steps(found), strict=True):
+            self._add(X, own, step)
         self._evidence = Evidence()
+        self._steps_of_evidence = []
 
-    def _add(self, X: Tensor, loss: Loss) -> None:
+    def _add(self, X: Tensor, loss: Loss, step: int | None = None) -> None:
         """Keep rows, no more than there is room for."""
         if not self._room(X, 1):
             self.reason = TOO_MANY
-            self._inputs.clear()
+            self._batches.clear()
             self._kept = 0
-            self._losses.clear()
             return
         self._passed += len(X)
         room = len(X)
@@ -253,14 +298,14 @@ class KeptRows:
             wanted = math.ceil(min(1.0, self._passed / max(self.expected, 1)) * self.max_samples)
             room = min(len(X), wanted - self._kept)
             self.full = self._kept + room >= self.max_samples
+        chosen = None
         if 0 < room < len(X):  # evenly spaced: data may be in order
             chosen = torch.arange(room, device=X.device) * len(X) // room
             loss = loss.rows(chosen).scaled(len(X) / room)
             X = X[chosen]
         if room:
-            self._inputs.append(X.clone())
+            self._batches.append(_Batch(X.clone(), loss, step, chosen))
             self._kept += len(X)
-            self._losses.append(loss)
 
     def _room(self, X: Tensor, outputs: int) -> bool:
         """Whether memory allows more rows."""

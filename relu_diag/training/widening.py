@@ -33,7 +33,7 @@ from relu_diag.training._data import MAX_ELEMENTS, TOO_MANY
 from relu_diag.training._sample import in_order, sampled
 from relu_diag.training._settled import settled, steady
 from relu_diag.training.examination import Examination
-from relu_diag.training.felt import signal_of, some_rows
+from relu_diag.training.felt import data_of, signal_of, some_rows
 from relu_diag.training.gap import coupled_decay, gap_in_training
 from relu_diag.training.look import Look
 from relu_diag.training.rows import TrainingData, reads_activations
@@ -204,16 +204,38 @@ def choose_widening(
     """
     room = BUDGETS.new_units if most is None else min(most, BUDGETS.new_units)
     plan = _Plan(examination.block, count, room, embedding, nudge, examination.loss)
-    if examination.data is not None:
+    data = data_of(examination)
+    if data is not None:
         decay = coupled_decay(trainer, examination) or WeightDecay()
         gap = gap_in_training(trainer, examination)
-        parts = _by_rows(plan, _Judge(in_order(examination.data), decay), gap)
+        parts = _by_rows(plan, _Judge(in_order(data), decay), gap)
     elif examination.look is not None:
         parts = _one_by_one(plan, _search(trainer, module, examination, examination.look, nudge))
     else:
         parts = _by_signals(plan, examination)
     parts = trainer.strategy.broadcast(parts)
     return _choice(examination, parts)
+
+
+def drop_by_widening(examination: Examination, units: int) -> float:
+    """How much a block lowers the loss by some new neurons, after a short fit: by which blocks are compared.
+
+    Args:
+        examination: The block, examined.
+        units: Number of neurons.
+
+    Returns:
+        Drop of the loss; NaN where it is not known as one of the block's outputs.
+    """
+    data = data_of(examination)
+    if data is None:
+        return math.nan
+    some = sampled(in_order(data), _ROWS)
+    held_out = 0.0 if some.complete else _JUDGING
+    found = best_widening(
+        steady(examination.block), some.X, some.loss, units=units, held_out=held_out, steps=BUDGETS.trial_steps
+    )
+    return found.before - found.after
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -386,7 +408,7 @@ def _choice(examination: Examination, parts: list[GrowthProposal | Widening]) ->
     """The choice, and what it does to the loss."""
     old = examination.block
     new = parts[-1].new_block
-    data = examination.data
+    data = data_of(examination)
     if data is None:
         proposals = [part for part in parts if not isinstance(part, Widening)]
         change = max((one.function_change for one in proposals), default=0.0)

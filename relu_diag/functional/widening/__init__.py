@@ -5,6 +5,7 @@ Never touches a module: widening a live network is the business of `relu_diag.gr
 
 from relu_diag.functional.widening.choice import Widening, WideningCandidate, best_widening
 from relu_diag.functional.widening.embedding import add_inactive_propagation, add_inactive_units, replicate_unit
+from relu_diag.functional.widening.later_layers import LaterLayer, LossThroughLayers
 from relu_diag.functional.widening.placement import Placement, merge_units, output_length, place_units
 from relu_diag.functional.widening.preservation import Preservation, addition_preserves, replication_preserves
 from relu_diag.functional.widening.proposal import GrowthProposal, growth_proposals
@@ -12,6 +13,8 @@ from relu_diag.functional.widening.silent import add_silent_units
 
 __all__ = [
     "GrowthProposal",
+    "LaterLayer",
+    "LossThroughLayers",
     "Placement",
     "Preservation",
     "Widening",

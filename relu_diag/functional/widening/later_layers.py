@@ -1,0 +1,186 @@
+"""The loss of a hidden block inside a deeper network: a function of its outputs, through the layers behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from relu_diag.functional.block import ShallowBlock, rho
+from relu_diag.functional.local import slopes_at
+from relu_diag.functional.output_loss import Loss
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LaterLayer:
+    """An activation and the layer that reads it: ``Z -> H rho(Z) + bias``.
+
+    Attributes:
+        H: Weights, shape ``(J, I)``.
+        slopes: ``(s-, s+)`` of the activation.
+        bias: Bias, shape ``(J,)``, or None.
+
+    Example:
+        >>> layer = LaterLayer(torch.tensor([[2.0, 1.0]]), (0.0, 1.0), None)
+        >>> layer(torch.tensor([[3.0, -1.0]]))
+        tensor([[6.]])
+    """
+
+    H: Tensor
+    slopes: tuple[float, float]
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, block: ShallowBlock) -> LaterLayer:
+        """The activation and the output layer of a block, float32 at least.
+
+        Args:
+            block: The block.
+
+        Returns:
+            The layer.
+        """
+        own = block.cast(torch.promote_types(block.H.dtype, torch.float32))
+        return cls(own.H, own.slopes, own.output_bias)
+
+    def __call__(self, Z: Tensor) -> Tensor:
+        """Outputs of the layer.
+
+        Args:
+            Z: Pre-activations, shape ``(N, I)``.
+
+        Returns:
+            Shape ``(N, J)``.
+        """
+        out = rho(Z, self.slopes) @ self.H.T
+        return out if self.bias is None else out + self.bias
+
+    def to(self, target: torch.dtype | torch.device | str) -> LaterLayer:
+        """The layer in another dtype or on another device.
+
+        Args:
+            target: Which.
+
+        Returns:
+            The layer.
+        """
+        return replace(self, H=self.H.to(target), bias=None if self.bias is None else self.bias.to(target))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LossThroughLayers(Loss):
+    """A loss at the end of a network as a function of the outputs of a block inside it.
+
+    Its curvature is the Gauss-Newton part, that of the loss at the end: it is never negative where that is convex, and
+    between kinks of the layers it is all.
+
+    Attributes:
+        end: The loss of the outputs of the last layer.
+        layers: The layers behind the block, in their order.
+
+    Example:
+        >>> from relu_diag.functional import SquaredError
+        >>> layer = LaterLayer(torch.tensor([[2.0]]), (0.0, 1.0), None)
+        >>> loss = LossThroughLayers(SquaredError(torch.tensor([[1.0], [1.0]])), (layer,))
+        >>> outputs = torch.tensor([[1.0], [2.0]])
+        >>> loss(outputs), loss.gradient(outputs).tolist()
+        (tensor(5.), [[2.0], [6.0]])
+    """
+
+    end: Loss
+    layers: tuple[LaterLayer, ...]
+
+    def __call__(self, outputs: Tensor) -> Tensor:
+        """The loss, shape ``()``."""
+        return self.end(self._through(outputs)[-1])
+
+    def gradient(self, outputs: Tensor) -> Tensor:
+        """The gradient, shape ``(N, J)``."""
+        Z = self._through(outputs)
+        return self._back(Z, self.end.gradient(Z[-1]))
+
+    def curvature(self, outputs: Tensor, direction: Tensor) -> Tensor:
+        """The product of the Gauss-Newton matrix with a direction, shape ``(N, J)``."""
+        Z = self._through(outputs)
+        for at, layer in zip(Z, self.layers, strict=False):
+            direction = (slopes_at(at, layer.slopes) * direction) @ layer.H.T
+        return self._back(Z, self.end.curvature(Z[-1], direction))
+
+    def change(self, outputs: Tensor, step: Tensor) -> Tensor:
+        """What the loss changes by, shape ``()``."""
+        Z = self._through(outputs)
+        for at, layer in zip(Z, self.layers, strict=False):
+            moved = at + step
+            # On one side of the kink a difference of activations would cancel.
+            across = rho(moved, layer.slopes) - rho(at, layer.slopes)
+            beside = slopes_at(at, layer.slopes) * step
+            step = torch.where(moved.sign() * at.sign() > 0, beside, across) @ layer.H.T
+        return self.end.change(Z[-1], step)
+
+    def conjugate(self, G: Tensor) -> NoReturn:
+        """Nothing is known of it.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError("nothing is known of the conjugate of a loss through other layers.")
+
+    def recession(self, direction: Tensor) -> Tensor:
+        """Infinite: nothing is known, shape ``(N,)``."""
+        return torch.full_like(direction[:, 0], torch.inf)
+
+    @property
+    def convex(self) -> bool:
+        """Not known."""
+        return False
+
+    @property
+    def smooth(self) -> bool:
+        """Not at the kinks of the layers."""
+        return False
+
+    @property
+    def samples(self) -> int | None:
+        """Number of samples."""
+        return self.end.samples
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return f"{self.end.name} through {len(self.layers)} further layers"
+
+    def double(self) -> LossThroughLayers:
+        """The loss in float64."""
+        return LossThroughLayers(self.end.double(), tuple(layer.to(torch.float64) for layer in self.layers))
+
+    def to(self, device: torch.device | str) -> LossThroughLayers:
+        """The loss on another device."""
+        return LossThroughLayers(self.end.to(device), tuple(layer.to(device) for layer in self.layers))
+
+    def scaled(self, factor: float) -> LossThroughLayers:
+        """A multiple of the loss."""
+        return replace(self, end=self.end.scaled(factor))
+
+    def rows(self, index: Any) -> LossThroughLayers:
+        """The part of the loss that some samples make."""
+        return replace(self, end=self.end.rows(index))
+
+    def joined_with(self, others: list[Any], weights: list[float]) -> LossThroughLayers:
+        """See `joined`: all through the same layers, which are not compared."""
+        return replace(self, end=self.end.joined_with([other.end for other in others], weights))
+
+    def _through(self, outputs: Tensor) -> list[Tensor]:
+        """The outputs of the block, and of each layer behind it."""
+        Z = [outputs]
+        for layer in self.layers:
+            Z.append(layer(Z[-1]))
+        return Z
+
+    def _back(self, Z: Sequence[Tensor], G: Tensor) -> Tensor:
+        """A gradient at the end as one at the outputs of the block."""
+        for at, layer in reversed([*zip(Z, self.layers, strict=False)]):
+            G = slopes_at(at, layer.slopes) * (G @ layer.H)
+        return G

@@ -1,0 +1,82 @@
+"""Blocks that follow one another up to the loss: each inner one gets the loss as a function of its own outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from relu_diag.capture import Sighting
+from relu_diag.functional import ShallowBlock
+from relu_diag.functional.block import rho
+from relu_diag.functional.widening import LaterLayer, LossThroughLayers
+from relu_diag.training._data import SAME
+from relu_diag.training.ranks import of_all_ranks
+from relu_diag.training.rows import KeptRows, TrainingData, reads_activations
+
+
+def data_of_chains(
+    seen: Mapping[str, Sighting], blocks: Mapping[str, ShallowBlock], kept: Mapping[str, KeptRows]
+) -> dict[str, TrainingData]:
+    """Rows and loss of every block of a chain whose last one has a known loss. A collective: every rank must call it.
+
+    The hidden layer of each block in a chain is what the block before it outputs, and nothing else reads it. Inputs are
+    computed from those of the first block, at the weights of now.
+
+    Args:
+        seen: The last sighting of every block.
+        blocks: The blocks at the weights of now.
+        kept: Rows of the blocks.
+
+    Returns:
+        The data by names of blocks; without those that stand alone.
+    """
+    followers = {
+        name: one.readers[0]
+        for name, one in seen.items()
+        if len(one.readers) == 1 and one.readers[0] in seen and _follows(seen[one.readers[0]], one)
+    }
+    everyone = of_all_ranks(followers)
+    followers = {name: after for name, after in followers.items() if all(one.get(name) == after for one in everyone)}
+    found: dict[str, TrainingData] = {}
+    for first in seen:
+        names = [first, *_behind(first, followers)]
+        if first in followers.values() or len(names) == 1:
+            continue
+        data = kept[names[-1]].on_rows_of(kept[first])
+        if data is not None:
+            found.update(_along([blocks[name] for name in names], names, data))
+    return found
+
+
+def _follows(after: Sighting, before: Sighting) -> bool:
+    """Whether the inputs of a block are the activations of another one, which only it reads."""
+    X = _activations(before.block, before.signal.X, after.block)
+    own = after.signal.X
+    same = X.shape == own.shape and bool((X - own).norm() <= SAME * own.norm())
+    return same and not before.dropout and not reads_activations(before.block, before.signal)
+
+
+def _activations(before: ShallowBlock, X: Tensor, after: ShallowBlock) -> Tensor:
+    """The activations of a block as inputs of the next one, shape ``(N, d)``."""
+    A = rho(X.to(before.W) @ before.W.T, before.slopes)
+    return torch.cat([A, A.new_ones(len(A), 1)], dim=1) if after.W.shape[1] == A.shape[1] + 1 else A
+
+
+def _behind(name: str, followers: Mapping[str, str]) -> Iterator[str]:
+    """The blocks behind one, in their order."""
+    while name in followers:
+        name = followers[name]
+        yield name
+
+
+def _along(blocks: list[ShallowBlock], names: list[str], data: TrainingData) -> Iterator[tuple[str, TrainingData]]:
+    """The data of each block of a chain, by those of the first with the loss of the last."""
+    X = data.X
+    for place, (name, block) in enumerate(zip(names, blocks, strict=True)):
+        behind = tuple(LaterLayer.of(later) for later in blocks[place + 1 :])
+        loss = LossThroughLayers(data.loss, behind) if behind else data.loss
+        yield name, TrainingData(X, loss, data.complete)
+        if behind:
+            X = _activations(block, X, blocks[place + 1])
