@@ -226,6 +226,17 @@ def drop_by_widening(examination: Examination, units: int) -> float:
 
     Returns:
         Drop of the loss; NaN where it is not known as one of the block's outputs.
+
+    Example:
+        >>> import torch
+        >>> from relu_diag.functional import SquaredError
+        >>> from relu_diag.training import TrainingData, verdict_in_training
+        >>> data = TrainingData(torch.eye(2), SquaredError(torch.tensor([[1.0], [0.0]])), complete=True)
+        >>> block = ShallowBlock(torch.tensor([[0.0, 1.0]]), torch.zeros(1, 1))
+        >>> unknown = verdict_in_training(None, "")
+        >>> found = Examination(0, "net.0", None, block, 0.5, unknown, None, data, None, "", dead=False)
+        >>> drop_by_widening(found, 1) > 0.4  # a neuron for the first sample
+        True
     """
     data = data_of(examination)
     if data is None:
