@@ -51,6 +51,7 @@ class Budgets:
         neurons_at_once: Neurons whose parts per output are held together.
         neuron_numbers: Numbers in those parts.
         flat_rays: Rays of zero slope in one second-order form.
+        rays_weighed: Rays among which those are chosen.
         dense_form: Size up to which a second-order form is diagonalised; larger ones are searched by iteration.
         form_steps: Steps of an iteration on a second-order form.
         form_powers: Steps of a power iteration for its largest eigenvalue.
@@ -181,6 +182,7 @@ class Budgets:
     neurons_at_once: int = 256
     neuron_numbers: int = 2**23
     flat_rays: int = 64
+    rays_weighed: int = 4096
     dense_form: int = 600
     form_steps: int = 100
     form_powers: int = 5

@@ -61,6 +61,25 @@ class SquaredProblem:
         """Whether the squares of its loss and derivatives are numbers of float64, neither overflowing nor vanishing."""
         return _in_range(self.block, self.signal)
 
+    def reachable(self) -> SquaredProblem:
+        """The loss without the samples ``x_k = 0``, whose part no weight changes; the same where an output bias does.
+
+        Returns:
+            The problem, itself where there is no such sample or no other.
+
+        Example:
+            >>> import torch
+            >>> block = ShallowBlock(W=torch.tensor([[1.0]]), H=torch.tensor([[1.0]]))
+            >>> problem = squared_problem(block, torch.tensor([[0.0], [2.0]]), torch.ones(2, 1), "half_sum")
+            >>> float(problem.loss), float(problem.reachable().loss)
+            (1.0, 0.5)
+        """
+        reached = self.signal.X.any(dim=1)
+        if self.block.output_bias is not None or bool(reached.all()) or not bool(reached.any()):
+            return self
+        signal = BlockSignal(self.signal.X[reached], self.signal.G[reached])
+        return replace(self, signal=signal, outputs=self.outputs[reached])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LossProblem:

@@ -72,6 +72,7 @@ class Tolerances:
         left_to_fall: Fall of the loss over the loss, in squares of the tolerance on derivatives, that a point at which
             training has converged may still have.
         even: Smallest variance of the inputs over the largest above which sums over them scale all directions.
+        hump: Rise of the loss at the start of a move over its fall, that a slope within the tolerance explains.
         blurred: Rounding of the loss along a move over its fall so far, beyond which a rise would be hidden.
         unseen: Violation of a first-order condition, in tolerances, that counts as none where no fall is seen.
         same_root: Imaginary part of a root of a polynomial over its size that is the rounding of a double root.
@@ -184,6 +185,7 @@ class Tolerances:
     noise: float = 1e-3
     left_to_fall: float = 1e4
     even: float = 1e-6
+    hump: float = 1e-9
     blurred: float = 1e-7
     unseen: float = 100.0
     same_root: float = 1e-6

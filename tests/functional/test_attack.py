@@ -11,7 +11,7 @@ from support.attack.checks import Record, attack, check_verdict, truth_of
 from support.attack.descent import largest_fall
 from support.attack.families import FAMILIES, problem_of
 from support.attack.first_order import first_order, lowest_by_programs, point_of
-from support.attack.line import profile
+from support.attack.line import change, profile
 from support.attack.problem import Problem, loss
 from support.attack.starts import backward
 
@@ -66,6 +66,23 @@ def test_profile_is_the_loss_evaluated_along_the_line() -> None:
         assert seen.fall == pytest.approx(changes[-1], abs=1e-10 * size)
         rise = max(np.array(changes) - np.minimum.accumulate(changes))
         assert seen.rise == pytest.approx(rise, abs=1e-4 * size)
+
+
+def test_change_is_that_of_the_loss_itself_also_where_the_profile_starts_on_a_kink() -> None:
+    rng = np.random.default_rng(1)
+    X = np.array([[1.0, 1e-11], [1.0, 1.0], [0.5, -1.0]])  # the first is within the tolerance of its kink
+    problem = Problem(np.array([[0.0, 1.0]]), np.array([[2.0]]), X, rng.standard_normal((3, 1)))
+    dW, dH, db, step = np.array([[-1.0, 0.0]]), np.array([[0.5]]), np.zeros(1), 2e-11
+    there = replace(problem, W=problem.W + step * dW, H=problem.H + step * dH)
+    seen = change(problem, dW, dH, db, step)
+    assert seen == pytest.approx(float(loss(there) - loss(problem)), rel=1e-6)
+    kinked = profile(problem, dW, dH, db, step, point_of(problem).kink)
+    assert abs(kinked.fall - seen) > 0.1 * abs(seen)
+    for p in problems(10):
+        dW, dH = rng.standard_normal(p.W.shape), rng.standard_normal(p.H.shape)
+        there = replace(p, W=p.W + dW, H=p.H + dH)
+        db = np.zeros(len(p.H))
+        assert change(p, dW, dH, db, 1.0) == pytest.approx(float(loss(there) - loss(p)), rel=1e-12)
 
 
 def test_search_leaves_saddles_and_stays_at_minima() -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from relu_diag.functional._arrays import Array, row_space
+from relu_diag.functional._arrays import Array, Index, row_space
 from relu_diag.functional.block import BlockSignal, ShallowBlock
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import chunks, fan_rays, merge_collinear, one_sided
 from relu_diag.functional.tolerances import FLOAT64
+from relu_diag.functional.verdict._output_parts import output_parts
+from relu_diag.functional.verdict._rounding import ResidualRounding
+from relu_diag.functional.verdict._weight import seen_by
 from relu_diag.functional.verdict.escape import EscapeNeurons
 from relu_diag.functional.verdict.stationarity import Stationarity
 
@@ -38,9 +41,14 @@ class FlatRays:
 
 
 def flat_rays(
-    block: ShallowBlock, signal: BlockSignal, found: Stationarity, escape: EscapeNeurons, kink_tol: float
+    block: ShallowBlock,
+    signal: BlockSignal,
+    found: Stationarity,
+    escape: EscapeNeurons,
+    kink_tol: float,
+    rounding: ResidualRounding,
 ) -> FlatRays:
-    """All of them, at a stationary point, escape neurons first and up to a budget.
+    """Those at a stationary point: all of them, or up to a budget the ones that pull most of every neuron.
 
     Of a neuron with too many kinks, and of one that is zero altogether, the one it escapes along.
 
@@ -50,19 +58,22 @@ def flat_rays(
         found: Its stationarity.
         escape: Its escape neurons.
         kink_tol: Relative distance that counts as on the kink.
+        rounding: What the residuals may be wrong by: slopes that are no more are zero.
 
     Returns:
         Rays.
     """
     b = (block.slopes[1] - block.slopes[0]) / 2
     smooth = found.geometry.smooth.cpu().numpy()
-    flat = (found.tol * found.scale).cpu().numpy()
+    hidden = seen_by(block, signal, kink_tol, torch.arange(len(block.W), device=block.W.device), rounding.usable).pull
+    flat = torch.maximum(found.tol * found.scale, block.H.norm(dim=0) * hidden).cpu().numpy()
     direction, escapes = escape.direction.cpu().numpy(), escape.mask.cpu().numpy()
     zero = ~block.W.any(dim=1).cpu().numpy()
     kinks = _kinks(block, signal, kink_tol, silent=~block.H.any(dim=0))
     blocked: dict[int, Array] = {}
     neuron: list[int] = []
-    rays, sides = [np.empty((0, block.W.shape[1]))], []
+    rays = [np.empty((0, block.W.shape[1]))]
+    hyperplanes: dict[int, Array] = {}
     for i in sorted({*kinks, *np.flatnonzero(escapes & zero).tolist()}, key=lambda i: not escapes[i]):
         own, X = direction[i, None] * escapes[i], np.empty_like(rays[0])
         if i in kinks:
@@ -70,16 +81,44 @@ def flat_rays(
             X = merge_collinear(np.ones(len(samples)), samples)[1]
             if not zero[i]:
                 blocked[i] = row_space(X)
-            fan = fan_rays(X) if len(neuron) < BUDGETS.flat_rays else np.empty_like(rays[0])
+            fan = fan_rays(X) if len(neuron) < BUDGETS.rays_weighed else np.empty_like(rays[0])
             if fan is not None:
                 own = fan[one_sided(fan, smooth[i], b * c, samples) <= flat[i]]
         neuron += [i] * len(own)
         rays.append(own)
-        sides += list(own @ X.T)
-    most = BUDGETS.flat_rays
-    return FlatRays(
-        blocked, np.array(neuron[:most], dtype=np.intp), np.concatenate(rays)[:most], _together(neuron[:most], sides)
-    )
+        hyperplanes[i] = X
+    of = np.array(neuron, dtype=np.intp)
+    every = np.concatenate(rays)
+    chosen = _loudest_of_each(of, _pulls(block, signal, of, every, kink_tol), escapes[of])
+    of = of[chosen]
+    every = every[chosen]
+    sides = [hyperplanes[i] @ ray for i, ray in zip(of.tolist(), every, strict=True)]
+    return FlatRays(blocked, of, every, _together(of.tolist(), sides))
+
+
+def _pulls(block: ShallowBlock, signal: BlockSignal, neuron: Index, rays: Array, kink_tol: float) -> Array:
+    """What the outputs feel along rays, ``||D||``, shape ``(P,)``."""
+    if not len(neuron):
+        return np.empty(0)
+    index, of = np.unique(neuron, return_inverse=True)
+    some = replace(block, W=block.W[index], H=block.H[:, index])
+    parts, owner, kinks, _, X = (part.cpu().numpy() for part in output_parts(some, signal, kink_tol))
+    b = (block.slopes[1] - block.slopes[0]) / 2
+    D = np.einsum("pjd,pd->pj", parts[of], rays)
+    for i in range(len(index)):
+        D[of == i] += b * np.abs(rays[of == i] @ X[owner == i].T) @ kinks[owner == i]
+    return np.asarray(np.linalg.norm(D, axis=1))
+
+
+def _loudest_of_each(neuron: Index, pull: Array, escapes: Mask) -> Index:
+    """Numbers of rays, as many as a budget: the strongest of every escape neuron, then the second, and so on.
+
+    So the rays and their order are the same whatever the order of neurons and samples.
+    """
+    order = np.lexsort((-pull, neuron))
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order)) - np.searchsorted(neuron[order], neuron[order])
+    return np.lexsort((-pull, rank, ~escapes))[: BUDGETS.flat_rays]
 
 
 def _kinks(block: ShallowBlock, signal: BlockSignal, kink_tol: float, silent: Tensor) -> dict[int, tuple[Array, Array]]:

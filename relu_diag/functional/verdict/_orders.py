@@ -73,7 +73,7 @@ def second_order(problem: Problem, found: Stationarity, rounding: ResidualRoundi
         return _held(problem, found, verdict)
     direction = silent_escape_fall(problem, escape) or silent_escape_fall(problem, escape, rounding.exact)
     if direction is None and len(problem.block.H) > 1:
-        direction = orthant_fall(problem, found, escape)
+        direction = orthant_fall(problem, found, escape, rounding)
     if direction is not None:
         return verdict("saddle", named(escape.mask), direction, reason="stationary with escape neurons")
     if margins["largest pull"] <= FLOAT64.unseen * found.tol:

@@ -27,6 +27,7 @@ from relu_diag.functional.local import Chunk, chunks, slopes_at
 from relu_diag.functional.problem import LossProblem, Problem
 from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.verdict._flat_rays import FlatRays, Mask, flat_rays
+from relu_diag.functional.verdict._rounding import ResidualRounding
 from relu_diag.functional.verdict._witness import see_fall
 from relu_diag.functional.verdict.direction import Direction
 from relu_diag.functional.verdict.escape import EscapeNeurons
@@ -57,7 +58,9 @@ class _Orthant:
     rays: Tensor
 
 
-def orthant_fall(problem: Problem, found: Stationarity, escape: EscapeNeurons) -> Direction | None:
+def orthant_fall(
+    problem: Problem, found: Stationarity, escape: EscapeNeurons, rounding: ResidualRounding
+) -> Direction | None:
     """A fall of second order over all output weights and all zero-slope directions of the input weights.
 
     What a gradient below the tolerance can bend the loss by is no fall of second order.
@@ -68,11 +71,12 @@ def orthant_fall(problem: Problem, found: Stationarity, escape: EscapeNeurons) -
         problem: The loss.
         found: Its stationarity.
         escape: Its escape neurons.
+        rounding: What its residuals may be wrong by.
 
     Returns:
         The direction, or None where no fall is found.
     """
-    orthant = _balanced(problem, found, escape)
+    orthant = _balanced(problem, found, escape, rounding)
     least = 2 * found.tol * float(found.pull_scale.max())
     # A witness that leaves the output bias alone is the simpler one.
     for biased in (False,) if problem.block.output_bias is None else (False, True):
@@ -83,12 +87,13 @@ def orthant_fall(problem: Problem, found: Stationarity, escape: EscapeNeurons) -
     return None
 
 
-def _balanced(problem: Problem, found: Stationarity, escape: EscapeNeurons) -> _Orthant:
+def _balanced(problem: Problem, found: Stationarity, escape: EscapeNeurons, rounding: ResidualRounding) -> _Orthant:
+    """The zero-slope directions at a stationary point."""
     block = problem.block
     w_norm, h_norm = block.W.norm(dim=1), block.H.norm(dim=0)
     balance = torch.where((w_norm > 0) & (h_norm > 0), (h_norm / w_norm).sqrt(), 1.0)
     copy = replace(block, W=block.W * balance[:, None], H=block.H / balance)
-    flat = flat_rays(block, problem.loss_signal, found, escape, problem.kink_tol)
+    flat = flat_rays(block, problem.loss_signal, found, escape, problem.kink_tol, rounding)
     neuron = torch.as_tensor(flat.neuron, device=balance.device)
     return _Orthant(
         problem=replace(problem, block=copy),
@@ -185,22 +190,37 @@ def _cone_descents(form: Array, together: Mask) -> Iterator[Array]:
     for p in form.diagonal().argsort():
         if form[p, p] < 0:
             yield np.eye(len(form))[p]
+    if len(form) < 2:
+        return
+    # Rays whose own curvatures differ are no obstacle in units in which they do not.
+    unit = np.where(form.diagonal() > 0, np.abs(form.diagonal()), 1.0) ** -0.5
+    scaled = unit[:, None] * form * unit
+    cones = _cones(scaled, together)
+    step = 1 / np.linalg.norm(scaled, 2)
+    t = cones / np.linalg.norm(cones, axis=1, keepdims=True)
+    for _ in range(BUDGETS.cone_steps):
+        t = np.maximum(t - step * (t @ scaled), 0.0) * cones
+        t /= np.maximum(np.linalg.norm(t, axis=1, keepdims=True), FLOAT64.eps)
+    value = ((t @ scaled) * t).sum(axis=1)
+    best = value.argmin()
+    if value[best] < 0:
+        yield unit * t[best]
+
+
+def _cones(form: Array, together: Mask) -> Array:
+    """Largest sets of rays that go together, 0 or 1, ``(C, P)``: around each ray by how they bend, and drawn ones."""
     random = np.random.default_rng(0)
-    for _ in range(BUDGETS.cones if len(form) > 1 else 0):
-        cone: list[int] = []
-        for p in random.permutation(len(form)):
-            if together[p, cone].all():
-                cone.append(p)
-        own = form[np.ix_(cone, cone)]
-        t = random.random(len(cone))
-        step = 1 / np.linalg.norm(own, 2)
-        for _ in range(BUDGETS.cone_steps):
-            t = np.maximum(t - step * (own @ t), 0.0)
-            t /= np.linalg.norm(t) or 1.0
-        if t @ own @ t < 0:
-            whole = np.zeros(len(form))
-            whole[cone] = t
-            yield whole
+    others = np.where(np.eye(len(form), dtype=bool), -np.inf, form)
+    drawn = np.array([random.permutation(len(form)) for _ in range(BUDGETS.cones)])
+    order = np.concatenate([others.argsort(axis=1), drawn])
+    row = np.arange(len(order))
+    allowed = np.ones(order.shape, dtype=bool)
+    chosen = np.zeros(order.shape)
+    for p in order.T:
+        taken = allowed[row, p]
+        chosen[row, p] = taken
+        allowed &= together[p] | ~taken[:, None]
+    return chosen
 
 
 def _free(dW: Tensor, orthant: _Orthant) -> Tensor:

@@ -128,6 +128,7 @@ def _first_rise(ends: Array, pieces: Array) -> Stretch:
     """Where the loss is lowest before it first rises above that by more than rounding.
 
     Piece ``p``, a quartic in the step ``(P, 5)``, holds from ``ends[p]`` to ``ends[p + 1]``; the loss is 0 at first.
+    A slope that is positive by next to nothing leads over a hump at the start, which nobody feels beside the fall.
     """
     left, right = ends[:-1], ends[1:]
     scaled = pieces * right[:, None] ** np.arange(5)  # in shares of the right end
@@ -136,7 +137,7 @@ def _first_rise(ends: Array, pieces: Array) -> Stretch:
     # Beyond a piece whose terms cancel so much that a rise would not be seen nothing is claimed.
     blurred = np.flatnonzero(rounding[1:] > FLOAT64.blurred * np.abs(value[:-1]))
     count = int(blurred[0]) + 1 if len(blurred) else len(pieces)
-    lowest = Stretch(0.0, 0.0, 0.0)
+    lowest, hump = Stretch(0.0, 0.0, 0.0), 0.0
     rising = np.flatnonzero(np.logical_not(_never_rises(scaled[:count], left[:count] / right[:count])))
     for p in [*rising.tolist(), count]:
         if p and value[p - 1] < lowest.change:  # down to here all the way
@@ -145,11 +146,18 @@ def _first_rise(ends: Array, pieces: Array) -> Stretch:
             break
         for stop in _stops(scaled[p], left[p] / right[p]):
             there = float((scaled[p] * stop ** np.arange(5)).sum())
-            if there > lowest.change + rounding[p]:
-                return lowest
+            if p == 0 and hump == 0 and lowest.step == 0:
+                hump = max(there, 0.0)
+            if there > lowest.change + rounding[p] + hump:
+                return _beyond(hump, lowest)
             if there < lowest.change:
                 lowest = Stretch(stop * float(right[p]), there, float(rounding[p]))
-    return lowest
+    return _beyond(hump, lowest)
+
+
+def _beyond(hump: float, lowest: Stretch) -> Stretch:
+    """A stretch, none where it starts with a hump that is felt beside its fall."""
+    return lowest if hump <= FLOAT64.hump * -lowest.change else Stretch(0.0, 0.0, 0.0)
 
 
 def _never_rises(scaled: Array, left: Array) -> Array:

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from relu_diag.functional.block import ShallowBlock, chunked_outputs, rho
+from relu_diag.functional.block import BlockSignal, ShallowBlock, chunked_outputs, rho
 from relu_diag.functional.budgets import BUDGETS
-from relu_diag.functional.local import chunks, radial_directions
+from relu_diag.functional.local import chunks, radial_directions, slopes_at
 from relu_diag.functional.problem import LossProblem, Problem, SquaredProblem
 from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.verdict._loss_line import moving_part, see_fall_of_loss
@@ -50,7 +50,7 @@ def see_fall(problem: Problem, move: Move, rounding: Tensor | None = None) -> Di
         return None
     change = _change(problem, move, stretch.step)
     if change == 0 and rounding is not None:
-        hidden = stretch.rounding + stretch.step * slack
+        hidden = stretch.rounding + _hidden(part, along, stretch.step, rounding)
         change = stretch.change if -stretch.change > 2 * hidden else 0.0
     if change >= 0:
         return None
@@ -190,4 +190,26 @@ def _slope_rounding(problem: SquaredProblem, move: Move, rounding: Tensor) -> fl
         along = entered(chunk.Z, chunk.X @ move.dW.T, block.slopes) @ block.H.T
         along += rho(chunk.Z, block.slopes) @ move.dH.T
         total += float(chunk.G[:, 0] @ along.norm(dim=1))
+    return problem.factor * total
+
+
+def _hidden(problem: SquaredProblem, move: Move, step: float, rounding: Tensor) -> float:
+    """What the loss change along a move, to any order and across kinks, may be wrong by."""
+    block = problem.block
+    eps = FLOAT64.roundings * FLOAT64.eps
+    w, h, dw, dh = block.W.norm(dim=1), block.H.norm(dim=0), step * move.dW.norm(dim=1), step * move.dH.norm(dim=0)
+    wrong = BlockSignal(problem.signal.X, torch.stack([problem.signal.G.norm(dim=1), rounding], dim=1))
+    some = ShallowBlock(block.W, block.H.new_zeros(2, len(w)), block.slopes)
+    given = step * float(move.db.norm())
+    still = wrong.G[~wrong.X.any(dim=1)]
+    total = given * float((eps * (still[:, 0] + given) + still[:, 1]).sum())
+    for chunk in chunks(some, wrong, problem.kink_tol):
+        dZ = step * chunk.X @ move.dW.T
+        slopes = slopes_at(chunk.Z, block.slopes).abs()
+        slopes[chunk.Z * (chunk.Z + dZ) <= 0] = max(map(abs, block.slopes))
+        # By how much the outputs change at most, and the terms whose rounding that change carries.
+        change = given + (slopes * chunk.Z.abs()) @ dh + (slopes * dZ.abs()) @ (h + dh)
+        terms = given + chunk.length * (slopes @ (w * dh + dw * (h + dh)))
+        error, of_error = chunk.G.unbind(1)
+        total += float((of_error * change + eps * (error + change) * terms).sum())
     return problem.factor * total

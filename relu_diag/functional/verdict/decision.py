@@ -49,6 +49,8 @@ from relu_diag.functional.verdict.stationarity import assess
 from relu_diag.functional.verdict.verdict import Verdict
 from relu_diag.functional.weight_decay import WeightDecay, as_weight_decay
 
+_ZERO = "zero loss"
+_REACHED = "every sample that a weight can reach is met"
 _OUT_OF_RANGE = "weights or data so large or small that squares leave the range of float64: rescale them"
 
 
@@ -112,6 +114,9 @@ def classify(
         of_loss = assumptions_of(problem)
     assumptions = Assumptions({**of_loss, **_assumptions(problem.block)})
     about = partial(replace, assumptions=assumptions, loss=float(problem.loss))
+    given = problem.signal
+    if isinstance(problem, SquaredProblem):
+        problem = problem.reachable()
     if not problem.in_range:
         return about(Verdict("undecided", nobody(block), None, assumptions, reason=_OUT_OF_RANGE))
     normal = normal_form(problem)
@@ -119,6 +124,8 @@ def classify(
         found = about(of_any_loss(normal.problem, tol))
     else:
         found = about(_of_squared_loss(normal.problem, tol))
+        if found.theorem == _ZERO and len(problem.signal.X) < len(given.X):
+            found = replace(found, theorem=CONVEX, reason=_REACHED)
     return found if found.direction is None else replace(found, direction=normal.outside(found.direction))
 
 
@@ -238,7 +245,7 @@ def _of_squared_loss(problem: SquaredProblem, tol: float) -> Verdict:
     block, signal = problem.block, problem.signal
     verdict = partial(Verdict, direction=None, assumptions=Assumptions({}))
     if is_zero(problem, tol):
-        return verdict("global minimum", nobody(block), theorem="zero loss")
+        return verdict("global minimum", nobody(block), theorem=_ZERO)
     rounding = rounding_of_problem(problem)
     if at_best(block, signal, tol, rounding):
         return verdict("global minimum", nobody(block), theorem=CONVEX, reason=ORTHOGONAL)

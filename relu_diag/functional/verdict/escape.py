@@ -12,13 +12,12 @@ from relu_diag.functional.block import BlockSignal, ShallowBlock
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import (
     OneNeuron,
-    chunks,
     loudest_flat_directions,
     radial_directions,
-    slopes_at,
     tangential_part,
 )
 from relu_diag.functional.tolerances import kink_tolerance
+from relu_diag.functional.verdict._output_parts import output_parts
 from relu_diag.functional.verdict._reach import zero_neuron_pull
 from relu_diag.functional.verdict._rounding import ResidualRounding, rounding_of_signal
 from relu_diag.functional.verdict._weight import least_share, met_within, positive, seen_by
@@ -203,7 +202,7 @@ def _loudest(
     """Direction, ``D`` and decidedness of some neurons whose loss has no negative slope."""
     some = replace(block, W=block.W[index], H=block.H[:, index])
     signal = BlockSignal(signal.X, signal.G, None if signal.C is None else signal.C[:, index])
-    parts, neuron, kinks, c, X = _output_parts(some, signal, kink_tol)
+    parts, neuron, kinks, c, X = output_parts(some, signal, kink_tol)
     U = radial_directions(some.W.detach().double())
     loud = (found.tol * found.pull_scale[index]).tolist()
     direction, D = _loudest_smooth(parts)
@@ -230,24 +229,3 @@ def _loudest_smooth(parts: Tensor) -> tuple[Tensor, Tensor]:
     steepest = parts[torch.arange(len(parts), device=parts.device), output]
     direction = -steepest / torch.where(norm > 0, norm, 1.0)[:, None]
     return direction, (parts @ direction[:, :, None]).squeeze(2)
-
-
-def _output_parts(block: ShallowBlock, signal: BlockSignal, kink_tol: float | None) -> tuple[Tensor, ...]:
-    """Tangential smooth parts ``(I, J, d)``, and the kink pairs: neuron, loss gradients at output and unit, input."""
-    neurons, inputs = block.W.shape
-    outputs = len(block.H)
-    parts = block.W.new_zeros(neurons, outputs, inputs, dtype=torch.float64)
-    none = parts.new_zeros(0, inputs)
-    pairs = [(none[:, 0].long(), none.new_zeros(0, outputs), none[:, 0], none)]
-    for chunk in chunks(block, signal, kink_tol):
-        slopes = slopes_at(chunk.Z, block.slopes)
-        for output in range(outputs):
-            parts[:, output] += ((slopes * chunk.G[:, output, None]).T @ chunk.X).double()
-        row, neuron = chunk.kinks.unbind(1)
-        c = chunk.C[row, neuron].double()
-        felt = chunk.G[row].any(dim=1) | (c != 0)
-        row, neuron = row[felt], neuron[felt]
-        pairs.append((neuron, chunk.G[row].double(), c[felt], chunk.X[row].double()))
-    U = radial_directions(block.W.double())[:, None].expand_as(parts).flatten(0, 1)
-    parts = tangential_part(U, parts.flatten(0, 1)).view_as(parts)
-    return parts, *(torch.cat(part) for part in zip(*pairs, strict=True))

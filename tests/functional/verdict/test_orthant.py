@@ -16,6 +16,7 @@ from relu_diag import ShallowBlock
 from relu_diag import functional as F
 from relu_diag.functional.problem import squared_problem
 from relu_diag.functional.verdict import _orthant as orthants
+from relu_diag.functional.verdict._rounding import rounding_of_problem
 from relu_diag.functional.verdict._witness import see_fall
 from relu_diag.functional.verdict.line import Move, expand
 
@@ -137,7 +138,8 @@ def test_the_form_searched_is_the_second_coefficient_of_the_expansion(seed: int)
     block = ShallowBlock(W, torch.randn(2, 3).double(), (0.1, 1.0), torch.randn(2).double())
     problem = squared_problem(block, X, torch.randn(10, 2).double(), "sum")
     seen = F.EscapeNeurons(torch.arange(3) == 1, torch.ones(3, dtype=torch.bool), ray, zeros(3, 2))
-    orthant = orthants._balanced(problem, F.stationarity(block, problem.loss_signal), seen)
+    found = F.stationarity(block, problem.loss_signal)
+    orthant = orthants._balanced(problem, found, seen, rounding_of_problem(problem))
     orthant = replace(orthant, biased=True, neuron=torch.tensor([1]), rays=ray[1:2])
     move = Move(
         orthants._free(torch.randn(3, 3).double(), orthant), torch.randn(2, 3).double(), torch.randn(2).double()

@@ -52,6 +52,15 @@ def profile(problem: Problem, dW: Array, dH: Array, db: Array, step: float, kink
     return Profile(float(change), float(rise), float(start), float(edges[1]))
 
 
+def change(problem: Problem, dW: Array, dH: Array, db: Array, step: float) -> float:
+    """The loss change from the weights as they are, no sample put on its kink, as a sum of differences."""
+    dW, dH, db, t = dW.astype(LONG), dH.astype(LONG), db.astype(LONG), LONG(step)
+    W, H, X = (value.astype(LONG) for value in (problem.W, problem.H, problem.X))
+    delta = _moved(problem, X @ W.T, X @ dW.T, (H, dH), db, t)
+    error = _outputs(problem, W, H) - problem.Y
+    return float(LONG(problem.factor) * (delta * (error + delta / 2)).sum())
+
+
 def _stops(c: list[LONG], length: LONG) -> list[LONG]:
     """Turning points of the quartic inside a piece, in order, and its end."""
     derivative = np.array([(m + 1) * c[m] * length**m for m in range(4)], dtype=float)

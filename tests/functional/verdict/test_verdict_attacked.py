@@ -1,0 +1,99 @@
+"""Kinds of fault that the attack found, each as a family of problems: none of them comes back.
+
+Folder `support/attack/found` keeps problems of long runs that had complaints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import attack as attacked
+from support.attack.changes import permuted, rotated, with_zero_sample
+from support.attack.checks import Record, check_witness, truth_of
+from support.attack.families import problem_of
+from support.attack.problem import Problem
+
+from relu_diag import functional as F
+
+
+def verdict_of(problem: Problem) -> F.Verdict:
+    return F.classify(problem.block(), *problem.data(), problem.reduction)
+
+
+def found_before(name: str) -> Problem:
+    """A problem of a run, as it was: linear programs may end elsewhere on another machine."""
+    return Problem.load(Path(attacked.__file__).parent / "found" / f"{name}.npz")
+
+
+@pytest.mark.parametrize("name", ["rounding_residuals_40605_0", "rounding_residuals_41105_14", "mixed_40701_10"])
+def test_verdicts_that_a_sample_at_zero_changed_are_kept(name: str) -> None:
+    problem = found_before(name)
+    other = with_zero_sample(np.random.default_rng(0), problem)
+    assert len(other.X) > len(problem.X)
+    assert verdict_of(other).kind == verdict_of(problem).kind
+
+
+@pytest.mark.parametrize("family", ["rounding residuals", "long samples", "integers", "rescaled"])
+def test_a_sample_at_zero_that_no_weight_reaches_changes_nothing(family: str) -> None:
+    joined = 0
+    for number in range(25):
+        problem = problem_of(family, seed=7, number=number)
+        other = with_zero_sample(np.random.default_rng(number), problem)
+        if other is problem:
+            continue
+        joined += 1
+        before, after = verdict_of(problem), verdict_of(other)
+        assert after.kind == before.kind, f"{number}: {before} -> {after}"
+        assert after.margins == before.margins
+        assert after.loss >= before.loss
+    assert joined > 5
+
+
+def test_what_no_weight_reaches_counts_in_the_loss_and_hides_no_minimum() -> None:
+    X, Y = torch.eye(2, dtype=torch.float64), torch.tensor([[1.0], [0.0]], dtype=torch.float64)
+    block = F.ShallowBlock(torch.tensor([[1.0, -1.0]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
+    assert F.classify(block, X, Y, "sum").theorem == "zero loss"
+    found = F.classify(block, torch.cat([X, 0 * X[:1]]), torch.cat([Y, Y.new_tensor([[3.0]])]), "sum")
+    assert (found.kind, found.loss) == ("global minimum", 9.0)
+    assert found.theorem == "convexity in the outputs"
+
+
+# More rays of slope zero than one form holds, or none that bends down but together with others.
+CROWDED = ["dead_giant_40101_24", "dead_giant_40805_18", "dead_giant_41203_15", "units_40106_3"]
+
+
+@pytest.mark.parametrize("name", CROWDED)
+def test_a_fall_along_crowded_rays_is_found_in_any_order(name: str) -> None:
+    for draw in range(4):
+        assert verdict_of(permuted(np.random.default_rng(draw), found_before(name))).kind == "saddle"
+
+
+def test_rays_whose_slope_is_rounding_are_flat_in_any_basis() -> None:
+    problem = found_before("unseen_giant_41203_14")
+    assert {verdict_of(rotated(np.random.default_rng(draw), problem)).kind for draw in range(6)} == {"saddle"}
+
+
+FLOAT32 = ["float32_40104_26", "float32_40105_3", "float32_40203_21", "float32_40305_5", "float32_40402_6"]
+
+
+@pytest.mark.parametrize("name", FLOAT32)
+def test_saddles_in_float32_fall_behind_the_slopes_that_rounding_left(name: str) -> None:
+    problem = found_before(name)
+    found = verdict_of(problem)
+    assert found.kind == "saddle"
+    assert not complaints_about_witness(problem, found)
+
+
+@pytest.mark.parametrize("name", ["long_samples_40102_26", "long_samples_40703_1"])
+def test_a_fall_that_the_rounding_of_residuals_hides_is_not_claimed(name: str) -> None:
+    problem = found_before(name)
+    found = verdict_of(problem)
+    assert found.direction is None or not complaints_about_witness(problem, found)
+
+
+def complaints_about_witness(problem: Problem, found: F.Verdict) -> list[tuple[str, str]]:
+    record = Record()
+    check_witness(record, truth_of(problem), found)
+    return record.complaints
