@@ -366,7 +366,8 @@ class LandscapeMonitor(Rides):
             found.sort(key=lambda watch: -watch.last.dead_share if watch.last else 0.0)
             if found and self.loss_value is not None:
                 found[0].log_final_loss(trainer, step, self.loss_value)
-            say(trainer, "landscape/found", "; ".join(watch.advice() for watch in found) or self._rider.nothing)
+            if found:
+                say(trainer, "landscape/found", "; ".join(watch.advice() for watch in found))
             if self.report:
                 write_page(trainer, self.nearby, found)
 

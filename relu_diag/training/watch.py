@@ -26,6 +26,8 @@ from relu_diag.training.window import BlockReport, Window
 
 # A share of dead neurons worth a word, and a share of small ones.
 _MANY = 0.25
+# Samples on which a neuron is to be silent before anyone is told to do something about it.
+_ENOUGH = 1000
 
 
 class BlockWatch:
@@ -73,6 +75,7 @@ class BlockWatch:
         self._window = Window(hidden)
         self._seen: Sighting | None = None
         self._data: TrainingData | None = None
+        self._dead: list[tuple[Tensor, int]] = []
 
     @property
     def whole(self) -> bool:
@@ -142,7 +145,16 @@ class BlockWatch:
         """
         self.last = self._window.report()
         self._data = self.rows.data() if self.judging else None
+        self._remember_dead(self.last)
         return self.last
+
+    def _remember_dead(self, report: BlockReport) -> None:
+        """Keep which neurons were dead in the last reports, as many as see enough samples."""
+        if self._dead and len(self._dead[-1][0]) != len(report.states.dead):
+            self._dead.clear()
+        self._dead.append((report.states.dead, report.samples))
+        while sum(samples for _, samples in self._dead[1:]) >= _ENOUGH:
+            del self._dead[0]
 
     def report(self, trainer: Trainer, loss: float | None) -> None:
         """Log what was added up.
@@ -219,13 +231,15 @@ class BlockWatch:
         if self.last is None:
             return ""
         states, count = self.last.states, len(self.last.states.dead)
-        dead, small = int(states.dead.sum()), int(states.small_living.sum())
+        samples = sum(samples for _, samples in self._dead)
+        dead = int(torch.stack([dead for dead, _ in self._dead]).all(dim=0).sum())
+        small = int(states.small_living.sum())
         where = f"{self.last.name}: "
-        if dead == count:
-            return f"{where}all {count} neurons dead on {self.last.samples:,} samples: start again at a lower rate"
         if dead >= _MANY * count:
-            seen = f"{dead} of {count} neurons dead on {self.last.samples:,} samples"
-            return f"{where}{seen}: lower the rate or revive them"
+            seen = f"{where}{'all' if dead == count else f'{dead} of'} {count} neurons dead on {samples:,} samples"
+            if samples < _ENOUGH and not self.whole:
+                return f"{seen}, too few to call them dead for good"
+            return f"{seen}: {'start again at a lower rate' if dead == count else 'lower the rate or revive them'}"
         if small >= _MANY * count:
             return f"{where}{small} of {count} neurons have not grown yet: what they will add is still to come"
         return f"{where}{count - dead} of {count} neurons living, {len(states.group_amplitude)} of them distinct"
