@@ -6,12 +6,13 @@ says what the optimizer is (`pace`) and gives verdicts (`judge`).
 
 from relu_diag.training._data import is_epoch_of_all
 from relu_diag.training.careful import Careful
+from relu_diag.training.chain import data_of_chains
 from relu_diag.training.checks import check_callable, check_count, check_flag, check_fraction, check_iterable
 from relu_diag.training.detector import PlateauChange, PlateauDetector
 from relu_diag.training.evidence import Evidence
 from relu_diag.training.examination import MINIMA, Examination, examine_pass, examine_rows, location_of
 from relu_diag.training.examiner import Examiner
-from relu_diag.training.felt import growth_gain, signal_of, some_rows
+from relu_diag.training.felt import data_of, growth_gain, signal_of, some_rows
 from relu_diag.training.gap import against_growing, coupled_decay, gap_in_training
 from relu_diag.training.history import HistoryRecorder, LossCurve, Moment
 from relu_diag.training.judge import VERDICT_CODES, Training, escape_count, judge, verdict_in_training
@@ -114,6 +115,8 @@ __all__ = [
     "check_unclipped",
     "choose_widening",
     "coupled_decay",
+    "data_of",
+    "data_of_chains",
     "decaying",
     "device_batches",
     "drop_by_widening",
