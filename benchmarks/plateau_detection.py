@@ -4,6 +4,7 @@
 
 streams    synthetic losses with known plateaus, against the criteria of ReduceLROnPlateau and EarlyStopping, at their
            defaults and at the setting of a grid that does best on these very streams
+noise      the same plateaus and decreases under 5 to 50 % of noise a step, and steps until a stuck run is found stuck
 runs       the four reference problems in a Trainer, ten seeds each, against the plateaus of their whole loss curves
 escape     the five-point run with and without EscapeOnPlateau
 cost       microseconds per step, and milliseconds per forecast
@@ -227,6 +228,33 @@ def streams(seeds: int) -> None:
             print(f"{name:30}{counts}{total.ends:6}{total.false_ends:12}{late}")
 
 
+def noise(seeds: int) -> None:
+    columns = f"{'plateaus':>9}{'found':>7}{'false':>7}{'back':>6}{'false ends':>12}{'noticed after':>20}"
+    print(f"{'a step':>7}{columns}{'stuck run, steps':>22}{'decreases: starts, ends':>26}")
+    for level in (0.05, 0.1, 0.2, 0.3, 0.5):
+        total, early, shares, stuck, falling = Score(), [], [], [], []
+        for seed in range(seeds):
+            stream = noisy(staircase(np.random.default_rng(seed)), level, 0.0, seed)
+            said = ours(stream.losses)
+            score(stream, said, total, [])
+            for start, end in stream.truth:
+                seen = next((step for step, what in said if what == "start" and start <= step < end), None)
+                if seen is not None:
+                    early.append(seen - start)
+                    shares.append((seen - start) / (end - start))
+            # A descent of 300 steps, and then nothing.
+            stopped = Stream(1 + np.exp(-np.arange(20_000) / 100.0), [])
+            seen_stuck = next((step for step, what in ours(noisy(stopped, level, 0.0, seed).losses)), 20_000)
+            stuck.append(seen_stuck)
+            falling += [
+                what for _, what in ours(noisy(decreasing(np.random.default_rng(seed)), level, 0.0, seed).losses)
+            ]
+        counts = f"{total.found + total.missed:9}{total.found:7}{total.false:7}{total.back:6}{total.false_ends:12}"
+        late = f"{statistics.median(early):10.0f}{statistics.median(shares):10.1%}" if early else f"{'':20}"
+        held = f"{statistics.median(stuck):14.0f}{max(stuck):8}"
+        print(f"{level:7.0%}{counts}{late}{held}{falling.count('start'):18}{falling.count('end'):8}")
+
+
 def wrong(everything: list[Stream], criterion: Callable[..., Said], setting: tuple[float, ...]) -> int:
     total = Score()
     for stream in everything:
@@ -352,13 +380,13 @@ def cost() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["streams", "runs", "escape", "cost"])
+    parser.add_argument("part", choices=["streams", "noise", "runs", "escape", "cost"])
     parser.add_argument("--seeds", type=int, default=10)
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    {"streams": streams, "runs": runs, "escape": escape}.get(args.part, lambda _: cost())(args.seeds)
+    {"streams": streams, "noise": noise, "runs": runs, "escape": escape}.get(args.part, lambda _: cost())(args.seeds)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from lightning.pytorch.cli import LightningCLI
 from rich.console import Console
 
 from relu_diag import callbacks, experiments
+from relu_diag.functional import SquaredError
 from relu_diag.functional.block import Reduction
-from relu_diag.inspection import group_table, inspect_block, neuron_table
+from relu_diag.inspection import LossName, group_table, inspect_block, loss_named, neuron_table
 from relu_diag.reading import load_problem, load_story
 from relu_diag.report import Report, write_report
 
@@ -84,7 +85,11 @@ def inspect(
     class_path: str | None = None,
     slopes: tuple[float, float] | None = None,
     block: str | None = None,
+    loss: LossName = "squared_error",
     reduction: Reduction = "mean",
+    delta: float | None = None,
+    label_smoothing: float | None = None,
+    weight_decay: float = 0.0,
     kink_tol: float | None = None,
     tol: float | None = None,
     out: Path | None = None,
@@ -99,7 +104,11 @@ def inspect(
         class_path: Import path of the module's class, unless it is a ShallowNet.
         slopes: Slopes of a ShallowNet, if the checkpoint does not hold them.
         block: First layer of the block in a module of several; only of the last one are the outputs the module's.
-        reduction: Reduction of the squared loss: mean, sum or half_sum.
+        loss: Loss of the outputs; cross-entropy takes one column of classes, 0, 1, 2 and so on, as targets.
+        reduction: Reduction of the loss: mean or sum; of the squared error half_sum as well.
+        delta: Of huber: where it becomes linear, 1 by default.
+        label_smoothing: Of cross_entropy: the part of every label that is spread over all classes.
+        weight_decay: Decay of all parameters as SGD's, a part of the loss; AdamW's is none.
         kink_tol: Relative distance to a kink that counts as on it.
         tol: Relative tolerance on derivatives.
         out: Folder for the figures; None: the folder of the checkpoint.
@@ -117,16 +126,21 @@ def inspect(
         saddle...
     """
     console = Console()
-    network, X, Y = load_problem(checkpoint, data, class_path, slopes, block)
-    found = inspect_block(network, X, Y, reduction, kink_tol, tol)
+    network, X, Y = load_problem(checkpoint, data, class_path, slopes, block, loss == "cross_entropy")
+    given = {"delta": delta, "label_smoothing": label_smoothing}
+    constants = {name: value for name, value in given.items() if value is not None}
+    trained = loss_named(loss, network, Y, reduction, **constants)
+    targets = Y if isinstance(trained, SquaredError) else trained
+    found = inspect_block(network, X, targets, reduction, kink_tol, tol, weight_decay)
     console.print(str(found.verdict), style=_COLORS.get(found.verdict.kind, ""), markup=False, highlight=False)
-    nearby = f"nearby stationary point: {found.nearby}"
-    console.print(nearby, style=_COLORS.get(found.nearby.verdict.kind, ""), markup=False, highlight=False)
+    if found.nearby is not None:
+        nearby = f"nearby stationary point: {found.nearby}"
+        console.print(nearby, style=_COLORS.get(found.nearby.verdict.kind, ""), markup=False, highlight=False)
     constant = " (the last one constant)" if bool((X[:, -1] == 1).all()) else ""
     console.print(f"{len(X)} samples, {X.shape[1]} inputs{constant}, {Y.shape[1]} targets", highlight=False)
     console.print(group_table(found.neurons.geometry, found.neurons.states))
     if all:
-        console.print(neuron_table(network, X, Y, reduction, kink_tol))
+        console.print(neuron_table(network, X, targets, reduction, kink_tol))
     console.print(found.verdict.summary(), markup=False, highlight=False)
     folder = out or checkpoint.parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +148,9 @@ def inspect(
         figure.savefig(folder / f"{name}.png", dpi=150)
         console.print(f"figure: {folder / name}.png", soft_wrap=True)
     if report:
-        command = f"relu-diag inspect {checkpoint} --data {data} --reduction {reduction} --report true"
+        loss_options = {"loss": loss, "reduction": reduction, **constants, "weight_decay": weight_decay}
+        options = " ".join(f"--{name} {value}" for name, value in loss_options.items())
+        command = f"relu-diag inspect {checkpoint} --data {data} {options} --report true"
         page = found.report(checkpoint.name, load_story(checkpoint), command)
         console.print(f"report: {write_report(folder / _PAGE, page)}", soft_wrap=True)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
@@ -12,24 +15,33 @@ from torch import Tensor
 
 from relu_diag.figures import direction_figure, function_figure, neuron_figure, perturbation_figure
 from relu_diag.functional import (
+    AbsoluteError,
+    BinaryCrossEntropy,
+    BlockSignal,
+    CrossEntropy,
+    Huber,
     NearbyStationaryPoint,
     NeuronGeometry,
     NeuronStates,
+    Poisson,
     ShallowBlock,
+    SquaredError,
     Verdict,
+    WeightDecay,
     classify,
     nearby_stationary_point,
     neuron_geometry,
-    neuron_states,
     perturbation_test,
-    squared_error_signal,
 )
-from relu_diag.functional.block import Reduction
+from relu_diag.functional.block import Reduction, chunked_outputs
+from relu_diag.functional.local import neuron_sums, states_from_sums
+from relu_diag.functional.output_loss import Loss, as_loss
 from relu_diag.reading import load_block, load_data, load_problem, load_story
 from relu_diag.report import BlockNeurons, Report, RunStory, neuron_groups
 
 __all__ = [
     "Inspection",
+    "LossName",
     "group_table",
     "inspect_block",
     "inspection_figures",
@@ -37,10 +49,70 @@ __all__ = [
     "load_data",
     "load_problem",
     "load_story",
+    "loss_named",
     "neuron_table",
 ]
 
+LossName = Literal["squared_error", "absolute_error", "huber", "poisson", "cross_entropy", "binary_cross_entropy"]
+_LOSSES: dict[str, Callable[..., Loss]] = {
+    "squared_error": SquaredError,
+    "absolute_error": AbsoluteError,
+    "huber": Huber,
+    "poisson": Poisson,
+    "cross_entropy": CrossEntropy,
+    "binary_cross_entropy": BinaryCrossEntropy,
+}
 _MAX_ROWS = 100
+
+
+def loss_named(name: LossName, block: ShallowBlock, Y: Tensor, reduction: str = "mean", **constants: Any) -> Loss:
+    """A loss by its name in the command line, of the outputs of a block.
+
+    Args:
+        name: Its name.
+        block: The block.
+        Y: Targets, shape ``(N, J)``; of cross-entropy classes, shape ``(N, 1)``, or probabilities.
+        reduction: "mean" or "sum"; of the squared error "half_sum" as well.
+        constants: Constants of the loss, such as ``delta``.
+
+    Returns:
+        The loss.
+
+    Raises:
+        ValueError: If the targets are none of this loss, or it has no such constant.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.ones(2, 1), H=torch.ones(3, 2))
+        >>> loss_named("cross_entropy", block, torch.tensor([[0.0], [2.0]])).labels
+        tensor([0, 2])
+    """
+    kind = _LOSSES[name]
+    unknown = [one for one in constants if one not in getattr(kind, "__dataclass_fields__", {})]
+    if unknown:
+        raise ValueError(f"--{unknown[0]} is no constant of --loss {name}.")
+    if name == "cross_entropy":
+        Y = _as_classes(block, Y)
+    return kind(Y, reduction=reduction, **constants)
+
+
+def _as_classes(block: ShallowBlock, Y: Tensor) -> Tensor:
+    """Targets of cross-entropy: probabilities ``(N, J)`` as they are, one column of numbers as classes ``(N,)``.
+
+    Raises:
+        ValueError: If there is one output, or a class is no output.
+    """
+    outputs = len(block.H)
+    if outputs == 1:
+        raise ValueError("--loss cross_entropy needs two outputs or more; a block with one has binary_cross_entropy.")
+    if Y.shape[1] == outputs:
+        return Y
+    classes = Y[:, 0].long()
+    if not bool((classes == Y[:, 0]).all()) or bool((classes < 0).any()) or bool((classes >= outputs).any()):
+        raise ValueError(
+            f"--loss cross_entropy needs a class from 0 to {outputs - 1} as target of every sample; got numbers from "
+            f"{float(Y.min()):g} to {float(Y.max()):g}."
+        )
+    return classes
 
 
 def group_table(geometry: NeuronGeometry, states: NeuronStates) -> Table:
@@ -54,6 +126,7 @@ def group_table(geometry: NeuronGeometry, states: NeuronStates) -> Table:
         Table for a terminal of 80 columns.
 
     Example:
+        >>> from relu_diag.functional import neuron_states, squared_error_signal
         >>> X, Y = torch.eye(2).double(), torch.ones(2, 1).double()
         >>> origin = ShallowBlock(torch.zeros(1, 2).double(), torch.zeros(1, 1).double())
         >>> geometry = neuron_geometry(origin, squared_error_signal(origin, X, Y))
@@ -71,15 +144,15 @@ def group_table(geometry: NeuronGeometry, states: NeuronStates) -> Table:
 
 
 def neuron_table(
-    block: ShallowBlock, X: Tensor, Y: Tensor, reduction: Reduction = "mean", kink_tol: float | None = None
+    block: ShallowBlock, X: Tensor, Y: Tensor | Loss, reduction: Reduction = "mean", kink_tol: float | None = None
 ) -> Table:
     """The state of each neuron, largest amplitude first; groups are numbered as in `NeuronStates.group`.
 
     Args:
         block: The network.
         X: Inputs, shape ``(N, d)``.
-        Y: Targets, shape ``(N, J)``.
-        reduction: "mean", "sum" or "half_sum".
+        Y: Targets of the squared error, shape ``(N, J)``, or a loss.
+        reduction: "mean", "sum" or "half_sum", of the squared error.
         kink_tol: Relative distance that counts as on the kink; None: by dtype.
 
     Returns:
@@ -91,8 +164,7 @@ def neuron_table(
         >>> [column.header for column in neuron_table(origin, X, Y).columns][:3]
         ['neuron', 'state', 'group']
     """
-    geometry = neuron_geometry(block, squared_error_signal(block, X, Y, reduction), kink_tol)
-    states = neuron_states(block, X, Y, kink_tol)
+    geometry, states = _neurons(block, X, as_loss(Y, reduction), kink_tol)
     order = states.amplitude.argsort(descending=True, stable=True)[:_MAX_ROWS].tolist()
     title = f"{len(block.W)} neurons" + (f", the largest {_MAX_ROWS}" if len(block.W) > _MAX_ROWS else "")
     table = Table(title=title, box=box.SIMPLE, padding=0)
@@ -109,7 +181,7 @@ class Inspection:
 
     Attributes:
         verdict: Verdict on its weights.
-        nearby: The stationary point near them, with its own verdict.
+        nearby: The stationary point near them, with its own verdict; None with weight decay.
         neurons: Its neurons.
         figures: Figures by name.
 
@@ -124,7 +196,7 @@ class Inspection:
     """
 
     verdict: Verdict
-    nearby: NearbyStationaryPoint
+    nearby: NearbyStationaryPoint | None
     neurons: BlockNeurons
     figures: dict[str, Figure]
 
@@ -139,30 +211,35 @@ class Inspection:
         Returns:
             The report. Its verdict is that on the stationary point nearby, if there is one.
         """
-        verdict = self.nearby.verdict if self.nearby.genuine else self.verdict
+        verdict = self.nearby.verdict if self.nearby and self.nearby.genuine else self.verdict
         return Report(title, verdict, story, self.figures, (self.neurons,), command)
 
 
 def inspect_block(
     block: ShallowBlock,
     X: Tensor,
-    Y: Tensor,
+    Y: Tensor | Loss,
     reduction: Reduction = "mean",
     kink_tol: float | None = None,
     tol: float | None = None,
+    weight_decay: float = 0.0,
 ) -> Inspection:
     """Judge a block, find the stationary point near it, and draw both.
 
     Args:
         block: The network.
         X: Inputs, shape ``(N, d)``.
-        Y: Targets, shape ``(N, J)``.
-        reduction: "mean", "sum" or "half_sum".
+        Y: Targets of the squared error, shape ``(N, J)``, or a loss.
+        reduction: "mean", "sum" or "half_sum", of the squared error.
         kink_tol: Relative distance that counts as on the kink; None: by dtype.
         tol: Relative tolerance on derivatives; None: by dtype.
+        weight_decay: Decay of all parameters, as of torch's SGD.
 
     Returns:
-        What is said of it.
+        What is said of it. The figures of the loss are those of the squared error without decay.
+
+    Raises:
+        ValueError: If the decay is negative or not finite.
 
     Example:
         >>> X, Y = torch.eye(2).double(), torch.ones(2, 1).double()
@@ -171,11 +248,32 @@ def inspect_block(
         >>> found.verdict.kind, sorted(found.figures)
         ('saddle', ['function', 'neuron_0', 'perturbations', 'witness'])
     """
-    verdict = classify(block, X, Y, reduction, kink_tol, tol)
-    nearby = nearby_stationary_point(block, X, Y, reduction)
-    geometry = neuron_geometry(block, squared_error_signal(block, X, Y, reduction), kink_tol)
-    neurons = BlockNeurons("the block", block, geometry, neuron_states(block, X, Y, kink_tol))
-    return Inspection(verdict, nearby, neurons, inspection_figures(block, X, Y, verdict, reduction, nearby))
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise ValueError(f"`weight_decay` must be a finite factor, 0 or more; got {weight_decay!r}.")
+    decay = WeightDecay(weight_decay, weight_decay, output_bias=weight_decay)
+    verdict = classify(block, X, Y, reduction, kink_tol, tol, decay)
+    nearby = None if weight_decay else nearby_stationary_point(block, X, Y, reduction)
+    neurons = BlockNeurons("the block", block, *_neurons(block, X, as_loss(Y, reduction), kink_tol))
+    if isinstance(Y, Tensor) and not weight_decay:
+        figures = inspection_figures(block, X, Y, verdict, reduction, nearby)
+    else:
+        figures = _function_alone(block, X, as_loss(Y, reduction))
+    return Inspection(verdict, nearby, neurons, figures)
+
+
+def _function_alone(block: ShallowBlock, X: Tensor, loss: Loss) -> dict[str, Figure]:
+    """The figure of the function, where it has two inputs and targets that can be drawn."""
+    targets = getattr(loss, "Y", None)
+    if X.shape[1] != 2 or targets is None:
+        return {}
+    return {"function": function_figure(block, X, targets)}
+
+
+def _neurons(block: ShallowBlock, X: Tensor, loss: Loss, kink_tol: float | None) -> tuple[NeuronGeometry, NeuronStates]:
+    """The neurons of a block under a loss."""
+    G = loss.gradient(chunked_outputs(block, X))
+    sums = neuron_sums(block, BlockSignal(X, G), kink_tol)
+    return neuron_geometry(block, BlockSignal(X, G), kink_tol), states_from_sums(block, sums, loss.output_scale)
 
 
 def inspection_figures(

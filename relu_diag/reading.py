@@ -71,6 +71,7 @@ def load_problem(
     class_path: str | None = None,
     slopes: tuple[float, float] | None = None,
     block: str | None = None,
+    classes: bool = False,
 ) -> tuple[ShallowBlock, Tensor, Tensor]:
     """A block and what it is fitted to. Of a deep module it is the last block: the layers before it make its inputs.
 
@@ -80,6 +81,7 @@ def load_problem(
         class_path: As in `load_block`.
         slopes: As in `load_block`.
         block: As in `load_block`.
+        classes: As in `load_data`.
 
     Returns:
         The block, its inputs and its targets.
@@ -99,11 +101,11 @@ def load_problem(
     """
     found = load_block(checkpoint, class_path, slopes, block)
     if class_path is None or block is None:
-        return found, *load_data(data, found)
+        return found, *load_data(data, found, classes)
     module = _saved_module(checkpoint, class_path)
     if _is_block(module, found):
-        return found, *load_data(data, found)
-    X, Y = _arrays(data, found)
+        return found, *load_data(data, found, classes)
+    X, Y = _arrays(data, found, classes)
     with _reading(data, f"{class_path} does not take its inputs of shape {tuple(X.shape)}."):
         inputs, outputs, results = _inside(module, _location(module, block), X)
     if results.shape != outputs.shape or not results.equal(outputs):
@@ -111,7 +113,7 @@ def load_problem(
             f"{type(module).__name__} computes more from the outputs of the block at {block!r}; a verdict is on one "
             f"with the outputs of the module: try --block {find_blocks(module)[-1].hidden}."
         )
-    return found, *_matching(data, found, inputs, Y)
+    return found, *_matching(data, found, inputs, Y, classes)
 
 
 def _inside(module: nn.Module, location: BlockLocation, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,17 +159,18 @@ def _shallow_net(checkpoint: Path, state: Mapping[str, Any], slopes: tuple[float
     return ShallowBlock(W, H, slopes, bias)
 
 
-def load_data(file: Path, block: ShallowBlock) -> tuple[Tensor, Tensor]:
+def load_data(file: Path, block: ShallowBlock, classes: bool = False) -> tuple[Tensor, Tensor]:
     """A data set for a block, in float64.
 
     Args:
         file: ``.npz`` or ``.pt`` with ``X`` and ``Y`` (a pair of tensors will do), or ``.csv`` with the targets in the
             last columns and an optional header.
         block: The block: it tells how many columns are targets, and whether a column of ones is to be added.
+        classes: Whether one column of targets, the last one of a table, may name the class of every sample.
 
     Returns:
-        Inputs ``(N, d)``, with a column of ones if the block has a hidden bias, and targets ``(N, J)``. A file that is
-        no data set of the block is refused with a ``ValueError``.
+        Inputs ``(N, d)``, with a column of ones if the block has a hidden bias, and targets ``(N, J)``, of classes
+        ``(N, 1)``. A file that is no data set of the block is refused with a ``ValueError``.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -178,19 +181,19 @@ def load_data(file: Path, block: ShallowBlock) -> tuple[Tensor, Tensor]:
         tensor([[0., 1.],
                 [2., 1.]], dtype=torch.float64)
     """
-    X, Y = _arrays(file, block)
+    X, Y = _arrays(file, block, classes)
     if X.shape[1] == block.W.shape[1] - 1:
         X = torch.cat([X, X.new_ones(len(X), 1)], dim=1)
-    return _matching(file, block, X, Y)
+    return _matching(file, block, X, Y, classes)
 
 
-def _arrays(file: Path, block: ShallowBlock) -> tuple[Tensor, Tensor]:
+def _arrays(file: Path, block: ShallowBlock, classes: bool) -> tuple[Tensor, Tensor]:
     """Inputs and targets as they are in a file, in float64, at least one column each.
 
     Raises:
         ValueError: If there are none.
     """
-    X, Y = _READERS.get(file.suffix, _unknown)(file, len(block.H))
+    X, Y = _READERS.get(file.suffix, _unknown)(file, 1 if classes else len(block.H))
     if not isinstance(X, Tensor) or not isinstance(Y, Tensor) or not X.numel() or not Y.numel():
         raise ValueError(f"{file} must hold numbers for X and Y, at least one sample.")
     X = X.double()
@@ -198,13 +201,14 @@ def _arrays(file: Path, block: ShallowBlock) -> tuple[Tensor, Tensor]:
     return X[:, None] if X.ndim == 1 else X, Y
 
 
-def _matching(file: Path, block: ShallowBlock, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
+def _matching(file: Path, block: ShallowBlock, X: Tensor, Y: Tensor, classes: bool) -> tuple[Tensor, Tensor]:
     """Inputs and targets, if they fit the block.
 
     Raises:
         ValueError: If they do not.
     """
-    if X.shape[1] != block.W.shape[1] or Y.shape != (len(X), len(block.H)):
+    columns = {len(block.H), 1} if classes else {len(block.H)}
+    if X.shape[1] != block.W.shape[1] or len(Y) != len(X) or Y.shape[1] not in columns:
         raise ValueError(
             f"{file} has inputs {tuple(X.shape)} and targets {tuple(Y.shape)}; the block takes {block.W.shape[1]} "
             f"inputs (the constant column counted) and gives {len(block.H)} outputs."

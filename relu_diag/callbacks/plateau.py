@@ -126,7 +126,7 @@ class PlateauMonitor(Passenger):
         self._asked = False
         self._judged_loss: float | None = None
         # Plateau and verdict that were said last.
-        self._told: tuple[int, str] | None = None
+        self._told: tuple[int, str, bool] | None = None
         named = block if isinstance(block, str) else ""
         self._name = f"plateau {named}" if named else "plateau"
         self._report = Report(f"plateau/{named}/" if named else "plateau/", first="loss")
@@ -332,8 +332,8 @@ class PlateauMonitor(Passenger):
             self._curve.add(step, loss)
         elif self.not_finite is None:
             self.not_finite = step
-            self._say(trainer, step, "", f"the loss is {loss}")
-            rank_zero_warn(f"PlateauMonitor: the loss is {loss} at step {step:,}.")
+            self._say(trainer, step, "", f"the loss is {loss}{self._curve.rise}")
+            rank_zero_warn(f"PlateauMonitor: the loss is {loss} at step {step:,}{self._curve.rise}.")
         change = self._detector.add(step, loss)
         if change is not None:
             act = self._started if change.how == "start" else self._ended
@@ -415,7 +415,7 @@ class PlateauMonitor(Passenger):
 
     def _tell_verdict(self, trainer: Trainer, plateau: Plateau, step: int) -> None:
         """Say what a plateau is near, when it is noticed and when the verdict is another one."""
-        told = (plateau.start, plateau.verdict.kind)
+        told = (plateau.start, plateau.verdict.kind, bool(plateau.fact))
         if told != self._told:
             self._told = told
             self._say(trainer, step, plateau.verdict.kind, plateau.words)

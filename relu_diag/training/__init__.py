@@ -30,6 +30,7 @@ from relu_diag.training.lightning_internals import (
 from relu_diag.training.loggers import is_mlflow, is_tensorboard, is_wandb
 from relu_diag.training.look import BatchSignal, Look, LossFunction, targets_of
 from relu_diag.training.moves import Escape, lowest_along
+from relu_diag.training.overshoot import Overshoot, overshoot_of
 from relu_diag.training.pace import (
     NoForecast,
     Pace,
@@ -87,6 +88,7 @@ __all__ = [
     "NewPlaces",
     "NoForecast",
     "NoWidening",
+    "Overshoot",
     "Pace",
     "Plateau",
     "PlateauChange",
@@ -141,6 +143,7 @@ __all__ = [
     "loss_scale",
     "lowest_along",
     "of_all_ranks",
+    "overshoot_of",
     "progress_bar_texts",
     "reads_activations",
     "say",

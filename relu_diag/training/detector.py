@@ -24,6 +24,10 @@ _CORNER = 10.0
 _CORNER_FALL = 5.0
 # Standard errors beyond which a trend is visible.
 _SEEN = 2.0
+# Standard errors by which a fall may be larger than it looks, one time in twenty.
+_SURE = 1.65
+# What has slid is a plateau only where the loss falls this many times slower than it did.
+_AFTER_SLIDE = 4.0
 # Relative noise of one observation that doubles the tolerance, and the level of the blocks it is measured on.
 _TOLERANT = 0.05
 _OBSERVATIONS = 3
@@ -208,21 +212,21 @@ class PlateauDetector:
         early = sum(block.mean for block in blocks[:half]) / half
         late = sum(block.mean for block in blocks[half:]) / half
         loss = (early + late) / 2
-        trend = abs(late - early)
+        trend = late - early
         elapsed = max(step + 1 - self._reference.clock, float(steps))
         fall = self.drop * self._scale(loss)
         noise = self._means.noise(self._reference.end, level)
         error = noise * math.sqrt(2 / half)
-        rate = (trend + _SEEN * error) / (steps / 2)
+        rate = max(_SURE * error - trend, trend) / (steps / 2)
         finest = min(level, _OBSERVATIONS)
         noise_of_one = self._means.noise(self._reference.end, finest) * math.sqrt(2**finest)
-        if rate * elapsed > fall + self.drop / _TOLERANT * noise_of_one:
+        if rate * elapsed > fall + self.drop / _TOLERANT * noise_of_one or _AFTER_SLIDE * rate > self._reference.slide:
             return None
         if max(abs(block.mean - loss) for block in blocks) > fall + _SPREAD * noise:
             return None
         cornered = abs(self._reference.loss - loss) > max(_CORNER * rate * elapsed, _CORNER_FALL * fall)
         patience = _CORNER_PATIENCE if cornered else _PATIENCE
-        visible_rate = max(0.0, trend - _SEEN * error) / (steps / 2)
+        visible_rate = max(0.0, abs(trend) - _SEEN * error) / (steps / 2)
         if visible_rate * elapsed * patience > fall:
             return None
         middle = (blocks[0].first + blocks[-1].last) / 2
@@ -288,8 +292,8 @@ class PlateauDetector:
         self._noise.add(blocks, level)
         return None
 
-    def _fallen(self, step: int, level: int, window: _Window, fall: float) -> PlateauChange:
-        """An escape, if the fall accelerates, or a slide; on a straight line the mean fall is half the last one."""
+    def _fallen(self, step: int, level: int, window: _Window, fall: float) -> PlateauChange | None:
+        """Escape where the fall accelerates, a slide, or neither yet; of a straight line its mean is half the last."""
         above = window.loss - self.drop * self._scale(window.loss)
         end = None
         area = 0.0
@@ -304,9 +308,16 @@ class PlateauDetector:
                 end = middle + (later - middle) * (block.mean - above) / (block.mean - later_mean)
             later = middle
             later_mean = block.mean
-        if end is None or area > _ACCELERATED * fall * (step - window.middle):
+        lasted = step - window.middle
+        # How far the mean fall is off where the loss of the plateau is off by its error.
+        doubt = _SEEN * window.error
+        if end is None or area / lasted - doubt > _ACCELERATED * fall:
+            assert self._reference is not None
+            self._reference = replace(self._reference, slide=fall / lasted)
             self._leave_window()
             return PlateauChange("slide", step, window.loss)
+        if area / lasted + doubt > _ACCELERATED * (fall + doubt):
+            return None  # it may be either: a larger fall tells
         return self._end("escape", math.ceil(end), window)
 
     def _end(self, how: HowChanged, step: int, window: _Window) -> PlateauChange:
@@ -348,8 +359,10 @@ class _Reference:
         end: Step at which it ended.
         clock: Step from which the time since then is counted.
         loss: Loss of that plateau.
+        slide: How fast the loss fell in the last slide since then, loss per step; inf if there was none.
     """
 
     end: int
     clock: float
     loss: float
+    slide: float = math.inf

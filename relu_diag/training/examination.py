@@ -19,10 +19,12 @@ from relu_diag.functional import (
     Verdict,
     forecast_escape,
 )
+from relu_diag.functional.block import chunked_outputs
 from relu_diag.functional.tolerances import kink_tolerance
 from relu_diag.training.chain import data_of_chains
 from relu_diag.training.judge import Training, judge, verdict_in_training
 from relu_diag.training.look import Look
+from relu_diag.training.overshoot import overshoot_of
 from relu_diag.training.pace import (
     NoForecast,
     check_unclipped,
@@ -35,6 +37,8 @@ from relu_diag.training.pace import (
 from relu_diag.training.rows import KeptRows, TrainingData
 
 MINIMA = ("local minimum", "global minimum")
+# Share of the gradients at the outputs beyond which their sum pulls the output bias.
+_PULLED = 1e-3
 _NOT_CONVEX = "the loss is not known to be convex in the outputs"
 # Which block says most about where the loss of a module stands: one that has a way down; a
 # minimum only where all blocks are at one.
@@ -69,6 +73,8 @@ class Examination:
         parameters: The parameters of the block.
         signals: Inputs and loss gradients of steps at their weights, where the loss is not known.
         deep_data: For a block of a chain of blocks up to the loss, its inputs, and the loss through those behind it.
+        fact: What keeps the loss where it is, whatever the verdict, in words with a cure: all neurons are dead, or the
+            steps overshoot. Empty where nothing is known.
 
     Example:
         >>> import torch
@@ -95,11 +101,12 @@ class Examination:
     parameters: tuple[nn.Parameter, ...] = ()
     signals: Sequence[BlockSignal] = ()
     deep_data: TrainingData | None = None
+    fact: str = ""
 
     @property
     def all_dead(self) -> str:
         """That every neuron is dead, in words."""
-        return f"all {len(self.block.W)} neurons of {self.name or 'the block'} are dead"
+        return _dead_words(self.block, self.name)
 
     def has_grown(self, module: LightningModule) -> bool:
         """Whether the block is wider now.
@@ -285,7 +292,36 @@ def _judged(
         dead=subject.dead,
         parameters=subject.parameters,
         signals=rows.signals(),
+        fact=_fact(trainer, module, subject, data, verdict.kind, drop),
     )
+
+
+def _fact(
+    trainer: Trainer,
+    module: LightningModule,
+    subject: _Subject,
+    data: TrainingData | None,
+    kind: str,
+    drop: float,
+) -> str:
+    """What keeps the loss where it is, in words; empty where the verdict says it, or nothing is known."""
+    if subject.dead:
+        return _nothing_moves(subject, data)
+    if data is None or kind in MINIMA or not subject.alone:
+        return ""
+    overshoot = overshoot_of(trainer, module, subject.location, data, drop)
+    return "" if overshoot is None else str(overshoot)
+
+
+def _nothing_moves(subject: _Subject, data: TrainingData | None) -> str:
+    """That a block is dead, and whether its output bias is still pulled."""
+    pulled = subject.block.output_bias is not None
+    if pulled and data is not None:
+        block = subject.block.double()
+        G = data.loss.double().gradient(chunked_outputs(block, data.X.double()))
+        pulled = bool((G.sum(0).abs() > _PULLED * G.abs().sum(0)).any())
+    what = "nothing but the output bias" if pulled else "nothing"
+    return f"{what} can change any more: {_dead_words(subject.block, subject.name)}"
 
 
 def _forecast(
@@ -326,6 +362,11 @@ def _loss_now(
     if nearby is not None:
         return nearby.loss + nearby.loss_gap
     return seen if data is None else data.loss_of(block)
+
+
+def _dead_words(block: ShallowBlock, name: str) -> str:
+    """That every neuron of a block is dead, in words."""
+    return f"all {len(block.W)} neurons of {name or 'the block'} are dead"
 
 
 def _all_dead(block: ShallowBlock, inputs: Sequence[Tensor]) -> bool:

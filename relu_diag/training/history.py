@@ -21,6 +21,8 @@ _MAX_DIRECTIONS = 2**18
 _MAX_ROWS = 256
 # Points of a loss curve.
 _MAX_POINTS = 1000
+# A loss so many times the first one is a run that steps drive away.
+_RUNAWAY = 100.0
 
 
 class Moment(NamedTuple):
@@ -230,3 +232,13 @@ class LossCurve:
             pairs = zip(self.points[::2], self.points[1::2], strict=True)
             self.points = [(later, (a + b) / 2) for (_, a), (later, b) in pairs]
             self.stride *= 2
+
+    @property
+    def rise(self) -> str:
+        """That the loss rose beyond anything that training needs, in words with a cure; empty where it did not."""
+        if not self.points:
+            return ""
+        first, last = self.points[0][1], self.points[-1][1]
+        if last <= _RUNAWAY * abs(first):
+            return ""
+        return f", after it rose from {first:.3g} to {last:.3g}: steps overshoot, lower the learning rate"

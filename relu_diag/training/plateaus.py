@@ -21,6 +21,8 @@ from relu_diag.training.judge import VERDICT_CODES, escape_count
 _UNSETTLED = {"undecided", "not stationary"}
 # Number of forecasts whose disagreement makes the band of the last one.
 _COMPARED = 3
+# Fields of a plateau that are numbers and strings.
+_PLAIN = ("start", "end", "loss", "seen", "ended_by", "no_forecast", "fact")
 # Words of a timeline, by how a plateau ended.
 _ENDS = {
     "escape": "ends",
@@ -119,6 +121,7 @@ class Plateau:
             it became NaN or infinite; "" while the plateau lasts.
         no_forecast: Why there is no forecast; empty if there is one.
         forecasts: All forecasts, oldest first.
+        fact: What keeps the loss where it is, whatever the verdict, with a cure (`Examination.fact`); may be empty.
 
     Example:
         >>> import torch
@@ -136,6 +139,7 @@ class Plateau:
     ended_by: str = ""
     no_forecast: str = ""
     forecasts: tuple[PlateauForecast, ...] = ()
+    fact: str = ""
 
     @property
     def neurons(self) -> Tensor:
@@ -160,6 +164,7 @@ class Plateau:
             ("ended by", self.ended_by),
             ("forecast", self.outlook),
             ("because", self.verdict.reason),
+            ("what holds it", self.fact),
         ]
         return summary_of(rows)
 
@@ -225,10 +230,11 @@ class Plateau:
 
     @property
     def words(self) -> str:
-        """The plateau in a line of the terminal: since when, its loss, its forecast."""
+        """The plateau in a line of the terminal: since when, its loss, its forecast, or what holds it."""
         begun = f"since {self.start:,}, loss {self.loss:.4g}"
         if self.forecast is None:
-            return begun
+            why = self.fact or (self.verdict.reason if self.verdict.kind in _UNSETTLED else "")
+            return f"{begun}; {why}" if why else begun
         never = not math.isfinite(self.forecast.end)
         return f"{begun}, {'no end ahead' if never else f'ends at ~{self.forecast.end:,.0f}'}"
 
@@ -245,7 +251,9 @@ class Plateau:
             Plain numbers, strings and tensors.
         """
         verdict = {name: getattr(self.verdict, name) for name in Verdict.__dataclass_fields__ if name != "direction"}
-        own = {name: getattr(self, name) for name in ("start", "end", "loss", "seen", "ended_by", "no_forecast")}
+        own = {
+            name: getattr(self, name) for name in ("start", "end", "loss", "seen", "ended_by", "no_forecast", "fact")
+        }
         verdict["assumptions"] = dict(self.verdict.assumptions)
         return own | {"verdict": verdict, "forecasts": [asdict(one) for one in self.forecasts]}
 
@@ -263,7 +271,7 @@ class Plateau:
         assumptions = Assumptions(state["verdict"]["assumptions"])
         verdict = Verdict(direction=None, **(state["verdict"] | {"assumptions": assumptions}))
         forecast = forecasts[-1] if forecasts and not state["no_forecast"] else None
-        own = {name: state[name] for name in ("start", "end", "loss", "seen", "ended_by", "no_forecast")}
+        own = {name: state.get(name, "") for name in _PLAIN}
         return cls(**own, verdict=verdict, forecast=forecast, forecasts=forecasts)
 
     def judged_again(self, examination: Examination, loss: float | None) -> Plateau:
@@ -287,6 +295,7 @@ class Plateau:
             forecast=forecasts[-1] if examination.forecast is not None else None,
             no_forecast=examination.no_forecast,
             forecasts=forecasts,
+            fact=examination.fact,
         )
 
 

@@ -75,7 +75,7 @@ def _by_verdict(
     if verdict.kind in MINIMA:
         return Decision(True, f"near a {verdict.kind}", wait_until)
     if verdict.kind != "saddle":
-        return Decision(False, f"nothing is certain ({verdict.kind}: {verdict.reason})")
+        return Decision(False, examination.fact or f"nothing is certain ({verdict.kind}: {verdict.reason})")
     if wait_until is not None:
         reason = f"still near a saddle, whose escape was forecast and awaited until {wait_until:,.0f}"
         return Decision(True, reason, wait_until)

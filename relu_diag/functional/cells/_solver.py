@@ -91,17 +91,23 @@ def _nearest_minimum(stratum: Stratum, term: Term, start: Weights) -> Weights:
 def _newton(place: Coordinates, term: LossTerm, outputs: Array) -> Array:
     """The point of least loss, by damped Newton steps from zero: what changes no output stays zero, shape ``(q,)``."""
     M = place.matrix
-    at = np.zeros(M.shape[1])
+    samples, variables = M.shape
+    # Through the samples where they are fewer: (M' D M + c)^-1 M' = M' (D M M' + c)^-1.
+    gram = M @ M.T if samples < variables else None
+    at = np.zeros(variables)
     here, value = outputs, term.excess(outputs)
     residual = term.gradient(here)[:, 0]
     damping = FLOAT64.damping
     for _ in range(BUDGETS.newton_in_cell):
         slope = M.T @ residual
-        bend = M.T @ (term.curvature(here, np.ones_like(here)) * M)
-        size = float(np.trace(bend))
+        curvature = term.curvature(here, np.ones_like(here))
+        size = float((curvature * M**2).sum())
         if not size > 0 or np.linalg.norm(slope) <= FLOAT64.cancelled * np.abs(M).T.sum() * np.abs(residual).max():
             break
-        step = -np.linalg.solve(bend + damping * size * np.eye(len(at)), slope)
+        if gram is None:
+            step = -np.linalg.solve(M.T @ (curvature * M) + damping * size * np.eye(variables), slope)
+        else:
+            step = -M.T @ np.linalg.solve(curvature * gram + damping * size * np.eye(samples), residual)
         there = here + (M @ step)[:, None]
         ahead, after = term.excess(there), term.gradient(there)[:, 0]
         closer = np.linalg.norm(M.T @ after) < np.linalg.norm(slope)
