@@ -162,6 +162,11 @@ class LandscapeMonitor(Rides):
         return {hidden: watch.last for hidden, watch in self.watched.items() if watch.last is not None}
 
     @property
+    def block_prefixes(self) -> list[str]:
+        """What the names of the scalars of each block begin with: ``landscape/`` where there is one."""
+        return [watch.prefix for watch in self.watched.values()]
+
+    @property
     def worst(self) -> BlockReport | None:
         """The report of the block with the largest share of dead neurons; of several such, the first.
 

@@ -27,8 +27,8 @@ from relu_diag.training.story import tell
 # Figures in the loggers are drawn again after this time, s.
 _FIGURE_SECONDS = 30.0
 _BINS = 30
-# A histogram that TensorBoard does without: the figure of the run shows the angles, and a block has 20 tags at most.
-_NO_BOARD = "/angle"
+# Histograms that TensorBoard does without: the figure of the run shows as much, and a block has 20 tags at most.
+_NO_BOARD = ("/angle", "/amplitude")
 # Samples beyond which the learned function is not drawn over the data.
 _MAX_POINTS = 10_000
 
@@ -86,6 +86,8 @@ class Report:
         self.log_scalars(trainer, step, scalars)
         histograms = {"amplitude": states.amplitude, "angle": states.angle, "slope": steepest}
         for logger in trainer.loggers:
+            if is_tensorboard(logger):
+                dashboard_of(logger, trainer).add_states(self.prefix, states, step)
             for name, values in histograms.items():
                 _log_histogram(logger, self.prefix + name, values, step)
 

@@ -71,6 +71,7 @@ class BlockWatch:
         self.rows = KeptRows(max_samples)
         self.recorder = HistoryRecorder()
         self.balancedness: Tensor | None = None
+        self.prefix = prefix
         self._report = Report(prefix)
         self._window = Window(hidden)
         self._seen: Sighting | None = None

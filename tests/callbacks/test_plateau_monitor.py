@@ -90,9 +90,7 @@ def test_everything_is_logged(tmp_path: Path) -> None:
     monitor = PlateauMonitor()
     trainer = reference_run("five_points", 2e-2, 4_500, monitor, logger=board)
     events = EventAccumulator(board.log_dir, size_guidance={"tensors": 0}).Reload()
-    codes = [int(event.value) for event in events.Scalars("plateau/verdict")]
-    assert codes[0] == VERDICT_CODES["saddle"]
-    assert -1 in codes
+    assert "plateau/verdict" not in events.Tags()["scalars"]  # a word, and no number to be smoothed
     assert {"plateau/escape_step", "plateau/escape_low", "plateau/escape_high"} <= set(events.Tags()["scalars"])
     assert int(trainer.callback_metrics["plateau/verdict"]) == VERDICT_CODES["saddle"]
     told = events.Tensors("plateau/timeline/text_summary")[-1].tensor_proto.string_val[0].decode().splitlines()

@@ -13,13 +13,18 @@ from urllib.parse import quote
 from urllib.request import urlopen
 
 import pytest
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from support.five_points import Five, fit, reference_run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from relu_diag.callbacks import LandscapeMonitor, PlateauMonitor
 from relu_diag.nn import ShallowNet
+from relu_diag.training import Report
+from relu_diag.training._dashboard import page_layout
 
 TITLES = ["Loss and plateaus", "Neurons by state", "Slopes with noise", "Forecast", "Gap", "Width"]
+STACKED = ("stacked/none", "stacked/active", "stacked/awake", "width")
 OURS = ("landscape/", "plateau/", "0_plateau/")
 pytestmark = pytest.mark.xdist_group("tensorboard page")
 
@@ -34,6 +39,9 @@ class Page:
         asked = "&".join(f"{name}={quote(value, safe='')}" for name, value in query.items())
         with urlopen(f"{self.url}data/plugin/{plugin}?{asked}") as answer:
             return json.loads(answer.read())
+
+    def scalars(self, tag: str) -> list[float]:
+        return [value for _, _, value in self.get("scalars/scalars", run="run", tag=tag)]
 
     def tags(self, plugin: str) -> list[str]:
         return sorted(self.get(f"{plugin}/tags").get("run", []))
@@ -75,14 +83,24 @@ def test_the_layout_has_a_chart_for_every_question(page: Page) -> None:
                 found = page.get("custom_scalars/scalars", run="run", tag=tag)
                 assert found["regex_valid"]
                 drawn = {name: len(points) for name, points in found["tag_to_events"].items()}
-                assert drawn or tag.startswith("growth/"), tag
+                assert drawn, tag
                 assert all(count >= 3 for count in drawn.values()), drawn
-    (forecast,) = layout["category"][TITLES.index("Forecast")]["chart"]
-    series = forecast["margin"]["series"][0]
-    value, low, high = (
-        page.get("scalars/scalars", run="run", tag=series[name]) for name in ("value", "lower", "upper")
-    )
-    assert all(a[2] <= b[2] <= c[2] for a, b, c in zip(low, value, high, strict=True))
+    for title, lines in (("Neurons by state", 4), ("Forecast", 1)):
+        (chart,) = layout["category"][TITLES.index(title)]["chart"]
+        assert len(chart["margin"]["series"]) == lines
+        for series in chart["margin"]["series"]:
+            low, value, high = (page.scalars(series[name]) for name in ("lower", "value", "upper"))
+            assert len(value) >= 3
+            assert all(a <= b <= c for a, b, c in zip(low, value, high, strict=True))
+
+
+def test_neurons_are_stacked_from_none_to_all(page: Page) -> None:
+    none, active, awake, width = (page.scalars(f"landscape/{name}") for name in STACKED)
+    assert set(none) == {0.0}
+    assert set(width) == {50.0}
+    assert all(a <= b <= c for a, b, c in zip(active, awake, width, strict=True))
+    assert all(dead <= c - b for dead, b, c in zip(page.scalars("landscape/dead"), awake, width, strict=True))
+    assert (active[0], active[-1] > 0) == (0.0, True)  # small weights at the start
 
 
 def test_the_run_is_one_table(page: Page) -> None:
@@ -116,8 +134,6 @@ def test_chromium_shows_the_story_first(page: Page) -> None:
 
 @pytest.mark.parametrize("width", [2, 200])
 def test_tags_do_not_depend_on_the_width(width: int, tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     module = Five(lr=0.02)
     module.net = ShallowNet(2, width, init_scale=1e-3).double()
     board = TensorBoardLogger(tmp_path)
@@ -126,6 +142,28 @@ def test_tags_do_not_depend_on_the_width(width: int, tmp_path: Path) -> None:
     ours = {
         tag for kind in ("scalars", "images", "histograms", "tensors") for tag in tags[kind] if tag.startswith(OURS)
     }
-    scalars = {"loss", "dead", "brink", "small_living", "effective", "steepest_slope", "slope_to_noise"}
-    names = {*scalars, "amplitude", "slope", "training", "function", "timeline/text_summary"}
+    scalars = {"loss", "dead", *STACKED, "effective", "steepest_slope", "slope_to_noise"}
+    names = {*scalars, "slope", "training", "function", "timeline/text_summary"}
     assert ours == {f"landscape/{name}" for name in names}
+
+
+def test_each_of_several_blocks_has_its_stack_and_every_block_the_other_lines() -> None:
+    layout = page_layout(["plateau/", "plateau/up/"], ["landscape/up/", "landscape/down/"])
+    assert list(layout) == TITLES
+    stacks = layout["Neurons by state"]
+    assert [title.rpartition(": ")[2] for title in stacks] == ["landscape/up", "landscape/down"]
+    for prefix, (kind, tags) in zip(("landscape/up/", "landscape/down/"), stacks.values(), strict=True):
+        assert kind == "Margin"
+        assert set(tags) == {prefix + name for name in STACKED}
+    assert len(layout["Forecast"]) == 2
+    (line,) = layout["Gap"].values()
+    assert all(re.fullmatch(line[1][0], f"landscape/{name}gap") for name in ("", "up/", "encoder.0/"))
+
+
+def test_what_happens_once_is_a_row_and_not_a_line(tmp_path: Path) -> None:
+    board = TensorBoardLogger(tmp_path)
+    trainer = Trainer(logger=board, enable_checkpointing=False, accelerator="cpu")
+    Report("growth/").log_scalars(trainer, 9, {"width": 51.0})
+    assert trainer.callback_metrics["growth/width"] == 51
+    board.experiment.flush()
+    assert EventAccumulator(board.log_dir).Reload().Tags()["scalars"] in ([], ["hp_metric"])
