@@ -45,6 +45,7 @@ class Budgets:
         strata: Strata looked at for the stationary point nearby, at most.
         few_strata: The same at least, however large the problem is.
         stratum_numbers: Numbers ``N I d J^4`` in all of them together; several outputs take many steps.
+        descents: Steps downhill, or off a kink, to the stationary point that weights that decay are on the way to.
         products: Products with a Hessian in the search in one stratum.
         few_products: The same in strata beside the present and the usual one.
         multiplications: Multiplications in these products.
@@ -126,6 +127,7 @@ class Budgets:
         deviations: How many standard deviations they reach.
         cap_inputs: Dimensions up to which a maximum on the sphere is enclosed by caps.
         cap_numbers: Loss gradients of all caps together in that search: about 2 s on one core.
+        growth_numbers: The same for the verdict on a neuron without weights: about a quarter of a second.
         ascent_numbers: Numbers in the inputs beyond which the largest pull in many dimensions is looked for quickly.
         free_bias_samples: Samples that are put on the kink one by one, for neurons whose bias does not decay.
         shifts_of_outputs: Newton steps to the best constant added to the outputs.
@@ -176,6 +178,7 @@ class Budgets:
     strata: int = 64
     few_strata: int = 4
     stratum_numbers: int = 2**16
+    descents: int = 200
     products: int = 4000
     few_products: int = 400
     multiplications: int = 2**33
@@ -257,6 +260,7 @@ class Budgets:
     deviations: float = 8.0
     cap_inputs: int = 6
     cap_numbers: int = 2**26
+    growth_numbers: int = 2**23
     ascent_numbers: int = 2**16
     free_bias_samples: int = 256
     shifts_of_outputs: int = 50

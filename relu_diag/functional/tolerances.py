@@ -57,6 +57,7 @@ class Tolerances:
         seen_as_one: The same where kinks are dense and maxima are approached only.
         smallest_damping: Damping at which an ascent among dense kinks ends.
         settled: Gradient over its scale, or amplitude over what it was, that counts as zero where a search ends.
+        landed: Gradient over its terms at which a descent has found a stationary point, up to its last digits.
         residual: Residual over the targets that is rounding.
         inside: Distance from the boundary of a cell, over the length of the weight, that counts as inside.
         near_lengths: Coordinate of a solution, over the length of the least one, that leaves its outputs their digits.
@@ -171,6 +172,7 @@ class Tolerances:
     seen_as_one: float = 0.05
     smallest_damping: float = 1e-3
     settled: float = 1e-9
+    landed: float = 1e-7
     residual: float = 1e-13
     inside: float = 1e-9
     near_lengths: float = 10.0

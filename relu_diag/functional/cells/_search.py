@@ -11,6 +11,8 @@ import numpy as np
 
 from relu_diag.functional._arrays import Array, Mask
 from relu_diag.functional.budgets import BUDGETS
+from relu_diag.functional.cells._decay import Decay
+from relu_diag.functional.cells._descent import descended
 from relu_diag.functional.cells._reach import Choice, Reach
 from relu_diag.functional.cells._solver import Effort, relative_gradient, settle
 from relu_diag.functional.cells._stratum import Sign, Stratum, Weights, signs, stratum_of
@@ -63,6 +65,7 @@ class Search:
     Attributes:
         X: Inputs, shape ``(N, d)``.
         term: The loss of the outputs.
+        decay: The price of the weights.
         at: Weights of all neurons that may move.
         slopes: ``(s-, s+)``.
         biased: Whether there is an output bias.
@@ -70,6 +73,7 @@ class Search:
 
     X: Array
     term: Term
+    decay: Decay
     at: Weights
     slopes: tuple[float, float]
     biased: bool
@@ -87,17 +91,21 @@ class Search:
         size = self.X.size * len(self.at.W) * len(self.at.b) ** 2 or 1
         limit = min(max(BUDGETS.stratum_numbers // size, BUDGETS.few_strata), BUDGETS.strata)
         seen: set[bytes] = set()
-        found: list[Found] = []
+        found = self._downhill(reach) if self.decay.any else []
+        if any(not one.reason for one in found):
+            # A descent has met its kinks: what is left to look at are points that it leaves.
+            limit = len(found) + BUDGETS.few_strata
         # What nearer points lead to comes first; the second number keeps the order of the others.
         order = itertools.count()
-        queue = [(0.0, next(order), choice) for choice in reach.choices(limit)]
+        queue = [(one.score, next(order), choice) for one in found for choice in one.next]
+        queue += [(0.0, next(order), choice) for choice in reach.choices(limit)]
         while queue and len(found) < limit:
             _, _, choice = heapq.heappop(queue)
             if choice.key in seen:
                 continue
             seen.add(choice.key)
             # The first two are the present stratum and the usual one.
-            products = BUDGETS.products if len(found) < 2 else BUDGETS.few_products
+            products = BUDGETS.products if len(seen) <= 2 else BUDGETS.few_products
             found.append(self.solve(choice, Effort(products, math.sqrt(FLOAT64.near) * self._size)))
             for other in found[-1].next if follow else ():
                 heapq.heappush(queue, (found[-1].score, next(order), other))
@@ -106,18 +114,37 @@ class Search:
     def solve(self, choice: Choice, effort: Effort) -> Found:
         """The stationary point of one stratum."""
         found = self._solve(choice, effort)
-        if not choice.idle or found.reason or choice.kept.all():
+        # Small neurons that nothing pulls stay, unless they decay.
+        if self.decay.any or not choice.idle or found.reason or choice.kept.all():
             return found
         kept = choice.kept | self._at_rest(choice, found)
         with_idle = self._solve(replace(choice, kept=kept), effort)
         return found if with_idle.reason else with_idle
 
-    def _solve(self, choice: Choice, effort: Effort) -> Found:
+    def _downhill(self, reach: Reach) -> list[Found]:
+        """What a descent leads to from all weights, and from those without the small neurons."""
+        found = []
+        for kept in (reach.present.kept, reach.usual.kept):
+            neurons = np.flatnonzero(kept)
+            stratum = stratum_of(self.X, reach.own[:, neurons], self.slopes, self.biased)
+            start = self.at.only(neurons)
+            end = descended(stratum, self.term, self.decay, replace(start, W=stratum.project(start.W)))
+            if end is None:
+                continue
+            sign = reach.own.copy()
+            sign[:, neurons[end.neurons]] = end.stratum.sign
+            left = np.zeros_like(kept)
+            left[neurons[end.neurons]] = True
+            found.append(self._solve(Choice(sign, left), Effort(BUDGETS.products), end.at))
+        return found
+
+    def _solve(self, choice: Choice, effort: Effort, near: Weights | None = None) -> Found:
+        """The stationary point of one stratum, from the weights there are or from others near it."""
         kept = np.flatnonzero(choice.kept)
         stratum = stratum_of(self.X, choice.sign[:, kept], self.slopes, self.biased)
         start = self.at.only(kept)
-        there = settle(stratum, self.term, start, effort)
-        reason, broken = _missing(stratum, self.term, start, there)
+        there = settle(stratum, self.term, self.decay, start if near is None else near, effort)
+        reason, broken = _missing(stratum, self.term, self.decay, start, there)
         nothing = Weights(np.zeros_like(self.at.W), np.zeros_like(self.at.H), there.b)
         at = nothing.replaced(kept, there)
         everyone = np.zeros_like(choice.kept)
@@ -134,7 +161,7 @@ class Search:
 
     def _nearness(self, at: Weights) -> tuple[float, float]:
         """Distance and change of the loss, relative."""
-        before, after = (self.term.excess(self._outputs(w)) for w in (self.at, at))
+        before, after = (self.term.excess(self._outputs(w)) + 2 * self.decay.price(w) for w in (self.at, at))
         scale = max(self.term.excess_of_zero, before) or 1.0
         return float(np.linalg.norm(at.flat - self.at.flat)) / self._size, abs(before - after) / scale
 
@@ -177,15 +204,16 @@ def _vanishing(start: Weights, at: Weights) -> Mask:
     return np.asarray((start.amplitude > 0) & (at.amplitude <= FLOAT64.settled * start.amplitude))
 
 
-def _missing(stratum: Stratum, term: Term, start: Weights, at: Weights) -> tuple[str, Mask]:
+def _missing(stratum: Stratum, term: Term, decay: Decay, start: Weights, at: Weights) -> tuple[str, Mask]:
     """What keeps weights from being a stationary point of their stratum, and which neurons are to blame."""
     vanishing = _vanishing(start, at)
     if vanishing.any():
         return f"{NOWHERE} nearby: {int(vanishing.sum())} neurons would vanish", vanishing
     outputs = stratum.outputs(at)
-    if term.falls_for_ever(outputs - at.b) or term.falls_for_ever(outputs - stratum.outputs(start)):
+    endless = term.falls_for_ever(outputs - at.b) or term.falls_for_ever(outputs - stratum.outputs(start))
+    if endless and not decay.any:
         return NO_MINIMUM, np.ones_like(vanishing)
-    slope = relative_gradient(stratum, term, at, start)
+    slope = relative_gradient(stratum, term, decay, at, start)
     if slope > FLOAT64.settled:
         return f"{NOWHERE} found: relative gradient {slope:.2g} where the search ended", np.ones_like(vanishing)
     crossing = np.asarray(~stratum.holds(at.W).all(axis=0))

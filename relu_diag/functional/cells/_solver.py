@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import numpy as np
+from scipy.linalg import block_diag
 from scipy.sparse.linalg import LinearOperator, lsmr
 
 from relu_diag.functional._arrays import Array
 from relu_diag.functional.budgets import BUDGETS
+from relu_diag.functional.cells._decay import Decay
 from relu_diag.functional.cells._fit import Coordinates, coordinates, split
 from relu_diag.functional.cells._stratum import Stratum, Weights
 from relu_diag.functional.cells._term import HalfSquares, LossTerm, Term
 from relu_diag.functional.tolerances import FLOAT64
+from relu_diag.functional.verdict import smooth_hessian
 
 # How the damping falls after a step that gains this share of what it promised, and rises after one that gains nothing.
 _FALL = 1 / 8
@@ -34,37 +38,37 @@ class Effort:
     reach: float = math.inf
 
 
-def settle(stratum: Stratum, term: Term, start: Weights, effort: Effort) -> Weights:
+def settle(stratum: Stratum, term: Term, decay: Decay, start: Weights, effort: Effort) -> Weights:
     """The stationary point of the stratum's own outputs near given weights.
 
-    With one output the minimum in ``R_i = h_i w_i``, in which a convex loss is convex, with several a solution of
-    "gradient = 0". Neither descends along the loss: beside a saddle they find the saddle. The point is on the kinks of
-    the stratum; whether it has the other signs is not looked at. A search of several steps ends where its effort is
-    spent.
+    With one output the minimum in ``R_i = h_i w_i``, in which a convex loss is convex; with several, or where weights
+    decay, a solution of "gradient = 0". Neither descends along the loss: beside a saddle they find the saddle. The
+    point is on the kinks of the stratum; whether it has the other signs is not looked at. A search of several steps
+    ends where its effort is spent.
     """
     start = replace(start, W=stratum.project(start.W))
     variables = sum(pattern.free.shape[1] for pattern in stratum.patterns) + stratum.biased
     if not variables:
         return start
     small = len(start.b) == 1 and variables * len(stratum.X) <= BUDGETS.fit_entries
-    if small and (isinstance(term, HalfSquares) or term.convex):
+    if small and not decay.any and (isinstance(term, HalfSquares) or term.convex):
         return _nearest_minimum(stratum, term, start)
-    return _levenberg_marquardt(stratum, term, start, effort)
+    return _levenberg_marquardt(stratum, term, decay, start, effort)
 
 
-def relative_gradient(stratum: Stratum, term: Term, at: Weights, start: Weights) -> float:
-    """The gradient over ``s ||weights|| sum_k ||e_k|| ||x_k||``, plus ``sum_k ||e_k||`` with an output bias.
+def relative_gradient(stratum: Stratum, term: Term, decay: Decay, at: Weights, start: Weights) -> float:
+    """The gradient over ``s ||weights|| sum_k ||e_k|| ||x_k||``, plus ``sum_k ||e_k||`` with an output bias, and decay.
 
-    It is 0 where the term is: against the targets, and against the outputs of ``start``.
+    Without decay it is 0 where the term is: against the targets, and against the outputs of ``start``.
     """
-    line = _linearise(stratum, term, at)
+    line = linearise(stratum, term, decay, at)
     large = max(term.size, float(np.linalg.norm(term.gradient(stratum.outputs(start)))))
-    if np.linalg.norm(line.residual) <= FLOAT64.fitted * large:
+    if not decay.any and np.linalg.norm(line.residual) <= FLOAT64.fitted * large:
         return 0.0
     error = np.linalg.norm(line.residual, axis=1)
     steepest = float(np.abs(stratum.slope).max(initial=0.0))
     scale = steepest * float(np.linalg.norm(at.flat) * (error @ np.linalg.norm(stratum.X, axis=1)))
-    scale += stratum.biased * float(error.sum())
+    scale += stratum.biased * float(error.sum()) + float(np.linalg.norm(decay.gradient(at).flat))
     return line.size / scale if scale > 0 else 0.0
 
 
@@ -122,11 +126,11 @@ def _newton(place: Coordinates, term: LossTerm, outputs: Array) -> Array:
     return at
 
 
-def _levenberg_marquardt(stratum: Stratum, term: Term, start: Weights, effort: Effort) -> Weights:
+def _levenberg_marquardt(stratum: Stratum, term: Term, decay: Decay, start: Weights, effort: Effort) -> Weights:
     """Damped Newton steps on "gradient = 0", each the least change of the weights; only Hessian products are needed."""
     at = start
     damping = FLOAT64.damping
-    here = _linearise(stratum, term, at)
+    here = linearise(stratum, term, decay, at)
     each = 4 * stratum.slope.size * (stratum.X.shape[1] + len(at.b)) or 1
     left = min(effort.products, BUDGETS.products, BUDGETS.multiplications // each)
     scale = float(np.linalg.norm(stratum.X) * np.linalg.norm(at.flat)) + stratum.biased * math.sqrt(len(stratum.X))
@@ -134,7 +138,7 @@ def _levenberg_marquardt(stratum: Stratum, term: Term, start: Weights, effort: E
     while here.size > FLOAT64.cancelled * scale and left > 0 and damping < FLOAT64.most_damping:
         step, products = here.damped_step(damping * here.size / scale, left)
         left -= products
-        there = _linearise(stratum, term, at.like(at.flat + step))
+        there = linearise(stratum, term, decay, at.like(at.flat + step))
         promised = here.size**2 - float(np.linalg.norm(here.gradient + here.product(step))) ** 2
         gained = here.size**2 - there.size**2
         if not gained > FLOAT64.taken * promised:
@@ -149,13 +153,14 @@ def _levenberg_marquardt(stratum: Stratum, term: Term, start: Weights, effort: E
     return replace(at, W=stratum.project(at.W))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Linearisation:
+@dataclass(frozen=True, eq=False)
+class Linearisation:
     """A term of the outputs to second order at some weights.
 
     Attributes:
         stratum: The stratum.
         term: The term.
+        decay: The price of the weights.
         at: The weights.
         A: Activations, shape ``(N, M)``.
         outputs: Outputs, shape ``(N, J)``.
@@ -165,6 +170,7 @@ class _Linearisation:
 
     stratum: Stratum
     term: Term
+    decay: Decay
     at: Weights
     A: Array
     outputs: Array
@@ -173,6 +179,7 @@ class _Linearisation:
 
     @property
     def size(self) -> float:
+        """Length of the gradient."""
         return float(np.linalg.norm(self.gradient))
 
     def product(self, flat: Array) -> Array:
@@ -183,7 +190,22 @@ class _Linearisation:
         dA = stratum.activations(stratum.project(along.W))
         dE = self.term.curvature(self.outputs, self.A @ along.H.T + dA @ at.H.T + along.b * stratum.biased)
         dW = stratum.gradient(dE @ at.H + self.residual @ along.H)
-        return Weights(dW, dE.T @ self.A + self.residual.T @ dA, dE.sum(0) * stratum.biased).flat
+        dH = dE.T @ self.A + self.residual.T @ dA
+        return _with_decay(stratum, self.decay, along, Weights(dW, dH, dE.sum(0) * stratum.biased)).flat
+
+    @cached_property
+    def spectrum(self) -> tuple[Array, Array] | None:
+        """Eigenvalues and eigenvectors ``(n, m)`` of the Hessian inside the stratum; None for a large one."""
+        stratum, at = self.stratum, self.at
+        size = len(self.gradient)
+        if size > BUDGETS.dense_form or size * self.outputs.size > BUDGETS.fit_entries:
+            return None
+        free = _free_directions(stratum, at)
+        curved = partial(self.term.curvature, self.outputs)
+        hessian = smooth_hessian(stratum.X, stratum.slope, at.W, at.H, self.residual, curved)
+        hessian[np.diag_indices(size)] += self.decay.factors(at)
+        values, vectors = np.linalg.eigh(free.T @ hessian @ free)
+        return values, free @ vectors
 
     def damped_step(self, damping: float, most: int) -> tuple[Array, int]:
         """The minimum of ``||gradient + Hessian step||^2 + damping^2 curvature^2 ||step||^2``, and products spent."""
@@ -191,6 +213,11 @@ class _Linearisation:
         operator = LinearOperator((size, size), matvec=self.product, rmatvec=self.product, dtype=np.float64)
         curvature = float(np.linalg.norm(self.product(self.gradient))) / self.size
         damp = math.sqrt(damping) * curvature
+        if self.spectrum is not None:
+            values, vectors = self.spectrum
+            felt = np.abs(values) > FLOAT64.rank * np.abs(values).max(initial=0.0)
+            over = np.divide(values, values**2 + damp**2, out=np.zeros_like(values), where=felt)
+            return -vectors @ (over * (vectors.T @ self.gradient)), 1
         most_iterations = max(1, most // 2)
         step, _, iterations, *_ = lsmr(
             operator, -self.gradient, damp, FLOAT64.step, FLOAT64.step, maxiter=most_iterations
@@ -198,10 +225,30 @@ class _Linearisation:
         return step, 2 * iterations
 
 
-def _linearise(stratum: Stratum, term: Term, at: Weights) -> _Linearisation:
+def _free_directions(stratum: Stratum, at: Weights) -> Array:
+    """Orthonormal basis of the weights of the stratum, as columns of all weights, shape ``(n, m)``."""
+    blocks: list[Array] = [np.empty((0, 0))] * len(at.W)
+    for pattern in stratum.patterns:
+        for i in pattern.members:
+            blocks[i] = pattern.free
+    biases = np.eye(len(at.b))[:, : len(at.b) * stratum.biased]
+    return np.asarray(block_diag(*blocks, np.eye(at.H.size), biases))
+
+
+def linearise(stratum: Stratum, term: Term, decay: Decay, at: Weights) -> Linearisation:
+    """The loss to second order at weights on the kinks of a stratum."""
     A = stratum.activations(at.W)
     outputs = A @ at.H.T + at.b
     residual = term.gradient(outputs)
-    dW = stratum.gradient(residual @ at.H)
-    gradient = Weights(dW, residual.T @ A, residual.sum(0) * stratum.biased).flat
-    return _Linearisation(stratum, term, at, A, outputs, residual, gradient)
+    of_term = Weights(stratum.gradient(residual @ at.H), residual.T @ A, residual.sum(0) * stratum.biased)
+    gradient = _with_decay(stratum, decay, at, of_term).flat
+    return Linearisation(stratum, term, decay, at, A, outputs, residual, gradient)
+
+
+def _with_decay(stratum: Stratum, decay: Decay, at: Weights, of_term: Weights) -> Weights:
+    """A gradient, or its change along a direction, with the decay of the weights, or of the direction."""
+    if not decay.any:
+        return of_term
+    own = decay.gradient(at)
+    dW = of_term.W + stratum.project(decay.W * stratum.project(at.W))
+    return Weights(dW, of_term.H + own.H, of_term.b + own.b * stratum.biased)

@@ -12,17 +12,19 @@ from torch import Tensor
 from relu_diag.functional._arrays import Index
 from relu_diag.functional.block import Reduction, ShallowBlock
 from relu_diag.functional.budgets import BUDGETS
+from relu_diag.functional.cells._decay import no_decay
 from relu_diag.functional.cells._reach import Reach
 from relu_diag.functional.cells._search import NO_MINIMUM, NOWHERE, Found, Search
 from relu_diag.functional.cells._solver import Effort
 from relu_diag.functional.cells._stratum import weights_of
 from relu_diag.functional.cells._term import HalfSquares, LossTerm, Term
-from relu_diag.functional.cells._units import Units, own_units
+from relu_diag.functional.cells._units import Units, decayed_units, own_units
 from relu_diag.functional.local import NeuronStates, neuron_states
 from relu_diag.functional.output_loss import Loss, SquaredError, as_loss
-from relu_diag.functional.problem import LossProblem, Problem, loss_problem, squared_problem
+from relu_diag.functional.problem import LossProblem, Problem, decayed_problem, loss_problem, squared_problem
 from relu_diag.functional.tolerances import FLOAT64, kink_tolerance, training_kink_tolerance
 from relu_diag.functional.verdict import Verdict, classify
+from relu_diag.functional.weight_decay import WeightDecay, as_weight_decay
 
 _STATIONARY = {"saddle", "type-2 candidate", "local minimum", "global minimum"}
 _LETS_GO = f"{NOWHERE}: the loss falls where samples leave their kinks"
@@ -41,7 +43,7 @@ class NearbyStationaryPoint:
     Attributes:
         block: The network there, of the same width and order, dead neurons as they were; where the point is not
             genuine, the network where the search ended.
-        loss: Its loss.
+        loss: Its loss, weight decay included.
         distance: Distance between the two vectors of parameters.
         loss_gap: Loss of the given parameters minus ``loss``.
         genuine: Whether there is such a point: the search converged, every neuron has the signs of the stratum, and
@@ -49,7 +51,7 @@ class NearbyStationaryPoint:
         verdict: What the point is in the whole landscape; "undecided" where it is not genuine, and "not stationary"
             where the loss falls when samples leave their kinks: then, too, the stratum has no stationary point here.
         reason: What is missing to a stationary point nearby, empty where nothing is.
-        zeroed: Small living neurons put to zero, long, shape ``(n,)``.
+        zeroed: Small living neurons put to zero, under weight decay dead ones too, long, shape ``(n,)``.
         kink_count: Number of pairs (sample, neuron) put on the kink.
         kink_tol: The tolerance that chose them.
 
@@ -86,6 +88,7 @@ def nearby_stationary_point(
     reduction: Reduction = "mean",
     kink_tol: float | None = None,
     small: float = 0.01,
+    weight_decay: float | WeightDecay = 0.0,
 ) -> NearbyStationaryPoint:
     """The stationary point of the squared loss, or of any loss, that parameters in training are near, with its verdict.
 
@@ -100,6 +103,9 @@ def nearby_stationary_point(
     Of weights that are free to turn at one loss, up to a kink, two points may be the answer. Where three neurons of one
     direction or more are beside the same kink, they are put on it: training held them there.
 
+    Weight decay is part of the loss, which has to be convex then. The search takes damped Newton steps to a zero of the
+    gradient, decay included; neurons that it takes to zero are zero at the point, dead ones among them.
+
     Source: Wu et al., sections 4.1.1 and 4.2; Liu, equations 10 to 18.
 
     Args:
@@ -111,6 +117,8 @@ def nearby_stationary_point(
             strata with and without samples on the kink are compared, those within 0.01 for a few samples, within
             ``1 / (16 N sqrt(d - 1))`` for many, so that one neuron in twenty is that close by accident.
         small: Largest contribution of a small group of neurons, as a fraction of the target scale.
+        weight_decay: Factor ``mu`` of ``mu / 2`` times the squared weights, an output bias being free; or one for each
+            part. AdamW's decay is no part of a loss.
 
     Returns:
         The point. Where there is none, it says so.
@@ -121,20 +129,20 @@ def nearby_stationary_point(
         >>> print(nearby_stationary_point(iterate, X, Y))  # the second neuron is about to grow
         saddle at distance 0.0809, loss 0.5 (gap 0.005); 1 neurons put to zero, 0 kinks within 0.01
     """
-    problem = _problem(block, X, Y, reduction)
+    landscape = _landscape(Y, reduction, as_weight_decay(weight_decay))
+    problem = landscape.problem(block, X)
     tol = training_kink_tolerance(*X.shape) if kink_tol is None else kink_tolerance(kink_tol, block.W.dtype)
-    here = classify(block, X, Y, reduction)
+    here = landscape.classify(block, X)
     if here.kind == "global minimum":
         return _unmoved(block, here, "", 0, 0.0)
     if not problem.in_range:
         return _unmoved(block, here, here.reason, 0, tol)
-    targets = _targets(problem, Y)
-    states = neuron_states(problem.block, problem.signal.X, targets, small=small)
-    neurons = _looked_at(states, len(X))
+    states = neuron_states(problem.block, problem.signal.X, landscape.targets(problem), small=small)
+    neurons = np.arange(len(block.W)) if landscape.decay.any else _looked_at(states, len(X))
     if len(X) * len(neurons) > BUDGETS.signs:
         reason = f"the signs of {len(neurons)} neurons on {len(X)} samples are too many to keep"
         return _unmoved(block, _blamed(here, neurons, reason), reason, 0, tol)
-    start = _start(block, problem, Y, reduction, neurons)
+    start = _start(block, problem, landscape, neurons)
     exact = kink_tolerance(None, block.W.dtype)
     tols = (exact, tol, FLOAT64.wider * tol) if kink_tol is None else (tol, tol, tol)
     reach = start.reach(states, *tols)
@@ -149,6 +157,8 @@ def nearby_stationary_point(
     if nearest is not None:
         return start.on_held_kinks(nearest, near, reach)
     usual = start.search.solve(reach.usual, effort)
+    if landscape.decay.any:  # a descent to the other end of its way is a point, and not near
+        usual = min((f for f in found if not f.reason), key=lambda f: f.rank, default=usual)
     point = start.point(usual, tol)
     if usual.reason == NO_MINIMUM and here.kind == "not stationary":
         return replace(point, verdict=replace(here, reason=NO_MINIMUM))
@@ -177,14 +187,49 @@ def _blamed(verdict: Verdict, neurons: Index, reason: str) -> Verdict:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Landscape:
+    """The loss that is asked about: targets ``(N, J)`` of a squared loss or any loss, and weight decay."""
+
+    Y: Tensor | Loss
+    reduction: Reduction
+    decay: WeightDecay
+
+    def problem(self, block: ShallowBlock, X: Tensor) -> Problem:
+        """The loss of a block in float64."""
+        if self.decay.any:
+            return decayed_problem(block, X, as_loss(self.Y, self.reduction), self.decay)
+        if isinstance(self.Y, Tensor):
+            return squared_problem(block, X, self.Y.to(X), self.reduction)
+        return loss_problem(block, X, as_loss(self.Y))
+
+    def classify(self, block: ShallowBlock, X: Tensor) -> Verdict:
+        """The verdict on a block."""
+        Y = self.Y.detach().to(X) if isinstance(self.Y, Tensor) else self.Y
+        return classify(block, X, Y, self.reduction, weight_decay=self.decay)
+
+    def targets(self, problem: Problem) -> Tensor:
+        """Targets of the squared loss in float64; of any other loss numbers of the size of outputs that matter."""
+        if isinstance(self.Y, Tensor):
+            return self.Y.detach().double()
+        if isinstance(problem, LossProblem):
+            return torch.full_like(problem.outputs, self.Y.output_scale)
+        assert isinstance(self.Y, SquaredError)
+        return self.Y.Y.to(problem.outputs)
+
+
+def _landscape(Y: Tensor | Loss, reduction: Reduction, decay: WeightDecay) -> _Landscape:
+    """The loss asked about, the squared one as a loss like any other where weights decay."""
+    return _Landscape(as_loss(Y, reduction) if decay.any else Y, reduction, decay)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Start:
     """Where a search starts, in the caller's terms and in units of its own.
 
     Attributes:
         block: The caller's network.
         problem: Its loss in float64.
-        Y: Targets, shape ``(N, J)``, or the loss, as the caller gave it.
-        reduction: "mean", "sum" or "half_sum".
+        landscape: The loss as the caller gave it.
         neurons: The neurons that may move.
         units: Units of the search.
         search: The search.
@@ -192,15 +237,15 @@ class _Start:
 
     block: ShallowBlock
     problem: Problem
-    Y: Tensor | Loss
-    reduction: Reduction
+    landscape: _Landscape
     neurons: Index
     units: Units
     search: Search
 
     def reach(self, states: NeuronStates, own: float, near: float, wide: float) -> Reach:
         """What is within reach, for three tolerances on the distance to a kink."""
-        small = _array(states.small_living)[self.neurons]
+        # Dead neurons are among those that move only where they decay: to zero.
+        small = _array(states.small_living | states.dead)[self.neurons]
         group = _array(states.group)[self.neurons]
         see = self.search.signs
         return Reach(see(own), see(near), see(wide), small, group)
@@ -210,9 +255,8 @@ class _Start:
         before = weights_of(self.problem.block)
         after = before.replaced(self.neurons, self.units.back(found.at))
         block = after.as_block(self.problem.block)
-        Y = self.Y.detach().double() if isinstance(self.Y, Tensor) else self.Y
-        there = _problem(block, self.problem.signal.X, Y, self.reduction)
-        verdict = classify(block, self.problem.signal.X, Y, self.reduction)
+        there = self.landscape.problem(block, self.problem.signal.X)
+        verdict = self.landscape.classify(block, self.problem.signal.X)
         reason = found.reason
         if reason:
             verdict = _blamed(verdict, self.neurons[found.broken], reason)
@@ -245,39 +289,31 @@ class _Start:
         return nearest
 
 
-def _start(block: ShallowBlock, problem: Problem, Y: Tensor | Loss, reduction: Reduction, neurons: Index) -> _Start:
+def _start(block: ShallowBlock, problem: Problem, landscape: _Landscape, neurons: Index) -> _Start:
     """The search for a block."""
     at = weights_of(block).only(neurons)
     X = _array(problem.signal.X)
-    targets = _array(_targets(problem, Y))
-    units = own_units(X, targets, at)
+    targets = _array(landscape.targets(problem))
+    given = landscape.decay
+    if given.any:
+        units = decayed_units(X, targets, len(neurons), given.W, given.H)
+        decay = units.decay(_array(given.by_column(problem.block)), given.H, given.output_bias)
+    else:
+        units = own_units(X, targets, at)
+        decay = no_decay(X.shape[1])
     term: Term = HalfSquares(targets / units.y)
     if isinstance(problem, LossProblem):
         samples, outputs = problem.outputs.shape
         term = LossTerm(problem.output_loss, (samples, outputs), units.y)
-    search = Search(X / units.x, term, units.into(at), block.slopes, block.output_bias is not None)
-    return _Start(block, problem, Y, reduction, neurons, units, search)
-
-
-def _problem(block: ShallowBlock, X: Tensor, Y: Tensor | Loss, reduction: Reduction) -> Problem:
-    """The loss in float64."""
-    return squared_problem(block, X, Y, reduction) if isinstance(Y, Tensor) else loss_problem(block, X, as_loss(Y))
-
-
-def _targets(problem: Problem, Y: Tensor | Loss) -> Tensor:
-    """Targets of the squared loss in float64; of any other loss numbers of the size of outputs that matter."""
-    if isinstance(Y, Tensor):
-        return Y.detach().double()
-    if isinstance(problem, LossProblem):
-        return torch.full_like(problem.outputs, Y.output_scale)
-    assert isinstance(Y, SquaredError)
-    return Y.Y.to(problem.outputs)
+    search = Search(X / units.x, term, decay, units.into(at), block.slopes, block.output_bias is not None)
+    return _Start(block, problem, landscape, neurons, units, search)
 
 
 def _gap(here: Problem, there: Problem) -> float:
     """How much lower the loss is there, as a difference of outputs."""
     if isinstance(here, LossProblem):
-        return -float(here.output_loss.change(here.outputs, there.outputs - here.outputs))
+        fall = -float(here.output_loss.change(here.outputs, there.outputs - here.outputs))
+        return fall if here.decay is None else fall + float(here.decay.cost(here.block) - here.decay.cost(there.block))
     gap = (here.outputs - there.outputs) * (here.signal.G + there.signal.G)
     return here.factor / 2 * float(gap.sum())
 

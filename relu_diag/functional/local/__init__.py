@@ -3,6 +3,7 @@
 Never a verdict: what the numbers mean for the point is said in `verdict`.
 """
 
+from relu_diag.functional.local.caps import EnclosedPull, enclosed_pull
 from relu_diag.functional.local.chunks import Chunk, chunks
 from relu_diag.functional.local.dead_causes import DeadCauses, born_dead_share, dead_causes
 from relu_diag.functional.local.directional import directional_derivative
@@ -45,6 +46,7 @@ from relu_diag.functional.local.sums import NeuronSums, RunningSums, neuron_sums
 __all__ = [
     "Chunk",
     "DeadCauses",
+    "EnclosedPull",
     "Hyperplanes",
     "KinkGroup",
     "KinkSamples",
@@ -62,6 +64,7 @@ __all__ = [
     "dead_causes",
     "dead_sector",
     "directional_derivative",
+    "enclosed_pull",
     "fan_rays",
     "geometry_from_sums",
     "hyperplanes",

@@ -6,6 +6,7 @@ Never moves the point: the stationary point near an iterate is found in `cells`.
 from relu_diag.functional.verdict.decision import classify, classify_signal, is_zero
 from relu_diag.functional.verdict.direction import Direction
 from relu_diag.functional.verdict.escape import EscapeNeurons, escape_neurons, escapes_at, silent_escapes
+from relu_diag.functional.verdict.hessian import smooth_hessian
 from relu_diag.functional.verdict.line import Move, TaylorExpansion, entered, expand, taylor_expansion
 from relu_diag.functional.verdict.perturbation import PerturbationTest, perturbation_test
 from relu_diag.functional.verdict.stationarity import Stationarity, assess, stationarity
@@ -30,6 +31,7 @@ __all__ = [
     "is_zero",
     "perturbation_test",
     "silent_escapes",
+    "smooth_hessian",
     "stationarity",
     "taylor_expansion",
 ]

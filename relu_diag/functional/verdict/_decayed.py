@@ -40,6 +40,7 @@ from relu_diag.functional.local import (
 from relu_diag.functional.problem import LossProblem
 from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.verdict._any_loss import assumptions_of
+from relu_diag.functional.verdict._bend import least_bend
 from relu_diag.functional.verdict._largest_growth import Growth, largest_growth
 from relu_diag.functional.verdict._orders import CONVEX, DESCENT, STATIONARY, TOO_MANY, named, nobody
 from relu_diag.functional.verdict._weight import positive
@@ -53,6 +54,10 @@ _EVERY_WIDTH = "no neuron pulls by more than the decay: the minimum of networks 
 _HELD = "stationary, and no neuron pulls by more than the decay in a direction that costs nothing"
 _GROWS = "stationary, and a neuron pulls by more than the decay"
 _UNPROVEN = "no direction was found in which a neuron without weights grows, and none is proven not to be there"
+_STRICT = "second-order sufficient condition, samples on kinks held with a margin"
+_SECOND = "second-order necessary condition"
+_BENT_UP = "stationary, and the loss bends up in all directions that cost nothing"
+_BENT_DOWN = "stationary, and the loss bends down in a direction that costs nothing"
 _NO_MARGIN = "kinks that hold these neurons without a margin"
 
 
@@ -177,17 +182,27 @@ def _second_order(problem: LossProblem, first: _FirstOrder, tol: float, verdict:
     if bool(zero.any()):
         return verdict("undecided", named(zero), None, theorem=_THEOREM, reason=_UNPROVEN)
     loud = _loud(problem, first, tol)
+    if not loud:
+        return verdict("local minimum", nobody(block), None, theorem=_THEOREM, reason=_HELD)
     escaping = torch.tensor([i for i, v in loud.items() if v is not None], dtype=torch.long, device=block.W.device)
+    # With one output only neurons without output weights were asked.
+    held = len(escaping) == len(loud) and len(block.H) > 1
+    bend = least_bend(problem, {i: X for i, (_, X) in first.kinks.items()})
+    if bend is not None and held and bend.least > FLOAT64.unseen * tol:
+        return verdict("local minimum", nobody(block), None, theorem=_STRICT, reason=_BENT_UP)
+    bent_down = () if bend is None or bend.least > -FLOAT64.unseen * tol else bend.both_ways()
+    falls = (see_fall(problem, move) for move in bent_down)
+    direction = next((fall for fall in falls if fall is not None), None)
+    if direction is not None:
+        return verdict("saddle", named(direction.dW.any(dim=1)), direction, theorem=_SECOND, reason=_BENT_DOWN)
     for i, v in loud.items():
         direction = None if v is None else _seen(problem, i, v)
         if direction is not None:
             return verdict("saddle", escaping, direction, theorem=_THEOREM, reason=_GROWS)
     if len(escaping):
         return verdict("type-2 candidate", escaping, None, theorem=_THEOREM, reason=f"{_GROWS}; no fall was found")
-    if loud:
-        index = torch.tensor(list(loud), dtype=torch.long, device=block.W.device)
-        return verdict("undecided", index, None, theorem=_THEOREM, reason=_NO_MARGIN)
-    return verdict("local minimum", nobody(block), None, theorem=_THEOREM, reason=_HELD)
+    index = torch.tensor(list(loud), dtype=torch.long, device=block.W.device)
+    return verdict("undecided", index, None, theorem=_THEOREM, reason=_NO_MARGIN)
 
 
 def _growing(problem: LossProblem, growth: Growth, i: int) -> Move:

@@ -1,16 +1,18 @@
-"""Whether a neuron without weights grows against weight decay: exact in two dimensions, a search in more."""
+"""Whether a neuron without weights grows against weight decay: exact in two dimensions, enclosed in a few more."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from relu_diag.functional._arrays import Array, unit_rows
-from relu_diag.functional.block import rho
+from relu_diag.functional._arrays import Array, row_space, unit_rows
+from relu_diag.functional.block import BlockSignal, rho
 from relu_diag.functional.budgets import BUDGETS
+from relu_diag.functional.local import enclosed_pull
 from relu_diag.functional.problem import LossProblem
 from relu_diag.functional.tolerances import FLOAT64
 
@@ -40,7 +42,36 @@ def largest_growth(problem: LossProblem, by_input: Tensor, by_output: float, tol
     gain = D.square().sum(1) - by_output * (V.square() @ by_input)
     best = int(gain.argmax())
     size = float((max(map(abs, slopes)) * G.norm(dim=1) @ X.norm(dim=1)).square()) + by_output * float(by_input.max())
-    return Growth(V[best], float(gain[best]) > FLOAT64.unseen * tol * size, certified=plane)
+    allowed = FLOAT64.unseen * tol * size
+    if plane or float(gain[best]) > allowed:
+        return Growth(V[best], float(gain[best]) > allowed, certified=plane)
+    if not bool(by_input.gt(0).all()):
+        return Growth(V[best], grows=False, certified=False)
+    return _in_the_span(problem, by_input, math.sqrt(by_output + allowed / float(by_input.max())), V[best])
+
+
+def _in_the_span(problem: LossProblem, by_input: Tensor, target: float, v: Tensor) -> Growth:
+    """Whether neurons that cost the same in every direction they see feel more than a target; if not, ``v``."""
+    X, G = problem.signal.X, problem.signal.G
+    slopes = problem.block.slopes
+    felt = G.any(dim=1) & X.any(dim=1)
+    if not bool(felt.any()):
+        return Growth(v, grows=False, certified=True)
+    scaled = X[felt] / by_input.sqrt()
+    basis = torch.as_tensor(row_space(scaled.cpu().numpy())).to(X)
+    signal = BlockSignal(scaled @ basis.T, G[felt])
+    if len(basis) > 2:
+        enclosed = enclosed_pull(signal, slopes, 0.0, target, BUDGETS.growth_numbers)
+        certified, highest, value = enclosed.closed, enclosed.v, enclosed.value
+    else:
+        around = _sectors(signal.X, signal.G, torch.ones_like(basis[:, 0]), 1.0, slopes)
+        V = torch.as_tensor(around).to(X)
+        pull = (rho(signal.X @ V.T, slopes).T @ signal.G).norm(dim=1)
+        certified, highest, value = True, V[int(pull.argmax())], float(pull.max())
+    if highest is None or value <= target:
+        return Growth(v, grows=False, certified=certified)
+    there = (highest @ basis) / by_input.sqrt()
+    return Growth(there / there.norm(), grows=True, certified=False)
 
 
 def _sectors(X: Tensor, G: Tensor, by_input: Tensor, by_output: float, slopes: tuple[float, float]) -> Array:

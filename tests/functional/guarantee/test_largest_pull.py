@@ -14,6 +14,7 @@ from relu_diag.functional.block import BlockSignal, rho
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.guarantee import _largest_pull
 from relu_diag.functional.guarantee._largest_pull import largest_pull, largest_pull_with_free_bias
+from relu_diag.functional.local import enclosed_pull
 
 SLOPES = [(0.0, 1.0), (0.2, 1.0), (-1.0, 1.0), (1.0, -0.5)]
 
@@ -61,7 +62,7 @@ def test_the_bound_is_above_all_and_attained(
 def test_branch_and_bound_finds_the_exact_maximum_of_few_kinks() -> None:
     signal = drawn(5, 9, 3, 2)
     exact = largest_pull(signal, (0.0, 1.0), signal.X[:0], enough=0.0)
-    enclosed = _largest_pull._enclosed(signal, (0.0, 1.0), value=0.0, enough=0.0)
+    enclosed = enclosed_pull(signal, (0.0, 1.0), value=0.0, target=0.0, most=BUDGETS.cap_numbers)
     assert enclosed.closed
     assert enclosed.value <= exact.value * (1 + 1e-12) <= enclosed.bound * (1 + 1e-12)
     assert enclosed.bound <= 1.0001 * exact.value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -27,6 +28,31 @@ def test_no_verdict_with_decay_is_false(name: str) -> None:
         assert verdict.loss == pytest.approx(float(case.value(case.block)))
     assert kinds["not stationary"] == 0
     assert kinds["local minimum"] + kinds["global minimum"] + kinds["saddle"] > PROBLEMS / 2
+
+
+def test_several_outputs_leave_nothing_undecided_in_a_few_dimensions() -> None:
+    kinds = Counter[str]()
+    for name, number in itertools.product(("squared", "absolute", "binary", "poisson"), range(6)):
+        case = decayed_case(name, 5, number)
+        verdict = F.classify(case.block, case.X, case.loss, weight_decay=case.mu)
+        kinds[verdict.kind] += 1
+        if "bends" in verdict.reason:
+            kinds[verdict.reason.split("bends ")[1][:4]] += 1
+            assert complaints(case, verdict, np.random.default_rng(number)) == [], number
+    assert kinds["undecided"] + kinds["type-2 candidate"] == 0
+    assert kinds["up i"] > 1
+    assert kinds["down"] > 1
+
+
+def test_inputs_in_a_plane_decide_in_more_dimensions() -> None:
+    draw = torch.Generator().manual_seed(0)
+    plane = torch.randn(5, 2, generator=draw, dtype=torch.float64)
+    X = plane @ torch.randn(2, 9, generator=draw, dtype=torch.float64)
+    Y = torch.randn(5, 1, generator=draw, dtype=torch.float64)
+    origin = ShallowBlock(zeros(1, 9), zeros(1, 1))
+    strongest = float(F.extremal_directions(X, F.SquaredError(Y).gradient(0 * Y)).gain.max())
+    for factor, kind in ((1.01, "global minimum"), (0.99, "saddle")):
+        assert F.classify(origin, X, Y, weight_decay=factor * strongest).kind == kind
 
 
 def test_a_global_minimum_with_decay_leaves_no_gap() -> None:

@@ -237,6 +237,12 @@ class _Box:
         self.h_reach = size
         self.outputs = case.block(case.X)
         self.G = case.loss.gradient(self.outputs)
+        self.A = self._rho(self.Z)
+        self.w_norm, self.h_norm = self.W.norm(dim=1), self.H.norm(dim=0)
+        self.pull = max(map(abs, block.slopes)) * float(self.G.norm(dim=1) @ case.X.norm(dim=1))
+        self.push = float(self.G.norm(dim=1).sum())
+        terms = self.G.norm(dim=1) @ self.outputs.norm(dim=1)
+        self.blur = 1e-13 * (abs(float(case.loss(self.outputs))) + float(terms)) + 1e-300
         plain = [np.asarray(part) for part in (self.W, self.H, case.X, self.outputs - self.G)]
         bias = block.output_bias
         point = point_of(
@@ -277,52 +283,52 @@ class _Box:
         db = db * min(1.0, reach / max(float(db.norm()), 1e-300))
         return dW / over_w[:, None], dH / over_h, db * (self.case.block.output_bias is not None)
 
-    def moved(self, move: Moved) -> Tensor:
-        dW, dH, db = move
-        A, there = self._rho(self.Z), self._rho(self.Z + self.case.X @ dW.T)
-        return (there - A) @ (self.H + dH).T + A @ dH.T + db
-
     def excess(self, move: Moved) -> float:
         """The fall at a move over its price, 0 where the loss rises on the way."""
         at_end = self._excess(move)
-        shorter = [self._excess((t * move[0], t * move[1], t * move[2])) for t in (0.3, 0.1, 0.03) if at_end > 1]
+        # A rise near the point, where slopes outweigh curvature, may end in a thousandth of the move.
+        scales = np.geomspace(1e-6, 0.3, 12) if at_end > 1 else ()
+        shorter = [self._excess((t * move[0], t * move[1], t * move[2])) for t in scales]
         return at_end if min(shorter, default=0.0) > -1e-3 else 0.0
-
-    def _excess(self, move: Moved) -> float:
-        dW, dH, db = move
-        change = float(self.case.loss.change(self.outputs, self.moved(move)))
-        paid = (2 * self.W * dW + dW.square()).sum() + (2 * self.H * dH + dH.square()).sum()
-        change += self.case.mu / 2 * float(paid)
-        length = self.case.X.norm(dim=1)
-        most = max(map(abs, self.case.block.slopes))
-        terms = length * most * (dW.norm(dim=1) @ (self.H + dH).norm(dim=0) + self.W.norm(dim=1) @ dH.norm(dim=0))
-        price = PRICE * float(self.G.norm(dim=1) @ (terms + db.norm()))
-        price += PRICE * self.case.mu * float(self.W.norm() * dW.norm() + self.H.norm() * dH.norm())
-        size = abs(float(self.case.loss(self.outputs))) + float(self.G.norm(dim=1) @ self.outputs.norm(dim=1))
-        return -change / (price + 1e-13 * size + 1e-300)
 
     def descended(self, move: Moved, reach: float, rounds: int) -> float:
         best, rate = 0.0, 0.3
-        parts = [part.clone().requires_grad_() for part in move]
+        sizes = (self.w_reach[:, None], self.h_reach, torch.ones(()))
         for _ in range(rounds):
-            moved = self.moved((parts[0], parts[1], parts[2]))
-            with torch.no_grad():
-                slope = self.case.loss.gradient(self.outputs + moved)
-            decay = (self.W + parts[0]).square().sum() + (self.H + parts[1]).square().sum()
-            objective = (slope * moved).sum() + self.case.mu / 2 * decay
-            gradients = torch.autograd.grad(objective, parts, allow_unused=True, materialize_grads=True)
-            with torch.no_grad():
-                sizes = (self.w_reach[:, None], self.h_reach, 1.0)
-                size = float(torch.cat([(g * s).flatten() for g, s in zip(gradients, sizes, strict=True)]).norm())
-                if size == 0:
-                    break
-                step = [p - rate * reach * s**2 * g / size for p, g, s in zip(parts, gradients, sizes, strict=True)]
-                held = self.within((step[0], step[1], step[2]), reach)
-                excess = self.excess(held)
-                rate *= 1.2 if excess > best else 0.7
-                best = max(best, excess)
-                parts = [part.clone().requires_grad_() for part in held]
+            scaled = tuple(size * slope for size, slope in zip(sizes, self._slopes(move), strict=True))
+            length = float(torch.cat([part.flatten() for part in scaled]).norm())
+            if length == 0:
+                break
+            pace = rate * reach / length
+            dW, dH, db = (part - pace * size * slope for part, size, slope in zip(move, sizes, scaled, strict=True))
+            move = self.within((dW, dH, db), reach)
+            excess = self.excess(move)
+            rate *= 1.2 if excess > best else 0.7
+            best = max(best, excess)
         return best
+
+    def _slopes(self, move: Moved) -> Moved:
+        """The gradient of the loss after a move."""
+        mu, X = self.case.mu, self.case.X
+        Z = self.Z + X @ move[0].T
+        W, H = self.W + move[0], self.H + move[1]
+        A = self._rho(Z)
+        G = self.case.loss.gradient(self.outputs + (A - self.A) @ H.T + self.A @ move[1].T + move[2])
+        C = torch.where(Z > 0, self.case.block.slopes[1], self.case.block.slopes[0]) * (G @ H)
+        return C.T @ X + mu * W, G.T @ A + mu * H, G.sum(0)
+
+    def _excess(self, move: Moved) -> float:
+        dW, dH, db = move
+        there = self._rho(self.Z + self.case.X @ dW.T)
+        moved = (there - self.A) @ (self.H + dH).T + self.A @ dH.T + db
+        change = float(self.case.loss.change(self.outputs, moved))
+        dw, dh = dW.norm(dim=1), dH.norm(dim=0)
+        price = self.pull * (dw @ (self.H + dH).norm(dim=0) + self.w_norm @ dh) + self.push * db.norm()
+        if self.case.mu:
+            paid = ((2 * self.W + dW) * dW).sum() + ((2 * self.H + dH) * dH).sum()
+            change += self.case.mu / 2 * float(paid)
+            price += self.case.mu * (self.w_norm.norm() * dw.norm() + self.h_norm.norm() * dh.norm())
+        return -change / (PRICE * float(price) + self.blur)
 
     def _rho(self, Z: Tensor) -> Tensor:
         s_minus, s_plus = self.case.block.slopes
