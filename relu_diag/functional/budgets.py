@@ -100,7 +100,11 @@ class Budgets:
         singular_vectors: Singular vectors used of the samples on one side.
         new_units: Neurons added at once where nobody said how many.
         refits: Newton steps of their output weights.
+        refit_products: Products with the data in each.
+        rows_to_propose: Rows by which sets of new neurons are proposed, and ranked before the best are fitted on all.
+        usual_ridge: Penalty on output weights in that, over the curvature of the loss.
         ridges: Penalties on output weights that are tried, over the curvature of the loss.
+        louder: How much louder than usual their outputs are, their input weights being smaller by as much.
         finalists: Sets of neurons that are trained for a few steps.
         trial_steps: How many.
         short_steps: Steps between two looks at the loss on other rows.
@@ -226,16 +230,20 @@ class Budgets:
     fits: int = 20
     fit_halvings: int = 5
     fit_products: int = 16
-    pool: int = 128
-    pool_for_one: int = 4
+    pool: int = 96
+    pool_for_one: int = 2
     pairs_for_one: int = 4
-    uphill_steps: int = 3
+    uphill_steps: int = 2
     singular_vectors: int = 4
     new_units: int = 32
-    refits: int = 2
-    ridges: tuple[float, ...] = (10.0, 1.0, 0.1, 1e-2, 1e-3)
+    refits: int = 1
+    refit_products: int = 6
+    rows_to_propose: int = 512
+    usual_ridge: float = 0.1
+    ridges: tuple[float, ...] = (1.0, 0.1)
+    louder: float = 2.0
     finalists: int = 2
-    trial_steps: int = 10
+    trial_steps: int = 5
     short_steps: int = 5
     short_history: int = 10
     search_numbers: int = 2**17

@@ -117,6 +117,7 @@ class Tolerances:
         noticed: Drop of the loss, over the one asked for, below which residuals do not notice small neurons.
         novel: Square of a feature that others leave over its own, below which it is theirs in other words.
         worth_a_neuron: Drop of the loss over the loss from which on a neuron is added where nobody said how many.
+        rival: Drop of the loss by a set of new neurons, over the largest, from which on it may turn out to be better.
         explained: Part of a gradient that the loss recognised in it may leave open, however coarse its numbers are.
         gain: Gain of a widening, or drop of the loss by one, over its terms that counts as none.
         enclosed: Bound of a maximum over the largest value found, less 1, at which the two are one.
@@ -230,6 +231,7 @@ class Tolerances:
     noticed: float = 1e-2
     novel: float = 1e-2
     worth_a_neuron: float = 1e-2
+    rival: float = 0.8
     explained: float = 0.05
     gain: float = 1e-12
     enclosed: float = 1e-5

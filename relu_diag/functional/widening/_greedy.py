@@ -41,7 +41,6 @@ def greedy_choice(A: Tensor, G: Tensor, count: int) -> GreedyChoice:
     explained = []
     felt = A.T @ G
     left = free.to(A)
-    basis = A[:, :0]
     for _ in range(min(count, A.shape[1])):
         merit = torch.where(
             free & (left > FLOAT64.novel), felt.square().sum(dim=1) / left.clamp(min=FLOAT64.novel), 0.0
@@ -52,12 +51,12 @@ def greedy_choice(A: Tensor, G: Tensor, count: int) -> GreedyChoice:
         index.append(best)
         explained.append(float(merit[best]))
         free[best] = False
-        new = A[:, best] - basis @ (basis.T @ A[:, best])
-        new = new / new.norm()
-        basis = torch.cat([basis, new[:, None]], dim=1)
+        new = A[:, best] / A[:, best].norm()
         along = A.T @ new
-        felt = felt - torch.outer(along, new @ G)
-        left = left - along.square()
+        # What is left of the features, and of what they feel, beside the chosen ones.
+        A.addr_(new, along, alpha=-1.0)
+        felt.addr_(along, new @ G, alpha=-1.0)
+        left -= along.square()
     return GreedyChoice(torch.tensor(index, dtype=torch.long, device=A.device), torch.tensor(explained))
 
 

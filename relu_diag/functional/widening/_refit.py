@@ -71,7 +71,7 @@ def _newton_step(loss: Loss, at: Tensor, A: Tensor, gradient: Tensor, penalty: f
     aside = torch.cholesky_solve(left.T, factor).T
     direction, size = aside, float((left * aside).sum())
     first = size
-    for _ in range(BUDGETS.fit_products):
+    for _ in range(BUDGETS.refit_products):
         product = loss.curvature(at, A @ direction.T).T @ A + penalty * direction
         bend = float((direction * product).sum())
         if not bend > 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,34 +19,43 @@ from relu_diag.functional.widening._short_training import short_training
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Some of the rows: inputs, outputs without new neurons, and their loss, scaled as if they were all."""
+
+    X: Tensor
+    outputs: Tensor
+    loss: Loss
+
+    def before(self) -> float:
+        """Loss without new neurons."""
+        return float(self.loss(self.outputs))
+
+    def chosen(self, index: Tensor) -> Part:
+        """Some of these rows."""
+        loss = self.loss.rows(index).scaled(len(self.X) / len(index))
+        return Part(self.X[index], self.outputs[index], loss)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Rows:
     """A network as it was ``given``, and on its rows.
 
-    ``fit`` and ``judge`` index the rows that neurons are fitted to, and those that they are judged by.
-
-    The losses of a part of the rows are scaled as if it were all of them.
+    Neurons are fitted to the rows ``fit``, proposed by ``few`` of them, and judged by the rows ``judge``.
     """
 
     given: ShallowBlock
     block: ShallowBlock
-    X: Tensor
-    outputs: Tensor
-    loss: Loss
-    fit: Tensor
-    judge: Tensor
-    fit_loss: Loss
-    judge_loss: Loss
+    all: Part
+    fit: Part
+    few: Part
+    judge: Part
+    judged_before: float
     draw: torch.Generator
 
-    @property
-    def judged_before(self) -> float:
-        """Loss without new neurons on the rows that judge."""
-        return float(self.judge_loss(self.outputs[self.judge]))
-
     def judged(self, V: Tensor, H: Tensor) -> float:
-        """The same with neurons of input weights ``(n, d)`` and output weights ``(J, n)``."""
-        added = rho(self.X[self.judge] @ V.T, self.block.slopes) @ H.T
-        return float(self.judge_loss(self.outputs[self.judge] + added))
+        """The loss that judges, with neurons of input weights ``(n, d)`` and output weights ``(J, n)``."""
+        added = rho(self.judge.X @ V.T, self.block.slopes) @ H.T
+        return float(self.judge.loss(self.judge.outputs + added))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,21 +73,23 @@ def split_rows(block: ShallowBlock, X: Tensor, loss: Loss, held_out: float, seed
     dtype = torch.promote_types(block.W.dtype, torch.float32)
     own = block.cast(dtype)
     X = X.detach().to(dtype)
-    outputs = chunked_outputs(own, X)
+    everything = Part(X, chunked_outputs(own, X), loss)
     draw = torch.Generator().manual_seed(seed)
     count = min(round(held_out * len(X)), len(X) - 1)
-    if count == 0:
-        everything = torch.arange(len(X), device=X.device)
-        return Rows(block, own, X, outputs, loss, everything, everything, loss, loss, draw)
+    fit = judge = few = everything
     order = torch.randperm(len(X), generator=draw).to(X.device)
-    judge = order[:count]
-    fit = order[count:]
-    fit_loss, judge_loss = (loss.rows(part).scaled(len(X) / len(part)) for part in (fit, judge))
-    return Rows(block, own, X, outputs, loss, fit, judge, fit_loss, judge_loss, draw)
+    if count:
+        judge = everything.chosen(order[:count])
+        fit = everything.chosen(order[count:])
+    if len(fit.X) > BUDGETS.rows_to_propose:
+        few = everything.chosen(order[count:][: BUDGETS.rows_to_propose])
+    elif count:
+        few = fit
+    return Rows(block, own, everything, fit, few, judge, judge.before(), draw)
 
 
-def fitted_set(rows: Rows, kind: str, most: int, worthwhile: bool) -> UnitSet:
-    """The neurons of a kind that explain most of the loss gradient together, with the output weights that fit best.
+def proposed_set(rows: Rows, kind: str, most: int, worthwhile: bool) -> UnitSet:
+    """The neurons of a kind that explain most of the loss gradient together, their output weights fitted on few rows.
 
     Args:
         rows: The network on its rows.
@@ -90,19 +101,22 @@ def fitted_set(rows: Rows, kind: str, most: int, worthwhile: bool) -> UnitSet:
         The neurons.
     """
     block = rows.block
-    X = rows.X[rows.fit]
-    at = rows.outputs[rows.fit]
-    G = rows.fit_loss.gradient(at)
-    biased = bool((rows.X[:, -1] == rows.X[0, -1]).all()) and bool(rows.X[0, -1] != 0)
+    X, at = rows.few.X, rows.few.outputs
+    G = rows.few.loss.gradient(at)
+    constant = rows.all.X[:, -1]
+    biased = bool((constant == constant[0]).all()) and bool(constant[0] != 0)
     situation = Situation(block, BlockSignal(X, G), biased, rows.draw)
     V = POOLS[kind](situation, max(BUDGETS.pool, BUDGETS.pool_for_one * most))
     A = rho(X @ V.T, block.slopes)
     choice = greedy_choice(A, G, most)
-    count = max(1, _worthwhile(choice, rows.fit_loss, at)) if worthwhile else most
+    count = max(1, _worthwhile(choice, rows.few.loss, at)) if worthwhile else most
     index = filled(choice.index[:count], count, len(V))
     size = A[:, index].square().mean(dim=0).sqrt()
     size = torch.where(size > 0, size, 1.0)
-    return _best_ridge(rows, kind, V[index] / size[:, None], at)
+    V = V[index] / size[:, None]
+    A = A[:, index] / size
+    H = refitted_outputs(rows.few.loss, at, A, A.new_zeros(at.shape[1], count), BUDGETS.usual_ridge)
+    return UnitSet(kind, V, H, rows.judged(V, H))
 
 
 def _worthwhile(choice: GreedyChoice, loss: Loss, at: Tensor) -> int:
@@ -112,17 +126,26 @@ def _worthwhile(choice: GreedyChoice, loss: Loss, at: Tensor) -> int:
     return int(enough.cumprod(dim=0).sum())
 
 
-def _best_ridge(rows: Rows, kind: str, V: Tensor, at: Tensor) -> UnitSet:
-    """Output weights by the ridge that the judging rows prefer, from stiff to loose for as long as the loss falls."""
-    A = rho(rows.X[rows.fit] @ V.T, rows.block.slopes)
-    H = A.new_zeros(at.shape[1], len(V))
-    best = UnitSet(kind, V, H, rows.judged_before)
+def fitted_set(rows: Rows, start: UnitSet) -> UnitSet:
+    """Output weights by the ridge that the judging rows prefer, from stiff to loose for as long as the loss falls.
+
+    Args:
+        rows: The network on its rows.
+        start: The neurons.
+
+    Returns:
+        The neurons, fitted on all rows that neurons are fitted to.
+    """
+    fit = rows.fit
+    A = rho(fit.X @ start.V.T, rows.block.slopes)
+    H = torch.zeros_like(start.H)
+    best = replace(start, H=H, judged=rows.judged_before)
     for ridge in BUDGETS.ridges:
-        H = refitted_outputs(rows.fit_loss, at, A, H, ridge)
-        judged = rows.judged(V, H)
+        H = refitted_outputs(fit.loss, fit.outputs, A, H, ridge)
+        judged = rows.judged(start.V, H)
         if not judged < best.judged:
             break
-        best = UnitSet(kind, V, H, judged)
+        best = replace(start, H=H, judged=judged)
     return best
 
 
@@ -143,9 +166,9 @@ def trained_set(rows: Rows, start: UnitSet, steps: int) -> UnitSet:
         return start
     root = (loudness / length).sqrt()
     pieces = short_training(
-        rows.fit_loss,
-        rows.outputs[rows.fit],
-        rows.X[rows.fit],
+        rows.fit.loss,
+        rows.fit.outputs,
+        rows.fit.X,
         rows.block.slopes,
         start.V * root[:, None],
         start.H / root,

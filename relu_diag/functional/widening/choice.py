@@ -13,9 +13,10 @@ from relu_diag.functional._checks import check_matrix
 from relu_diag.functional.block import Reduction, ShallowBlock, rho
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.output_loss import Loss, as_loss
+from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.widening._factors import usual_length
 from relu_diag.functional.widening._pools import POOLS
-from relu_diag.functional.widening._sets import Rows, UnitSet, fitted_set, split_rows, trained_set
+from relu_diag.functional.widening._sets import Rows, UnitSet, fitted_set, proposed_set, split_rows, trained_set
 from relu_diag.functional.widening.embedding import add_inactive_propagation
 
 
@@ -116,7 +117,8 @@ def best_widening(
     For each kind of input weights many are made, and neurons are chosen from them greedily against what is left of the
     loss gradient. Their output weights are fitted, the rest of the network being as it is, and both weights of the two
     best sets are trained for a few quasi-Newton steps; the best goes on as long as the loss falls on the rows held out.
-    Each neuron then gets the balance of input and output weights that is usual in the network.
+    Each neuron then gets the balance of input and output weights that is usual in the network, but for outputs that are
+    twice as loud: its input weights are the ones that go on learning.
 
     Args:
         block: The network.
@@ -150,17 +152,27 @@ def best_widening(
     rows = split_rows(block, X, as_loss(loss, reduction), held_out, seed)
     room = BUDGETS.new_units if most is None else min(most, BUDGETS.new_units)
     count = room if units == "auto" else units
-    sets = [fitted_set(rows, kind, count, units == "auto") for kind in kinds]
-    ranked = sorted(sets, key=lambda one: one.judged)
-    finalists = ranked[: BUDGETS.finalists] if steps else []
-    trained = [trained_set(rows, one, min(steps, BUDGETS.trial_steps)) for one in finalists]
-    best = min([*ranked[:1], *trained], key=lambda one: one.judged)
-    if trained and steps > BUDGETS.trial_steps:
-        best = trained_set(rows, best, steps - BUDGETS.trial_steps)
-    others = {one.kind: one.judged for one in trained}
-    others[best.kind] = min(best.judged, others.get(best.kind, best.judged))
-    candidates = [WideningCandidate(one.kind, len(one.V), one.judged, others.get(one.kind)) for one in ranked]
-    return _result(rows, best, tuple(sorted(candidates, key=lambda one: one.best)))
+    proposed = [proposed_set(rows, kind, count, units == "auto") for kind in kinds]
+    best, candidates = _best_set(rows, sorted(proposed, key=_loss_of), steps)
+    return _result(rows, best, candidates)
+
+
+def _best_set(rows: Rows, proposed: list[UnitSet], steps: int) -> tuple[UnitSet, tuple[WideningCandidate, ...]]:
+    """Of sets in the order of their loss the best after some steps, and what was compared, lowest loss first."""
+    drop = rows.judged_before - proposed[0].judged
+    rivals = [one for one in proposed if rows.judged_before - one.judged >= FLOAT64.rival * drop]
+    fitted = [fitted_set(rows, one) for one in rivals[: BUDGETS.finalists] or proposed[:1]]
+    trial = min(steps, BUDGETS.trial_steps) if len(fitted) > 1 else 0
+    trained = [trained_set(rows, one, trial) for one in fitted] if trial else []
+    best = min([*fitted, *trained], key=_loss_of)
+    if steps > trial:
+        best = trained_set(rows, best, steps - trial)
+    after = {one.kind: one.judged for one in trained} | ({best.kind: best.judged} if steps else {})
+    candidates = [
+        WideningCandidate(one.kind, len(one.V), one.judged, after.get(one.kind))
+        for one in (*fitted, *proposed[len(fitted) :])
+    ]
+    return best, tuple(sorted(candidates, key=lambda one: one.best))
 
 
 def _check_options(units: int | Literal["auto"], kinds: Sequence[str], held_out: float, steps: int) -> None:
@@ -179,13 +191,18 @@ def _check_options(units: int | Literal["auto"], kinds: Sequence[str], held_out:
         raise ValueError(f"`steps` must not be negative; got {steps!r}.")
 
 
+def _loss_of(one: UnitSet) -> float:
+    """By which sets are compared."""
+    return one.judged
+
+
 def _result(rows: Rows, best: UnitSet, candidates: tuple[WideningCandidate, ...]) -> Widening:
     """The widening by the best set, or by silent neurons in its place where it lowers no loss."""
     block = rows.block
     judged_before = rows.judged_before
-    before = float(rows.loss(rows.outputs))
+    before = rows.all.before()
     V, H = _balanced(block, best)
-    after = float(rows.loss(rows.outputs + rho(rows.X @ V.T, block.slopes) @ H.T))
+    after = float(rows.all.loss(rows.all.outputs + rho(rows.all.X @ V.T, block.slopes) @ H.T))
     kept = not (best.judged < judged_before and after < before)
     if kept:
         V = usual_length(block) * torch.nn.functional.normalize(V)
@@ -196,10 +213,11 @@ def _result(rows: Rows, best: UnitSet, candidates: tuple[WideningCandidate, ...]
 
 
 def _balanced(block: ShallowBlock, chosen: UnitSet) -> tuple[Tensor, Tensor]:
-    """The neurons with input weights ``(n, d)`` as much longer than output weights ``(J, n)`` as is usual."""
+    """The neurons with input weights ``(n, d)`` and output weights ``(J, n)`` balanced as usual, but louder."""
     own = block.W.norm(dim=1) / block.H.norm(dim=0)
     usual = own[(own > 0) & own.isfinite()]
-    ratio = usual.median() if len(usual) else own.new_ones(())
+    # Behind louder outputs input weights feel more and turn faster: they have the most to learn.
+    ratio = (usual.median() if len(usual) else own.new_ones(())) / BUDGETS.louder**2
     length = chosen.V.norm(dim=1)
     loudness = chosen.H.norm(dim=0)
     factor = torch.where((length > 0) & (loudness > 0), (ratio * loudness / length).sqrt(), 1.0)
