@@ -286,7 +286,8 @@ class PlateauMonitor(Passenger):
                 self._judged(trainer, pl_module, found, "update")
             else:
                 self._tell_gap(trainer, self.final)
-            self._say(trainer, self.final.step, self.final.verdict.kind, "training ends")
+            words = self.final.ending(told=self._detector.loss is not None)
+            self._say(trainer, self.final.step, self.final.verdict.kind, words)
         self._progress(trainer)
         if self._curve.points:
             self._finish(trainer)

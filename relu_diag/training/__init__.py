@@ -5,6 +5,7 @@ says what the optimizer is (`pace`) and gives verdicts (`judge`).
 """
 
 from relu_diag.training._data import is_epoch_of_all
+from relu_diag.training.agreement import agreement, agreement_words
 from relu_diag.training.careful import Careful
 from relu_diag.training.chain import data_of_chains
 from relu_diag.training.checks import check_callable, check_count, check_flag, check_fraction, check_iterable
@@ -15,7 +16,7 @@ from relu_diag.training.examiner import Examiner
 from relu_diag.training.felt import data_of, growth_gain, signal_of, some_rows
 from relu_diag.training.gap import against_growing, coupled_decay, gap_in_training
 from relu_diag.training.history import HistoryRecorder, LossCurve, Moment
-from relu_diag.training.judge import VERDICT_CODES, Training, escape_count, judge, verdict_in_training
+from relu_diag.training.judge import VERDICT_CODES, Training, escape_count, judge, verdict_in_training, why_unsettled
 from relu_diag.training.lightning_internals import (
     batches_done_in_epoch,
     device_batches,
@@ -108,6 +109,8 @@ __all__ = [
     "Window",
     "against_growing",
     "agree",
+    "agreement",
+    "agreement_words",
     "batches_done_in_epoch",
     "check_callable",
     "check_count",
@@ -159,5 +162,6 @@ __all__ = [
     "tensors_of",
     "text_table",
     "verdict_in_training",
+    "why_unsettled",
     "write_past_bar",
 ]

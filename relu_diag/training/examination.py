@@ -21,8 +21,9 @@ from relu_diag.functional import (
 )
 from relu_diag.functional.block import chunked_outputs
 from relu_diag.functional.tolerances import kink_tolerance
+from relu_diag.training.agreement import agreement_words
 from relu_diag.training.chain import data_of_chains
-from relu_diag.training.judge import Training, judge, verdict_in_training
+from relu_diag.training.judge import Training, judge, verdict_in_training, why_unsettled
 from relu_diag.training.look import Look
 from relu_diag.training.overshoot import overshoot_of
 from relu_diag.training.pace import (
@@ -107,6 +108,18 @@ class Examination:
     def all_dead(self) -> str:
         """That every neuron is dead, in words."""
         return _dead_words(self.block, self.name)
+
+    def ending(self, told: bool) -> str:
+        """What a line says of the end of training beside the verdict.
+
+        Args:
+            told: Whether it was already said why the verdict settles nothing.
+
+        Returns:
+            The words.
+        """
+        why = "" if told else why_unsettled(self.verdict, self.fact)
+        return f"training ends; {why}" if why else "training ends"
 
     def has_grown(self, module: LightningModule) -> bool:
         """Whether the block is wider now.
@@ -268,7 +281,8 @@ def _judged(
         drop=drop,
         unit=0.0 if data is None else float(data.loss(data.X.new_zeros(len(data.X), len(block.H)))),
     )
-    verdict = verdict_in_training(nearby, rows.reason or _NOT_CONVEX, training)
+    unknown = "; ".join(filter(None, [agreement_words(block, rows.signals()), rows.reason or _NOT_CONVEX]))
+    verdict = verdict_in_training(nearby, unknown, training)
     forecast = None
     no_forecast = rows.reason
     if verdict.kind in MINIMA:

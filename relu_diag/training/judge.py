@@ -25,6 +25,8 @@ _SEARCHED = 2**21
 _NOTHING = 1e-9
 _AT = ("saddle", "type-2 candidate", "local minimum", "global minimum")
 _MINIMA = ("local minimum", "global minimum")
+# Verdicts that do not say what the point is, and do not replace one that does.
+UNSETTLED = {"undecided", "not stationary"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,23 @@ def _on_the_way(nearby: NearbyStationaryPoint, training: Training) -> str:
         return ""
     below = nearby.loss_gap / abs(now)
     return f"on the way to a {nearby.verdict.kind} (loss {nearby.loss:.4g}, {below:.1%} below)"
+
+
+def why_unsettled(verdict: Verdict, fact: str) -> str:
+    """What a line says beside a verdict that settles nothing.
+
+    Args:
+        verdict: The verdict.
+        fact: What keeps the loss where it is, whatever the verdict; may be empty.
+
+    Returns:
+        The fact, or else the reason of the verdict; empty where the verdict settles what the point is.
+
+    Example:
+        >>> why_unsettled(verdict_in_training(None, "no targets were found"), fact="")
+        'no targets were found'
+    """
+    return fact or (verdict.reason if verdict.kind in UNSETTLED else "")
 
 
 def escape_count(verdict: Verdict) -> int | None:

@@ -15,10 +15,8 @@ from relu_diag.functional import EscapeForecast, Gap, Verdict
 from relu_diag.functional.assumptions import Assumptions
 from relu_diag.functional.tables import html_table, summary_of
 from relu_diag.training.examination import Examination
-from relu_diag.training.judge import VERDICT_CODES, escape_count
+from relu_diag.training.judge import UNSETTLED, VERDICT_CODES, escape_count, why_unsettled
 
-# Verdicts that do not replace an earlier one of another kind.
-_UNSETTLED = {"undecided", "not stationary"}
 # Number of forecasts whose disagreement makes the band of the last one.
 _COMPARED = 3
 # Fields of a plateau that are numbers and strings.
@@ -233,7 +231,7 @@ class Plateau:
         """The plateau in a line of the terminal: since when, its loss, its forecast, or what holds it."""
         begun = f"since {self.start:,}, loss {self.loss:.4g}"
         if self.forecast is None:
-            why = self.fact or (self.verdict.reason if self.verdict.kind in _UNSETTLED else "")
+            why = why_unsettled(self.verdict, self.fact)
             return f"{begun}; {why}" if why else begun
         never = not math.isfinite(self.forecast.end)
         return f"{begun}, {'no end ahead' if never else f'ends at ~{self.forecast.end:,.0f}'}"
@@ -284,7 +282,7 @@ class Plateau:
         Returns:
             The plateau with the new verdict and forecast.
         """
-        kept = examination.verdict.kind in _UNSETTLED and self.verdict.kind not in _UNSETTLED
+        kept = examination.verdict.kind in UNSETTLED and self.verdict.kind not in UNSETTLED
         forecasts = self.forecasts
         if examination.forecast is not None:
             forecasts = (*forecasts, PlateauForecast.from_escape(examination.forecast, examination.step, forecasts))

@@ -1,0 +1,73 @@
+"""Whether the gradients of steps agree: what can be said of a block whose loss is not known, by any optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from relu_diag.functional import BlockSignal, ShallowBlock
+
+# Steps below which nothing is said.
+_FEW = 6
+# Standard errors beyond which gradients agree, and within which they are noise.
+_CERTAIN = 5.0
+_NOISE = 2.0
+
+
+def agreement(block: ShallowBlock, signals: Sequence[BlockSignal]) -> float:
+    """By how many standard errors the gradients of steps point the same way rather than any way.
+
+    The mean product of the gradients by the input weights of any two steps, over its standard error. Where the
+    expected gradient is zero, products of different steps have mean zero and are uncorrelated, whatever the noise.
+
+    Args:
+        block: The block.
+        signals: Inputs and loss gradients of steps close to each other, three or more of them.
+
+    Returns:
+        The number; about 0 where the gradients are noise, and where all are zero.
+
+    Example:
+        >>> block = ShallowBlock(W=torch.tensor([[1.0, 0.0]]), H=torch.ones(1, 1))
+        >>> signals = [BlockSignal(torch.tensor([[1.0, noise]]), torch.ones(1, 1)) for noise in (0.1, -0.2, 0.0)]
+        >>> agreement(block, signals) > 5
+        True
+    """
+    gradients = torch.stack([_by_input_weights(block, signal).flatten() for signal in signals]).double()
+    products = gradients @ gradients.mT
+    pairs = products[tuple(torch.triu_indices(len(signals), len(signals), offset=1))]
+    error = pairs.std() / len(pairs) ** 0.5
+    return float(pairs.mean() / error.clamp_min(torch.finfo(pairs.dtype).tiny))
+
+
+def _by_input_weights(block: ShallowBlock, signal: BlockSignal) -> torch.Tensor:
+    """The gradient by the input weights, shape ``(I, d)``, samples on a kink at the right slope."""
+    down, up = block.slopes
+    Z = signal.X @ block.W.to(signal.X).mT
+    D = (signal.G @ block.H.to(signal.G)) * torch.where(Z >= 0, up, down)
+    return D.mT @ signal.X
+
+
+def agreement_words(block: ShallowBlock, signals: Sequence[BlockSignal]) -> str:
+    """What the gradients of steps say of a block, in words.
+
+    Args:
+        block: The block.
+        signals: Inputs and loss gradients of steps close to each other.
+
+    Returns:
+        The words; empty where there are too few steps, or where they do not say.
+
+    Example:
+        >>> agreement_words(ShallowBlock(torch.ones(1, 1), torch.ones(1, 1)), [])
+        ''
+    """
+    if len(signals) < _FEW:
+        return ""
+    found = agreement(block, signals)
+    if found > _CERTAIN:
+        return f"the block still moves: the gradients of {len(signals)} steps agree beyond their noise"
+    if abs(found) < _NOISE:
+        return f"the gradients of {len(signals)} steps are within their noise"
+    return ""
