@@ -197,7 +197,7 @@ class Budgets:
     dense_shifts: int = 6
     cones: int = 16
     cone_steps: int = 200
-    moves: int = 8
+    moves: int = 16
     neurons_tried: int = 8
     crossings: int = 2**16
     draw_numbers: int = 2**22

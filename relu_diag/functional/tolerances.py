@@ -76,7 +76,6 @@ class Tolerances:
         hump: Rise of the loss at the start of a move over its fall, that a slope within the tolerance explains.
         blurred: Rounding of the loss along a move over its fall so far, beyond which a rise would be hidden.
         unseen: Violation of a first-order condition, in tolerances, that counts as none where no fall is seen.
-        same_root: Imaginary part of a root of a polynomial over its size that is the rounding of a double root.
         curvature: Curvature over the largest of a second-order form that is its rounding.
         short_of_kink: Share of the way to the nearest kink up to which noise moves.
         power: Accuracy of the smallest eigenvalues of a second-order form, over the largest.
@@ -191,7 +190,6 @@ class Tolerances:
     hump: float = 1e-9
     blurred: float = 1e-7
     unseen: float = 100.0
-    same_root: float = 1e-6
     curvature: float = 1e-12
     short_of_kink: float = 0.99
     power: float = 1e-2

@@ -20,8 +20,8 @@ import torch
 from scipy.sparse.linalg import LinearOperator, cg, lobpcg
 from torch import Tensor
 
-from relu_diag.functional._arrays import Array
-from relu_diag.functional.block import rho
+from relu_diag.functional._arrays import Array, Index
+from relu_diag.functional.block import ShallowBlock, rho
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import Chunk, chunks, slopes_at
 from relu_diag.functional.problem import LossProblem, Problem
@@ -80,10 +80,15 @@ def orthant_fall(
     least = 2 * found.tol * float(found.pull_scale.max())
     # A witness that leaves the output bias alone is the simpler one.
     for biased in (False,) if problem.block.output_bias is None else (False, True):
+        best: Direction | None = None
         for move in itertools.islice(_falling(replace(orthant, biased=biased), least), BUDGETS.moves):
             fall = see_fall(problem, move)
-            if fall is not None:
-                return fall
+            if fall is not None and (best is None or fall.loss_change < best.loss_change):
+                best = fall
+            if best is not None and -best.loss_change >= FLOAT64.clear_fall * float(problem.loss):
+                return best
+        if best is not None:
+            return best
     return None
 
 
@@ -127,13 +132,15 @@ def _falling(orthant: _Orthant, least: float) -> Iterator[Move]:
         return Move(dW / orthant.balance[:, None], move.dH * orthant.balance, move.db)
 
     still, ray = np.zeros(rays), np.eye(rays)
-    spectrum = _spectrum(lambda z: apply(z, still)[:free], free)
+    spectrum = _spectrum(lambda z: apply(z, still)[:free], _owners(block))
     columns = np.array([apply(np.zeros(free), axis) for axis in ray]).reshape(rays, free + rays).T
     least = max(least, FLOAT64.curvature * spectrum.largest)
     shifts = (BUDGETS.dense_shifts if free <= BUDGETS.dense_form else BUDGETS.shifts) if least > 0 else 0
     for shift in np.geomspace(max(spectrum.largest, least), least, shifts):
         if spectrum.smallest <= -shift:
-            yield moved(spectrum.vector, still)
+            for vector in spectrum.vectors:
+                yield moved(vector, still)
+                yield moved(-vector, still)
             return
         z = -spectrum.solve(columns[:free], shift)
         reduced = columns[free:] + shift * ray + columns[:free].T @ z
@@ -148,21 +155,25 @@ class _Spectrum:
     Attributes:
         smallest: Smallest eigenvalue.
         largest: Largest one in size.
-        vector: Eigenvector of the smallest.
+        vectors: Eigenvector of the smallest, and those of single neurons by themselves that are negative, ``(k, n)``.
         solve: From columns and a shift to the solution of ``(form + shift) z = columns``.
     """
 
     smallest: float
     largest: float
-    vector: Array
+    vectors: Array
     solve: Callable[[Array, float], Array]
 
 
-def _spectrum(apply: Callable[[Array], Array], size: int) -> _Spectrum:
+def _spectrum(apply: Callable[[Array], Array], owner: Index) -> _Spectrum:
+    """That of a form on coordinates that belong to neurons, ``(n,)``."""
+    size = len(owner)
     if size <= BUDGETS.dense_form:
-        values, V = np.linalg.eigh(np.stack([apply(axis) for axis in np.eye(size)]))
+        form = np.stack([apply(axis) for axis in np.eye(size)])
+        values, V = np.linalg.eigh(form)
         largest = max(-values[0], values[-1])
-        return _Spectrum(values[0], largest, V[:, 0], lambda c, shift: V @ ((V.T @ c) / (values + shift)[:, None]))
+        vectors = np.stack([V[:, 0], *_alone(form, owner)])
+        return _Spectrum(values[0], largest, vectors, lambda c, shift: V @ ((V.T @ c) / (values + shift)[:, None]))
     operator = LinearOperator((size, size), matvec=apply, dtype=np.float64)
     start = np.random.default_rng(0).standard_normal((size, 2))
     with warnings.catch_warnings():  # any vector with a negative value will do: accuracy is not needed
@@ -170,7 +181,29 @@ def _spectrum(apply: Callable[[Array], Array], size: int) -> _Spectrum:
         values, vectors = lobpcg(operator, start, largest=False, maxiter=BUDGETS.form_steps, tol=FLOAT64.step)
     for _ in range(BUDGETS.form_powers):
         start = apply(start[:, :1] / np.linalg.norm(start[:, 0]))[:, None]
-    return _Spectrum(values[0], float(np.linalg.norm(start)), vectors[:, 0], partial(_conjugate_gradients, apply))
+    largest = float(np.linalg.norm(start))
+    return _Spectrum(values[0], largest, vectors[:, :1].T, partial(_conjugate_gradients, apply))
+
+
+def _alone(form: Array, owner: Index) -> list[Array]:
+    """Vectors of single neurons at which a form is negative, lowest first: no kink of another one stops them."""
+    found = []
+    for i in np.unique(owner[owner >= 0]):
+        own = np.flatnonzero(owner == i)
+        values, V = np.linalg.eigh(form[np.ix_(own, own)])
+        if values[0] < 0:
+            vector = np.zeros(len(form))
+            vector[own] = V[:, 0]
+            found.append((values[0], vector))
+    return [vector for _, vector in sorted(found, key=lambda pair: pair[0])]
+
+
+def _owners(block: ShallowBlock) -> Index:
+    """Neuron of every weight of a form, input weights, output weights, and -1 for the output bias."""
+    neurons, inputs = block.W.shape
+    outputs = len(block.H)
+    every = np.arange(neurons)
+    return np.concatenate([every.repeat(inputs), np.tile(every, outputs), np.full(outputs, -1)])
 
 
 def _conjugate_gradients(apply: Callable[[Array], Array], columns: Array, shift: float) -> Array:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 from relu_diag.functional._arrays import Array
@@ -156,8 +158,11 @@ def _first_rise(ends: Array, pieces: Array) -> Stretch:
 
 
 def _beyond(hump: float, lowest: Stretch) -> Stretch:
-    """A stretch, none where it starts with a hump that is felt beside its fall."""
-    return lowest if hump <= FLOAT64.hump * -lowest.change else Stretch(0.0, 0.0, 0.0)
+    """A stretch, none where it starts with a hump that is felt beside its fall, and short of the kink it may end at."""
+    if hump > FLOAT64.hump * -lowest.change:
+        return Stretch(0.0, 0.0, 0.0)
+    # At the kink itself rounding decides on which side the evaluated loss is, and behind it the loss rises.
+    return replace(lowest, step=lowest.step * (1 - FLOAT64.same_side))
 
 
 def _never_rises(scaled: Array, left: Array) -> Array:
@@ -173,9 +178,23 @@ def _never_rises(scaled: Array, left: Array) -> Array:
 
 
 def _stops(quartic: Array, left: float) -> list[float]:
-    """Turning points of a quartic ``(5,)`` between a left end and 1, in order, and 1."""
-    slope = quartic[1:] * np.arange(1, 5)
-    slope = np.trim_zeros(slope / (np.abs(slope).max() or 1.0), "b")
-    roots = np.polynomial.polynomial.polyroots(slope) if len(slope) > 1 else np.empty(0)
-    real = [float(root.real) for root in roots if abs(root.imag) <= FLOAT64.same_root * abs(root)]
-    return [*sorted(root for root in real if left < root < 1), 1.0]
+    """Turning points of a quartic ``(5,)`` between a left end and 1, in order, and 1.
+
+    Between the turning points of its slope the slope is monotonic, so that no leading coefficient, which may be all
+    rounding, stands in the way of a root.
+    """
+    one, two, three, four = (float(value) for value in quartic[1:])
+    a, b, c = 12 * four, 6 * three, 2 * two  # of the slope's slope
+    square = b * b - 4 * a * c
+    bends: list[float] = []
+    if square > 0:
+        half = -(b + math.copysign(math.sqrt(square), b)) / 2
+        bends = [half / a if a != 0 else math.inf, c / half if half != 0 else math.inf]
+    edges = [left, *sorted(bend for bend in bends if left < bend < 1), 1.0]
+
+    def slope(t: float) -> float:
+        return one + t * (2 * two + t * (3 * three + t * 4 * four))
+
+    signs = [slope(edge) > 0 for edge in edges]
+    turns = [brentq(slope, *edges[i : i + 2]) for i in range(len(edges) - 1) if signs[i] != signs[i + 1]]
+    return [*(float(turn) for turn in turns), 1.0]

@@ -16,6 +16,7 @@ from support.attack.families import problem_of
 from support.attack.problem import Problem
 
 from relu_diag import functional as F
+from relu_diag.functional.verdict._path import _first_rise
 
 
 def verdict_of(problem: Problem) -> F.Verdict:
@@ -91,6 +92,33 @@ def test_a_fall_that_the_rounding_of_residuals_hides_is_not_claimed(name: str) -
     problem = found_before(name)
     found = verdict_of(problem)
     assert found.direction is None or not complaints_about_witness(problem, found)
+
+
+# A turning point lost beside a leading coefficient that is rounding; a way that ends at the kink of a long sample.
+@pytest.mark.parametrize("name", ["split_3_69", "unseen_giant_41_103"])
+def test_a_witness_ends_before_the_loss_rises_and_has_the_fall_that_it_says(name: str) -> None:
+    problem = found_before(name)
+    found = verdict_of(problem)
+    assert found.direction is not None
+    assert not complaints_about_witness(problem, found)
+
+
+@pytest.mark.parametrize("leading", [0.0, 1e-17, -1e-17, 1e-12, -1e-9])
+def test_the_first_minimum_of_a_quartic_is_found_beside_leading_coefficients_that_are_rounding(leading: float) -> None:
+    lowest = 0.7
+    pieces = np.array([[0.0, -2 * lowest, 1.0, leading, leading**2]])
+    stretch = _first_rise(np.array([0.0, 1.0]), pieces)
+    assert stretch.step == pytest.approx(lowest, abs=1e-7)
+    assert stretch.change == pytest.approx(-(lowest**2), rel=1e-7)
+
+
+def test_a_second_order_fall_is_looked_for_on_both_sides_of_a_form() -> None:
+    problem = found_before("beside_kinks_50003_13")  # one side of its lowest vector rises behind the first kink
+    for draw in range(3):
+        other = permuted(np.random.default_rng(draw), problem)
+        found = verdict_of(other)
+        assert found.kind == "saddle"
+        assert not complaints_about_witness(other, found)
 
 
 def complaints_about_witness(problem: Problem, found: F.Verdict) -> list[tuple[str, str]]:

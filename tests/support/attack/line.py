@@ -67,7 +67,9 @@ def _stops(c: list[LONG], length: LONG) -> list[LONG]:
     size = np.abs(derivative).max()
     if size == 0:
         return [length]
-    roots = np.polynomial.polynomial.polyroots(np.trim_zeros(derivative / size, "b"))
+    # What is rounding beside the others would take all digits from the roots.
+    kept = np.where(np.abs(derivative) > 1e-15 * size, derivative / size, 0.0)
+    roots = np.polynomial.polynomial.polyroots(np.trim_zeros(kept, "b"))
     inside = sorted({float(t.real) for t in roots if abs(t.imag) < 1e-6 and 0 < t.real < 1})
     return [*(LONG(t) * length for t in inside), length]
 
