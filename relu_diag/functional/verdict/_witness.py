@@ -202,14 +202,20 @@ def _hidden(problem: SquaredProblem, move: Move, step: float, rounding: Tensor) 
     some = ShallowBlock(block.W, block.H.new_zeros(2, len(w)), block.slopes)
     given = step * float(move.db.norm())
     still = wrong.G[~wrong.X.any(dim=1)]
+    bend, steep = abs(block.slopes[1] - block.slopes[0]), max(map(abs, block.slopes))
     total = given * float((eps * (still[:, 0] + given) + still[:, 1]).sum())
     for chunk in chunks(some, wrong, problem.kink_tol):
         dZ = step * chunk.X @ move.dW.T
         slopes = slopes_at(chunk.Z, block.slopes).abs()
-        slopes[chunk.Z * (chunk.Z + dZ) <= 0] = max(map(abs, block.slopes))
+        slopes[chunk.Z * (chunk.Z + dZ) <= 0] = steep
         # By how much the outputs change at most, and the terms whose rounding that change carries.
         change = given + (slopes * chunk.Z.abs()) @ dh + (slopes * dZ.abs()) @ (h + dh)
         terms = given + chunk.length * (slopes @ (w * dh + dw * (h + dh)))
         error, of_error = chunk.G.unbind(1)
         total += float((of_error * change + eps * (error + change) * terms).sum())
+        # Samples on the kink start beside it, within its tolerance.
+        row, neuron = chunk.kinks.unbind(1)
+        beside = chunk.beside.abs()
+        moved = steep * beside * dh[neuron] + bend * torch.minimum(beside, dZ[row, neuron].abs()) * (h + dh)[neuron]
+        total += float((moved * (error + change)[row]).sum())
     return problem.factor * total

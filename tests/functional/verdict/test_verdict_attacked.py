@@ -87,8 +87,11 @@ def test_saddles_in_float32_fall_behind_the_slopes_that_rounding_left(name: str)
     assert not complaints_about_witness(problem, found)
 
 
-@pytest.mark.parametrize("name", ["long_samples_40102_26", "long_samples_40703_1"])
-def test_a_fall_that_the_rounding_of_residuals_hides_is_not_claimed(name: str) -> None:
+HIDDEN = ["long_samples_40102_26", "long_samples_40703_1", "coincident_kinks_50010_27"]
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_fall_that_rounding_or_the_tolerance_of_kinks_hides_is_not_claimed(name: str) -> None:
     problem = found_before(name)
     found = verdict_of(problem)
     assert found.direction is None or not complaints_about_witness(problem, found)
