@@ -96,7 +96,11 @@ def _balanced(problem: Problem, found: Stationarity, escape: EscapeNeurons, roun
     """The zero-slope directions at a stationary point."""
     block = problem.block
     w_norm, h_norm = block.W.norm(dim=1), block.H.norm(dim=0)
-    balance = torch.where((w_norm > 0) & (h_norm > 0), (h_norm / w_norm).sqrt(), 1.0)
+    both = (w_norm > 0) & (h_norm > 0)
+    # Where one of the two is zero the length of the other has no say: it is made like those of other neurons.
+    size = (w_norm * h_norm)[both].sqrt().median() if bool(both.any()) else 1.0
+    alone = torch.where(w_norm > 0, size / w_norm, torch.where(h_norm > 0, h_norm / size, 1.0))
+    balance = torch.where(both, (h_norm / w_norm).sqrt(), alone)
     copy = replace(block, W=block.W * balance[:, None], H=block.H / balance)
     flat = flat_rays(block, problem.loss_signal, found, escape, problem.kink_tol, rounding)
     neuron = torch.as_tensor(flat.neuron, device=balance.device)
