@@ -5,7 +5,7 @@ PYTEST_OPTIONS := -n $(WORKERS) --dist loadgroup --durations=10
 
 .PHONY: demo test test-lowest test-newest bench docs dist clean
 
-demo: .venv/ready
+demo: .venv/package
 	$(BIN)/python examples/01_five_points.py
 
 test: .venv/ready
@@ -32,9 +32,14 @@ dist: .venv-docs/ready
 	.venv-docs/bin/python -m build
 	.venv-docs/bin/twine check --strict dist/*
 
-.venv/ready: pyproject.toml constraints.txt
+# The package alone, which the demo needs; what develops it comes on top.
+.venv/package: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "relu_diag needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/ready: .venv/package
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -37,6 +38,10 @@ commands:
 
 relu-diag COMMAND --help lists the options of a command."""
 _PAGE = "report.html"
+# Commands of Lightning's command line.
+_LIGHTNING = ("fit", "validate", "test", "predict")
+# Arguments that need no value: ``--all``; ``--all true`` says the same.
+_FLAGS = {"all": "show every neuron, not only groups", "report": "write report.html as well: everything in one file"}
 # Colours of a terminal, near those of the figures.
 _COLORS = {"local minimum": "blue", "global minimum": "green", "saddle": "dark_orange3", "type-2 candidate": "magenta"}
 
@@ -50,23 +55,18 @@ def main(args: Sequence[str] | None = None) -> None:
     Example:
         >>> main(["inspect", "absent.ckpt", "--data", "data.csv"])
         Traceback (most recent call last):
-        SystemExit: relu-diag inspect: [Errno 2] No such file or directory: 'absent.ckpt'
+        SystemExit: relu-diag inspect: absent.ckpt: No such file or directory
     """
     given = list(sys.argv[1:] if args is None else args)
     commands: dict[str, tuple[Callable[..., None], str]] = {"inspect": (inspect, _INSPECT), "report": (report, _REPORT)}
     if given in ([], ["-h"], ["--help"]):
         Console().print(_HELP, markup=False, highlight=False, soft_wrap=True)
         return
-    if given and given[0] in commands:
-        command, described = commands[given[0]]
-        parser = ArgumentParser(prog=f"relu-diag {given[0]}", description=described)
-        parser.add_argument("checkpoint", type=Path, help="a Lightning checkpoint or a state dict")
-        parser.add_function_arguments(command, as_positional=False, skip={"checkpoint"})
-        try:
-            command(**parser.parse_args(given[1:]))
-        except (OSError, ValueError, TypeError, RuntimeError) as error:
-            sys.exit(f"relu-diag {given[0]}: {error}")
+    if given[0] in commands:
+        _run(given[0], *commands[given[0]], given[1:])
         return
+    if given[0].isidentifier() and given[0] not in _LIGHTNING:
+        sys.exit(f"relu-diag: there is no command {given[0]!r}; there are {', '.join([*commands, *_LIGHTNING])}.")
     # The CLI object is not returned: it would become the exit status of the console script.
     LightningCLI(
         LightningModule,
@@ -77,6 +77,22 @@ def main(args: Sequence[str] | None = None) -> None:
         parser_kwargs={"prog": "relu-diag", "epilog": f"{_INSPECT} {_REPORT}"},
         args=None if args is None else given,  # With both, arguments and sys.argv, Lightning warns.
     )
+
+
+def _run(name: str, command: Callable[..., None], described: str, args: Sequence[str]) -> None:
+    """Run a command of our own; wrong input ends it with one line."""
+    parser = ArgumentParser(prog=f"relu-diag {name}", description=described)
+    parser.add_argument("checkpoint", type=Path, help="a Lightning checkpoint or a state dict")
+    flags = {flag: words for flag, words in _FLAGS.items() if flag in signature(command).parameters}
+    parser.add_function_arguments(command, as_positional=False, skip={"checkpoint", *flags})
+    for flag, words in flags.items():
+        parser.add_argument(f"--{flag}", nargs="?", const=True, default=False, type=bool, help=words)
+    try:
+        command(**parser.parse_args(args))
+    except OSError as error:
+        sys.exit(f"relu-diag {name}: {error.filename or error}: {error.strerror or 'cannot be read'}")
+    except (ValueError, TypeError, RuntimeError) as error:
+        sys.exit(f"relu-diag {name}: {error}")
 
 
 def inspect(
@@ -134,8 +150,10 @@ def inspect(
     found = inspect_block(network, X, targets, reduction, kink_tol, tol, weight_decay)
     console.print(str(found.verdict), style=_COLORS.get(found.verdict.kind, ""), markup=False, highlight=False)
     if found.nearby is not None:
-        nearby = f"nearby stationary point: {found.nearby}"
-        console.print(nearby, style=_COLORS.get(found.nearby.verdict.kind, ""), markup=False, highlight=False)
+        near = found.nearby.genuine
+        nearby = f"{'nearby stationary point' if near else 'nearest stationary point found'}: {found.nearby}"
+        style = _COLORS.get(found.nearby.verdict.kind, "") if near else ""
+        console.print(nearby, style=style, markup=False, highlight=False)
     constant = " (the last one constant)" if bool((X[:, -1] == 1).all()) else ""
     console.print(f"{len(X)} samples, {X.shape[1]} inputs{constant}, {Y.shape[1]} targets", highlight=False)
     console.print(group_table(found.neurons.geometry, found.neurons.states))
@@ -150,7 +168,7 @@ def inspect(
     if report:
         loss_options = {"loss": loss, "reduction": reduction, **constants, "weight_decay": weight_decay}
         options = " ".join(f"--{name} {value}" for name, value in loss_options.items())
-        command = f"relu-diag inspect {checkpoint} --data {data} {options} --report true"
+        command = f"relu-diag inspect {checkpoint} --data {data} {options} --report"
         page = found.report(checkpoint.name, load_story(checkpoint), command)
         console.print(f"report: {write_report(folder / _PAGE, page)}", soft_wrap=True)
 

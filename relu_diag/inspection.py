@@ -133,7 +133,7 @@ def group_table(geometry: NeuronGeometry, states: NeuronStates) -> Table:
         >>> group_table(geometry, neuron_states(origin, X, Y)).row_count
         1
     """
-    table = Table(title=str(states), box=box.SIMPLE, padding=0)
+    table = Table(title=str(states), title_justify="left", box=box.SIMPLE, padding=0)
     for column in ("group", "neurons", "which", "state", "amplitude", "kinks", "steepest"):
         words = column in {"group", "which", "state"}
         table.add_column(column, justify="left" if words else "right", no_wrap=column != "which")
@@ -167,7 +167,7 @@ def neuron_table(
     geometry, states = _neurons(block, X, as_loss(Y, reduction), kink_tol)
     order = states.amplitude.argsort(descending=True, stable=True)[:_MAX_ROWS].tolist()
     title = f"{len(block.W)} neurons" + (f", the largest {_MAX_ROWS}" if len(block.W) > _MAX_ROWS else "")
-    table = Table(title=title, box=box.SIMPLE, padding=0)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=0)
     for column in ("neuron", "state", "group", "|w|", "|h|", "angle", "kinks", "radial", "steepest"):
         table.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
     for i in order:

@@ -146,9 +146,10 @@ def _shallow_net(checkpoint: Path, state: Mapping[str, Any], slopes: tuple[float
         )
     names = ("hidden.weight", "hidden.bias", "output.weight", "output.bias")
     parts = {name: state.get(prefixes[0] + name) for name in names}
-    wrong = [key for key, part in parts.items() if not isinstance(part, Tensor | None)]
-    if wrong:
-        raise ValueError(f"{checkpoint} must hold tensors; {wrong[0]} is a {type(parts[wrong[0]]).__name__}.")
+    for key, part in parts.items():
+        if not isinstance(part, Tensor | None) or (part is not None and part.is_complex()):
+            found = f"{part.dtype} one" if isinstance(part, Tensor) else type(part).__name__
+            raise ValueError(f"{checkpoint} must hold tensors; {key} is a {found}; expected real numbers.")
     W, b, H, bias = (None if part is None else part.double() for part in parts.values())
     assert W is not None
     assert H is not None
@@ -182,7 +183,7 @@ def load_data(file: Path, block: ShallowBlock, classes: bool = False) -> tuple[T
                 [2., 1.]], dtype=torch.float64)
     """
     X, Y = _arrays(file, block, classes)
-    if X.shape[1] == block.W.shape[1] - 1:
+    if X.ndim == 2 and X.shape[1] == block.W.shape[1] - 1:
         X = torch.cat([X, X.new_ones(len(X), 1)], dim=1)
     return _matching(file, block, X, Y, classes)
 
@@ -196,6 +197,8 @@ def _arrays(file: Path, block: ShallowBlock, classes: bool) -> tuple[Tensor, Ten
     X, Y = _READERS.get(file.suffix, _unknown)(file, 1 if classes else len(block.H))
     if not isinstance(X, Tensor) or not isinstance(Y, Tensor) or not X.numel() or not Y.numel():
         raise ValueError(f"{file} must hold numbers for X and Y, at least one sample.")
+    if any(part.is_complex() or part.layout != torch.strided for part in (X, Y)):
+        raise ValueError(f"{file} must hold dense arrays of real numbers for X and Y.")
     X = X.double()
     Y = Y.double().reshape(len(Y), -1)
     return X[:, None] if X.ndim == 1 else X, Y
@@ -208,7 +211,7 @@ def _matching(file: Path, block: ShallowBlock, X: Tensor, Y: Tensor, classes: bo
         ValueError: If they do not.
     """
     columns = {len(block.H), 1} if classes else {len(block.H)}
-    if X.shape[1] != block.W.shape[1] or len(Y) != len(X) or Y.shape[1] not in columns:
+    if X.shape != (len(Y), block.W.shape[1]) or Y.shape[1] not in columns:
         raise ValueError(
             f"{file} has inputs {tuple(X.shape)} and targets {tuple(Y.shape)}; the block takes {block.W.shape[1]} "
             f"inputs (the constant column counted) and gives {len(block.H)} outputs."
@@ -358,7 +361,8 @@ def _read_pt(file: Path, _: int) -> tuple[Tensor, Tensor]:
 
 def _read_csv(file: Path, outputs: int) -> tuple[Tensor, Tensor]:
     """Inputs and targets in a ``.csv`` file, the targets in the last columns, with or without a header."""
-    lines = file.read_text().splitlines()
+    with _reading(file, "no text."):
+        lines = file.read_text().splitlines()
     header = bool(lines) and not any(_is_number(field) for field in lines[0].split(","))
     with (
         _reading(file),

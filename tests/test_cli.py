@@ -6,10 +6,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from relu_diag.cli import main
 from relu_diag.experiments import ReferenceRegression, reference_problem
+from relu_diag.nn import ShallowNet
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
@@ -62,6 +64,44 @@ def test_help_lists_every_command_and_their_options(capsys: pytest.CaptureFixtur
         assert ended.value.code == 0
         said = capsys.readouterr().out
         assert all(option in said for option in ("checkpoint", "--data", "--block", "--class_path", "--out"))
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["inspect", "absent.ckpt", "--data", "d.csv"], "relu-diag inspect: absent.ckpt: No such file or directory"),
+        (["inspect", ".", "--data", "d.csv"], "relu-diag inspect: .: Is a directory"),
+        (["report", "absent.ckpt"], "relu-diag report: absent.ckpt: No such file or directory"),
+        (["inspekt", "net.pt"], "relu-diag: there is no command 'inspekt'; there are inspect, report, fit, .*"),
+    ],
+)
+def test_wrong_input_ends_with_one_line(args: list[str], said: str) -> None:
+    with pytest.raises(SystemExit, match=f"^{said}$"):
+        main(args)
+
+
+def saddle() -> list[str]:
+    """A network at a saddle and its data in the present folder, and the command that inspects it."""
+    torch.save(ShallowNet(3, 3, init_scale=0.0).state_dict(), "net.pt")
+    torch.save((torch.eye(3), torch.ones(3, 1)), "data.pt")
+    return ["inspect", "net.pt", "--data", "data.pt"]
+
+
+def test_the_verdict_comes_first_in_the_colour_of_its_kind(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    command = saddle()
+    main(command)
+    plain = capsys.readouterr().out
+    assert plain.startswith("saddle; ")
+    assert "\x1b" not in plain  # not a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    main(command)
+    assert capsys.readouterr().out.startswith("\x1b[38;5;166msaddle; ")
+    monkeypatch.setenv("NO_COLOR", "1")
+    main(command)
+    assert capsys.readouterr().out.startswith("saddle; ")
 
 
 def test_a_call_without_fault_succeeds_and_warns_of_nothing() -> None:

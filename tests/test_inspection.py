@@ -153,6 +153,33 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: object, said: st
         load_block(path)
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_numbers_that_are_not_real_are_refused(
+    tmp_path: Path, net: ShallowNet, points: tuple, dtype: torch.dtype
+) -> None:
+    good = load_block(saved(tmp_path, net))
+    torch.save((points[0].to(dtype), points[1]), tmp_path / "data.pt")
+    with pytest.raises(ValueError, match=r"data\.pt must hold dense arrays of real numbers"):
+        load_data(tmp_path / "data.pt", good)
+    state = {name: value.to(dtype) for name, value in net.state_dict().items()}
+    torch.save(state, tmp_path / "net.pt")
+    with pytest.raises(ValueError, match=r"net\.pt must hold tensors; .* expected real numbers"):
+        load_block(tmp_path / "net.pt")
+
+
+def test_arrays_of_another_form_are_named(tmp_path: Path, net: ShallowNet, points: tuple) -> None:
+    good = load_block(saved(tmp_path, net))
+    torch.save((points[0].to_sparse(), points[1]), tmp_path / "sparse.pt")
+    with pytest.raises(ValueError, match=r"sparse\.pt must hold dense arrays"):
+        load_data(tmp_path / "sparse.pt", good)
+    torch.save((points[0][:, None], points[1]), tmp_path / "deep.pt")
+    with pytest.raises(ValueError, match=r"deep\.pt has inputs \(\d+, 1, \d+\)"):
+        load_data(tmp_path / "deep.pt", good)
+    (tmp_path / "bytes.csv").write_bytes(bytes(range(256)))
+    with pytest.raises(ValueError, match=r"bytes\.csv cannot be read: no text"):
+        load_data(tmp_path / "bytes.csv", good)
+
+
 @pytest.mark.parametrize("text", ["", "a,b,y\n", "1;2;3\n", "1,2,\n", "1,2,cat\n"])
 def test_a_table_without_numbers_is_named(tmp_path: Path, net: ShallowNet, text: str) -> None:
     (tmp_path / "d.csv").write_text(text)

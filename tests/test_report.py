@@ -151,7 +151,7 @@ def saved(folder: Path) -> tuple[Path, Path]:
 
 def test_inspect_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint, data = saved(tmp_path)
-    main(["inspect", str(checkpoint), "--data", str(data), "--report", "true"])
+    main(["inspect", str(checkpoint), "--data", str(data), "--report"])
     printed = capsys.readouterr().out
     assert printed.startswith("saddle")
     assert "report: " in printed
@@ -200,6 +200,6 @@ def test_groups_are_shown_and_every_neuron_on_request(tmp_path: Path, capsys: py
     checkpoint, data = saved(tmp_path)
     main(["inspect", str(checkpoint), "--data", str(data)])
     short = capsys.readouterr().out
-    main(["inspect", str(checkpoint), "--data", str(data), "--all", "true"])
+    main(["inspect", str(checkpoint), "--data", str(data), "--all"])
     assert "3 neurons" not in short or "radial" not in short
     assert "radial" in capsys.readouterr().out
