@@ -307,7 +307,9 @@ def _verdict(verdict: Verdict) -> str:
 def _figure(name: str, figure: Figure) -> str:
     """A figure as a picture inside the file."""
     picture = base64.b64encode(png_of(figure)).decode("ascii")
-    words = escape(_CAPTIONS.get(name, name.replace("_", " ")), quote=True)
+    kind, _, block = name.partition(" of ")
+    caption = _CAPTIONS.get(kind, kind.replace("_", " ")) + (f": {block}" if block else "")
+    words = escape(caption, quote=True)
     source = f"data:image/png;base64,{picture}"
     return f'<figure><img src="{source}" alt="{words}"><figcaption>{words}</figcaption></figure>\n'
 

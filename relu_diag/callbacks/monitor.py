@@ -131,6 +131,7 @@ class LandscapeMonitor(Rides):
         # Whether the present step is one that every rank samples.
         self._meets = False
         self._said = False
+        self._folder: str | None = None
         self._state: dict[str, Any] = {}
         self._look: Look | None = None
 
@@ -177,29 +178,17 @@ class LandscapeMonitor(Rides):
 
     @property
     def geometry(self) -> NeuronGeometry | None:
-        """One-sided derivatives of the worst block.
-
-        Returns:
-            Geometry; None before the first report.
-        """
+        """One-sided derivatives of the worst block; None before the first report."""
         return None if self.worst is None else self.worst.geometry
 
     @property
     def states(self) -> NeuronStates | None:
-        """Neuron states of the worst block.
-
-        Returns:
-            States; None before the first report.
-        """
+        """Neuron states of the worst block; None before the first report."""
         return None if self.worst is None else self.worst.states
 
     @property
     def parameters(self) -> ShallowBlock | None:
-        """Weights of the worst block, as its last sample had them.
-
-        Returns:
-            The block; None before the first report.
-        """
+        """Weights of the worst block, as its last sample had them; None before the first report."""
         return None if self.worst is None else self.worst.block
 
     @property
@@ -354,6 +343,7 @@ class LandscapeMonitor(Rides):
             pl_module: Unused.
         """
         step = steps_logged(trainer)
+        self._folder = trainer.log_dir  # Lightning broadcasts it: every rank must ask.
         if self._look is not None and step != self.step:
             self._pass_over(trainer, pl_module, self._look, step)
         self._report(trainer, due=True)
@@ -373,8 +363,17 @@ class LandscapeMonitor(Rides):
                 found[0].log_final_loss(trainer, step, self.loss_value)
             if found:
                 say(trainer, "landscape/found", "; ".join(watch.advice() for watch in found))
-            if self.report:
-                write_page(trainer, self.nearby, found)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the page, once every monitor has judged the end.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Unused.
+        """
+        if self.report and not self.off:
+            with self._careful:
+                write_page(trainer, self._folder, self.nearby, list(self.watched.values()))
 
     def __repr__(self) -> str:
         words = f"off: {self.off}" if self.off else ", ".join(self.watched) or "nothing seen yet"

@@ -24,8 +24,10 @@ _TAIL_HEIGHT = 1.1
 _ROOMY = 5
 _HEIGHT_PER_PLATEAU = 0.15
 _FONT = 9.0
-# Ratio of the largest to the smallest loss from which the whole run gets a logarithmic panel.
+# Ratio of the largest to the smallest loss from which the whole run gets a panel of its own.
 _LOG_FROM_RATIO = 100.0
+# The same from which that panel is logarithmic: ticks of less than a decade have no room.
+_DECADE = 10.0
 # Margins around the plateaus: of the steps, and of the losses below and above, as fractions of their ranges.
 _STEPS_AROUND = 0.08
 _LOSS_BELOW = 0.35
@@ -300,9 +302,10 @@ def _draw(
 
 
 def _finish_tail(ax: Axes, curve: NDArray[np.float64]) -> None:
-    """Give the panel of the whole run its axes; a loss that is nowhere positive stays linear."""
+    """Give the panel of the whole run its axes; a loss that is nowhere positive, or falls little, stays linear."""
     ax.set(xlim=(curve[0, 0], max(curve[-1, 0], curve[0, 0] + 1)), ylabel="whole run")
-    if (curve[:, 1] > 0).any():
+    positive = curve[curve[:, 1] > 0, 1]
+    if len(positive) and positive.max() > _DECADE * positive.min():
         ax.set_yscale("log", nonpositive="mask")
 
 

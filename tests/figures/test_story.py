@@ -93,6 +93,14 @@ def test_three_close_levels_are_seen_as_three() -> None:
     assert bands(figure, 1) == bands(figure, 0)
 
 
+@pytest.mark.parametrize(("last", "scale"), [(0.5, "linear"), (1e-3, "log")])
+def test_the_whole_run_is_logarithmic_where_it_falls_by_a_decade(last: float, scale: str) -> None:
+    steps, losses = descent([1.0, last], fall=9000)
+    figure = story_figure(steps, losses, plateaus_of([1.0], fall=9000))
+    assert [panel.get_yscale() for panel in figure.axes] == ["linear", scale]
+    assert overprinted(figure) == []
+
+
 def test_the_forecast_is_a_tick_with_its_interval_and_error() -> None:
     figure = story_figure(*descent([1.0, 0.5]), plateaus_of([1.0, 0.5]))
     (first, second) = (container for container in figure.axes[0].containers)
