@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from relu_diag.callbacks._page import write_page
 from relu_diag.callbacks._passenger import Rides
+from relu_diag.capture import Sighting
 from relu_diag.figures import TrainingHistory
 from relu_diag.functional import NearbyStationaryPoint, NeuronGeometry, NeuronStates, ShallowBlock
 from relu_diag.training import (
@@ -125,7 +126,9 @@ class LandscapeMonitor(Rides):
         self.step: int | None = None
         self.watched: dict[str, BlockWatch] = {}
         self._careful = Careful(type(self).__name__)
-        self._rider = Rider(self.block, self._careful)
+        self._rider = Rider(self.block, self._careful, at_once=True)
+        self._batch: Any = None
+        self._seen: list[Sighting] | None = None
         self._losses: list[tuple[float, int]] = []
         self._sampled: int | None = None
         # Whether the present step is one that every rank samples.
@@ -286,7 +289,7 @@ class LandscapeMonitor(Rides):
         Args:
             trainer: The trainer.
             pl_module: Its module.
-            batch: Unused.
+            batch: The batch.
             batch_idx: Unused.
         """
         # The step that loggers use; what the module logs in this very step lands on the same one.
@@ -297,26 +300,41 @@ class LandscapeMonitor(Rides):
         if self._look is not None:
             self._pass_over(trainer, pl_module, self._look, step)
         elif not self.off:
+            self._batch = batch
+            self._seen = None
             self._rider.begin(pl_module)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take in a step that is ridden, before the optimizer moves.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+        """
+        super().on_after_backward(trainer, pl_module)
+        if self._rider.taken:
+            self._take_in()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add up what was seen of a step that was ridden.
+        """Report, where it is time.
 
         Args:
             trainer: The trainer.
             pl_module: Unused.
             outputs: Unused.
-            batch: The batch.
+            batch: Unused.
             batch_idx: Unused.
         """
-        riding = self._rider.riding
-        if riding:
+        if self._rider.riding:
+            self._take_in()
+        seen, self._seen, self._batch = self._seen, None, None
+        if seen is not None and not self._said and self._rider.finite:
+            self._said = True
             with self._careful:
-                self._took(trainer, batch)
-            self._rider.leave()
-        if self._look is None and (self._meets if trainer.world_size > 1 else riding):
+                say(trainer, "landscape/watching", self._rider.watching(seen))
+        if self._look is None and (self._meets if trainer.world_size > 1 else seen is not None):
             watches = self.watched.values()
             self._report(trainer, any(watch.whole or watch.sightings >= _SAMPLES_A_REPORT for watch in watches))
         self._meets = False
@@ -393,32 +411,25 @@ class LandscapeMonitor(Rides):
                 self._losses = [(watch.look(look.sightings(trainer, module), step, everything=not look.sampled), 1)]
         self._report(trainer, due=True)
 
-    def _took(self, trainer: Trainer, batch: Any) -> None:
-        """Take in a step."""
-        seen = self._rider.end()
-        if self._rider.loss is not None and seen:
-            self._losses.append((self._rider.loss, len(seen[0].signal.X)))
-        named = self.block is not None or len(seen) > 1 or len(self.watched) > 1
-        for one in seen:
-            if one.hidden not in self.watched:
-                self._watch(one.hidden, named)
-            self.watched[one.hidden].add(one, self._sampled or 0, self._rider.loss, batch)
-        self._announce(trainer, [f"{one.name}, {len(one.block.W)} neurons" for one in seen])
+    def _take_in(self) -> None:
+        """Take in a step that was ridden."""
+        with self._careful:
+            seen = self._rider.end()
+            if self._rider.loss is not None and seen:
+                self._losses.append((self._rider.loss, seen[0].count))
+            named = self.block is not None or len(seen) > 1 or len(self.watched) > 1
+            for one in seen:
+                if one.hidden not in self.watched:
+                    self._watch(one.hidden, named)
+                self.watched[one.hidden].add(one, self._sampled or 0, self._rider.loss, self._batch)
+            self._seen = seen
+        self._rider.leave()
 
     def _watch(self, hidden: str, named: bool) -> None:
         prefix = f"landscape/{hidden}/" if named else "landscape/"
         self.watched[hidden] = BlockWatch(hidden, prefix, self.verdict is not None, self.max_samples)
         if hidden in self._state:
             self.watched[hidden].load_state_dict(self._state.pop(hidden))
-
-    def _announce(self, trainer: Trainer, seen: list[str]) -> None:
-        """Say once what is watched, and what is not and why."""
-        if self._said or not self._rider.finite:
-            return
-        self._said = True
-        reasons = "; ".join(f"{layer}: {reason}" for layer, reason in self._rider.reasons.items())
-        line = f"watching {', '.join(seen)}" + (f"; not {reasons}" if reasons else "") if seen else self._rider.nothing
-        say(trainer, "landscape/watching", line)
 
     def _report(self, trainer: Trainer, due: bool) -> None:
         """Report every block that every rank has seen since its last report, where that is due on one of them."""

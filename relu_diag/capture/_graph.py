@@ -6,7 +6,7 @@ weights, through which activation - however the module was written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +32,7 @@ from relu_diag.capture._weights import Factors, Weight
 Edge = tuple[Node, int]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Product:
     """Rows times a parameter: ``X W^T``, plus a bias where the node adds one.
 
@@ -47,6 +47,14 @@ class Product:
     weight: Weight
     bias: nn.Parameter | None
     bias_is_made: bool = False
+
+    @property
+    def layer(self) -> str:
+        """Name of the layer: of the module that holds the weight, or of the weight where that has another name."""
+        module, _, parameter = self.weight.name.rpartition(".")
+        if parameter == "weight" or self.weight.derived:
+            return module.partition(".parametrizations")[0].removeprefix("parametrizations") or "module"
+        return self.weight.name
 
     @property
     def input(self) -> Edge | None:
@@ -89,7 +97,7 @@ class Product:
         return None if gradient is None else gradient.reshape(gradient.shape[-2:]).mT
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Passage:
     """What leads from a product to the rows of another one.
 
@@ -109,25 +117,20 @@ class Passage:
     dropout: bool
     fold: Fold | None
 
-    @property
-    def biased(self) -> bool:
-        """Whether the input weights have a bias as last column."""
-        return self.bias is not None or self.fold is not None
-
 
 class Graph:
-    """The graph below a tensor.
+    """The graph of a loss.
 
     Args:
-        root: A tensor with a gradient path.
+        nodes: Its nodes, each once.
         module: The module whose parameters make products.
         layers: Linear layers that ran, by the nodes of their products: what they multiply by is a weight.
     """
 
-    def __init__(self, root: Tensor, module: nn.Module, layers: Mapping[Node, nn.Linear]) -> None:
+    def __init__(self, nodes: Sequence[Node], module: nn.Module, layers: Mapping[Node, nn.Linear]) -> None:
         self._module = module
         self._factors = Factors(module, layers)
-        self._nodes = list(nodes_below(root.grad_fn))
+        self._nodes = nodes
         self._consumers: dict[Node, list[Node]] = {}
         for node in self._nodes:
             for below, _ in node.next_functions:

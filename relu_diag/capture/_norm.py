@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -26,11 +25,10 @@ class Fold:
     scale: Tensor
     shift: Tensor
 
-    def weights(self, W: Tensor, bias: Tensor | None) -> Tensor:
-        """Input weights of layer and norm in one, the bias as last column, shape ``(I, d + 1)``."""
+    def weights(self, W: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Input weights and bias of layer and norm in one, shapes ``(I, d)`` and ``(I,)``."""
         scale, shift = self.scale.to(W), self.shift.to(W)
-        shift = shift if bias is None else shift + scale * bias.detach().to(W)
-        return torch.cat([scale[:, None] * W, shift[:, None]], dim=1)
+        return scale[:, None] * W, shift if bias is None else shift + scale * bias.to(W)
 
     def pre_activations(self, Z: Tensor) -> Tensor:
         """What the norm makes of the layer's outputs, shape ``(N, I)``."""

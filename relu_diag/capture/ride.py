@@ -7,7 +7,7 @@ pre-activations, which saves computing them again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,12 +19,15 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from relu_diag.capture._graph import Graph, Passage, Product, product_of, slopes_of
+from relu_diag.capture._graph import Product, product_of, slopes_of
 from relu_diag.capture._kinks import Inputs, LaterKink
-from relu_diag.capture._sighting import Block, Sighting, layer_of, reader_of
+from relu_diag.capture._nodes import below_layout
+from relu_diag.capture._reading import Candidate, Use
+from relu_diag.capture._ridden import Ridden, finite
+from relu_diag.capture._sighting import Block, Reader
 from relu_diag.capture.find import _fit_slopes
-from relu_diag.capture.live import with_bias
-from relu_diag.functional import BlockSignal
+from relu_diag.capture.memory import Memory
+from relu_diag.capture.sighting import Sighting
 
 # Rows whose numbers show the slopes of an activation that has no name.
 _ROWS = 256
@@ -35,6 +38,9 @@ class Ride:
 
     Args:
         module: The module.
+        memory: What earlier rides on the module have left; None: nothing.
+        lent: Whether sightings are read at once, before anything else touches the gradients of parameters, which then
+            need not be copied; and not after the next ones of the same blocks, which take their memory.
 
     Attributes:
         reasons: For a layer that reads another one and makes no block with it, what stands between.
@@ -54,14 +60,17 @@ class Ride:
         ('0 -> 2', torch.Size([2, 3]))
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, memory: Memory | None = None, lent: bool = False) -> None:
         self.reasons: dict[str, str] = {}
         self._module = module
+        self._memory = Memory() if memory is None else memory
+        self._lent = lent
         self._passed: dict[Node, _Passed] = {}
         self._layers: dict[Node, nn.Linear] = {}
         self._inputs = Inputs()
         self._kinks: dict[Node, LaterKink] = {}
         self._blocks: dict[Node, Block] = {}
+        self._copies: dict[int, Tensor] = {}
         self._handles: list[RemovableHandle] = []
         self._board_outputs = False
         self._error: Exception | None = None
@@ -74,19 +83,19 @@ class Ride:
                 hands to `board`. What is behind the blocks is then not known, raw parameters are not found.
         """
         self._board_outputs = board_outputs
+        note_activation = partial(self._guarded, self._note_activation)
+        note_plain = partial(self._guarded, self._note_forward, None)
         for layer in self._module.modules():
             if isinstance(layer, nn.ReLU):
-                note = partial(self._guarded, self._note_activation)
-                self._handles.append(layer.register_forward_pre_hook(note))
-            if not isinstance(layer, nn.Linear):
-                continue
-            catch = None
-            if "weight" not in layer._parameters or type(layer).forward is not nn.Linear.forward:
-                catch = _WeightCatcher()
-                self._handles.append(layer.register_forward_pre_hook(catch.enter))
-                self._handles.append(layer.register_forward_hook(catch.leave, always_call=True))
-            note = partial(self._guarded, partial(self._note_forward, catch))
-            self._handles.append(layer.register_forward_hook(note))
+                self._handles.append(layer.register_forward_pre_hook(note_activation))
+            elif isinstance(layer, nn.Linear):
+                note = note_plain
+                if "weight" not in layer._parameters or type(layer).forward is not nn.Linear.forward:
+                    catch = _WeightCatcher()
+                    self._handles.append(layer.register_forward_pre_hook(catch.enter))
+                    self._handles.append(layer.register_forward_hook(catch.leave, always_call=True))
+                    note = partial(self._guarded, self._note_forward, catch)
+                self._handles.append(layer.register_forward_hook(note))
 
     def board(self, loss: Tensor, factor: float = 1.0) -> None:
         """Get on, after a forward pass and before its backward; once for every loss of the step.
@@ -101,29 +110,20 @@ class Ride:
 
     def _board(self, root: Tensor, factor: float, to_the_loss: bool) -> None:
         """Put hooks on the blocks below a loss, or below the output of a layer."""
-        graph = Graph(root, self._module, self._layers)
-        products = {product.node: product for product in graph.products()}
-        self.reasons.update(graph.opaque())
-        if graph.holds_derivatives:
-            self.reasons["the loss"] = "it is computed from derivatives of the network"
-            return
-        read: dict[Node, list[tuple[Product, Passage]]] = {}
-        for reader in products.values():
-            passage = graph.passage(reader, products)
-            if isinstance(passage, Passage):
-                read.setdefault(passage.product.node, []).append((reader, passage))
-            elif passage:
-                self.reasons[layer_of(reader)] = passage
-        for node, readers in read.items():
+        assert root.grad_fn is not None
+        reading = self._memory.read(root.grad_fn, self._module, self._layers)
+        self.reasons.update(reading.reasons)
+        for candidate in reading.candidates:
+            node, uses = candidate.hidden.node, candidate.uses
             known = self._blocks.get(node)
             if known is not None:
-                known.kinks.update(self._kinks_behind(graph, [reader for reader, _ in readers]))
+                known.kinks.update(self._kinks_behind(uses))
                 known.to_the_loss |= to_the_loss
                 known.factor = factor if to_the_loss else known.factor
-                readers = [(reader, passage) for reader, passage in readers if not known.has(reader)]
-            block = self._block(graph, products[node], readers) if readers else None
+                uses = tuple([use for use in uses if not known.has(use.product)])
+            block = self._block(candidate, uses) if uses else None
             if isinstance(block, str):
-                self.reasons[layer_of(products[node])] = block
+                self.reasons[candidate.hidden.layer] = block
             elif block is not None:
                 block.factor = factor
                 block.to_the_loss = to_the_loss
@@ -149,8 +149,14 @@ class Ride:
             together = behind.setdefault(id(block.hidden.weight.parameter), {})
             together.update(block.kinks)
             block.kinks = together
+        copies = dict(self._copies)
         self.leave()
         seen = [block.sighting() for block in blocks]
+        if not finite(part for one in seen for part in one.ridden.applications):
+            for one in seen:
+                _ = one.signal  # which names what is not finite
+        if self._lent:
+            self._memory.keep(copies)
         names = dict.fromkeys(one.name for one in seen)
         return [_together([one for one in seen if one.name == name]) for name in names]
 
@@ -164,6 +170,7 @@ class Ride:
         self._inputs.clear()
         self._kinks.clear()
         self._blocks.clear()
+        self._copies.clear()
 
     def _guarded(self, hook: Callable[..., None], *args: Any) -> None:
         """Run a hook inside the user's step, which goes on whatever becomes of it."""
@@ -179,12 +186,14 @@ class Ride:
         node = product_of(Z) if isinstance(Z, Tensor) else None
         if node is None or torch._C._current_graph_task_id() != -1:
             return
-        self._inputs.keep(Z)
+        self._inputs.keep(Z, look=id(layer) in self._memory.kinked)
         if catch is None or catch.weight is not None:
             self._layers[node] = layer
         if args:  # not where the inputs were given by keyword
             weight = None if catch is None else catch.weight
-            self._passed[node] = _Passed(args[0].detach(), Z.detach(), Z._version, weight)
+            kept = Z.detach()
+            extremes = _extremes(kept) if id(layer) in self._memory.hidden else None
+            self._passed[node] = _Passed(args[0].detach(), kept, kept._version, weight, extremes)
         if self._board_outputs:
             self._board(Z, 1.0, to_the_loss=False)
 
@@ -193,29 +202,27 @@ class Ride:
         if args and torch._C._current_graph_task_id() == -1:
             self._inputs.keep(args[0], overwritten=layer.inplace)
 
-    def _block(self, graph: Graph, hidden: Product, read: list[tuple[Product, Passage]]) -> Block | str:
-        readers = [reader for reader, _ in read]
-        passage = read[0][1]
-        if any(other.top is not passage.top for _, other in read):
-            return "its readers see different activations"
-        if graph.read_before(passage):
-            return "its pre-activations are read by more than the activation"
-        if any(product.bias_is_made for product in (hidden, *readers)):
-            return "a bias is computed from others, and the graph does not keep it"
-        weights = [self._weight(product) for product in (hidden, *readers)]
+    def _block(self, candidate: Candidate, uses: Sequence[Use]) -> Block | str:
+        """A block, or why a candidate is none."""
+        if candidate.obstacle:
+            return candidate.obstacle
+        hidden, passage, fold = candidate.hidden, candidate.passage, candidate.passage.fold
+        weights = [self._weight(product) for product in (hidden, *(use.product for use in uses))]
         if any(weight is None for weight in weights):
             return "its weight is computed from others, and the graph does not keep it"
-        W, *H = (weight for weight in weights if weight is not None)
-        if any(weight.shape[1] != len(W) for weight in H):
+        W, *heads = (weight for weight in weights if weight is not None)
+        if any(head.shape[1] != len(W) for head in heads):
             return "its outputs are regrouped before they are read"
         X, Z = self._rows(hidden)
+        passed, layer = self._passed.get(hidden.node), self._layers.get(hidden.node)
         if X is None:
             return "its inputs are not kept (activation checkpointing)"
-        fold = passage.fold
-        inputs = with_bias(W, passage.bias) if fold is None else fold.weights(W, passage.bias)
+        bias = None if passage.bias is None else self._copied(passage.bias)
+        if fold is not None:
+            W, bias = fold.weights(W, bias)
         slopes = slopes_of(passage)
-        if slopes is None:
-            slopes = None if passage.dropout else _slopes_seen(X, inputs, readers[0].X())
+        if slopes is None and not passage.dropout:
+            slopes = _slopes_seen(X, W, bias, uses[0].product.X())
         if slopes is None:
             return "what stands behind it is not ReLU-like"
         if isinstance(slopes, Tensor):
@@ -223,23 +230,39 @@ class Ride:
                 f"its PReLU has a slope for each of {len(slopes)} neurons, and a block one pair for all: no states, "
                 "slopes or verdicts of it; nn.PReLU() has one slope"
             )
+        if layer is not None:
+            self._memory.hidden.add(id(layer))
+        tells = Z is None and slopes == (0.0, 1.0) and not passage.dropout
         return Block(
             hidden=hidden,
             passage=passage,
-            readers=[reader_of(one, weight, graph.bias_behind(one)) for one, weight in zip(readers, H, strict=True)],
-            W=inputs,
+            readers=[self._reader(use, head) for use, head in zip(uses, heads, strict=True)],
+            W=W,
+            bias=bias,
             slopes=slopes,
             X=X,
             Z=Z if Z is None or fold is None else fold.pre_activations(Z),
-            kinks=self._kinks_behind(graph, readers),
+            A=uses[0].product.X() if tells else None,
+            kinks=self._kinks_behind(uses),
+            lent=self._lent,
+            facts=candidate.facts if uses is candidate.uses else {},
+            extremes=None if passed is None or fold is not None else passed.extremes,
         )
 
-    def _kinks_behind(self, graph: Graph, readers: list[Product]) -> dict[Node, LaterKink]:
+    def _reader(self, use: Use, H: Tensor) -> Reader:
+        bias = None if use.bias is None else self._copied(use.bias)
+        return Reader(use.product, H, bias, use.bias)
+
+    def _kinks_behind(self, uses: Sequence[Use]) -> dict[Node, LaterKink]:
         """The kinks between readers and the loss, with a hook on each."""
-        nodes = {node for reader in readers for node in graph.kinks_behind(reader)}
-        for node in nodes - self._kinks.keys():
-            self._kinks[node] = LaterKink(node, self._inputs)
-            self._handles.append(self._kinks[node].listen(self._guarded))
+        nodes = dict.fromkeys([node for use in uses for node in use.kinks])
+        for node in nodes:
+            if node not in self._kinks:
+                self._kinks[node] = LaterKink(node, self._inputs)
+                self._handles.append(self._kinks[node].listen(self._guarded))
+                below = below_layout(node.next_functions[0][0])
+                if below in self._layers:
+                    self._memory.kinked.add(id(self._layers[below]))
         return {node: self._kinks[node] for node in nodes}
 
     def _rows(self, hidden: Product) -> tuple[Tensor | None, Tensor | None]:
@@ -251,10 +274,21 @@ class Ride:
         return passed.X.reshape(-1, passed.X.shape[-1]), Z
 
     def _weight(self, product: Product) -> Tensor | None:
-        """The weight that took part, shape ``(outputs, inputs)``."""
+        """A copy of the weight that took part, shape ``(outputs, inputs)``: the optimizer will have moved it."""
+        if not product.weight.derived:
+            value = self._copied(product.weight.parameter)
+            return value if product.weight.turned else value.mT
         weight = product.W()
         passed = self._passed.get(product.node)
-        return passed.weight if weight is None and passed is not None else weight
+        weight = passed.weight if weight is None and passed is not None else weight
+        return None if weight is None else weight.clone()
+
+    def _copied(self, parameter: nn.Parameter) -> Tensor:
+        """A parameter as it is now, copied once a step: a layer may end one block and begin the next."""
+        key = id(parameter)
+        if key not in self._copies:
+            self._copies[key] = self._memory.copy(parameter) if self._lent else parameter.detach().clone()
+        return self._copies[key]
 
 
 @contextmanager
@@ -289,18 +323,10 @@ def _together(seen: list[Sighting]) -> Sighting:
     """Applications of the same weights as one block with more rows."""
     if len(seen) == 1:
         return seen[0]
-    signals = [one.signal for one in seen]
-    X, G, C = (torch.cat([getattr(signal, name) for signal in signals]) for name in ("X", "G", "C"))
-    Z = [signal.Z for signal in signals if signal.Z is not None]
-    gradients = [one.gradients for one in seen if one.gradients is not None]
-    total = None
-    if len(gradients) == len(seen):
-        dW, dH = zip(*gradients, strict=True)
-        total = torch.stack(dW).sum(0), torch.stack(dH).sum(0)
+    applications = tuple(part for one in seen for part in one.ridden.applications)
     return replace(
         seen[0],
-        signal=BlockSignal(X, G, C, torch.cat(Z) if len(Z) == len(seen) else None),
-        gradients=total,
+        ridden=Ridden(seen[0].ridden.weights, applications),
         dropout=any(one.dropout for one in seen),
         tied=any(one.tied for one in seen),
         from_data=all(one.from_data for one in seen),
@@ -308,14 +334,19 @@ def _together(seen: list[Sighting]) -> Sighting:
     )
 
 
-def _slopes_seen(X: Tensor, W: Tensor, A: Tensor | None) -> tuple[float, float] | None:
-    """The slopes of an activation without a name, off its numbers; a last column of ``W`` beyond ``X`` is a bias."""
+def _extremes(Z: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and largest pre-activation of every neuron, shapes ``(I,)``."""
+    rows = Z.reshape(-1, Z.shape[-1])
+    return rows.amin(0), rows.amax(0)
+
+
+def _slopes_seen(X: Tensor, W: Tensor, bias: Tensor | None, A: Tensor | None) -> tuple[float, float] | None:
+    """The slopes of an activation without a name, off its numbers."""
     if A is None:
         return None
-    inputs = X.shape[1]
-    Z = X[:_ROWS] @ W[:, :inputs].mT.to(X)
-    if W.shape[1] > inputs:
-        Z = Z + W[:, -1].to(Z)
+    Z = X[:_ROWS] @ W.mT.to(X)
+    if bias is not None:
+        Z = Z + bias.to(Z)
     if not bool((Z > 0).any()) or not bool((Z < 0).any()):
         return None
     slopes = _fit_slopes(Z, A[:_ROWS])
@@ -354,9 +385,10 @@ class _WeightCatcher(TorchFunctionMode):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Passed:
-    """What went through a Linear layer: inputs, outputs with their version, and the weight where it is computed."""
+    """What went through a Linear layer: inputs, outputs with their version, a weight that is computed, extremes."""
 
     X: Tensor
     Z: Tensor
     version: int
     weight: Tensor | None
+    extremes: tuple[Tensor, Tensor] | None

@@ -224,19 +224,8 @@ class Look:
         Returns:
             The sighting.
         """
-        return Sighting(
-            hidden=self.location.hidden,
-            readers=(self.location.output,),
-            block=block,
-            signal=one.signal,
-            gradients=None,
-            dropout=False,
-            tied=False,
-            from_data=False,
-            kinks_after=(),
-            to_the_loss=True,
-            live=LiveBlock.at(module, self.location),
-        )
+        names = (self.location.hidden, self.location.output)
+        return Sighting.of_pass(names, block, one.signal, LiveBlock.at(module, self.location))
 
     def loss_at(self, module: LightningModule, batches: Sequence[Any], outputs: Tensor) -> Tensor:
         """The mean loss over batches with the block's outputs replaced.

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from relu_diag.capture import Ride, Sighting
+from relu_diag.capture import Memory, Ride, Sighting
 from relu_diag.functional import NotFiniteError
 from relu_diag.training.careful import Careful
 from relu_diag.training.lightning_internals import loss_scale
@@ -21,6 +21,7 @@ class Rider:
     Args:
         blocks: Name or pattern of the blocks to watch, by their first layer, or several of them; None: all.
         careful: Runs what happens inside the user's step.
+        at_once: Whether `end` is asked as soon as a step is `taken`, before the optimizer moves: copies are then saved.
 
     Attributes:
         loss: Mean of the losses of the last step that was ridden; None where there was none.
@@ -33,9 +34,11 @@ class Rider:
         (False, ['encoder*'])
     """
 
-    def __init__(self, blocks: str | Sequence[str] | None, careful: Careful) -> None:
+    def __init__(self, blocks: str | Sequence[str] | None, careful: Careful, at_once: bool = False) -> None:
         self.patterns = ["*"] if blocks is None else [blocks] if isinstance(blocks, str) else list(blocks)
         self._careful = careful
+        self._at_once = at_once
+        self._memory = Memory()
         self.loss: float | None = None
         self.reasons: dict[str, str] = {}
         self.finite = True
@@ -48,6 +51,26 @@ class Rider:
     def riding(self) -> bool:
         """Whether the present step is being ridden."""
         return self._ride is not None
+
+    @property
+    def taken(self) -> bool:
+        """Whether all of the present step that will be seen was seen."""
+        return self._seen is not None
+
+    def watching(self, seen: Sequence[Sighting]) -> str:
+        """What is watched, and what is not and why.
+
+        Args:
+            seen: The blocks of a step.
+
+        Returns:
+            A line.
+        """
+        if not seen:
+            return self.nothing
+        reasons = "; ".join(f"{layer}: {reason}" for layer, reason in self.reasons.items())
+        watched = ", ".join(f"{one.name}, {one.neurons} neurons" for one in seen)
+        return f"watching {watched}" + (f"; not {reasons}" if reasons else "")
 
     @property
     def nothing(self) -> str:
@@ -65,7 +88,9 @@ class Rider:
         self._automatic = module.automatic_optimization
         self._losses = []
         with self._careful:
-            self._ride = Ride(module)
+            # The gradients of several processes, and of several optimizers, change before the step is over.
+            lent = self._at_once and self._automatic and module.trainer.world_size == 1
+            self._ride = Ride(module, self._memory, lent)
             self._ride.begin(board_outputs=not self._automatic)
 
     def board(self, trainer: Trainer, loss: Tensor) -> None:

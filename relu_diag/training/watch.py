@@ -104,7 +104,8 @@ class BlockWatch:
         """
         targets = targets_of(batch)
         self._window.add(seen, step, 1.0 if targets is None else target_scale(targets))
-        self._report.keep_data(seen.block, seen.signal.X, batch)
+        if seen.inputs == 2:
+            self._report.keep_data(seen.block, seen.signal.X, batch)
         self._seen = seen
         if self.judging:
             if self.whole:
@@ -127,16 +128,16 @@ class BlockWatch:
         self._window = Window(self.hidden, one_pass=True)
         for one, loss, batch in seen:
             self.add(one, step, float(loss), batch)
-            mean.to(loss.device).update(loss, weight=len(one.signal.X))
+            mean.to(loss.device).update(loss, weight=one.count)
         if everything:
             self.rows.finish(complete=True)
             self._window.whole = True
         return float(mean.compute())
 
     @property
-    def shapes(self) -> tuple[torch.Size, ...]:
-        """The shapes of the block's weights as they were last seen."""
-        return () if self._seen is None else (self._seen.block.W.shape, self._seen.block.H.shape)
+    def shapes(self) -> tuple[int, ...]:
+        """Inputs, neurons and outputs of the block as they were last seen."""
+        return () if self._seen is None else (self._seen.inputs, self._seen.neurons, self._seen.outputs)
 
     def add_up(self) -> BlockReport:
         """The window, and the rows of a verdict, of all ranks. A collective: every rank must call it.

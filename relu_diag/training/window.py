@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from relu_diag.capture import Sighting, exactness
+from relu_diag.capture import SampledSums, Sighting, exactness, samples_cheaply
 from relu_diag.functional import NeuronGeometry, NeuronStates, ShallowBlock
 from relu_diag.functional.local import (
     NeuronSlopes,
@@ -109,9 +109,9 @@ class Window:
         self.one_pass = one_pass
         self.sightings = 0
         self.whole = False
-        self._running: RunningSums | None = None
+        self._sums = _Sums()
         self._last: Sighting | None = None
-        self._inputs: Tensor | None = None
+        self._inputs: list[Tensor] = []
         self._scale = (0.0, 0)
         self._step = 0
         # Later kinks of every sighting, None where nobody counted, and operations that were not counted.
@@ -126,24 +126,22 @@ class Window:
             step: The step.
             scale: Scale of the targets of its batch.
         """
-        X = seen.signal.X
-        same = self._inputs is not None and X.shape == self._inputs.shape and torch.equal(X, self._inputs)
-        self.whole = same and not self.one_pass
-        if self.whole or self._running is None or self._grown(seen):
-            self._running = RunningSums()
+        inputs = [one.X for one in seen.ridden.applications]
+        self.whole = _same(inputs, self._inputs) and not self.one_pass
+        if self.whole or not self.sightings or self._grown(seen):
+            self._sums.clear()
             self.sightings = 0
             self._scale = (0.0, 0)
             self._later = []
             self._uncounted = set()
-        self._inputs = X
+        self._inputs = inputs
         self._later.append(seen.later_kinks)
         self._uncounted.update(seen.uncounted)
-        # A signal is that of its batch's mean loss, and the sums are those of the mean over all samples.
-        self._running.add(seen.block, seen.signal, weight=len(X), gradients=seen.gradients)
+        self._sums.add(seen, exactly=self.whole or self.one_pass)
         self._last, self._step = seen, step
         self.sightings += 1
         squares, rows = self._scale
-        self._scale = squares + len(X) * scale**2, rows + len(X)
+        self._scale = squares + seen.count * scale**2, rows + seen.count
 
     def report(self) -> BlockReport:
         """What the window holds, of all ranks; the next sample begins another one. A collective.
@@ -154,9 +152,9 @@ class Window:
         Raises:
             ValueError: If nothing was seen since the last one.
         """
-        if self._running is None or self._last is None:
+        if not self.sightings or self._last is None:
             raise ValueError("Nothing was seen since the last report: add a sighting first.")
-        sums = sums_of_all_ranks(self._running.sums())
+        sums = sums_of_all_ranks(self._sums.sums(self._last.block))
         sums = sums.scaled(1 / int(sums.samples))
         if not self.whole:
             sums = without_chance_kinks(sums)
@@ -174,7 +172,6 @@ class Window:
             caveats=_caveats(self._last),
             exactness=self._exactness(self._last),
         )
-        self._running = None
         self.sightings = 0
         return report
 
@@ -185,7 +182,44 @@ class Window:
         return exactness(total, tuple(sorted(self._uncounted)), last.to_the_loss)
 
     def _grown(self, seen: Sighting) -> bool:
-        return self._last is None or self._last.block.W.shape != seen.block.W.shape
+        last = self._last
+        return last is None or (last.inputs, last.neurons, last.outputs) != (seen.inputs, seen.neurons, seen.outputs)
+
+
+class _Sums:
+    """Sums over steps: exact ones of all rows, and of all rows too where a step has nothing to sample them from."""
+
+    def __init__(self) -> None:
+        self._exact: RunningSums | None = None
+        self._sampled = SampledSums()
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self._exact = None
+        self._sampled.clear()
+
+    def add(self, seen: Sighting, exactly: bool) -> None:
+        """Add a step. A signal is that of its batch's mean loss, and the sums are those of the sum over all samples."""
+        if not exactly and samples_cheaply(seen):
+            self._sampled.add(seen)
+            return
+        self._exact = self._exact or RunningSums()
+        self._exact.add(seen.block, seen.signal, weight=seen.count, gradients=seen.gradients)
+
+    def sums(self, block: ShallowBlock) -> NeuronSums:
+        """The sums of all steps, the last of which had the weights of a block."""
+        exact = None if self._exact is None else self._exact.sums()
+        if exact is not None and self._sampled.empty:
+            return exact
+        sampled = self._sampled.sums(block)
+        return sampled if exact is None else sampled + exact
+
+
+def _same(some: list[Tensor], others: list[Tensor]) -> bool:
+    """Whether the inputs of two steps are equal."""
+    return len(some) == len(others) and all(
+        one.shape == other.shape and torch.equal(one, other) for one, other in zip(some, others, strict=True)
+    )
 
 
 def _caveats(seen: Sighting) -> tuple[str, ...]:
