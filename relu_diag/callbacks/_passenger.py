@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from abc import abstractmethod
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -37,10 +36,16 @@ class BeginsAnew(Callback):
 class Rides(Callback):
     """A callback that lets its rider see the steps it has begun to ride on."""
 
+    _rider: Rider
+
     @property
-    @abstractmethod
     def rider(self) -> Rider:
-        """What sees the steps."""
+        """What sees the steps.
+
+        Returns:
+            The rider.
+        """
+        return self._rider
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Note the gradients of a step that is ridden.

@@ -139,15 +139,6 @@ class LandscapeMonitor(Rides):
         self._look: Look | None = None
 
     @property
-    def rider(self) -> Rider:
-        """What sees the steps.
-
-        Returns:
-            The rider.
-        """
-        return self._rider
-
-    @property
     def off(self) -> str:
         """Why the monitor has switched itself off.
 
@@ -301,7 +292,6 @@ class LandscapeMonitor(Rides):
             self._pass_over(trainer, pl_module, self._look, step)
         elif not self.off:
             self._batch = batch
-            self._seen = None
             self._rider.begin(pl_module)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -329,7 +319,8 @@ class LandscapeMonitor(Rides):
         """
         if self._rider.riding:
             self._take_in()
-        seen, self._seen, self._batch = self._seen, None, None
+        seen = self._seen
+        self._seen = None
         if seen is not None and not self._said and self._rider.finite:
             self._said = True
             with self._careful:
@@ -423,6 +414,7 @@ class LandscapeMonitor(Rides):
                     self._watch(one.hidden, named)
                 self.watched[one.hidden].add(one, self._sampled or 0, self._rider.loss, self._batch)
             self._seen = seen
+        self._batch = None
         self._rider.leave()
 
     def _watch(self, hidden: str, named: bool) -> None:

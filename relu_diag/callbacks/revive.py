@@ -100,15 +100,6 @@ class ReviveDeadUnits(Rides):
         self._step = 0
 
     @property
-    def rider(self) -> Rider:
-        """What sees the steps.
-
-        Returns:
-            The rider.
-        """
-        return self._rider
-
-    @property
     def off(self) -> str:
         """Why the callback has switched itself off.
 
