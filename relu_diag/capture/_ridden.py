@@ -109,7 +109,7 @@ class Application:
         _select(self.X, some, into.X)
         _select(self.C.reshape(self.count, -1), some, into.C)
         if into.Z is not None and self.Z is not None:
-            _select(self.Z, some, into.Z)
+            _select(self.Z, some, into.Z)  # with the digits that the network saw
         start = 0
         for head in self.heads:
             G = head.reshape(self.count, -1)
@@ -166,20 +166,15 @@ class Ridden:
         """All rows of every application."""
         return [one.rows(self._dtype) for one in self.applications]
 
-    @property
-    def has_Z(self) -> bool:
-        """Whether all pre-activations are known, with all digits."""
-        return all(one.has_Z(self._dtype) for one in self.applications)
-
     def room(self, rows: int) -> Rows:
         """Memory for so many rows."""
-        weights, none = self.weights, self.weights.W.new_empty(0, dtype=self._dtype)
-        neurons, inputs = weights.W.shape
+        none = self.weights.W.new_empty(0, dtype=self._dtype)
+        neurons, inputs = self.weights.W.shape
         return Rows(
             X=none.new_empty(rows, inputs),
-            Z=none.new_empty(rows, neurons) if self.has_Z else None,
+            Z=none.new_empty(rows, neurons),
             C=none.new_empty(rows, neurons),
-            G=none.new_empty(rows, sum(len(head) for head in weights.heads)),
+            G=none.new_empty(rows, sum(len(head) for head in self.weights.heads)),
         )
 
     def copy_rows(self, into: Rows) -> None:
@@ -187,7 +182,11 @@ class Ridden:
         counts = tuple([one.count for one in self.applications])
         start = 0
         for one, some in zip(self.applications, _spread(counts, len(into.X), into.X.device), strict=True):
-            one.copy_rows(some, into if len(counts) == 1 else into.part(start, start + len(some)))
+            part = into if len(counts) == 1 else into.part(start, start + len(some))
+            one.copy_rows(some, part)
+            if one.Z is None and part.Z is not None:  # at the weights of this step
+                torch.mm(part.X, self.weights.W.mT.to(self._dtype), out=part.Z)
+                part.Z.add_(0.0 if self.weights.bias is None else self.weights.bias)
             start += len(some)
 
     @property

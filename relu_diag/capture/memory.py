@@ -43,8 +43,10 @@ class Memory:
         # Copies of parameters, by their identities: those of the last sightings, and memory for the next ones.
         self._copies: dict[int, Tensor] = {}
         self._free: dict[int, Tensor] = {}
-        # Layers that begin a block, and those with an activation behind a block, by their identities.
+        # Layers that begin a block, those among them whose outputs are overwritten, and those with an activation behind
+        # a block, by their identities.
         self.hidden: set[int] = set()
+        self.overwritten: set[int] = set()
         self.kinked: set[int] = set()
 
     def copy(self, parameter: nn.Parameter) -> Tensor:

@@ -191,7 +191,7 @@ class Ride:
             self._layers[node] = layer
         if args:  # not where the inputs were given by keyword
             weight = None if catch is None else catch.weight
-            kept = Z.detach()
+            kept = Z.detach().clone() if id(layer) in self._memory.overwritten else Z.detach()
             extremes = _extremes(kept) if id(layer) in self._memory.hidden else None
             self._passed[node] = _Passed(args[0].detach(), kept, kept._version, weight, extremes)
         if self._board_outputs:
@@ -232,6 +232,8 @@ class Ride:
             )
         if layer is not None:
             self._memory.hidden.add(id(layer))
+            if Z is None and passed is not None:
+                self._memory.overwritten.add(id(layer))
         tells = Z is None and slopes == (0.0, 1.0) and not passage.dropout
         return Block(
             hidden=hidden,

@@ -204,9 +204,9 @@ class _Steps:
 
 
 def _shape(seen: Sighting) -> tuple[int, ...]:
-    """Numbers of rows, inputs and neurons, whether pre-activations are known, and number of outputs of each reader."""
+    """Numbers of rows, inputs and neurons, and of outputs of each reader."""
     heads = [len(head) for head in seen.ridden.weights.heads]
-    return seen.count, seen.inputs, seen.neurons, seen.ridden.has_Z, *heads
+    return seen.count, seen.inputs, seen.neurons, *heads
 
 
 def _rows(seen: Sighting) -> int:

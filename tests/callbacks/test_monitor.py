@@ -72,6 +72,16 @@ def test_sampled_steps_add_up_to_one_pass_by_hand(batch_size: int) -> None:
     assert monitor.loss_value == pytest.approx(functional.mse_loss(module.net(X), Y).item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("batch_size", [20, 8], ids=["whole", "minibatches"])
+def test_gradients_are_those_before_clipping(batch_size: int) -> None:
+    module, monitor = Still(), LandscapeMonitor(every_n_steps=1)
+    fit(module, monitor, loader=DataLoader(data(), batch_size=batch_size), gradient_clip_val=1e-6)
+    geometry, _ = by_hand(module)
+    assert monitor.geometry is not None
+    for name in ("steepest", "output_gradient"):
+        assert_close(getattr(monitor.geometry, name), getattr(geometry, name), rtol=1e-4, atol=1e-6)
+
+
 def test_a_pass_at_fixed_weights_is_made_where_it_is_asked_for() -> None:
     module = Regression(noisy=False)
     monitor = LandscapeMonitor(
