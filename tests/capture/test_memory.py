@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from relu_diag.capture import Memory, Ride, SampledSums, Sighting, samples_cheaply
-from relu_diag.capture.memory import read
+from relu_diag.capture._reading import read
 from relu_diag.functional import NotFiniteError
 from relu_diag.functional.local import RunningSums
 
@@ -67,7 +68,7 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         z = self.a(x)
         hidden = self.first(self.norm(z) if self.normed else z)
-        out = self.c(self.second(self.b(hidden)))
+        out: Tensor = self.c(self.second(self.b(hidden)))
         return out + hidden if self.heads == 2 else out
 
 
@@ -78,10 +79,11 @@ def change(net: Net) -> None:
 
 
 def widen(net: Net) -> None:
-    net.a, net.b = nn.Linear(3, 9).double(), nn.Linear(9, 6).double()
+    net.a = nn.Linear(3, 9).double()
+    net.b = nn.Linear(9, 6).double()
 
 
-CHANGES: dict[str, Callable[[Net], object]] = {
+CHANGES: dict[str, Callable[[Net], Any]] = {
     "nothing but weights": change,
     "another activation": lambda net: setattr(net, "first", nn.LeakyReLU(0.3)),
     "another slope": lambda net: net.second.load_state_dict({"weight": torch.tensor([0.7], dtype=torch.float64)}),
@@ -90,10 +92,7 @@ CHANGES: dict[str, Callable[[Net], object]] = {
     "a shared weight": lambda net: setattr(net.c, "weight", net.b.weight),
     "another layer": lambda net: setattr(net, "b", nn.Linear(6, 6).double()),
     "a layer without bias": lambda net: setattr(net, "b", nn.Linear(6, 6, bias=False).double()),
-    "another width": lambda net: (
-        setattr(net, "a", nn.Linear(3, 9).double()),
-        setattr(net, "b", nn.Linear(9, 6).double()),
-    ),
+    "another width": widen,
     "a frozen layer": lambda net: net.b.requires_grad_(False),
     "a frozen bias": lambda net: net.b.bias.requires_grad_(False),
     "a norm in training": lambda net: setattr(net, "normed", True),
@@ -102,7 +101,7 @@ CHANGES: dict[str, Callable[[Net], object]] = {
 
 @pytest.mark.parametrize("lent", [False, True])
 @pytest.mark.parametrize("changed", CHANGES.values(), ids=CHANGES)
-def test_a_step_is_seen_with_a_memory_as_without(changed: Callable[[Net], object], lent: bool) -> None:
+def test_a_step_is_seen_with_a_memory_as_without(changed: Callable[[Net], Any], lent: bool) -> None:
     net, memory = Net(), Memory()
     for step in range(3):
         ride_on(net, inputs(5, 3, seed=step), memory, lent)
@@ -128,7 +127,12 @@ def test_a_norm_that_turns_to_its_fixed_statistics_becomes_part_of_the_block() -
 
 def test_the_graph_of_a_second_step_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr("relu_diag.capture.memory.read", lambda *args: calls.append(1) or read(*args))
+
+    def counted(*args: Any) -> Any:
+        calls.append(1)
+        return read(*args)
+
+    monkeypatch.setattr("relu_diag.capture.memory.read", counted)
     net, memory = Net(), Memory()
     for step in range(4):
         ride_on(net, inputs(5, 3, seed=step), memory)
@@ -150,7 +154,7 @@ def test_copies_of_a_step_outlive_a_later_one_that_is_not_finite() -> None:
 
 def test_gradients_are_lent_unless_a_hook_may_change_them() -> None:
     net, memory, x = Net(), Memory(), inputs(5, 3)
-    net.a.weight.register_hook(lambda gradient: gradient.mul_(0.0))
+    net.a.weight.register_hook(lambda gradient: gradient.mul_(0.0))  # type: ignore[no-untyped-call]
     (first, _), _ = ride_on(net, x, memory, lent=True)
     expected = RunningSums()
     expected.add(first.block, first.signal)
@@ -160,11 +164,12 @@ def test_gradients_are_lent_unless_a_hook_may_change_them() -> None:
 
 def wide(bias: bool, inplace: bool) -> nn.Module:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(700, 300, bias=bias), nn.ReLU(inplace), nn.Linear(300, 2)).double()
+    hidden = nn.Linear(700, 300, bias=bias)
+    net = nn.Sequential(hidden, nn.ReLU(inplace), nn.Linear(300, 2)).double()
     with torch.no_grad():
         if bias:
-            net[0].bias[:40] = -1e4  # silent on all rows
-            net[0].bias[40:80] = 1e4
+            hidden.bias[:40] = -1e4  # silent on all rows
+            hidden.bias[40:80] = 1e4
     return net
 
 
