@@ -14,31 +14,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
-from rich.table import Table
 
 from relu_diag.callbacks import GrowOnPlateau, LandscapeMonitor, PlateauMonitor
 from relu_diag.experiments import PointsDataModule, ReferenceRegression
 from relu_diag.figures import training_figure
 
 STEPS, STEPS_PER_BATCH = 240_000, 240
-
-
-def story_of(plateaus: PlateauMonitor, growth: GrowOnPlateau) -> Table:
-    table = Table(title="Where the loss stood still, and how it went on")
-    for column in ("from step", "to step", "loss", "near a", "and then"):
-        table.add_column(column, justify="left" if column == "and then" else "right")
-    growths = {one.step: one for one in growth.growths}
-    for plateau in plateaus.plateaus:
-        if plateau.end in growths:
-            grown = growths[plateau.end]
-            then = f"grown to {grown.after} neurons: {grown.embedding[0].split(';')[0]}"
-        elif plateau.forecasts and plateau.end is not None:
-            then = f"escape, forecast for {plateau.forecasts[0].end:,.0f} at step {plateau.forecasts[0].step:,}"
-        else:
-            then = plateau.outlook
-        end = "" if plateau.end is None else f"{plateau.end:,}"
-        table.add_row(f"{plateau.start:,}", end, f"{plateau.loss:.5g}", plateau.verdict.kind, then)
-    return table
 
 
 def main() -> None:
@@ -61,7 +42,6 @@ def main() -> None:
     trainer.fit(module, PointsDataModule("five_points", batches_per_epoch=STEPS // STEPS_PER_BATCH))
 
     console = Console()
-    console.print(story_of(plateaus, growth))
     for one in growth.growths:
         console.print(str(one), highlight=False)
     console.print(f"The end: {landscape.states}", f"loss {landscape.loss_value:.3g}", sep="\n")

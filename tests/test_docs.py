@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from relu_diag import figures
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -36,6 +38,12 @@ def pages_in_the_menu() -> set[str]:
     return set(re.findall(r"([\w/]+\.(?:md|ipynb))$", menu, re.MULTILINE))
 
 
+def headings(page: Path) -> set[str]:
+    """Anchors of a page, as its headings are addressed."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", title.lower()).strip()) for title in titles}
+
+
 def code_cells(notebook: Path) -> list[str]:
     cells = json.loads(notebook.read_text())["cells"]
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
@@ -57,12 +65,43 @@ def test_every_page_is_in_the_menu_and_every_line_of_the_menu_is_a_page() -> Non
     assert pages_in_the_menu() == {str(path.relative_to(DOCS)) for path in [*PAGES, *NOTEBOOKS]}
 
 
-@every_page
-def test_links_lead_to_files(page: Path) -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text())
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    text = page.read_text()
+    links = re.findall(r"\]\((?!https?:)([^)\s]+)", text) + re.findall(r'<img src="([^"]+)"', text)
     made_by_the_build = DOCS / "gallery"
-    targets = [page.parent / link for link in links]
-    assert [target for target in targets if target.parent != made_by_the_build and not target.exists()] == []
+    for link in links:
+        path, _, heading = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists() or target.parent == made_by_the_build, link
+        assert not heading or heading in headings(target), link
+
+
+@every_page
+def test_names_that_a_page_links_to_are_on_a_page_of_the_api(page: Path) -> None:
+    addresses = set(module_at(DOCS / "public_names.py").shown())
+    assert set(re.findall(r"\]\[(relu_diag[\w.]*)\]", page.read_text())) <= addresses
+
+
+def test_every_figure_of_the_gallery_is_drawn() -> None:
+    shown = set(re.findall(r"gallery/(\w+)\.png", (DOCS / "gallery.md").read_text()))
+    source = ast.parse((DOCS / "gallery_figures.py").read_text())
+    named = {
+        key.value
+        for node in ast.walk(source)
+        if isinstance(node, ast.Dict)
+        for key in node.keys
+        if isinstance(key, ast.Constant)
+    }
+    assert shown <= named
+    called = {node.attr for node in ast.walk(source) if isinstance(node, ast.Attribute)}
+    assert {name for name in figures.__all__ if name.endswith("_figure")} <= called
+
+
+def test_the_readme_is_two_screens() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 90
+    assert len(text) < 6_500
 
 
 @every_page

@@ -15,4 +15,5 @@ def test_example_runs(example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         warnings.resetwarnings()  # as where Python runs the example by itself
+        warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # as `relu_diag.callbacks` does there
         runpy.run_path(str(example), run_name="__main__")

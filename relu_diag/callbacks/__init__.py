@@ -19,7 +19,7 @@ warnings.filterwarnings(
     "ignore",
     message=r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     category=FutureWarning,
-    module=r"lightning\.pytorch\.utilities\._pytree",
+    module=r"(lightning\.pytorch|pytorch_lightning)\.utilities\._pytree",
 )
 
 __all__ = [

@@ -127,7 +127,8 @@ def place_labels(
             text.remove()
             continue
         box = next((box for box in free if path is None or not _touches(path, box.padded(_GAP * point))), free[0])
-        taken.append(box)
+        # Words of two labels in one row are more than a space apart.
+        taken.append(box.expanded(1 + 2 * label.size * point / box.width, 1))
         _move(text, box)
         _tie(ax, label, box)
 

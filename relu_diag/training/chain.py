@@ -31,6 +31,25 @@ def data_of_chains(
 
     Returns:
         The data by names of blocks; without those that stand alone.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from relu_diag.capture import riding
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1)).double()
+        >>> X, Y = torch.randn(40, 2).double(), torch.randn(40, 1).double()
+        >>> kept = {"0": KeptRows(), "2": KeptRows()}
+        >>> with riding(net) as ride:
+        ...     loss = nn.functional.mse_loss(net(X), Y)
+        ...     ride.board(loss)
+        ...     loss.backward()
+        ...     seen = {one.hidden: one for one in ride.end()}
+        >>> for name, one in seen.items():
+        ...     kept[name].keep(one, loss.item(), (X, Y), step=0)
+        >>> blocks = {name: one.block for name, one in seen.items()}
+        >>> sorted(data_of_chains(seen, blocks, kept))
+        ['0', '2']
     """
     followers = {
         name: one.readers[0]

@@ -73,6 +73,15 @@ def data_of(examination: Examination) -> TrainingData | None:
 
     Returns:
         Its inputs and the loss of its outputs, through the blocks behind it where there are some; None if not known.
+
+    Example:
+        >>> import torch
+        >>> from relu_diag.training import verdict_in_training
+        >>> block = ShallowBlock(torch.eye(2), torch.ones(1, 2))
+        >>> unknown = verdict_in_training(None, "the loss was not recognised")
+        >>> found = Examination(0, "net.0", None, block, 0.5, unknown, None, None, None, unknown.reason, dead=False)
+        >>> data_of(found) is None
+        True
     """
     return examination.deep_data if examination.data is None else examination.data
 
