@@ -139,7 +139,8 @@ def _first_rise(ends: Array, pieces: Array) -> Stretch:
     # Beyond a piece whose terms cancel so much that a rise would not be seen nothing is claimed.
     blurred = np.flatnonzero(rounding[1:] > FLOAT64.blurred * np.abs(value[:-1]))
     count = int(blurred[0]) + 1 if len(blurred) else len(pieces)
-    lowest, hump = Stretch(0.0, 0.0, 0.0), 0.0
+    lowest = Stretch(0.0, 0.0, 0.0)
+    hump = 0.0
     rising = np.flatnonzero(np.logical_not(_never_rises(scaled[:count], left[:count] / right[:count])))
     for p in [*rising.tolist(), count]:
         if p and value[p - 1] < lowest.change:  # down to here all the way

@@ -197,12 +197,14 @@ def _hidden(problem: SquaredProblem, move: Move, step: float, rounding: Tensor) 
     """What the loss change along a move, to any order and across kinks, may be wrong by."""
     block = problem.block
     eps = FLOAT64.roundings * FLOAT64.eps
-    w, h, dw, dh = block.W.norm(dim=1), block.H.norm(dim=0), step * move.dW.norm(dim=1), step * move.dH.norm(dim=0)
+    steep = max(map(abs, block.slopes))
+    bend = abs(block.slopes[1] - block.slopes[0])
+    w, h = block.W.norm(dim=1), block.H.norm(dim=0)
+    dw, dh = step * move.dW.norm(dim=1), step * move.dH.norm(dim=0)
     wrong = BlockSignal(problem.signal.X, torch.stack([problem.signal.G.norm(dim=1), rounding], dim=1))
     some = ShallowBlock(block.W, block.H.new_zeros(2, len(w)), block.slopes)
     given = step * float(move.db.norm())
     still = wrong.G[~wrong.X.any(dim=1)]
-    bend, steep = abs(block.slopes[1] - block.slopes[0]), max(map(abs, block.slopes))
     total = given * float((eps * (still[:, 0] + given) + still[:, 1]).sum())
     for chunk in chunks(some, wrong, problem.kink_tol):
         dZ = step * chunk.X @ move.dW.T

@@ -113,8 +113,8 @@ def classify(
     if isinstance(problem, LossProblem):
         of_loss = assumptions_of(problem)
     assumptions = Assumptions({**of_loss, **_assumptions(problem.block)})
-    about = partial(replace, assumptions=assumptions, loss=float(problem.loss))
-    given = problem.signal
+    whole = float(problem.loss)
+    about = partial(replace, assumptions=assumptions, loss=whole)
     if isinstance(problem, SquaredProblem):
         problem = problem.reachable()
     if not problem.in_range:
@@ -124,7 +124,7 @@ def classify(
         found = about(of_any_loss(normal.problem, tol))
     else:
         found = about(_of_squared_loss(normal.problem, tol))
-        if found.theorem == _ZERO and len(problem.signal.X) < len(given.X):
+        if found.theorem == _ZERO and float(problem.loss) < whole:
             found = replace(found, theorem=CONVEX, reason=_REACHED)
     return found if found.direction is None else replace(found, direction=normal.outside(found.direction))
 

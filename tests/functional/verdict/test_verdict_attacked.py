@@ -59,6 +59,7 @@ def test_what_no_weight_reaches_counts_in_the_loss_and_hides_no_minimum() -> Non
     found = F.classify(block, torch.cat([X, 0 * X[:1]]), torch.cat([Y, Y.new_tensor([[3.0]])]), "sum")
     assert (found.kind, found.loss) == ("global minimum", 9.0)
     assert found.theorem == "convexity in the outputs"
+    assert F.classify(block, torch.cat([X, 0 * X[:1]]), torch.cat([Y, 0 * Y[:1]]), "sum").theorem == "zero loss"
 
 
 # More rays of slope zero than one form holds, none that bends down alone, or a silent neuron in units of its own.
