@@ -97,8 +97,9 @@ def _balanced(problem: Problem, found: Stationarity, escape: EscapeNeurons, roun
     block = problem.block
     w_norm, h_norm = block.W.norm(dim=1), block.H.norm(dim=0)
     both = (w_norm > 0) & (h_norm > 0)
-    # Where one of the two is zero the length of the other has no say: it is made like those of other neurons.
-    size = (w_norm * h_norm)[both].sqrt().median() if bool(both.any()) else 1.0
+    # Where one of the two is zero the length of the other has no say: it is made like those of others that are heard.
+    heard = both & (found.pull_scale > 0)
+    size = (w_norm * h_norm)[heard].sqrt().median() if bool(heard.any()) else 1.0
     alone = torch.where(w_norm > 0, size / w_norm, torch.where(h_norm > 0, h_norm / size, 1.0))
     balance = torch.where(both, (h_norm / w_norm).sqrt(), alone)
     copy = replace(block, W=block.W * balance[:, None], H=block.H / balance)

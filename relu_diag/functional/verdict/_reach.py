@@ -86,12 +86,15 @@ def nothing_reachable(block: ShallowBlock, signal: BlockSignal, tol: float, roun
         return True
     X = signal.X.detach().double()
     length = max(map(abs, block.slopes)) * X.norm(dim=1)
-    linear = sum(block.slopes) / 2 * G.T @ X
+    mean = sum(block.slopes) / 2
+    linear = mean * G.T @ X
     # Almost always the linear part answers, without a look at every hyperplane.
     if float(linear.norm()) > 2 * max(tol * float(size @ length), float(wrong @ length)):
         return False
     planes = _hyperplanes(block, X, G, wrong)
-    return planes.loud_energy(tol, unknown) <= energy and _linear_part_vanishes(linear, X, size, wrong, tol)
+    if planes.loud_energy(tol, unknown) > energy:
+        return False
+    return _linear_part_vanishes(linear, X, abs(mean) * size, abs(mean) * wrong, tol)
 
 
 def zero_neuron_pull(block: ShallowBlock, signal: BlockSignal, tol: float, rounding: Tensor | None = None) -> Pull:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support import attack as attacked
-from support.attack.changes import permuted, rotated, with_zero_sample
+from support.attack.changes import permuted, rotated, with_dead_neuron, with_zero_sample
 from support.attack.checks import Record, check_witness, truth_of
 from support.attack.families import problem_of
 from support.attack.problem import Problem
@@ -75,6 +75,18 @@ def test_a_fall_along_crowded_rays_is_found_in_any_order(name: str) -> None:
 def test_rays_whose_slope_is_rounding_are_flat_in_any_basis() -> None:
     problem = found_before("unseen_giant_41203_14")
     assert {verdict_of(rotated(np.random.default_rng(draw), problem)).kind for draw in range(6)} == {"saddle"}
+
+
+def test_a_dead_neuron_of_any_size_stops_no_second_order_fall() -> None:
+    problem = found_before("dead_giant_50101_34")
+    kinds = {verdict_of(with_dead_neuron(np.random.default_rng(draw), problem)).kind for draw in range(6)}
+    assert kinds == {"saddle"}
+
+
+def test_what_is_out_of_reach_is_so_for_slopes_of_any_size_in_any_basis() -> None:
+    problem = found_before("rescaled_50100_45")  # slopes 0.001 and 1000
+    kinds = {verdict_of(rotated(np.random.default_rng(draw), problem)).kind for draw in range(6)}
+    assert kinds == {"global minimum"}
 
 
 FLOAT32 = ["float32_40104_26", "float32_40105_3", "float32_40203_21", "float32_40305_5", "float32_40402_6"]
