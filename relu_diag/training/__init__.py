@@ -9,6 +9,7 @@ from relu_diag.training.agreement import agreement, agreement_words
 from relu_diag.training.careful import Careful
 from relu_diag.training.chain import data_of_chains
 from relu_diag.training.checks import check_callable, check_count, check_flag, check_fraction, check_iterable
+from relu_diag.training.descent import Descent, descent_of
 from relu_diag.training.detector import PlateauChange, PlateauDetector
 from relu_diag.training.evidence import Evidence
 from relu_diag.training.examination import MINIMA, Examination, examine_pass, examine_rows, location_of
@@ -31,7 +32,6 @@ from relu_diag.training.lightning_internals import (
 from relu_diag.training.loggers import is_mlflow, is_tensorboard, is_wandb
 from relu_diag.training.look import BatchSignal, Look, LossFunction, targets_of
 from relu_diag.training.moves import Escape, lowest_along
-from relu_diag.training.overshoot import Overshoot, overshoot_of
 from relu_diag.training.pace import (
     NoForecast,
     Pace,
@@ -74,6 +74,7 @@ __all__ = [
     "BlockWatch",
     "Careful",
     "Decision",
+    "Descent",
     "Escape",
     "Evidence",
     "Examination",
@@ -89,7 +90,6 @@ __all__ = [
     "NewPlaces",
     "NoForecast",
     "NoWidening",
-    "Overshoot",
     "Pace",
     "Plateau",
     "PlateauChange",
@@ -123,6 +123,7 @@ __all__ = [
     "data_of",
     "data_of_chains",
     "decaying",
+    "descent_of",
     "device_batches",
     "drop_by_widening",
     "epochs_completed",
@@ -146,7 +147,6 @@ __all__ = [
     "loss_scale",
     "lowest_along",
     "of_all_ranks",
-    "overshoot_of",
     "progress_bar_texts",
     "reads_activations",
     "say",

@@ -23,9 +23,9 @@ from relu_diag.functional.block import chunked_outputs
 from relu_diag.functional.tolerances import kink_tolerance
 from relu_diag.training.agreement import agreement_words
 from relu_diag.training.chain import data_of_chains
+from relu_diag.training.descent import Descent, descent_of
 from relu_diag.training.judge import Training, judge, verdict_in_training, why_unsettled
 from relu_diag.training.look import Look
-from relu_diag.training.overshoot import overshoot_of
 from relu_diag.training.pace import (
     NoForecast,
     check_unclipped,
@@ -74,8 +74,10 @@ class Examination:
         parameters: The parameters of the block.
         signals: Inputs and loss gradients of steps at their weights, where the loss is not known.
         deep_data: For a block of a chain of blocks up to the loss, its inputs, and the loss through those behind it.
-        fact: What keeps the loss where it is, whatever the verdict, in words with a cure: all neurons are dead, or the
-            steps overshoot. Empty where nothing is known.
+        descent: How far the loss could fall at once, and how long the optimizer's steps are; None at a minimum, and
+            where it is not measured.
+        fact: What is known besides, in words with a cure: all neurons are dead, or steps overshoot; may be empty.
+        held: What holds the loss where it stands, in words with a cure: short steps, or noisy batches; may be empty.
 
     Example:
         >>> import torch
@@ -102,7 +104,9 @@ class Examination:
     parameters: tuple[nn.Parameter, ...] = ()
     signals: Sequence[BlockSignal] = ()
     deep_data: TrainingData | None = None
+    descent: Descent | None = None
     fact: str = ""
+    held: str = ""
 
     @property
     def all_dead(self) -> str:
@@ -283,6 +287,10 @@ def _judged(
     )
     unknown = "; ".join(filter(None, [agreement_words(block, rows.signals()), rows.reason or _NOT_CONVEX]))
     verdict = verdict_in_training(nearby, unknown, training)
+    descent = None
+    if data is not None and subject.alone and verdict.kind not in MINIMA:
+        descent = descent_of(trainer, module, subject.location, data, whole=len(rows.inputs()) == 1 and data.complete)
+    verdict = _with_descent(verdict, descent, drop)
     forecast = None
     no_forecast = rows.reason
     if verdict.kind in MINIMA:
@@ -306,25 +314,26 @@ def _judged(
         dead=subject.dead,
         parameters=subject.parameters,
         signals=rows.signals(),
-        fact=_fact(trainer, module, subject, data, verdict.kind, drop),
+        descent=descent,
+        fact=_fact(subject, data, descent, drop),
+        held="" if descent is None or subject.dead else descent.holds(drop),
     )
 
 
-def _fact(
-    trainer: Trainer,
-    module: LightningModule,
-    subject: _Subject,
-    data: TrainingData | None,
-    kind: str,
-    drop: float,
-) -> str:
-    """What keeps the loss where it is, in words; empty where the verdict says it, or nothing is known."""
+def _with_descent(verdict: Verdict, descent: Descent | None, drop: float) -> Verdict:
+    """A verdict that leaves open where the run is, with how far its loss was seen to fall."""
+    if descent is None or verdict.kind != "undecided":
+        return verdict
+    if descent.fall > drop:
+        return replace(verdict, kind="not stationary", reason=f"{descent}")
+    return replace(verdict, reason=f"{verdict.reason}; {descent}")
+
+
+def _fact(subject: _Subject, data: TrainingData | None, descent: Descent | None, drop: float) -> str:
+    """What is known of a block whatever its verdict, in words."""
     if subject.dead:
         return _nothing_moves(subject, data)
-    if data is None or kind in MINIMA or not subject.alone:
-        return ""
-    overshoot = overshoot_of(trainer, module, subject.location, data, drop)
-    return "" if overshoot is None else str(overshoot)
+    return "" if descent is None or not descent.overshoots else descent.holds(drop)
 
 
 def _nothing_moves(subject: _Subject, data: TrainingData | None) -> str:

@@ -135,6 +135,10 @@ def verdict_in_training(nearby: NearbyStationaryPoint | None, reason: str, train
         "all of the block is trained": checked(training.whole),
     }
     verdict = replace(nearby.verdict, assumptions=assumptions)
+    if verdict.kind == "not stationary" and training.decay:
+        return replace(
+            verdict, reason=f"{verdict.reason}; that is the loss alone, and {training.decay} decays the weights"
+        )
     if verdict.kind not in _AT:
         return verdict
     if way := _on_the_way(nearby, training):

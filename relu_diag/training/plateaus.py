@@ -293,7 +293,7 @@ class Plateau:
             forecast=forecasts[-1] if examination.forecast is not None else None,
             no_forecast=examination.no_forecast,
             forecasts=forecasts,
-            fact=examination.fact,
+            fact=examination.fact or examination.held,
         )
 
 

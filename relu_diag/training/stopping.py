@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from relu_diag.functional.verdict import NO_MINIMUM
 from relu_diag.training.examination import MINIMA, Examination
 
 
@@ -34,7 +35,7 @@ def stop_or_wait(
     margin: float,
     last: bool = False,
 ) -> Decision:
-    """Stop at a minimum, or if no neuron is alive; wait at a saddle until its escape is due.
+    """Stop at a minimum, or if nothing can change or the loss falls for ever; wait at a saddle until its escape is due.
 
     Args:
         examinations: The blocks, examined, the one that says most about the loss first; None if weights or loss are not
@@ -74,6 +75,8 @@ def _by_verdict(
     verdict = examination.verdict
     if verdict.kind in MINIMA:
         return Decision(True, f"near a {verdict.kind}", wait_until)
+    if verdict.reason.startswith(NO_MINIMUM):
+        return Decision(True, f"no saddle is near; {verdict.reason}, and the metric does not follow", wait_until)
     if verdict.kind != "saddle":
         return Decision(False, examination.fact or f"nothing is certain ({verdict.kind}: {verdict.reason})")
     if wait_until is not None:

@@ -10,6 +10,7 @@ import torch
 
 from relu_diag.functional import ShallowBlock, Verdict
 from relu_diag.functional.assumptions import Assumptions
+from relu_diag.functional.verdict import NO_MINIMUM
 from relu_diag.training import Examination, stop_or_wait
 
 
@@ -41,6 +42,12 @@ def examined(kind: str, steps: float | None = None, dead: bool = False) -> Exami
         (examined("global minimum"), None, True, "near a global minimum"),
         (examined("undecided"), None, False, "nothing is certain (undecided: a reason)"),
         (examined("not stationary"), 900.0, False, "nothing is certain (not stationary: a reason)"),
+        (
+            replace(examined("not stationary"), verdict=replace(examined("not stationary").verdict, reason=NO_MINIMUM)),
+            None,
+            True,
+            "no saddle is near; the loss has no minimum in this cell: it falls for ever as weights grow, and the",
+        ),
         (examined("saddle"), None, False, "near a saddle; no forecast: another reason"),
         (examined("saddle", math.inf), None, True, "near a saddle that no step leaves at the learning rates to come"),
         (examined("saddle", 500.0), None, False, "escape forecast at step 1,500, awaited until 1,600"),

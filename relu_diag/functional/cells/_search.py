@@ -18,9 +18,9 @@ from relu_diag.functional.cells._solver import Effort, relative_gradient, settle
 from relu_diag.functional.cells._stratum import Sign, Stratum, Weights, signs, stratum_of
 from relu_diag.functional.cells._term import Term
 from relu_diag.functional.tolerances import FLOAT64
+from relu_diag.functional.verdict import NO_MINIMUM
 
 NOWHERE = "no stationary point with these signs"
-NO_MINIMUM = "the loss has no minimum in this cell: it falls for ever as weights grow"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,7 +14,7 @@ from relu_diag.functional.block import Reduction, ShallowBlock
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.cells._decay import no_decay
 from relu_diag.functional.cells._reach import Reach
-from relu_diag.functional.cells._search import NO_MINIMUM, NOWHERE, Found, Search
+from relu_diag.functional.cells._search import NOWHERE, Found, Search
 from relu_diag.functional.cells._solver import Effort
 from relu_diag.functional.cells._stratum import weights_of
 from relu_diag.functional.cells._term import HalfSquares, LossTerm, Term
@@ -23,7 +23,7 @@ from relu_diag.functional.local import NeuronStates, neuron_states
 from relu_diag.functional.output_loss import Loss, SquaredError, as_loss
 from relu_diag.functional.problem import LossProblem, Problem, decayed_problem, loss_problem, squared_problem
 from relu_diag.functional.tolerances import FLOAT64, kink_tolerance, training_kink_tolerance
-from relu_diag.functional.verdict import Verdict, classify
+from relu_diag.functional.verdict import NO_MINIMUM, Verdict, classify
 from relu_diag.functional.weight_decay import WeightDecay, as_weight_decay
 
 _STATIONARY = {"saddle", "type-2 candidate", "local minimum", "global minimum"}

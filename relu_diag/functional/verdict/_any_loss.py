@@ -28,10 +28,9 @@ from relu_diag.functional.verdict._rounding import curvature_of_rows, rounding_o
 from relu_diag.functional.verdict.direction import Direction
 from relu_diag.functional.verdict.line import Move
 from relu_diag.functional.verdict.stationarity import assess
-from relu_diag.functional.verdict.verdict import Verdict
+from relu_diag.functional.verdict.verdict import NO_MINIMUM, Verdict
 
 KINKED_THEOREM = "a stationary point without escape neurons is a local minimum of any convex loss"
-_NO_MINIMUM = "the loss has no minimum in this cell: it falls for ever as weights grow"
 _NOT_CONVEX = "stationary, but the loss is not convex in the outputs: no theorem goes on from here"
 _NOT_SMOOTH = "targets that are met exactly, where this loss has a kink: one of its subgradients is not stationary"
 _MET = "no outputs at all have a lower loss"
@@ -57,7 +56,7 @@ def of_any_loss(problem: LossProblem, tol: float) -> Verdict:
         broken = said.neurons if said.kind == "not stationary" else named(block.H.any(dim=0))
         direction = said.direction if said.kind == "not stationary" else None
         return replace(
-            said, kind="not stationary", theorem=STATIONARY, neurons=broken, direction=direction, reason=_NO_MINIMUM
+            said, kind="not stationary", theorem=STATIONARY, neurons=broken, direction=direction, reason=NO_MINIMUM
         )
     return _as_far_as_known(problem, said)
 

@@ -1,4 +1,4 @@
-"""Steps that overshoot are told from steps that do not, with the rate that would not, under SGD and Adam."""
+"""What holds a loss that could fall: steps that overshoot or are short, or noise, under SGD and Adam; and the cure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from relu_diag.callbacks import PlateauMonitor, SaddleAwareEarlyStopping
-from relu_diag.training import Overshoot
+from relu_diag.training import Descent
+from relu_diag.training._pace_of_weights import pace_of_weights
 
 QUIET: dict[str, Any] = {
     "logger": False,
@@ -66,10 +67,10 @@ class Mlp(LightningModule):
         return float(torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, flat))[-1])
 
 
-def fit(module: Mlp, steps: int, *callbacks: Any, **options: Any) -> PlateauMonitor:
+def fit(module: Mlp, steps: int, *callbacks: Any, batch_size: int = 50, **options: Any) -> PlateauMonitor:
     monitor = PlateauMonitor()
     trainer = Trainer(max_steps=steps, callbacks=[monitor, *callbacks], **(QUIET | options))
-    trainer.fit(module, DataLoader(module.data, batch_size=50))
+    trainer.fit(module, DataLoader(module.data, batch_size=batch_size, shuffle=batch_size < 50))
     return monitor
 
 
@@ -110,11 +111,9 @@ def test_a_rate_beyond_two_over_the_sharpness_is_named_at_its_plateau_and_its_cu
 )
 def test_the_bound_is_where_torchs_sgd_leaves_a_parabola(settings: dict[str, Any]) -> None:
     """The product that a fact names is beyond the bound exactly where the weights of a parabola grow."""
-    from relu_diag.training.overshoot import _pace_of
-
     weight = nn.Parameter(torch.ones(1, dtype=torch.float64))
     optimizer = torch.optim.SGD([weight], lr=1.0, **settings)
-    pace = _pace_of([optimizer], [weight])
+    pace = pace_of_weights([optimizer], [weight])
     assert pace is not None
     for share, grows in ((0.98, False), (1.02, True)):
         optimizer = torch.optim.SGD([weight], lr=share * pace.bound, **settings)
@@ -126,29 +125,44 @@ def test_the_bound_is_where_torchs_sgd_leaves_a_parabola(settings: dict[str, Any
 
 
 def test_adam_is_stable_up_to_a_bound_in_its_own_scale() -> None:
-    from relu_diag.training.overshoot import _pace_of
-
     weight = nn.Parameter(torch.ones(1, dtype=torch.float64))
     optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.1)
-    assert _pace_of([optimizer], [weight]) is None  # before its first step
+    assert pace_of_weights([optimizer], [weight]) is None  # before its first step
     weight.grad = torch.full_like(weight, 3.0)
     optimizer.step()
-    pace = _pace_of([optimizer], [weight])
+    pace = pace_of_weights([optimizer], [weight])
     assert pace is not None
     assert pace.bound == pytest.approx(2 * 1.9 / 0.1)
-    assert pace.decay == 0  # no part of the loss
     assert float(pace.scale) == pytest.approx(3.0)
+    assert float(pace.decay) == pytest.approx(0.3)  # AdamW's, in the same scale
 
 
 @pytest.mark.parametrize(
     "module",
-    [Mlp(lr=0.05), Mlp(torch.optim.Adam, lr=1e-3), Mlp(torch.optim.RMSprop, lr=1e-3), Mlp(lr=1e-7)],
-    ids=["SGD", "Adam", "RMSprop", "too slow"],
+    [Mlp(lr=0.05), Mlp(torch.optim.Adam, lr=1e-2), Mlp(torch.optim.RMSprop, lr=1e-3)],
+    ids=["SGD", "Adam", "RMSprop"],
 )
-def test_steps_that_do_not_overshoot_are_not_said_to(module: Mlp) -> None:
+def test_steps_that_neither_overshoot_nor_are_short_hold_nothing(module: Mlp) -> None:
     final = fit(module, 150).final
     assert final is not None
-    assert final.fact == ""
+    assert (final.fact, final.held) == ("", "")
+
+
+@pytest.mark.parametrize("module", [Mlp(lr=1e-7), Mlp(torch.optim.AdamW, lr=1e-7)], ids=["SGD", "AdamW"])
+def test_a_rate_that_is_too_low_is_named(module: Mlp) -> None:
+    monitor = fit(module, 150)
+    (plateau,) = monitor.plateaus
+    assert plateau.verdict.kind == "not stationary"
+    assert re.fullmatch(r"10 steps of descent on all data lower the loss by \d+\.\d%", plateau.verdict.reason)
+    assert re.fullmatch(r"steps are short: the rate 1e-07 is low \(sharpness x rate = \S+\); raise it", plateau.fact)
+
+
+def test_noise_of_batches_that_holds_a_loss_is_named() -> None:
+    module = Mlp(lr=0.1)
+    module.data = TensorDataset(module.data.tensors[0], module.data.tensors[1] + 3 * torch.randn(50, 1))
+    monitor = fit(module, 1500, batch_size=2)
+    assert monitor.final is not None
+    assert monitor.final.held == "the noise of the batches holds the loss: lower the rate 0.1, or take larger batches"
 
 
 def test_clipped_steps_are_as_long_as_the_clipping_lets_them() -> None:
@@ -182,5 +196,6 @@ def test_a_loss_that_leaves_the_numbers_names_the_rate() -> None:
 
 
 def test_the_words_name_what_was_measured() -> None:
-    said = str(Overshoot(rate=0.1, product=4.75, bound=3.8, fall=0.1))
-    assert numbers(said) == (0.1, 4.8, 3.8, 0.04)
+    said = Descent(fall=0.1, rate=0.1, product=4.75, bound=3.8)
+    assert numbers(said.holds(drop=0.01)) == (0.1, 4.8, 3.8, 0.04)
+    assert said.holds(drop=0.1) == ""
