@@ -2,8 +2,8 @@
 
 ``python benchmarks/plateaus_of_classifiers.py [--epochs 60] [--widths 64 256]``
 
-Three data sets of scikit-learn, AdamW and SGD with momentum and weight decay. Every run is made twice from the same
-seed: once to the end, watched by PlateauMonitor, EscapeOnPlateau and GrowOnPlateau, and once with SaddleAwareEarlyStopping.
+Three data sets of scikit-learn, AdamW and SGD with momentum and weight decay. Every run is made twice from one seed:
+to the end, watched by PlateauMonitor, EscapeOnPlateau and GrowOnPlateau, and with SaddleAwareEarlyStopping.
 EarlyStopping, which changes nothing before it stops, is read off the first run's losses on held-out data.
 """
 
