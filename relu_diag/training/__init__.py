@@ -44,6 +44,7 @@ from relu_diag.training.pace import (
     largest_weight_decay,
     schedule_of,
 )
+from relu_diag.training.penalty import penalty_of
 from relu_diag.training.plateaus import (
     Plateau,
     PlateauEvent,
@@ -147,6 +148,7 @@ __all__ = [
     "loss_scale",
     "lowest_along",
     "of_all_ranks",
+    "penalty_of",
     "progress_bar_texts",
     "reads_activations",
     "say",

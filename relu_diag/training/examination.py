@@ -24,7 +24,7 @@ from relu_diag.functional.tolerances import kink_tolerance
 from relu_diag.training.agreement import agreement_words
 from relu_diag.training.chain import data_of_chains
 from relu_diag.training.descent import Descent, descent_of
-from relu_diag.training.judge import Training, judge, verdict_in_training, why_unsettled
+from relu_diag.training.judge import UNSETTLED, Training, judge, verdict_in_training, why_unsettled
 from relu_diag.training.look import Look
 from relu_diag.training.pace import (
     NoForecast,
@@ -35,6 +35,7 @@ from relu_diag.training.pace import (
     largest_weight_decay,
     schedule_of,
 )
+from relu_diag.training.penalty import penalty_of
 from relu_diag.training.rows import KeptRows, TrainingData
 
 MINIMA = ("local minimum", "global minimum")
@@ -277,9 +278,12 @@ def _judged(
     """The examination of a block by its rows."""
     data = rows.data()
     block = subject.block
-    nearby = None if data is None else judge(block, data)
+    decay = decaying(trainer, subject.parameters)
+    penalty = penalty_of(trainer, subject.location) if decay and subject.location is not None else None
+    nearby = None if data is None else judge(block, data, penalty)
     training = Training(
-        decay=decaying(trainer, subject.parameters),
+        decay="" if penalty is not None else decay,
+        penalised=penalty is not None,
         alone=subject.alone,
         whole=all(parameter.requires_grad for parameter in subject.parameters),
         drop=drop,
@@ -290,7 +294,8 @@ def _judged(
     descent = None
     if data is not None and subject.alone and verdict.kind not in MINIMA:
         descent = descent_of(trainer, module, subject.location, data, whole=len(rows.inputs()) == 1 and data.complete)
-    verdict = _with_descent(verdict, descent, drop)
+    if nearby is None or nearby.verdict.kind in UNSETTLED:
+        verdict = _with_descent(verdict, descent, drop)
     forecast = None
     no_forecast = rows.reason
     if verdict.kind in MINIMA:
@@ -305,7 +310,7 @@ def _judged(
         name=subject.name,
         location=subject.location,
         block=block,
-        loss=_loss_now(block, nearby, data, loss),
+        loss=_loss_now(block, None if penalty is not None else nearby, data, loss),
         verdict=verdict,
         nearby=nearby,
         data=data,

@@ -6,16 +6,13 @@ import math
 from dataclasses import replace
 
 from lightning.pytorch import Trainer
-from torch import Tensor
-from torch.optim import SGD, Adagrad, Adam, NAdam, Optimizer, RAdam, RMSprop
 
 from relu_diag.functional import Gap, WeightDecay, optimality_gap
 from relu_diag.functional.block import rho
 from relu_diag.training._sample import sampled
 from relu_diag.training.examination import Examination
+from relu_diag.training.penalty import penalty_of
 
-# These add the decay to the gradient, unless they are told to decouple it: it is that of a penalty.
-_COUPLED = (SGD, Adam, Adagrad, NAdam, RAdam, RMSprop)
 # Rows by which the gap is bounded; and numbers of inputs up to which a better bound is searched before growing.
 _ROWS = 1024
 _FEW_NUMBERS = 2048
@@ -51,7 +48,7 @@ def gap_in_training(trainer: Trainer, examination: Examination, rounds: int = 0)
         >>> module.net = ShallowNet(2, 3, hidden_bias=False, output_bias=False)
         >>> trainer = Trainer(barebones=True, accelerator="cpu")
         >>> trainer.strategy.connect(module)
-        >>> trainer.optimizers = [SGD(module.parameters(), lr=0.1, weight_decay=0.01)]
+        >>> trainer.optimizers = [torch.optim.SGD(module.parameters(), lr=0.1, weight_decay=0.01)]
         >>> place = BlockLocation("net.hidden", "net.output", (0.0, 1.0))
         >>> data = TrainingData(torch.eye(2), SquaredError(torch.ones(2, 1)), complete=True)
         >>> unknown = verdict_in_training(None, "")
@@ -95,7 +92,7 @@ def against_growing(trainer: Trainer, examination: Examination, gap: Gap) -> str
         >>> module.net = ShallowNet(2, 3, hidden_bias=False, output_bias=False)
         >>> trainer = Trainer(barebones=True, accelerator="cpu")
         >>> trainer.strategy.connect(module)
-        >>> trainer.optimizers = [SGD(module.parameters(), lr=0.1, weight_decay=0.01)]
+        >>> trainer.optimizers = [torch.optim.SGD(module.parameters(), lr=0.1, weight_decay=0.01)]
         >>> place = BlockLocation("net.hidden", "net.output", (0.0, 1.0))
         >>> data = TrainingData(torch.eye(2), SquaredError(torch.ones(2, 1)), complete=True)
         >>> unknown = verdict_in_training(None, "")
@@ -157,7 +154,7 @@ def coupled_decay(trainer: Trainer, examination: Examination) -> WeightDecay | N
         >>> module.net = ShallowNet(2, 3, hidden_bias=False, output_bias=False)
         >>> trainer = Trainer(barebones=True, accelerator="cpu")
         >>> trainer.strategy.connect(module)
-        >>> trainer.optimizers = [SGD(module.parameters(), lr=0.1, weight_decay=0.01)]
+        >>> trainer.optimizers = [torch.optim.SGD(module.parameters(), lr=0.1, weight_decay=0.01)]
         >>> place = BlockLocation("net.hidden", "net.output", (0.0, 1.0))
         >>> data = TrainingData(torch.eye(2), SquaredError(torch.ones(2, 1)), complete=True)
         >>> unknown = verdict_in_training(None, "")
@@ -166,29 +163,4 @@ def coupled_decay(trainer: Trainer, examination: Examination) -> WeightDecay | N
         >>> coupled_decay(trainer, found)
         WeightDecay(W=0.01, H=0.01, hidden_bias=None, output_bias=0.0)
     """
-    if examination.location is None:
-        return None
-    hidden, output = examination.location.linears(trainer.lightning_module)
-    parts = [_decay_of(trainer, part) for part in (hidden.weight, output.weight, hidden.bias, output.bias)]
-    W, H, hidden_bias, output_bias = parts
-    if W is None or H is None:
-        return None
-    if (hidden.bias is not None and hidden_bias is None) or (output.bias is not None and output_bias is None):
-        return None
-    return WeightDecay(W, H, hidden_bias, output_bias or 0.0)
-
-
-def _decay_of(trainer: Trainer, parameter: Tensor | None) -> float | None:
-    """The decay of a parameter as the factor of a penalty; None where it is none, or the parameter is in no group."""
-    if parameter is None:
-        return None
-    for optimizer in trainer.optimizers:
-        for group in optimizer.param_groups:
-            if any(one is parameter for one in group["params"]):
-                decay = float(group.get("weight_decay", 0.0))
-                return decay if decay == 0 or _is_coupled(optimizer, group) else None
-    return None
-
-
-def _is_coupled(optimizer: Optimizer, group: dict[str, object]) -> bool:
-    return isinstance(optimizer, _COUPLED) and not group.get("decoupled_weight_decay")
+    return None if examination.location is None else penalty_of(trainer, examination.location)

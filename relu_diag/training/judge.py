@@ -6,7 +6,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from relu_diag.functional import NearbyStationaryPoint, ShallowBlock, Verdict, classify, nearby_stationary_point
+from relu_diag.functional import (
+    NearbyStationaryPoint,
+    ShallowBlock,
+    Verdict,
+    WeightDecay,
+    classify,
+    nearby_stationary_point,
+)
 from relu_diag.functional.assumptions import Assumptions, checked
 from relu_diag.training.rows import TrainingData
 
@@ -34,8 +41,9 @@ class Training:
     """How a block is trained, as far as a verdict depends on it.
 
     Attributes:
-        decay: Name of the optimizer that decays the weights, so that it descends another function than the loss; empty
-            where none does.
+        decay: Name of the optimizer that decays the weights, so that it descends another function than the one judged;
+            empty where none does.
+        penalised: Whether weight decay is part of the loss that was judged.
         alone: Whether nothing but the block is trained under its loss.
         whole: Whether all of the block is trained.
         drop: Fraction of the loss below which a point is not where the run is.
@@ -51,14 +59,16 @@ class Training:
     whole: bool = True
     drop: float = 0.01
     unit: float = 0.0
+    penalised: bool = False
 
 
-def judge(block: ShallowBlock, data: TrainingData) -> NearbyStationaryPoint | None:
+def judge(block: ShallowBlock, data: TrainingData, penalty: WeightDecay | None = None) -> NearbyStationaryPoint | None:
     """Find the stationary point near a block in training.
 
     Args:
         block: The block.
         data: What it is trained on.
+        penalty: Weight decay that is part of the loss; None: none is.
 
     Returns:
         The point; its verdict says whether these are all data. A network that is too large to search around it is
@@ -76,16 +86,16 @@ def judge(block: ShallowBlock, data: TrainingData) -> NearbyStationaryPoint | No
     neurons, inputs = block.W.shape
     outputs = len(block.H)
     if len(data.X) * outputs * neurons * (inputs + outputs) > _SEARCHED:
-        nearby = _as_it_is(block, data)
+        nearby = _as_it_is(block, data, penalty or WeightDecay())
     else:
-        nearby = nearby_stationary_point(block, data.X, data.loss)
+        nearby = nearby_stationary_point(block, data.X, data.loss, weight_decay=penalty or WeightDecay())
     assumptions = nearby.verdict.assumptions | {"full data set": checked(data.complete)}
     return replace(nearby, verdict=replace(nearby.verdict, assumptions=assumptions))
 
 
-def _as_it_is(block: ShallowBlock, data: TrainingData) -> NearbyStationaryPoint:
+def _as_it_is(block: ShallowBlock, data: TrainingData, penalty: WeightDecay) -> NearbyStationaryPoint:
     """A network too large to search around it, judged at its weights: a descent there is no verdict on a run."""
-    verdict = classify(block, data.X, data.loss)
+    verdict = classify(block, data.X, data.loss, weight_decay=penalty)
     found = verdict.kind in _AT
     reason = "" if found else f"the network is too large to search around it; at its weights, {verdict.reason}"
     if not found:
@@ -130,7 +140,7 @@ def verdict_in_training(nearby: NearbyStationaryPoint | None, reason: str, train
     training = training or Training()
     # The loss was found to be one of the outputs alone: only the optimizer can add to it.
     assumptions = nearby.verdict.assumptions | {
-        "no regulariser": checked(not training.decay),
+        ("no other regulariser" if training.penalised else "no regulariser"): checked(not training.decay),
         "nothing else is trained": checked(training.alone),
         "all of the block is trained": checked(training.whole),
     }
@@ -158,7 +168,8 @@ def _on_the_way(nearby: NearbyStationaryPoint, training: Training) -> str:
     if nearby.loss_gap <= max(training.drop * abs(now), _NOTHING * training.unit):
         return ""
     below = nearby.loss_gap / abs(now)
-    return f"on the way to a {nearby.verdict.kind} (loss {nearby.loss:.4g}, {below:.1%} below)"
+    what = "loss with decay" if training.penalised else "loss"
+    return f"on the way to a {nearby.verdict.kind} ({what} {nearby.loss:.4g}, {below:.1%} below)"
 
 
 def why_unsettled(verdict: Verdict, fact: str) -> str:

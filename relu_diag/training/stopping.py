@@ -76,7 +76,8 @@ def _by_verdict(
     if verdict.kind in MINIMA:
         return Decision(True, f"near a {verdict.kind}", wait_until)
     if verdict.reason.startswith(NO_MINIMUM):
-        return Decision(True, f"no saddle is near, and the metric does not follow the loss: {verdict.reason}", wait_until)
+        reason = f"no saddle is near, and the metric does not follow the loss: {verdict.reason}"
+        return Decision(True, reason, wait_until)
     if verdict.kind != "saddle":
         return Decision(False, examination.fact or f"nothing is certain ({verdict.kind}: {verdict.reason})")
     if wait_until is not None:

@@ -46,7 +46,7 @@ def examined(kind: str, steps: float | None = None, dead: bool = False) -> Exami
             replace(examined("not stationary"), verdict=replace(examined("not stationary").verdict, reason=NO_MINIMUM)),
             None,
             True,
-            "no saddle is near, and the metric does not follow the loss: the loss has no minimum in this cell: it falls",
+            "no saddle is near, and the metric does not follow the loss: the loss has no minimum",
         ),
         (examined("saddle"), None, False, "near a saddle; no forecast: another reason"),
         (examined("saddle", math.inf), None, True, "near a saddle that no step leaves at the learning rates to come"),

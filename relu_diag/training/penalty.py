@@ -1,0 +1,62 @@
+"""The weight decay of an optimizer as a penalty, where it is the gradient of one."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Trainer
+from torch import Tensor
+from torch.optim import SGD, Adagrad, Adam, NAdam, Optimizer, RAdam, RMSprop
+
+from relu_diag.capture import BlockLocation
+from relu_diag.functional import WeightDecay
+
+# These add the decay to the gradient, unless they are told to decouple it: it is that of a penalty.
+_COUPLED = (SGD, Adam, Adagrad, NAdam, RAdam, RMSprop)
+
+
+def penalty_of(trainer: Trainer, location: BlockLocation) -> WeightDecay | None:
+    """The weight decay of a block as a penalty on its parts.
+
+    Args:
+        trainer: The trainer, fitting.
+        location: The place of the block in its module.
+
+    Returns:
+        The decay, zero where there is none; None where it is no gradient of a loss, as under AdamW, or parts of the
+        block are not decayed as they are: computed weights, raw parameters.
+
+    Example:
+        >>> import torch
+        >>> from lightning.pytorch import LightningModule
+        >>> from relu_diag.nn import ShallowNet
+        >>> module = LightningModule()
+        >>> module.net = ShallowNet(2, 3, hidden_bias=False, output_bias=False)
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> trainer.strategy.connect(module)
+        >>> trainer.optimizers = [torch.optim.SGD(module.parameters(), lr=0.1, weight_decay=0.01)]
+        >>> penalty_of(trainer, BlockLocation("net.hidden", "net.output", (0.0, 1.0)))
+        WeightDecay(W=0.01, H=0.01, hidden_bias=None, output_bias=0.0)
+    """
+    hidden, output = location.linears(trainer.lightning_module)
+    parts = [_decay_of(trainer, part) for part in (hidden.weight, output.weight, hidden.bias, output.bias)]
+    W, H, hidden_bias, output_bias = parts
+    if W is None or H is None:
+        return None
+    if (hidden.bias is not None and hidden_bias is None) or (output.bias is not None and output_bias is None):
+        return None
+    return WeightDecay(W, H, hidden_bias, output_bias or 0.0)
+
+
+def _decay_of(trainer: Trainer, parameter: Tensor | None) -> float | None:
+    """The decay of a parameter as the factor of a penalty; None where it is none, or the parameter is in no group."""
+    if parameter is None:
+        return None
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            if any(one is parameter for one in group["params"]):
+                decay = float(group.get("weight_decay", 0.0))
+                return decay if decay == 0 or _is_coupled(optimizer, group) else None
+    return None
+
+
+def _is_coupled(optimizer: Optimizer, group: dict[str, object]) -> bool:
+    return isinstance(optimizer, _COUPLED) and not group.get("decoupled_weight_decay")
