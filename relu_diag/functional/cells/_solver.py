@@ -217,7 +217,7 @@ class Linearisation:
             values, vectors = self.spectrum
             felt = np.abs(values) > FLOAT64.rank * np.abs(values).max(initial=0.0)
             over = np.divide(values, values**2 + damp**2, out=np.zeros_like(values), where=felt)
-            return -vectors @ (over * (vectors.T @ self.gradient)), 1
+            return -vectors @ (over * (vectors.T @ self.gradient)), 1 + size // 2  # what the Hessian costs
         most_iterations = max(1, most // 2)
         step, _, iterations, *_ = lsmr(
             operator, -self.gradient, damp, FLOAT64.step, FLOAT64.step, maxiter=most_iterations
