@@ -166,7 +166,7 @@ class CrossEntropy(Loss):
 
     def gradient(self, outputs: Tensor) -> Tensor:
         """The gradient, shape ``(N, J)``."""
-        return self._coefficients(outputs) * self._slope(outputs, self._targets(outputs))
+        return self._coefficients(outputs) * self._slope(_softmax(outputs), self._targets(outputs))
 
     def curvature(self, outputs: Tensor, direction: Tensor) -> Tensor:
         """The product of the Hessian with a direction, shape ``(N, J)``."""
@@ -180,11 +180,13 @@ class CrossEntropy(Loss):
         targets = self._targets(outputs)
         mass = targets.sum(1, keepdim=True)
         p = _softmax(outputs)
-        small = torch.log1p((p * step.clamp(-1, 1).expm1()).sum(1, keepdim=True))
-        large = (outputs + step).logsumexp(1, keepdim=True) - outputs.logsumexp(1, keepdim=True)
+        rise = torch.log1p((p * step.clamp(-1, 1).expm1()).sum(1, keepdim=True))
         near = step.abs().amax(1, keepdim=True) < 1
-        bend = torch.where(near, small, large) - (p * step).sum(1, keepdim=True)
-        first = (self._slope(outputs, targets) * step).sum(1, keepdim=True)
+        if not bool(near.all()):
+            large = (outputs + step).logsumexp(1, keepdim=True) - outputs.logsumexp(1, keepdim=True)
+            rise = torch.where(near, rise, large)
+        bend = rise - (p * step).sum(1, keepdim=True)
+        first = (self._slope(p, targets) * step).sum(1, keepdim=True)
         return (self._coefficients(outputs) * (first + mass * bend)).sum()
 
     def conjugate(self, G: Tensor) -> Tensor:
@@ -319,9 +321,9 @@ class CrossEntropy(Loss):
         return shares if present is None else shares * present
 
     @staticmethod
-    def _slope(outputs: Tensor, targets: Tensor) -> Tensor:
-        """Derivative of the loss of a sample by its outputs, shape ``(N, J)``."""
-        slope = targets.sum(1, keepdim=True) * _softmax(outputs) - targets
+    def _slope(p: Tensor, targets: Tensor) -> Tensor:
+        """Derivative of the loss of a sample by its outputs, given their softmax, shape ``(N, J)``."""
+        slope = targets.sum(1, keepdim=True) * p - targets
         # The slopes of a sample add up to zero: of the likeliest class this keeps the digits that the others have.
         top = targets.argmax(1, keepdim=True)
         others = slope.scatter(1, top, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -80,23 +81,16 @@ class LossLine:
 
     def _across(self, steps: Tensor) -> Tensor:
         """Changes of the outputs at steps behind a kink, shape ``(S, N, J)``."""
-        block, move, signal = self.problem.block, self.move, self.problem.signal
-        changes = steps[:, None, None] * move.db.expand(len(steps), *self.first.shape)
-        moving = signal.X.any(dim=1).nonzero().squeeze(1)
-        start = 0
-        for chunk in chunks(block, signal, self.problem.kink_tol):
-            here = moving[start : start + len(chunk.X)]
-            start += len(chunk.X)
-            dZ = chunk.X @ move.dW.T
-            A = rho(chunk.Z, block.slopes)
-            by_output = A @ move.dH.T
-            ahead = entered(chunk.Z, dZ, block.slopes)
-            crossing = -chunk.Z / dZ
-            crossing = torch.where(crossing > 0, crossing, torch.inf)
-            for number, step in enumerate(steps):
-                there = rho(torch.add(chunk.Z, dZ, alpha=float(step)), block.slopes, inplace=True).sub_(A)
-                dA = torch.where(crossing < step, there, step * ahead)
-                changes[number, here] += dA @ (block.H + step * move.dH).T + step * by_output
+        block, move = self.problem.block, self.move
+        far = steps[:, None, None]
+        changes = far * (self.first + far * self.second)
+        # Whichever side a neuron comes from, it bends by so much times the depth behind its kink.
+        bend = (block.slopes[1] - block.slopes[0]) * (block.H + far * move.dH).transpose(1, 2)
+        for here, Z, dZ in _by_rows(self.problem, move):
+            depth = -Z.abs()
+            towards = -Z.sign() * dZ
+            behind = (torch.add(depth, towards, alpha=step).relu_() for step in steps.tolist())
+            changes[:, here] += torch.stack([depth @ by for depth, by in zip(behind, bend, strict=True)])
         return changes
 
 
@@ -108,22 +102,32 @@ def loss_line(problem: LossProblem, move: Move) -> LossLine:
     terms = torch.zeros(2, len(first), dtype=first.dtype, device=first.device)
     terms[0] = move.db.norm()
     h, dh = block.H.norm(dim=0), move.dH.norm(dim=0)
-    moving = signal.X.any(dim=1).nonzero().squeeze(1)
-    eps_max, start = torch.inf, 0
-    for chunk in chunks(block, signal, problem.kink_tol):
-        here = moving[start : start + len(chunk.X)]
-        start += len(chunk.X)
-        dZ = chunk.X @ move.dW.T
-        A = rho(chunk.Z, block.slopes)
-        dA = entered(chunk.Z, dZ, block.slopes)
+    eps_max = torch.inf
+    for here, Z, dZ in _by_rows(problem, move):
+        A = rho(Z, block.slopes)
+        dA = entered(Z, dZ, block.slopes)
         first[here] += A @ move.dH.T + dA @ block.H.T
         second[here] = dA @ move.dH.T
-        terms[0, here] += A.abs() @ dh + dA.abs() @ h
-        terms[1, here] = dA.abs() @ dh
-        root = -chunk.Z / dZ
+        changed = dA.abs_()
+        terms[0, here] += A.abs_() @ dh + changed @ h
+        terms[1, here] = changed @ dh
+        root = (Z / dZ).neg_()
         eps_max = min(eps_max, float(torch.where(root > 0, root, torch.inf).amin()))
     price = _price(problem, move)
     return LossLine(problem, move, first, second, terms, eps_max, curvature_of_rows(problem), price)
+
+
+def _by_rows(problem: LossProblem, move: Move) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Samples that are not zero, ``(n,)``, their pre-activations and how these change, ``(n, I)``, a few at once."""
+    moving = problem.signal.X.any(dim=1).nonzero().squeeze(1)
+    # Few enough to stay in the fastest memory through all that is done to them.
+    rows = max(1, BUDGETS.cached // len(problem.block.W))
+    start = 0
+    for chunk in chunks(problem.block, problem.signal, problem.kink_tol):
+        changes = chunk.X @ move.dW.T
+        for Z, dZ in zip(torch.split(chunk.Z, rows), torch.split(changes, rows), strict=True):
+            yield moving[start : start + len(Z)], Z, dZ
+            start += len(Z)
 
 
 def _price(problem: LossProblem, move: Move) -> tuple[float, float]:
@@ -152,14 +156,14 @@ def see_fall_of_loss(problem: LossProblem, move: Move) -> Direction | None:
     # Points between those of the scale, denser near the start, where a rise would be small.
     between = torch.linspace(0, 1, BUDGETS.steps_between + 1, dtype=torch.float64)[1:].square()
     step = _lowest(line, step * between)
-    change = evaluated_change(problem, move, step) if step > 0 else 0.0
+    change = _evaluated_change(problem, move, step, line.bend) if step > 0 else 0.0
     if change >= 0:
         return None
     return Direction(move.dW, move.dH, step, change, move.db if bool(move.db.any()) else None)
 
 
-def evaluated_change(problem: LossProblem, move: Move, step: float) -> float:
-    """The change of the loss between two evaluations, 0 where rounding could hide its sign."""
+def _evaluated_change(problem: LossProblem, move: Move, step: float, bend: Tensor) -> float:
+    """The change of the loss between two evaluations, 0 where rounding could hide its sign; ``bend`` of `LossLine`."""
     block = problem.block
     bias = None if block.output_bias is None else block.output_bias + step * move.db
     there = ShallowBlock(block.W + step * move.dW, block.H + step * move.dH, block.slopes, bias)
@@ -168,7 +172,7 @@ def evaluated_change(problem: LossProblem, move: Move, step: float) -> float:
     paid = step * (linear + step * square)
     change = float(problem.output_loss.change(problem.outputs, outputs - problem.outputs)) + paid
     moved = (outputs - problem.outputs).norm(dim=1)
-    weight = problem.signal.G.norm(dim=1) + curvature_of_rows(problem) * moved
+    weight = problem.signal.G.norm(dim=1) + bend * moved
     if not float(problem.output_loss(outputs)) + paid < float(problem.output_loss(problem.outputs)):
         return 0.0
     given = 0.0 if block.output_bias is None else float(block.output_bias.norm() + step * move.db.norm())
