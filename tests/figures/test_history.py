@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from unittest.mock import patch
 
+import pytest
 import torch
+from support.drawn import overprinted
 from torch.testing import assert_close
 
+from relu_diag.figures import training_figure
 from relu_diag.functional import ShallowBlock, neuron_states
 from relu_diag.training import HistoryRecorder, history
 
@@ -64,3 +67,19 @@ def test_moments_saved_before_there_were_directions_are_read() -> None:
     assert run.active is not None
     assert bool(run.alignment[0].isnan().all())
     assert bool(run.active[0].isnan().all())
+
+
+@pytest.mark.parametrize(("inputs", "turning"), [(1, "angle"), (2, "angle"), (3, "alignment"), (50, "alignment")])
+def test_a_run_is_drawn_with_any_number_of_inputs(inputs: int, turning: str) -> None:
+    draw = torch.Generator().manual_seed(0)
+    data = torch.randn(40, inputs, generator=draw, dtype=torch.float64)
+    recorder = HistoryRecorder()
+    for step in range(3):
+        block = block_of(6, step, inputs)
+        states = neuron_states(block, data, Y)
+        recorder.add(100 * step, 1.0 / (step + 1), block, states, data)
+    figure = training_figure(recorder.finished(states, None))
+    assert overprinted(figure) == []
+    labels = [panel.get_ylabel() for panel in figure.axes]
+    assert labels[1].startswith(turning)
+    assert all(len(panel.lines) == 6 for panel in figure.axes[1:])
