@@ -38,23 +38,13 @@ def gap_in_training(trainer: Trainer, examination: Examination, rounds: int = 0)
         the weights have no decay that is part of the loss, as under AdamW.
 
     Example:
-        >>> from relu_diag.capture import BlockLocation, read_block
-        >>> from relu_diag.functional import SquaredError
-        >>> from relu_diag.nn import ShallowNet
-        >>> from relu_diag.training import TrainingData, verdict_in_training
         >>> import torch
-        >>> from lightning.pytorch import LightningModule
-        >>> module = LightningModule()
-        >>> module.net = ShallowNet(2, 3, hidden_bias=False, output_bias=False)
-        >>> trainer = Trainer(barebones=True, accelerator="cpu")
-        >>> trainer.strategy.connect(module)
-        >>> trainer.optimizers = [torch.optim.SGD(module.parameters(), lr=0.1, weight_decay=0.01)]
-        >>> place = BlockLocation("net.hidden", "net.output", (0.0, 1.0))
-        >>> data = TrainingData(torch.eye(2), SquaredError(torch.ones(2, 1)), complete=True)
-        >>> unknown = verdict_in_training(None, "")
-        >>> block = read_block(module, place)
-        >>> found = Examination(0, "net.hidden", place, block, 1.0, unknown, None, data, None, "", dead=False)
-        >>> gap_in_training(trainer, found).certified
+        >>> from relu_diag import ShallowBlock
+        >>> from relu_diag.training import verdict_in_training
+        >>> unknown = verdict_in_training(None, "the loss was not recognised")
+        >>> block = ShallowBlock(torch.eye(2), torch.ones(1, 2))
+        >>> found = Examination(0, "net.0", None, block, 1.0, unknown, None, None, None, "", dead=False)
+        >>> gap_in_training(Trainer(barebones=True, accelerator="cpu"), found) is None
         True
     """
     data = examination.data
@@ -82,24 +72,15 @@ def against_growing(trainer: Trainer, examination: Examination, gap: Gap) -> str
         does.
 
     Example:
-        >>> from relu_diag.capture import BlockLocation, read_block
-        >>> from relu_diag.functional import SquaredError
-        >>> from relu_diag.nn import ShallowNet
-        >>> from relu_diag.training import TrainingData, verdict_in_training
         >>> import torch
-        >>> from lightning.pytorch import LightningModule
-        >>> module = LightningModule()
-        >>> module.net = ShallowNet(2, 3, hidden_bias=False, output_bias=False)
-        >>> trainer = Trainer(barebones=True, accelerator="cpu")
-        >>> trainer.strategy.connect(module)
-        >>> trainer.optimizers = [torch.optim.SGD(module.parameters(), lr=0.1, weight_decay=0.01)]
-        >>> place = BlockLocation("net.hidden", "net.output", (0.0, 1.0))
-        >>> data = TrainingData(torch.eye(2), SquaredError(torch.ones(2, 1)), complete=True)
+        >>> from relu_diag.functional import ShallowBlock, SquaredError
+        >>> from relu_diag.training import verdict_in_training
         >>> unknown = verdict_in_training(None, "")
-        >>> block = read_block(module, place)
-        >>> found = Examination(0, "net.hidden", place, block, 1.0, unknown, None, data, None, "", dead=False)
-        >>> against_growing(trainer, found, gap_in_training(trainer, found))
-        'neurons that are there grow by themselves'
+        >>> block = ShallowBlock(torch.zeros(2, 2), torch.zeros(1, 2))
+        >>> found = Examination(0, "net.0", None, block, 1.0, unknown, None, None, None, "", dead=False)
+        >>> gap = optimality_gap(block, torch.eye(2), SquaredError(torch.ones(2, 1)), weight_decay=10.0)
+        >>> against_growing(Trainer(barebones=True, accelerator="cpu"), found, gap)
+        'a global minimum of every width'
     """
     if not _is_wide(gap):
         return str(gap)

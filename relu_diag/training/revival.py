@@ -117,20 +117,8 @@ class BlockRevival:
         everything: Whether the last two had the same rows: a batch is the whole data set.
 
     Example:
-        >>> from torch import nn
-        >>> from relu_diag.capture import riding
-        >>> _ = torch.manual_seed(0)
-        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
-        >>> X, Y = torch.eye(2), torch.ones(2, 1)
-        >>> with riding(net) as ride:
-        ...     loss = (net(X) - Y).square().mean()
-        ...     ride.board(loss)
-        ...     loss.backward()
-        ...     (seen,) = ride.end()
-        >>> revival = BlockRevival(seen.hidden, samples=2, dormant=0.0)
-        >>> revival.keep(seen, (X, Y))
-        >>> revival.rows, revival.steps_needed
-        (2, 1)
+        >>> BlockRevival("encoder", samples=100, dormant=0.0).steps_needed
+        100
     """
 
     def __init__(self, hidden: str, samples: int, dormant: float) -> None:

@@ -86,20 +86,9 @@ class KeptRows:
         recipe: How to read rows off a batch without riding along; None where that is not known.
 
     Example:
-        >>> from torch import nn
-        >>> from relu_diag.capture import riding
-        >>> _ = torch.manual_seed(0)
-        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
-        >>> X, Y = torch.eye(2), torch.ones(2, 1)
-        >>> with riding(net) as ride:
-        ...     loss = (net(X) - Y).square().mean()
-        ...     ride.board(loss)
-        ...     loss.backward()
-        ...     (seen,) = ride.end()
-        >>> rows = KeptRows()
-        >>> rows.keep(seen, loss.item(), (X, Y))
-        >>> rows.data().loss.name
-        'squared error'
+        >>> rows = KeptRows(max_samples=100)
+        >>> rows.data() is None, rows.reason
+        (True, 'no step of the training was seen yet')
     """
 
     def __init__(self, max_samples: int | None = None, expected: int = 0, reason: str = NOT_SEEN) -> None:

@@ -46,20 +46,8 @@ class BlockWatch:
         rows: Rows that the verdict is about.
 
     Example:
-        >>> from torch import nn
-        >>> from relu_diag.capture import riding
-        >>> _ = torch.manual_seed(0)
-        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
-        >>> X, Y = torch.eye(2), torch.ones(2, 1)
-        >>> with riding(net) as ride:
-        ...     loss = (net(X) - Y).square().mean()
-        ...     ride.board(loss)
-        ...     loss.backward()
-        ...     (seen,) = ride.end()
-        >>> watch = BlockWatch(seen.hidden, "landscape/", judging=False, max_samples=None)
-        >>> watch.add(seen, 0, loss.item(), (X, Y))
-        >>> watch.add_up().samples
-        2
+        >>> BlockWatch("encoder", "landscape/", judging=False, max_samples=None).sightings
+        0
     """
 
     def __init__(self, hidden: str, prefix: str, judging: bool, max_samples: int | None) -> None:

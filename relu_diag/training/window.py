@@ -87,21 +87,8 @@ class Window:
         one_pass: Whether the sightings are those of a pass at fixed weights, each sample once.
 
     Example:
-        >>> from torch import nn
-        >>> from relu_diag.capture import riding
-        >>> _ = torch.manual_seed(0)
-        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
-        >>> X, Y = torch.eye(2), torch.ones(2, 1)
-        >>> with riding(net) as ride:
-        ...     loss = (net(X) - Y).square().mean()
-        ...     ride.board(loss)
-        ...     loss.backward()
-        ...     (seen,) = ride.end()
-        >>> window = Window(seen.name)
-        >>> window.add(seen, step=0, scale=1.0)
-        >>> report = window.report()
-        >>> report.name, report.samples
-        ('0 -> 2', 2)
+        >>> Window("encoder -> decoder").sightings
+        0
     """
 
     def __init__(self, name: str, one_pass: bool = False) -> None:
