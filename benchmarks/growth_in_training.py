@@ -2,6 +2,7 @@
 
     python benchmarks/growth_in_training.py                    # digits, 3 seeds
     python benchmarks/growth_in_training.py --depth 3          # three hidden layers, the block is ours to choose
+    python benchmarks/growth_in_training.py --first 20         # seeds 20, 21 and 22
 
 An MLP of 8 neurons a layer is trained by Adam on minibatches of 64 images of digits under the cross-entropy. After some
 steps 8 neurons are added (deeper networks: 8 to the first hidden layer, ours to the layer that gains most), and
@@ -179,13 +180,15 @@ def run(method: str, depth: int, steps: int, seed: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--steps", type=int, default=600, help="before the growth, and after it")
     parser.add_argument("--depth", type=int, default=1, help="number of hidden layers")
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    found = {name: [run(name, args.depth, args.steps, seed) for seed in range(args.seeds)] for name in METHODS}
+    seeds = range(args.first, args.first + args.seeds)
+    found = {name: [run(name, args.depth, args.steps, seed) for seed in seeds] for name in METHODS}
     alone = [one["end"] for one in found["no growth"]]
     print(f"digits, {args.depth} hidden layers of {WIDTH}, {args.seeds} seeds, {args.steps} steps before and after")
     for name, runs in found.items():

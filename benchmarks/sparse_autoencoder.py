@@ -181,7 +181,7 @@ def measure(module: SparseAutoencoder, options: argparse.Namespace) -> dict[str,
 
 def run(method: str, options: argparse.Namespace) -> dict[str, float]:
     module = SparseAutoencoder(options, method)
-    revive = ReviveDeadUnits(every_n_steps=options.every, samples=options.samples, dormant=0)
+    revive = ReviveDeadUnits(every_n_steps=options.every, samples=options.samples, dormant=options.dormant)
     callbacks: dict[str, list[Callback]] = {"resampling": [Resampling()], "revive": [revive]}
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -215,6 +215,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--every", type=int, default=250, help="steps after which a silent feature is dead")
     parser.add_argument("--samples", type=int, default=2048, help="rows that ReviveDeadUnits keeps")
+    parser.add_argument("--dormant", type=float, default=0.025, help="below this share of the mean activation")
     parser.add_argument("--true", type=float, default=3.0, help="mean number of directions in a row")
     parser.add_argument("--l0", type=float, default=6.0, help="mean number of active features")
     parser.add_argument("--price", type=float, default=0.3, help="price of activity at the start")

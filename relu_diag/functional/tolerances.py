@@ -160,8 +160,8 @@ class Tolerances:
     likeness: float = 0.3
     overlap: float = 0.5
     wide_overlap: float = 0.95
-    agreement: float = 0.4
-    sure: float = 1.5
+    agreement: float = 0.1
+    sure: float = 1.0
     same_neuron: float = 1e-2
     held: int = 3
     wider: float = 10.0

@@ -130,3 +130,18 @@ def test_merging_is_the_reverse_of_replication() -> None:
     merged = merge_units(wider, torch.tensor([6]), torch.tensor([0]))
     assert_close(merged(X), block(X))
     assert not merged.H[:, 6].any()
+
+
+def test_a_feature_of_few_samples_gets_its_neuron() -> None:
+    draw = torch.Generator().manual_seed(0)
+    rows = 1024
+    # A direction in one row of 200, beside noise that nobody can fit.
+    rare = (torch.rand(rows, 1, generator=draw) < 0.005).double()
+    X = torch.cat([3 * rare + 0.05 * torch.randn(rows, 1, generator=draw), torch.randn(rows, 3, generator=draw)], dim=1)
+    Y = 3 * rare + 0.05 * torch.randn(rows, 1, generator=draw).double()
+    block = ShallowBlock(-torch.eye(4)[:2].double(), torch.zeros(1, 2).double())
+    loss = F.SquaredError(Y)
+    signal = BlockSignal(X.double(), loss.gradient(block(X.double())))
+    found = place_units(block, torch.tensor([0, 1]), signal, loss)
+    assert len(found.units) > 0
+    assert found.drop > 0.2 * float(loss(block(X.double())))
