@@ -43,6 +43,8 @@ _CANDIDATES = 4
 # Rows by which neurons are chosen, and the share that judges where these are not all.
 _ROWS = 4096
 _JUDGING = 0.25
+# Rows by which blocks are compared.
+_ROWS_OF_EACH = 1024
 # Numbers of the inputs, and new neurons, up to which neurons are proposed one by one besides.
 _FEW_NUMBERS = 4096
 _FEW_NEURONS = 4
@@ -241,7 +243,7 @@ def drop_by_widening(examination: Examination, units: int) -> float:
     data = data_of(examination)
     if data is None:
         return math.nan
-    some = sampled(in_order(data), _ROWS)
+    some = sampled(in_order(data), _ROWS_OF_EACH)
     held_out = 0.0 if some.complete else _JUDGING
     found = best_widening(
         steady(examination.block), some.X, some.loss, units=units, held_out=held_out, steps=BUDGETS.trial_steps
