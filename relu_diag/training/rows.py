@@ -26,6 +26,9 @@ _STEPS = 32
 _ROWS = 4096
 _ACTIVATIONS = "the loss reads the hidden activations besides the outputs of the block"
 _DROPOUT = "dropout stands behind the activations, so that the loss of a step is not the loss of the network"
+# How a reason begins that is no matter of targets, and what helps where it is one.
+_NO_GRADIENT = "the gradient"
+_HINT = "; where a step computes its targets, give the callback targets=lambda batch: ..."
 _CHANGES = "the loss changes from batch to batch"
 
 
@@ -259,7 +262,8 @@ class KeptRows:
             yield known
         for order in (leaves, leaves[::-1]):
             recognition = recognise(outputs, G, order)
-            self._unknown = recognition.reason
+            hidden = not recognition.candidates and not recognition.reason.startswith(_NO_GRADIENT)
+            self._unknown = recognition.reason + (_HINT if hidden else "")
             if recognition.loss is None:
                 return
             yield recognition.loss
