@@ -28,6 +28,8 @@ _NUMBERS = 2**25
 _ACCURACY = 0.01
 _SUBSPACE = 12
 _SUBSPACES = 10
+# Rounding of the weights between their layers and the block.
+_SAME = 1e-4
 # Steps ahead at which it is measured too: steps that overshoot hop from side to side, and one side may be less curved.
 _AHEAD = 1
 # How much more than the bound the product must be: it is known to the accuracy above.
@@ -102,7 +104,12 @@ class Descent:
 
 
 def descent_of(
-    trainer: Trainer, module: LightningModule, location: BlockLocation | None, data: TrainingData, whole: bool = False
+    trainer: Trainer,
+    module: LightningModule,
+    location: BlockLocation | None,
+    block: ShallowBlock,
+    data: TrainingData,
+    whole: bool = False,
 ) -> Descent | None:
     """How far the loss of a block could fall at once, and how its optimizer steps.
 
@@ -110,19 +117,22 @@ def descent_of(
         trainer: The trainer, fitting.
         module: Its module.
         location: The place of the block; None: it has no two Linear layers.
+        block: The block.
         data: What the block is trained on.
         whole: Whether every batch is the whole data set.
 
     Returns:
-        The descent; None where the block is too large to measure it, or is stepped at more than one rate.
+        The descent; None where the block is too large to measure it, is stepped at more than one rate, or is more than
+        its two layers.
 
     Example:
         >>> from relu_diag.functional import SquaredError
         >>> data = TrainingData(torch.ones(1, 1), SquaredError(torch.ones(1, 1)))
-        >>> descent_of(Trainer(logger=False), LightningModule(), location=None, data=data) is None
+        >>> block = ShallowBlock(W=torch.ones(2, 1), H=torch.ones(1, 2))
+        >>> descent_of(Trainer(logger=False), LightningModule(), None, block, data) is None
         True
     """
-    if location is None or not data.loss.smooth:
+    if location is None or not data.loss.smooth or block.W.device.type == "mps":  # which has no float64
         return None
     layers = location.linears(module)
     numbers = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
@@ -130,6 +140,8 @@ def descent_of(
     if rows < min(_FEWEST, len(data.X)):
         return None
     parts = _Parts(layers, location.slopes, sampled(data, rows))
+    if not parts.make(block):
+        return None
     known = module.automatic_optimization and not trainer.gradient_clip_val
     pace = pace_of_weights(trainer.optimizers, parts.parameters) if known else unknown_pace(parts.parameters)
     if pace is None or len(pace.scale) < _SUBSPACE:
@@ -156,12 +168,21 @@ class _Parts:
         """The parameters that are trained."""
         return [one for layer in self.layers for one in layer.parameters() if one.requires_grad]
 
+    def make(self, block: ShallowBlock) -> bool:
+        """Whether the layers are all of a block: no norm is folded into them, and no weight is computed."""
+        here = self.block(self.weights())
+        plain = all(isinstance(layer.weight, nn.Parameter) for layer in self.layers)
+        return plain and all(
+            one.shape == other.shape and torch.allclose(one, other.to(one), rtol=_SAME)
+            for one, other in ((here.W, block.W), (here.H, block.H))
+        )
+
     def weights(self) -> Tensor:
         """All of them below each other, shape ``(n,)``."""
         return torch.cat([one.detach().double().flatten() for one in self.parameters])
 
-    def loss(self, flat: Tensor, pace: WeightPace) -> Tensor:
-        """The loss with its decay at other weights ``(n,)``."""
+    def block(self, flat: Tensor) -> ShallowBlock:
+        """The block at other weights ``(n,)``."""
         sizes = [one.numel() for one in self.parameters]
         parts = zip(self.parameters, torch.split(flat, sizes), strict=True)
         moved = {id(one): part.reshape(one.shape) for one, part in parts}
@@ -173,9 +194,12 @@ class _Parts:
         assert W is not None
         assert H is not None
         W = W if b is None else torch.cat([W, b[:, None]], dim=1)
-        block = ShallowBlock(W, H, self.slopes, bias)
+        return ShallowBlock(W, H, self.slopes, bias)
+
+    def loss(self, flat: Tensor, pace: WeightPace) -> Tensor:
+        """The loss with its decay at other weights ``(n,)``."""
         loss: Loss = self.data.loss.double()
-        return loss(block(self.data.X.double())) + (pace.decay * flat.square()).sum() / 2
+        return loss(self.block(flat)(self.data.X.double())) + (pace.decay * flat.square()).sum() / 2
 
     def gradient(self, flat: Tensor, pace: WeightPace, graph: bool = False) -> tuple[Tensor, Tensor]:
         """The gradient ``(n,)`` at weights, and the leaf it was taken at."""
@@ -199,6 +223,8 @@ def _sharpness(parts: _Parts, start: Tensor, pace: WeightPace) -> float:
     """The largest curvature of the loss in the scale of a pace, from below."""
     count = len(start)
     gradient, leaf = parts.gradient(start, pace, graph=True)
+    if not bool(gradient.isfinite().all()):
+        return 0.0
     root = pace.scale.sqrt()
 
     def product(numbers: NDArray[np.float64]) -> NDArray[np.float64]:

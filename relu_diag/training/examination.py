@@ -293,14 +293,13 @@ def _judged(
     verdict = verdict_in_training(nearby, unknown, training)
     descent = None
     if data is not None and subject.alone and verdict.kind not in MINIMA:
-        descent = descent_of(trainer, module, subject.location, data, whole=len(rows.inputs()) == 1 and data.complete)
+        whole = len(rows.inputs()) == 1 and data.complete
+        descent = descent_of(trainer, module, subject.location, block, data, whole)
     if nearby is None or nearby.verdict.kind in UNSETTLED:
         verdict = _with_descent(verdict, descent, drop)
     forecast = None
-    no_forecast = rows.reason
-    if verdict.kind in MINIMA:
-        no_forecast = f"a {verdict.kind} has no escape"
-    elif data is not None:
+    no_forecast = f"a {verdict.kind} has no escape" if verdict.kind in MINIMA else rows.reason
+    if verdict.kind not in MINIMA and data is not None:
         try:
             forecast = _forecast(trainer, module, subject, data, drop)
         except NoForecast as reason:

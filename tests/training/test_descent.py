@@ -199,3 +199,11 @@ def test_the_words_name_what_was_measured() -> None:
     said = Descent(fall=0.1, rate=0.1, product=4.75, bound=3.8)
     assert numbers(said.holds(drop=0.01)) == (0.1, 4.8, 3.8, 0.04)
     assert said.holds(drop=0.1) == ""
+
+
+def test_weights_that_are_computed_are_not_measured() -> None:
+    module = Mlp(lr=0.01)
+    module.net[0] = nn.utils.parametrizations.weight_norm(module.net[0])
+    final = fit(module, 5).final
+    assert final is not None
+    assert final.descent is None
