@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from support.browser import shown
 
 from relu_diag import ShallowBlock
 from relu_diag import functional as F
@@ -107,6 +108,17 @@ def test_a_full_report_is_one_valid_page_that_refers_to_nothing_outside(tmp_path
     ]
     assert len(page.links) == len(page.ids)
     assert page.alts == ["The loss over its plateaus", "The loss under small random changes of all weights"]
+
+
+@pytest.mark.browser
+def test_chromium_shows_every_picture_without_a_network(tmp_path: Path) -> None:
+    path = write_report(tmp_path / "report.html", full_report())
+    measure = "<script>document.title = [...document.images].map(one => one.naturalWidth).join()</script>"
+    path.write_text(path.read_text(encoding="utf-8").replace("</body>", f"{measure}</body>"), encoding="utf-8")
+    document = shown(path.as_uri(), "--host-resolver-rules=MAP * ~NOTFOUND")
+    widths = re.search("<title>(.*?)</title>", document)
+    assert widths is not None
+    assert [int(width) > 340 for width in widths[1].split(",")] == [True, True]
 
 
 def test_it_tells_the_story_the_verdict_its_assumptions_and_how_to_make_it_again(tmp_path: Path) -> None:

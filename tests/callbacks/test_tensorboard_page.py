@@ -1,9 +1,7 @@
 """TensorBoard's page of a run: what its server sends, and what a browser shows."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ from urllib.request import urlopen
 import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from support.browser import shown
 from support.five_points import Five, fit, reference_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -121,13 +120,8 @@ def test_runs_are_compared_by_their_final_loss(page: Page) -> None:
 
 @pytest.mark.browser
 def test_chromium_shows_the_story_first(page: Page) -> None:
-    names = (os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
-    browser = next((found for name in names if name and (found := shutil.which(name))), None)
-    if browser is None:
-        pytest.skip("no Chromium here; name one in the environment variable CHROMIUM")
-    quiet = ["--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=15000", "--dump-dom"]
-    shown = subprocess.run([browser, *quiet, f"{page.url}#timeseries"], capture_output=True, text=True, check=True)
-    groups = [shown.stdout.find(f">{name}<") for name in ("0_plateau", "epoch", "landscape", "plateau")]
+    document = shown(f"{page.url}#timeseries")
+    groups = [document.find(f">{name}<") for name in ("0_plateau", "epoch", "landscape", "plateau")]
     assert groups == sorted(groups)
     assert groups[0] > 0
 
