@@ -15,7 +15,7 @@ from rich.console import Console
 from relu_diag import callbacks, experiments
 from relu_diag.functional import SquaredError
 from relu_diag.functional.block import Reduction
-from relu_diag.inspection import LossName, group_table, inspect_block, loss_named, neuron_table
+from relu_diag.inspection import LossName, group_table, inspect_block, is_near, loss_named, neuron_table
 from relu_diag.reading import load_problem, load_story
 from relu_diag.report import Report, write_report
 
@@ -150,7 +150,7 @@ def inspect(
     found = inspect_block(network, X, targets, reduction, kink_tol, tol, weight_decay)
     console.print(str(found.verdict), style=_COLORS.get(found.verdict.kind, ""), markup=False, highlight=False)
     if found.nearby is not None:
-        near = found.nearby.genuine
+        near = is_near(found.nearby)
         nearby = f"{'nearby stationary point' if near else 'nearest stationary point found'}: {found.nearby}"
         style = _COLORS.get(found.nearby.verdict.kind, "") if near else ""
         console.print(nearby, style=style, markup=False, highlight=False)

@@ -45,6 +45,7 @@ __all__ = [
     "group_table",
     "inspect_block",
     "inspection_figures",
+    "is_near",
     "load_block",
     "load_data",
     "load_problem",
@@ -211,7 +212,7 @@ class Inspection:
         Returns:
             The report. Its verdict is that on the stationary point nearby, if there is one.
         """
-        verdict = self.nearby.verdict if self.nearby and self.nearby.genuine else self.verdict
+        verdict = self.nearby.verdict if self.nearby and is_near(self.nearby) else self.verdict
         return Report(title, verdict, story, self.figures, (self.neurons,), command)
 
 
@@ -276,6 +277,23 @@ def _neurons(block: ShallowBlock, X: Tensor, loss: Loss, kink_tol: float | None)
     return neuron_geometry(block, BlockSignal(X, G), kink_tol), states_from_sums(block, sums, loss.output_scale)
 
 
+def is_near(nearby: NearbyStationaryPoint) -> bool:
+    """Whether a stationary point is near weights, so that its verdict is theirs.
+
+    Args:
+        nearby: The nearest one that was found.
+
+    Returns:
+        Whether it is.
+
+    Example:
+        >>> origin = ShallowBlock(torch.zeros(1, 2).double(), torch.zeros(1, 1).double())
+        >>> is_near(nearby_stationary_point(origin, torch.eye(2).double(), torch.ones(2, 1).double()))
+        True
+    """
+    return nearby.genuine and not nearby.reason
+
+
 def inspection_figures(
     block: ShallowBlock,
     X: Tensor,
@@ -319,7 +337,8 @@ def inspection_figures(
     nearby = nearby or nearby_stationary_point(block, X, Y, reduction)
     perturbed = nearby.block if nearby.genuine else block
     test = perturbation_test(perturbed, X, Y, reduction, generator=torch.Generator().manual_seed(0))
-    where = f"at the {nearby.verdict.kind} nearby" if nearby.genuine else "at these weights"
+    place = f"at the {nearby.verdict.kind} nearby" if is_near(nearby) else f"at the nearest {nearby.verdict.kind} found"
+    where = place if nearby.genuine else "at these weights"
     figures["perturbations"] = perturbation_figure(test, where)
     return figures
 

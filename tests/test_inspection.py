@@ -12,7 +12,15 @@ from torch.testing import assert_close
 from relu_diag import ShallowBlock
 from relu_diag import functional as F
 from relu_diag.cli import main
-from relu_diag.inspection import inspection_figures, load_block, load_data, load_problem, neuron_table
+from relu_diag.inspection import (
+    inspect_block,
+    inspection_figures,
+    is_near,
+    load_block,
+    load_data,
+    load_problem,
+    neuron_table,
+)
 from relu_diag.nn import ShallowNet
 
 
@@ -272,3 +280,16 @@ def test_a_certified_minimum_is_not_titled_with_perturbations_that_lower_the_los
     (panel,) = inspection_figures(block, X, Y, F.classify(block, X, Y))["perturbations"].axes
     title = " ".join(panel.get_title().split())
     assert title.startswith("at the local minimum nearby: 0 of 5000 perturbations")
+
+
+def test_where_no_stationary_point_is_near_the_verdict_is_that_on_the_weights() -> None:
+    """Half way down, the nearest point that was found is not what the weights are at."""
+    X = torch.eye(2, dtype=torch.float64)
+    Y = torch.ones(2, 1, dtype=torch.float64)
+    block = ShallowBlock(torch.tensor([[0.5, 0.4]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
+    found = inspect_block(block, X, Y)
+    assert found.nearby is not None
+    assert not is_near(found.nearby)
+    assert found.report("half way", None, "").verdict is found.verdict
+    title = found.figures["perturbations"].axes[0].get_title()
+    assert "nearby" not in title
