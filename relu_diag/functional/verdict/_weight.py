@@ -37,7 +37,7 @@ class Seen:
     """What neurons see, each of shape ``(n,)``.
 
     Attributes:
-        share: Square root of the share of the squared residuals that weights can change which they see.
+        share: Square root of the share of the squared residuals that is on the samples they see.
         pull: What rounding of the residuals adds to a derivative by the input weights, per unit of output weight.
         push: What it adds to the derivative by the output weights.
     """
@@ -113,8 +113,6 @@ def seen_by(
         push += chunk.G[:, 1] @ rho(chunk.Z, block.slopes).abs()
     if signal.C is not None:  # the residuals are not all there is
         return Seen(torch.ones_like(energy), pull, push)
-    if block.output_bias is None:  # nothing reaches a sample x_k = 0
-        size = size * signal.X.any(dim=1)
     share = (energy / (steep * positive(size.square().sum()))).sqrt()
     return Seen(share, pull, push)
 
