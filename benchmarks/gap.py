@@ -8,8 +8,8 @@ between 1e-3 and 1e-1 of all weights, the output bias of every other one free, o
 the objective of a wide random network over all its weights by L-BFGS, restarted where it stops. The bound is violated
 where a run ends below it.
 
-For the rounds, a network of one neuron is trained; then the neuron of the gap is added, with its own directions kept,
-amplitudes are fitted again, and so on until the gap, of the network's own gradient (``rounds=0``), is 1e-4.
+For the rounds, a network of one neuron is trained; then the neuron of the gap is added, directions are kept and all
+amplitudes fitted again, and so on until the gap, of the network's own gradient (``rounds=0``), is 1e-4.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from relu_diag import ShallowBlock
 from relu_diag import functional as F
 from relu_diag.functional import WeightDecay
+from relu_diag.functional.block import rho
+from relu_diag.functional.guarantee import Amplitudes, refit_amplitudes
 
 CLOSED, MOST_ROUNDS, RESTARTS = 1e-4, 60, 5
 
@@ -45,16 +46,15 @@ def problem(seed: int, logistic: bool) -> tuple[ShallowBlock, Tensor, F.SquaredE
     return block, X, loss, float(10 ** draw.uniform(-3, -1))
 
 
-def trained(block: ShallowBlock, X: Tensor, loss: F.SquaredError, mu: float, turning: bool = True) -> ShallowBlock:
-    """The block after a search over all weights, or over all but the directions of its neurons."""
+def trained(block: ShallowBlock, X: Tensor, loss: F.SquaredError, mu: float) -> ShallowBlock:
+    """The block after a search over all weights."""
     decay = WeightDecay(mu, mu)
-    own = block.W if turning else block.W.norm(dim=1, keepdim=True)
-    parts = [own, block.H] + ([] if block.output_bias is None else [block.output_bias])
+    parts = [block.W, block.H] + ([] if block.output_bias is None else [block.output_bias])
 
     def unpacked(x: Tensor) -> ShallowBlock:
         pieces = x.split([part.numel() for part in parts])
         W, H, *bias = (piece.reshape(part.shape) for piece, part in zip(pieces, parts, strict=True))
-        return ShallowBlock(W if turning else W * normalize(block.W), H, block.slopes, bias[0] if bias else None)
+        return ShallowBlock(W, H, block.slopes, bias[0] if bias else None)
 
     def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
         at = torch.tensor(x, requires_grad=True)
@@ -89,8 +89,21 @@ def rounds_to_close(block: ShallowBlock, X: Tensor, loss: F.SquaredError, mu: fl
             return done
         W = torch.cat([block.W, 0.1 * gap.neuron[None]])
         H = torch.cat([block.H, 0.1 * gap.output[:, None]], dim=1)
-        block = trained(ShallowBlock(W, H, block.slopes, block.output_bias), X, loss, mu, turning=False)
+        block = refitted(ShallowBlock(W, H, block.slopes, block.output_bias), X, loss, mu)
     return None
+
+
+def refitted(block: ShallowBlock, X: Tensor, loss: F.SquaredError, mu: float) -> ShallowBlock:
+    """The block with the best amplitudes of its neurons, those that are left out gone."""
+    length = block.W.norm(dim=1)
+    V = block.W / length[:, None]
+    bias = torch.zeros_like(block.H[:, 0]) if block.output_bias is None else block.output_bias
+    free = None if block.output_bias is None else 0.0
+    best = refit_amplitudes(loss, rho(X @ V.T, block.slopes), Amplitudes(block.H * length, bias), mu, free)
+    root = best.H.norm(dim=0).sqrt()
+    there = root > 0
+    W, H = root[there, None] * V[there], best.H[:, there] / root[there]
+    return ShallowBlock(W, H, block.slopes, None if free is None else best.bias)
 
 
 def main() -> None:

@@ -138,6 +138,7 @@ class Budgets:
         scales: Scales of the dual variables tried.
         refit_steps: Steps of a search for the best amplitudes of given neurons.
         refit_numbers: Activations in it.
+        polishings: Newton steps behind it, or neurons left out.
         neurons_a_round: Neurons added before amplitudes are fitted again.
         exact_kinks: Kinks within reach beyond which the steepest direction is looked for among the simple ones.
 
@@ -275,6 +276,7 @@ class Budgets:
     scales: int = 60
     refit_steps: int = 500
     refit_numbers: int = 2**22
+    polishings: int = 100
     neurons_a_round: int = 16
     exact_kinks: int = 12
 

@@ -3,6 +3,7 @@
 Where a bound is not proved the result says so: `holds`, `certified`.
 """
 
+from relu_diag.functional.guarantee.amplitudes import Amplitudes, refit_amplitudes
 from relu_diag.functional.guarantee.convergence import (
     ConvergenceCertificate,
     convergence_certificate,
@@ -13,11 +14,13 @@ from relu_diag.functional.guarantee.convergence import (
 from relu_diag.functional.guarantee.gap import Gap, optimality_gap
 
 __all__ = [
+    "Amplitudes",
     "ConvergenceCertificate",
     "Gap",
     "convergence_certificate",
     "lojasiewicz_ratio",
     "optimality_gap",
+    "refit_amplitudes",
     "smooth_convergence_certificate",
     "smooth_leaky_relu",
 ]

@@ -9,7 +9,7 @@ from relu_diag.functional.block import rho
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.guarantee._largest_pull import LargestPull
 from relu_diag.functional.guarantee._objective import Bound, DecayedObjective
-from relu_diag.functional.guarantee._refit import Amplitudes, refit
+from relu_diag.functional.guarantee.amplitudes import Amplitudes, refit_amplitudes
 from relu_diag.functional.tolerances import FLOAT64
 
 
@@ -35,7 +35,7 @@ def raised_bound(objective: DecayedObjective, bound: Bound, E: Tensor, largest: 
             break
         V, start = _widened(objective, V, start, E, largest)
         A = rho(objective.X @ V.T, objective.block.slopes)
-        start = refit(objective.loss, A, start, objective.mu, objective.decay_of_constants)
+        start = refit_amplitudes(objective.loss, A, start, objective.mu, objective.decay_of_constants)
         outputs = A @ start.H.T + start.bias
         lowest = min(lowest, objective.cost(outputs, start))
         E = objective.dual_variables(outputs)

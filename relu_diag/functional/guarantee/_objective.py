@@ -12,7 +12,7 @@ from relu_diag.functional._checks import check_matrix
 from relu_diag.functional.block import BlockSignal, ShallowBlock, chunked_outputs
 from relu_diag.functional.guarantee._duals import balanced_gradient, best_scale
 from relu_diag.functional.guarantee._largest_pull import LargestPull, largest_pull, largest_pull_with_free_bias
-from relu_diag.functional.guarantee._refit import Amplitudes
+from relu_diag.functional.guarantee.amplitudes import Amplitudes
 from relu_diag.functional.output_loss import Loss
 from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.weight_decay import WeightDecay
