@@ -140,7 +140,7 @@ class _Fit:
 
 
 def _polished(fit: _Fit, at: Amplitudes) -> Amplitudes:
-    """Newton steps on the neurons that are there: those that vanish leave, those pulled by more than their price join."""
+    """Newton steps on the neurons there are: those that vanish leave, those pulled by more than their price join."""
     value = fit.value(at)
     for _ in range(BUDGETS.polishings):
         kept = (at.H.norm(dim=0) > FLOAT64.settled * at.H.norm()).nonzero().squeeze(1)
