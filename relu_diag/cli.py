@@ -149,11 +149,10 @@ def inspect(
     targets = Y if isinstance(trained, SquaredError) else trained
     found = inspect_block(network, X, targets, reduction, kink_tol, tol, weight_decay)
     console.print(str(found.verdict), style=_COLORS.get(found.verdict.kind, ""), markup=False, highlight=False)
-    if found.nearby is not None:
-        near = is_near(found.nearby)
-        nearby = f"{'nearby stationary point' if near else 'nearest stationary point found'}: {found.nearby}"
-        style = _COLORS.get(found.nearby.verdict.kind, "") if near else ""
-        console.print(nearby, style=style, markup=False, highlight=False)
+    near = is_near(found.nearby)
+    nearby = f"{'nearby stationary point' if near else 'nearest stationary point found'}: {found.nearby}"
+    style = _COLORS.get(found.nearby.verdict.kind, "") if near else ""
+    console.print(nearby, style=style, markup=False, highlight=False)
     constant = " (the last one constant)" if bool((X[:, -1] == 1).all()) else ""
     console.print(f"{len(X)} samples, {X.shape[1]} inputs{constant}, {Y.shape[1]} targets", highlight=False)
     console.print(group_table(found.neurons.geometry, found.neurons.states))

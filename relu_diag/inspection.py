@@ -182,7 +182,7 @@ class Inspection:
 
     Attributes:
         verdict: Verdict on its weights.
-        nearby: The stationary point near them, with its own verdict; None with weight decay.
+        nearby: The stationary point near them, with its own verdict.
         neurons: Its neurons.
         figures: Figures by name.
 
@@ -197,7 +197,7 @@ class Inspection:
     """
 
     verdict: Verdict
-    nearby: NearbyStationaryPoint | None
+    nearby: NearbyStationaryPoint
     neurons: BlockNeurons
     figures: dict[str, Figure]
 
@@ -212,7 +212,7 @@ class Inspection:
         Returns:
             The report. Its verdict is that on the stationary point nearby, if there is one.
         """
-        verdict = self.nearby.verdict if self.nearby and is_near(self.nearby) else self.verdict
+        verdict = self.nearby.verdict if is_near(self.nearby) else self.verdict
         return Report(title, verdict, story, self.figures, (self.neurons,), command)
 
 
@@ -253,7 +253,7 @@ def inspect_block(
         raise ValueError(f"`weight_decay` must be a finite factor, 0 or more; got {weight_decay!r}.")
     decay = WeightDecay(weight_decay, weight_decay, output_bias=weight_decay)
     verdict = classify(block, X, Y, reduction, kink_tol, tol, decay)
-    nearby = None if weight_decay else nearby_stationary_point(block, X, Y, reduction)
+    nearby = nearby_stationary_point(block, X, Y, reduction, weight_decay=decay)
     neurons = BlockNeurons("the block", block, *_neurons(block, X, as_loss(Y, reduction), kink_tol))
     if isinstance(Y, Tensor) and not weight_decay:
         figures = inspection_figures(block, X, Y, verdict, reduction, nearby)

@@ -52,7 +52,7 @@ def test_a_network_is_judged_under_the_loss_that_is_named(
     expected = F.classify(block, inputs, kind(CLASSES if outputs == 3 else Y, **constants))
     assert said.startswith(f"{expected.kind}")
     assert f"loss                    {expected.loss:.6g}" in said
-    assert "nearby stationary point: " in said
+    assert "stationary point" in said
     assert f"--loss {name}" in (tmp_path / "report.html").read_text()
 
 
