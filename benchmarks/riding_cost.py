@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from relu_diag.callbacks import LandscapeMonitor, PlateauMonitor
-from relu_diag.capture import Ride
+from relu_diag.capture import Memory, Ride
 from relu_diag.training import Window
 
 
@@ -73,6 +73,11 @@ WATCHING: dict[str, Callable[[], list[Callback]]] = {
 }
 
 
+# Ridden steps for each repeat, and how many at the beginning are not counted.
+RIDDEN = 20
+WARM = 5
+
+
 def fit_seconds(net: nn.Module, data: DataLoader[tuple[Tensor, ...]], steps: int, callbacks: list[Callback]) -> float:
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     trainer = Trainer(max_steps=steps, callbacks=callbacks, enable_model_summary=False, **quiet)
@@ -81,27 +86,33 @@ def fit_seconds(net: nn.Module, data: DataLoader[tuple[Tensor, ...]], steps: int
     return time.process_time() - start
 
 
-def ridden_step(net: nn.Module, X: Tensor, y: Tensor) -> tuple[float, float]:
-    """Processor time of a step alone, and of one that is ridden, its sums included."""
-    module, times = Classifier(net), []
+def ridden_steps(net: nn.Module, X: Tensor, y: Tensor, count: int) -> tuple[list[float], list[float], float]:
+    """Processor time of steps alone and of steps ridden as a monitor does, in turn, and of a report over these."""
+    module = Classifier(net)
     optimizer = module.configure_optimizers()
+    memory = Memory()
     windows: dict[str, Window] = {}
-    for riding in (False, True):
-        ride = Ride(module)
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for number, riding in itertools.product(range(count), (False, True)):
+        inputs = X + number  # the same batch twice would be the whole data set
         start = time.process_time()
         optimizer.zero_grad()
+        ride = Ride(module, memory, lent=True)
         if riding:
             ride.begin()
-        loss = functional.cross_entropy(net(X), y)
+        loss = functional.cross_entropy(net(inputs), y)
         if riding:
             ride.board(loss)
         loss.backward()
         if riding:
             for seen in ride.end():
-                windows.setdefault(seen.hidden, Window(seen.hidden)).add(seen, 0, 1.0)
+                windows.setdefault(seen.hidden, Window(seen.hidden)).add(seen, number, 1.0)
         optimizer.step()
-        times.append(time.process_time() - start)
-    return times[0], times[1]
+        times[riding].append(time.process_time() - start)
+    start = time.process_time()
+    for window in windows.values():
+        window.report()
+    return times[False], times[True], time.process_time() - start
 
 
 def main() -> None:
@@ -124,18 +135,23 @@ def main() -> None:
         for _ in range(arguments.repeats):
             for watching, callbacks in WATCHING.items():
                 times[watching].append(fit_seconds(make(), data, count, callbacks()))
-        alone = times.pop("none")
-        print(f"{name}, {count} steps of {1e3 * min(alone) / count:.2f} ms", flush=True)
+        none = times.pop("none")
+        print(f"{name}, {count} steps of {1e3 * min(none) / count:.2f} ms", flush=True)
         for watching, taken in times.items():
-            ratios = [one / other for one, other in zip(taken, alone, strict=True)]
+            ratios = [one / other for one, other in zip(taken, none, strict=True)]
             print(
                 f"  fit with {watching}: minimum {min(ratios):.4f}, median {statistics.median(ratios):.4f} of "
-                f"{len(ratios)}; least over least {min(taken) / min(alone):.4f}",
+                f"{len(ratios)}; least over least {min(taken) / min(none):.4f}",
                 flush=True,
             )
-        pairs = [ridden_step(make(), X[:batch], y[:batch]) for _ in range(5 * arguments.repeats)][5:]
-        step = min(ridden for _, ridden in pairs) / min(alone for alone, _ in pairs)
-        print(f"  a ridden step / a step {step:.3f}", flush=True)
+        alone, ridden, report = ridden_steps(make(), X[:batch], y[:batch], RIDDEN * arguments.repeats)
+        alone, ridden = alone[WARM:], ridden[WARM:]
+        print(
+            f"  a ridden step / a step: least {min(ridden) / min(alone):.3f}, medians "
+            f"{statistics.median(ridden) / statistics.median(alone):.3f}, of {1e3 * statistics.median(alone):.2f} ms; "
+            f"adding up a report {1e3 * report:.2f} ms",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -430,6 +430,10 @@ class LandscapeMonitor(Rides):
         if not due:
             return
         names = agree(self._careful, {name: watch.shapes for name, watch in self.watched.items() if watch.sightings})
+        with self._careful:
+            for name in names:
+                self.watched[name].prepare()
+        names = agree(self._careful, dict.fromkeys(names))
         if names:
             with self._careful:
                 self._report_of(trainer, names)
@@ -437,6 +441,8 @@ class LandscapeMonitor(Rides):
     def _report_of(self, trainer: Trainer, names: list[str]) -> None:
         """Report blocks. What all ranks do together comes first: an error of one rank then leaves none waiting."""
         watches = [self.watched[name] for name in names]
+        for watch in watches:
+            watch.gather()
         reports = [watch.add_up() for watch in watches]
         rows = sum(count for _, count in self._losses)
         loss = sum(count * loss for loss, count in self._losses) / rows if rows else None

@@ -182,29 +182,35 @@ def examine_rows(
         >>> found.name, found.data.loss.name
         ('net.0', 'squared error')
     """
-    finite = True
+    error: Exception | None = None
     try:
-        blocks = {name: one.block if one.live is None else one.live() for name, one in seen.items()}
-    except NotFiniteError:
-        finite = False
-    if not trainer.strategy.reduce_boolean_decision(finite):
+        subjects = {name: _subject_of(module, name, one, kept[name]) for name, one in seen.items()}
+    except Exception as one:  # the other ranks wait to be told
+        error = one
+    together = trainer.strategy.reduce_boolean_decision(error is None)
+    if error is not None and not isinstance(error, NotFiniteError):
+        raise error
+    if not together:
         return None
     found = []
-    chains = data_of_chains(seen, blocks, kept)
-    for name, block in blocks.items():
-        one = seen[name]
-        rows = kept[name]
-        subject = _Subject(
-            name=name,
-            location=location_of(module, one),
-            block=block,
-            parameters=one.parameters,
-            alone=one.from_data,
-            dead=_all_dead(block, rows.inputs()),
-        )
-        examination = _judged(trainer, module, subject, rows, loss, drop)
+    chains = data_of_chains(seen, {name: subject.block for name, subject in subjects.items()}, kept)
+    for name, subject in subjects.items():
+        examination = _judged(trainer, module, subject, kept[name], loss, drop)
         found.append(replace(examination, deep_data=chains.get(name)))
     return sorted(found, key=lambda examination: _TELLING.index(examination.verdict.kind))
+
+
+def _subject_of(module: LightningModule, name: str, seen: Sighting, rows: KeptRows) -> _Subject:
+    """A block at the weights of now."""
+    block = seen.block if seen.live is None else seen.live()
+    return _Subject(
+        name=name,
+        location=location_of(module, seen),
+        block=block,
+        parameters=seen.parameters,
+        alone=seen.from_data,
+        dead=_all_dead(block, rows.inputs()),
+    )
 
 
 def examine_pass(trainer: Trainer, module: LightningModule, look: Look, drop: float) -> Examination | None:

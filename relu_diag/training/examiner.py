@@ -241,9 +241,11 @@ class Examiner:
         if self.careful.off:
             return []
         # Early stopping calls this during validation, in inference mode, in which nothing has a gradient.
+        found: list[Examination] | None = []
         with self.careful, torch.inference_mode(False):
-            return self._examined(trainer, module, drop)
-        return []
+            found = self._examined(trainer, module, drop)
+        self._agree()
+        return [] if self.careful.off else found
 
     def _examined(self, trainer: Trainer, module: LightningModule, drop: float) -> list[Examination] | None:
         """The examinations, by a pass or by rows."""

@@ -127,14 +127,22 @@ class BlockWatch:
         """Inputs, neurons and outputs of the block as they were last seen."""
         return () if self._seen is None else (self._seen.inputs, self._seen.neurons, self._seen.outputs)
 
+    def prepare(self) -> None:
+        """Add up what this rank has seen."""
+        self._window.prepare()
+
+    def gather(self) -> None:
+        """Add up the windows, and join the rows of a verdict, of all ranks. A collective: every rank must call it."""
+        self._window.gather()
+        self._data = self.rows.data() if self.judging else None
+
     def add_up(self) -> BlockReport:
-        """The window, and the rows of a verdict, of all ranks. A collective: every rank must call it.
+        """What the window holds.
 
         Returns:
             The report.
         """
         self.last = self._window.report()
-        self._data = self.rows.data() if self.judging else None
         self._remember_dead(self.last)
         return self.last
 

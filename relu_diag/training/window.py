@@ -97,6 +97,8 @@ class Window:
         self.sightings = 0
         self.whole = False
         self._sums = _Sums()
+        self._own: NeuronSums | None = None
+        self._gathered: NeuronSums | None = None
         self._last: Sighting | None = None
         self._inputs: list[Tensor] = []
         self._scale = (0.0, 0)
@@ -130,18 +132,36 @@ class Window:
         squares, rows = self._scale
         self._scale = squares + seen.count * scale**2, rows + seen.count
 
-    def report(self) -> BlockReport:
-        """What the window holds, of all ranks; the next sample begins another one. A collective.
-
-        Returns:
-            The report.
+    def prepare(self) -> None:
+        """Add up what this rank has seen, so that nothing can fail where ranks wait for each other.
 
         Raises:
-            ValueError: If nothing was seen since the last one.
+            ValueError: If nothing was seen since the last report.
         """
         if not self.sightings or self._last is None:
             raise ValueError("Nothing was seen since the last report: add a sighting first.")
-        sums = sums_of_all_ranks(self._sums.sums(self._last.block))
+        self._own = self._sums.sums(self._last.block)
+
+    def gather(self) -> None:
+        """Add up what all ranks have prepared. A collective: every rank must call it."""
+        if self._own is None:
+            self.prepare()
+        assert self._own is not None
+        self._gathered = sums_of_all_ranks(self._own)
+        self._own = None
+
+    def report(self) -> BlockReport:
+        """What the window holds, of all ranks; the next sample begins another one. A collective, unless gathered.
+
+        Returns:
+            The report.
+        """
+        if self._gathered is None:
+            self.gather()
+        assert self._gathered is not None
+        assert self._last is not None
+        sums = self._gathered
+        self._gathered = None
         sums = sums.scaled(1 / int(sums.samples))
         if not self.whole:
             sums = without_chance_kinks(sums)

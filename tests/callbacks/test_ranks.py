@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -76,12 +77,17 @@ def told_by_both(folder: Path, *before: Callback) -> list[dict[str, Any]]:
         PlateauMonitor(min_steps=10),
         SaddleAwareEarlyStopping("loss", patience=2, min_delta=1e9, check_on_train_epoch_end=True),
     ]
+    fit_both(25, *before, *monitors, Told(folder))
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def fit_both(epochs: int, *callbacks: Callback) -> None:
     trainer = Trainer(
-        callbacks=[*before, *monitors, Told(folder)],
+        callbacks=list(callbacks),
         strategy=DDPStrategy(start_method="fork", process_group_backend="gloo"),
         devices=2,
         accelerator="cpu",
-        max_epochs=25,
+        max_epochs=epochs,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -89,7 +95,6 @@ def told_by_both(folder: Path, *before: Callback) -> list[dict[str, Any]]:
         log_every_n_steps=1,
     )
     trainer.fit(Contrastive(), DataLoader(Drawn(9), batch_size=4))
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 def test_ranks_agree_on_what_they_see(tmp_path: Path) -> None:
@@ -105,3 +110,49 @@ def test_where_one_rank_is_off_all_are(tmp_path: Path) -> None:
     assert second["off"] == ["RuntimeError: on purpose"] * 3
     assert first["off"] == ["on another process, RuntimeError: on purpose"] * 3
     assert first["step"] == second["step"]
+
+
+class BreaksBeforeACollective(Callback):
+    """In one process our own code fails right before all processes are to add up what they have seen."""
+
+    def __init__(self, broken: str) -> None:
+        self.broken = broken
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_rank == 1:
+            room, _, name = self.broken.rpartition(".")
+            pytest.MonkeyPatch().setattr(importlib.import_module(room), name, self.fail)
+
+    def fail(self, *_: object, **__: object) -> None:
+        raise RuntimeError("on purpose")
+
+
+class TellsWhatIsOff(Callback):
+    """Writes down which monitors are off in this process, and how far it came."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        landscape, stopping = (
+            next(one for one in trainer.callbacks if isinstance(one, kind))  # type: ignore[attr-defined]
+            for kind in (LandscapeMonitor, SaddleAwareEarlyStopping)
+        )
+        told = [bool(landscape.off), bool(stopping.examiner.careful.off), trainer.global_step]
+        (self.folder / f"{trainer.global_rank}.json").write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize(
+    ("broken", "off"),
+    [
+        ("relu_diag.capture.sampled.RunningSums", [True, False]),
+        ("relu_diag.training.examination._all_dead", [False, True]),
+    ],
+)
+def test_an_error_between_collectives_leaves_no_process_waiting(broken: str, off: list[bool], tmp_path: Path) -> None:
+    stopping = SaddleAwareEarlyStopping("loss", patience=1, min_delta=1e9, check_on_train_epoch_end=True)
+    watching = [LandscapeMonitor(every_n_steps=2), stopping, TellsWhatIsOff(tmp_path)]
+    fit_both(4, BreaksBeforeACollective(broken), *watching)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert first[:2] == off
