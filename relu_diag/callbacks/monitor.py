@@ -140,11 +140,7 @@ class LandscapeMonitor(Rides):
 
     @property
     def off(self) -> str:
-        """Why the monitor has switched itself off.
-
-        Returns:
-            The error, or nothing.
-        """
+        """Why the monitor has switched itself off; empty while it is on."""
         return self._careful.off
 
     @property
@@ -196,11 +192,7 @@ class LandscapeMonitor(Rides):
 
     @property
     def judged_step(self) -> int | None:
-        """Step of the last verdict that was asked for.
-
-        Returns:
-            The step; None before the first.
-        """
+        """Step of the last verdict that was asked for; None before the first."""
         steps = [watch.judged_step for watch in self.watched.values() if watch.judged_step is not None]
         return max(steps, default=None)
 
