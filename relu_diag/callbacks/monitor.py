@@ -26,6 +26,7 @@ from relu_diag.training import (
     check_count,
     check_flag,
     check_iterable,
+    first_few,
     is_epoch_of_all,
     say,
     steps_logged,
@@ -363,7 +364,7 @@ class LandscapeMonitor(Rides):
             if found and self.loss_value is not None:
                 found[0].log_final_loss(trainer, step, self.loss_value)
             if found:
-                say(trainer, "landscape/found", "; ".join(watch.advice() for watch in found))
+                say(trainer, "landscape/found", first_few([watch.advice() for watch in found]))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the page, once every monitor has judged the end.

@@ -1,5 +1,6 @@
 """Read a block and its signal off any module. The only forward hooks of the package are here."""
 
+from relu_diag.capture._graph import NOTHING_BETWEEN
 from relu_diag.capture.find import choose_block, find_blocks, read_block, write_block
 from relu_diag.capture.live import LiveBlock, NeuronRows
 from relu_diag.capture.location import BlockLocation
@@ -14,6 +15,7 @@ from relu_diag.capture.sighting import Sighting, exactness
 from relu_diag.capture.signal import read_signal
 
 __all__ = [
+    "NOTHING_BETWEEN",
     "BlockLocation",
     "LiveBlock",
     "Memory",

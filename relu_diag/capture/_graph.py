@@ -6,7 +6,7 @@ weights, through which activation - however the module was written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from relu_diag.capture._nodes import (
+    BENDING,
     ELEMENTWISE,
     KINKED,
     OPAQUE,
@@ -22,7 +23,6 @@ from relu_diag.capture._nodes import (
     below_layout,
     is_layout,
     is_slope,
-    nodes_below,
     operation,
     saved_tensor,
 )
@@ -30,6 +30,7 @@ from relu_diag.capture._norm import NORMS, Fold, fold_of
 from relu_diag.capture._weights import Factors, Weight
 
 Edge = tuple[Node, int]
+NOTHING_BETWEEN = "nothing between"
 
 
 @dataclass(slots=True, eq=False)
@@ -173,10 +174,28 @@ class Graph:
             return ""
         top, dropout = below_dropout(reader.input[0])
         if top in products:
-            return "nothing between"
+            return NOTHING_BETWEEN
         found = self._passage(top, dropout, products)
-        reads_a_product = isinstance(found, Passage) or any(node in products for node in nodes_below(top))
-        return found if reads_a_product else ""
+        if isinstance(found, Passage):
+            return found
+        return found if self.sources(reader, products) and self._bends(top, products) else ""
+
+    def sources(self, reader: Product, products: Mapping[Node, Product]) -> list[Product]:
+        """The nearest products that a product reads.
+
+        Args:
+            reader: The later product.
+            products: All products, by node.
+
+        Returns:
+            Those products.
+        """
+        below = [] if reader.input is None else _nodes_down_to(reader.input[0], products)
+        return [products[node] for node in below if node in products]
+
+    def _bends(self, top: Node, products: Mapping[Node, Product]) -> bool:
+        """Whether an activation of any kind stands between a product and the nearest ones that it reads."""
+        return any(node.name() in BENDING for node in _nodes_down_to(top, products))
 
     def _passage(self, top: Node, dropout: bool, products: Mapping[Node, Product]) -> Passage | str:
         """What leads from a product to the last node of an activation; or what stands there instead."""
@@ -288,6 +307,18 @@ class Graph:
             if below is not None and below in products:
                 return below, bias
         return None
+
+
+def _nodes_down_to(top: Node, products: Mapping[Node, Product]) -> Iterator[Node]:
+    """A node and all below it, down to the nearest products and not past them."""
+    waiting = [top]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        below = [] if node in products else [one for one, _ in node.next_functions if one is not None]
+        waiting.extend(one for one in below if one not in seen)
+        seen.update(below)
 
 
 def product_of(Z: Tensor) -> Node | None:

@@ -82,6 +82,23 @@ BENT = {
     "MaximumBackward0",
     "MinimumBackward0",
 }
+# Activations of any kind: between two layers, each would make a block if it were ReLU-like.
+BENDING = BENT | {
+    "CeluBackward0",
+    "EluBackward0",
+    "GeluBackward0",
+    "GluBackward0",
+    "LogSigmoidBackward0",
+    "MishBackward0",
+    "SigmoidBackward0",
+    "SiluBackward0",
+    "SoftplusBackward0",
+    "SoftshrinkBackward0",
+    "HardshrinkBackward0",
+    "TanhBackward0",
+    "WhereBackward0",
+    "torch::autograd::CopySlices",
+}
 # Ties of these are not counted.
 CHOOSING = {
     "AdaptiveMaxPool2DBackward0",

@@ -71,7 +71,8 @@ class Reading:
 
     Attributes:
         candidates: What may be a block, in the order in which they ran.
-        reasons: For a layer that reads another one and makes no block with it, what stands between.
+        reasons: For ``one -> other``, an activation between two layers that is no block's, what stands between; for a
+            first layer, what is wrong with it.
     """
 
     candidates: tuple[Candidate, ...]
@@ -91,7 +92,8 @@ def read(nodes: Sequence[Node], module: nn.Module, layers: Mapping[Node, nn.Line
         if isinstance(passage, Passage):
             found.setdefault(passage.product.node, []).append((reader, passage))
         elif passage:
-            reasons[reader.layer] = passage
+            sources = sorted({source.layer for source in graph.sources(reader, products)})
+            reasons[f"{', '.join(sources)} -> {reader.layer}"] = passage
     candidates = [_candidate(graph, products[node], readers) for node, readers in found.items()]
     lasting = not any(product.weight.derived for product in products.values()) and all(map(_lasting, candidates))
     return Reading(tuple(candidates), reasons), lasting

@@ -59,7 +59,7 @@ from relu_diag.training.revival import BlockRevival, NewPlaces, Revival
 from relu_diag.training.rider import Rider
 from relu_diag.training.rows import KeptRows, TrainingData, reads_activations, tensors_of
 from relu_diag.training.stopping import Decision, stop_or_wait
-from relu_diag.training.story import STORY, event_line, story_rows, tell, text_table
+from relu_diag.training.story import STORY, event_line, first_few, story_rows, tell, text_table
 from relu_diag.training.stream import LossStream
 from relu_diag.training.watch import BlockWatch
 from relu_diag.training.widening import Growth, NoWidening, WideningChoice, choose_widening, drop_by_widening
@@ -132,6 +132,7 @@ __all__ = [
     "event_line",
     "examine_pass",
     "examine_rows",
+    "first_few",
     "gap_in_training",
     "gradient_share",
     "growth_gain",

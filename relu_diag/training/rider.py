@@ -9,10 +9,11 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from relu_diag.capture import Memory, Ride, Sighting
+from relu_diag.capture import NOTHING_BETWEEN, Memory, Ride, Sighting
 from relu_diag.functional import NotFiniteError
 from relu_diag.training.careful import Careful
 from relu_diag.training.lightning_internals import loss_scale
+from relu_diag.training.story import first_few
 
 
 class Rider:
@@ -68,14 +69,14 @@ class Rider:
         """
         if not seen:
             return self.nothing
-        reasons = "; ".join(f"{layer}: {reason}" for layer, reason in self.reasons.items())
-        watched = ", ".join(f"{one.name}, {one.neurons} neurons" for one in seen)
-        return f"watching {watched}" + (f"; not {reasons}" if reasons else "")
+        watched = first_few([f"{one.name}, {one.neurons} neurons" for one in seen])
+        refused = [f"{layers}: {reason}" for layers, reason in self.reasons.items() if reason != NOTHING_BETWEEN]
+        return f"watching {watched}" + (f"; not {first_few(refused)}" if refused else "")
 
     @property
     def nothing(self) -> str:
         """That no block was found, and what stands between the layers that make none."""
-        reasons = "; ".join(f"{layer or 'module'}: {reason}" for layer, reason in self.reasons.items())
+        reasons = first_few([f"{layer or 'module'}: {reason}" for layer, reason in self.reasons.items()])
         return f"found no Linear -> ReLU-like -> Linear block to watch{': ' if reasons else ''}{reasons}"
 
     def begin(self, module: LightningModule) -> None:

@@ -16,6 +16,8 @@ from relu_diag.training.plateaus import Plateau
 
 STORY = ("from step", "to step", "plateau", "loss", "forecast", "ended by")
 _COLUMNS = 80
+# Items that a line names.
+_FEW = 4
 # Columns of a line: "step", the number of the step, the verdict.
 _STEP = 15
 _VERDICT = 17
@@ -46,6 +48,23 @@ def tell(trainer: Trainer, line: str) -> None:
         write_past_bar(text)
     else:
         bar.print(text)
+
+
+def first_few(items: Sequence[str]) -> str:
+    """Items in a line; of many, the first ones and how many more there are.
+
+    Args:
+        items: The items.
+
+    Returns:
+        The line.
+
+    Example:
+        >>> first_few(["one", "two", "three", "four", "five", "six"])
+        'one; two; three; four; and 2 more'
+    """
+    more = len(items) - _FEW
+    return "; ".join([*items[:_FEW], *([f"and {more} more"] if more > 0 else [])])
 
 
 def event_line(step: int, verdict: str, words: str) -> str:

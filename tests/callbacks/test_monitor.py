@@ -305,7 +305,7 @@ def test_a_run_goes_on_whatever_it_does(module: type[LightningModule]) -> None:
 def test_what_is_not_watched_is_named(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
         fit(Smooth(), LandscapeMonitor())
-    assert "found no Linear -> ReLU-like -> Linear block to watch: net.2: Gelu between" in caplog.text
+    assert "found no Linear -> ReLU-like -> Linear block to watch: net.0 -> net.2: Gelu between" in caplog.text
 
 
 def test_an_error_of_ours_switches_the_monitor_off_and_not_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

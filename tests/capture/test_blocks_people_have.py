@@ -355,19 +355,19 @@ def pruned_bias(inputs: int, outputs: int) -> nn.Linear:
 REFUSED: dict[str, tuple[Callable[[], Chain], dict[str, str]]] = {
     "batch norm in training mode": (
         lambda: Chain(nn.Linear(3, 6), nn.Sequential(nn.BatchNorm1d(6), nn.ReLU()), nn.Linear(6, 2)),
-        {"output": "BatchNorm between, in training mode"},
+        {"hidden -> output": "BatchNorm between, in training mode"},
     ),
     "batch norm behind the activation": (
         lambda: Chain(nn.Linear(3, 6), nn.Sequential(nn.ReLU(), used_norm()), nn.Linear(6, 2)),
-        {"output": "BatchNorm between"},
+        {"hidden -> output": "BatchNorm between"},
     ),
     "batch norm that is no module": (
         lambda: Chain(nn.Linear(3, 6), Squeezed(), nn.Linear(6, 2)),
-        {"output": "BatchNorm between, which is no module"},
+        {"hidden -> output": "BatchNorm between, which is no module"},
     ),
     "batch norm over rows": (
         lambda: Chain(nn.Linear(3, 6), Tokens(), nn.Linear(6, 2)),
-        {"output": "BatchNorm between, over other axes than the last"},
+        {"hidden -> output": "BatchNorm between, over other axes than the last"},
     ),
     "a slope for each neuron": (
         lambda: Chain(nn.Linear(3, 6), nn.PReLU(6), nn.Linear(6, 2)),
@@ -378,7 +378,7 @@ REFUSED: dict[str, tuple[Callable[[], Chain], dict[str, str]]] = {
     ),
     "a scale that is trained": (
         lambda: Chain(nn.Linear(3, 6), Scaled(), nn.Linear(6, 2)),
-        {"output": "the parameter 'between.scale' between"},
+        {"hidden -> output": "the parameter 'between.scale' between"},
     ),
     "a bias that is pruned": (
         lambda: Chain(pruned_bias(3, 6), nn.ReLU(), nn.Linear(6, 2)),
@@ -390,7 +390,7 @@ REFUSED: dict[str, tuple[Callable[[], Chain], dict[str, str]]] = {
     ),
     "a path beside the first layer": (
         lambda: Chain(Beside(3, 6), nn.ReLU(), nn.Linear(6, 2)),
-        {"output": "Addmm between", "hidden.down": "what stands behind it is not ReLU-like"},
+        {"hidden.up -> output": "Addmm between", "hidden.down": "what stands behind it is not ReLU-like"},
     ),
     "a weight for each head": (
         lambda: Chain(Heads(3, 6), nn.ReLU(), Heads(6, 2)),

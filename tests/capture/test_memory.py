@@ -119,7 +119,7 @@ def test_a_norm_that_turns_to_its_fixed_statistics_becomes_part_of_the_block() -
     for _ in range(2):
         found, reasons = ride_on(net, x, memory)
         assert [one.name for one in found] == ["b -> c"]
-        assert "BatchNorm" in reasons["b"]
+        assert "BatchNorm" in reasons["a -> b"]
     net.norm.eval()
     found, _ = ride_on(net, x, memory)
     assert [one.name for one in found] == ["a -> b", "b -> c"]
