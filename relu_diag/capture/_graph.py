@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from relu_diag.capture._nodes import (
-    BENDING,
     ELEMENTWISE,
     KINKED,
     OPAQUE,
     PRODUCTS,
     below_dropout,
     below_layout,
+    bends,
     is_layout,
     is_slope,
     operation,
@@ -195,7 +195,7 @@ class Graph:
 
     def _bends(self, top: Node, products: Mapping[Node, Product]) -> bool:
         """Whether an activation of any kind stands between a product and the nearest ones that it reads."""
-        return any(node.name() in BENDING for node in _nodes_down_to(top, products))
+        return any(bends(node) for node in _nodes_down_to(top, products))
 
     def _passage(self, top: Node, dropout: bool, products: Mapping[Node, Product]) -> Passage | str:
         """What leads from a product to the last node of an activation; or what stands there instead."""

@@ -190,6 +190,11 @@ def saved_tensor(node: Node, name: str) -> Tensor | None:
     return None if saved is None else saved.detach()
 
 
+def bends(node: Node) -> bool:
+    """Whether a node may be an activation: one of torch's, or a function of the user's own."""
+    return node.name() in BENDING or hasattr(node, "_forward_cls")
+
+
 def operation(node: Node) -> str:
     """What a node is the derivative of: ``NativeLayerNormBackward0`` is a LayerNorm."""
     return node.name().rstrip("0123456789").removesuffix("Backward").removeprefix("Native")

@@ -240,7 +240,9 @@ class BlockWatch:
             return f"{seen}: {'start again at a lower rate' if dead == count else 'lower the rate or revive them'}"
         if small >= _MANY * count:
             return f"{where}{small} of {count} neurons have not grown yet: what they will add is still to come"
-        return f"{where}{count - dead} of {count} neurons living, {len(states.group_amplitude)} of them distinct"
+        living = f"{where}{count - dead} of {count} neurons living"
+        # Groups are those of the last report.
+        return living if dead != int(states.dead.sum()) else f"{living}, {len(states.group_amplitude)} of them distinct"
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint.
