@@ -14,7 +14,7 @@ from relu_diag.training.detector import PlateauChange, PlateauDetector
 from relu_diag.training.evidence import Evidence
 from relu_diag.training.examination import MINIMA, Examination, examine_pass, examine_rows, location_of
 from relu_diag.training.examiner import Examiner
-from relu_diag.training.felt import data_of, growth_gain, signal_of, some_rows
+from relu_diag.training.felt import data_of, drop_by_widening, growth_gain, signal_of, some_rows
 from relu_diag.training.gap import against_growing, coupled_decay, gap_in_training
 from relu_diag.training.history import HistoryRecorder, LossCurve, Moment
 from relu_diag.training.judge import VERDICT_CODES, Training, escape_count, judge, verdict_in_training, why_unsettled
@@ -62,7 +62,7 @@ from relu_diag.training.stopping import Decision, stop_or_wait
 from relu_diag.training.story import STORY, event_line, first_few, story_rows, tell, text_table
 from relu_diag.training.stream import LossStream
 from relu_diag.training.watch import BlockWatch
-from relu_diag.training.widening import Growth, NoWidening, WideningChoice, choose_widening, drop_by_widening
+from relu_diag.training.widening import Growth, NoWidening, WideningChoice, choose_widening
 from relu_diag.training.window import BlockReport, Window
 
 __all__ = [

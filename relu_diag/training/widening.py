@@ -43,8 +43,6 @@ _CANDIDATES = 4
 # Rows by which neurons are chosen, and the share that judges where these are not all.
 _ROWS = 4096
 _JUDGING = 0.25
-# Rows by which blocks are compared.
-_ROWS_OF_EACH = 1024
 # Numbers of the inputs, and new neurons, up to which neurons are proposed one by one besides.
 _FEW_NUMBERS = 4096
 _FEW_NEURONS = 4
@@ -217,38 +215,6 @@ def choose_widening(
         parts = _by_signals(plan, examination)
     parts = trainer.strategy.broadcast(parts)
     return _choice(examination, parts)
-
-
-def drop_by_widening(examination: Examination, units: int) -> float:
-    """How much a block lowers the loss by some new neurons, after a short fit: by which blocks are compared.
-
-    Args:
-        examination: The block, examined.
-        units: Number of neurons.
-
-    Returns:
-        Drop of the loss; NaN where it is not known as one of the block's outputs.
-
-    Example:
-        >>> import torch
-        >>> from relu_diag.functional import SquaredError
-        >>> from relu_diag.training import TrainingData, verdict_in_training
-        >>> data = TrainingData(torch.eye(2), SquaredError(torch.tensor([[1.0], [0.0]])), complete=True)
-        >>> block = ShallowBlock(torch.tensor([[0.0, 1.0]]), torch.zeros(1, 1))
-        >>> unknown = verdict_in_training(None, "")
-        >>> found = Examination(0, "net.0", None, block, 0.5, unknown, None, data, None, "", dead=False)
-        >>> drop_by_widening(found, 1) > 0.4  # a neuron for the first sample
-        True
-    """
-    data = data_of(examination)
-    if data is None:
-        return math.nan
-    some = sampled(in_order(data), _ROWS_OF_EACH)
-    held_out = 0.0 if some.complete else _JUDGING
-    found = best_widening(
-        steady(examination.block), some.X, some.loss, units=units, held_out=held_out, steps=BUDGETS.trial_steps
-    )
-    return found.before - found.after
 
 
 @dataclass(frozen=True, slots=True, eq=False)

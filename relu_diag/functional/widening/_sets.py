@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -76,15 +77,15 @@ def split_rows(block: ShallowBlock, X: Tensor, loss: Loss, held_out: float, seed
     everything = Part(X, chunked_outputs(own, X), loss)
     draw = torch.Generator().manual_seed(seed)
     count = min(round(held_out * len(X)), len(X) - 1)
-    fit = judge = few = everything
+    fit = judge = everything
     order = torch.randperm(len(X), generator=draw).to(X.device)
     if count:
         judge = everything.chosen(order[:count])
         fit = everything.chosen(order[count:])
+    few = fit
     if len(fit.X) > BUDGETS.rows_to_propose:
-        few = everything.chosen(order[count:][: BUDGETS.rows_to_propose])
-    elif count:
-        few = fit
+        with suppress(NotImplementedError):  # a loss without rows of its own
+            few = everything.chosen(order[count:][: BUDGETS.rows_to_propose])
     return Rows(block, own, everything, fit, few, judge, judge.before(), draw)
 
 
@@ -115,7 +116,7 @@ def proposed_set(rows: Rows, kind: str, most: int, worthwhile: bool) -> UnitSet:
     size = torch.where(size > 0, size, 1.0)
     V = V[index] / size[:, None]
     A = A[:, index] / size
-    H = refitted_outputs(rows.few.loss, at, A, A.new_zeros(at.shape[1], count), BUDGETS.usual_ridge)
+    H = refitted_outputs(rows.few.loss, at, A, A.new_zeros(at.shape[1], len(V)), BUDGETS.usual_ridge)
     return UnitSet(kind, V, H, rows.judged(V, H))
 
 

@@ -203,3 +203,12 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(TypeError, match="OutputLoss"):
         F.best_widening(block, X, torch.nn.MSELoss())
     assert widening.WideningCandidate("random", 2, 1.0, 0.5).best == 0.5
+
+
+def test_a_loss_without_rows_of_its_own_proposes_on_all_of_them() -> None:
+    X = torch.randn(1500, 3, generator=torch.Generator().manual_seed(0)).double()
+    Y = X[:, :1].abs()
+    loss = F.OutputLoss(lambda outputs: (outputs - Y).square().mean(), convex=True)
+    block = ShallowBlock(X[:2], torch.zeros(1, 2).double())
+    found = F.best_widening(block, X, loss, units=4, held_out=0.0)
+    assert found.after < 0.5 * found.before
