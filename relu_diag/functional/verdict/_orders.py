@@ -15,6 +15,7 @@ from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.verdict._orthant import orthant_fall
 from relu_diag.functional.verdict._reach import nothing_reachable
 from relu_diag.functional.verdict._rounding import ResidualRounding
+from relu_diag.functional.verdict._weight import left_open_by_kinks
 from relu_diag.functional.verdict._witness import first_order_fall, silent_escape_fall, whitened_fall
 from relu_diag.functional.verdict.escape import escapes_at, silent_escapes
 from relu_diag.functional.verdict.stationarity import Stationarity
@@ -52,7 +53,7 @@ def first_order(problem: Problem, found: Stationarity, rounding: ResidualRoundin
         direction = silent_escape_fall(problem, escape)
     if direction is None:
         worst = max(float(found.violation.max()), found.bias_violation)
-        if worst <= FLOAT64.unseen * found.tol:
+        if worst <= FLOAT64.unseen * found.tol or _left_open_by_kinks(problem, found):
             # Slopes whose fall nobody can see are none: all neurons are asked for an escape.
             return second_order(problem, replace(found, stationary=torch.ones_like(found.stationary)), rounding)
         direction = first_order_fall(problem, found, rounding.exact)
@@ -60,6 +61,16 @@ def first_order(problem: Problem, found: Stationarity, rounding: ResidualRoundin
         reason = f"slopes above tol={found.tol:.3g}, but no fall above the rounding of the loss: raise tol"
         return verdict("undecided", named(broken), None, reason=reason)
     return verdict("not stationary", named(broken), direction, reason=DESCENT)
+
+
+def _left_open_by_kinks(problem: Problem, found: Stationarity) -> bool:
+    """Whether output weights alone are violated, by no more than their kinks' tolerance leaves open."""
+    geometry = found.geometry
+    slope = torch.maximum(geometry.radial.abs(), -geometry.steepest)
+    push = geometry.output_gradient.norm(dim=0)
+    hidden = left_open_by_kinks(problem.block, problem.loss_signal, problem.kink_tol)
+    explained = (slope <= found.tol * found.scale) & (push <= hidden)
+    return found.bias_violation <= found.tol and bool(explained[found.violation > found.tol].all())
 
 
 def second_order(problem: Problem, found: Stationarity, rounding: ResidualRounding) -> Verdict:

@@ -117,6 +117,17 @@ def seen_by(
     return Seen(share, pull, push)
 
 
+def left_open_by_kinks(block: ShallowBlock, signal: BlockSignal, kink_tol: float) -> Tensor:
+    """What the derivatives by output weights may hide of samples as far from a kink as counts as on it, ``(I,)``."""
+    steep = max(map(abs, block.slopes))
+    push = torch.zeros_like(block.W[:, 0])
+    for chunk in chunks(block, signal, kink_tol):
+        row, neuron = chunk.kinks.unbind(1)
+        activation = steep * kink_tol * chunk.w_length[neuron] * chunk.length[row]
+        push.index_add_(0, neuron, activation * chunk.G.norm(dim=1)[row])
+    return push
+
+
 def met_within(tol: float) -> float:
     """How many roundings a residual may be for its sample to count as met: a tolerance of its own terms."""
     return max(tol / (FLOAT64.roundings * FLOAT64.eps), 1.0)

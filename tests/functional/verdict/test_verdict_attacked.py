@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import attack as attacked
+from support import attack as folder
 from support.attack.changes import permuted, rotated, with_dead_neuron, with_zero_sample
-from support.attack.checks import Record, check_witness, truth_of
+from support.attack.checks import Record, attack, check_witness, truth_of
 from support.attack.families import problem_of
 from support.attack.problem import Problem
 
@@ -25,7 +25,7 @@ def verdict_of(problem: Problem) -> F.Verdict:
 
 def found_before(name: str) -> Problem:
     """A problem of a run, as it was: linear programs may end elsewhere on another machine."""
-    return Problem.load(Path(attacked.__file__).parent / "found" / f"{name}.npz")
+    return Problem.load(Path(folder.__file__).parent / "found" / f"{name}.npz")
 
 
 @pytest.mark.parametrize("name", ["rounding_residuals_40605_0", "rounding_residuals_41105_14", "mixed_40701_10"])
@@ -98,6 +98,14 @@ def test_saddles_in_float32_fall_behind_the_slopes_that_rounding_left(name: str)
     found = verdict_of(problem)
     assert found.kind == "saddle"
     assert not complaints_about_witness(problem, found)
+
+
+@pytest.mark.parametrize("name", ["float32_50201_4", "float32_50201_54"])
+def test_output_weights_that_feel_samples_beside_their_kinks_alone_leave_nothing_undecided(name: str) -> None:
+    problem = found_before(name)
+    record = attack(problem, np.random.default_rng(0))
+    assert record.kind not in {"undecided", "not stationary"}
+    assert not record.complaints
 
 
 HIDDEN = ["long_samples_40102_26", "long_samples_40703_1", "coincident_kinks_50010_27"]
