@@ -156,14 +156,7 @@ def nearby_stationary_point(
     nearest = next((point for point in points if point.verdict.kind in _STATIONARY), None)
     if nearest is not None:
         return start.on_held_kinks(nearest, near, reach)
-    usual = start.search.solve(reach.usual, effort)
-    if landscape.decay.any:  # a descent to the other end of its way is a point, and not near
-        usual = min((f for f in found if not f.reason), key=lambda f: f.rank, default=usual)
-    point = start.point(usual, tol)
-    if usual.reason == NO_MINIMUM and here.kind == "not stationary":
-        return replace(point, verdict=replace(here, reason=NO_MINIMUM))
-    far = point.verdict.kind in _STATIONARY and usual.score > FLOAT64.near
-    return replace(point, reason=_FAR) if far else point
+    return start.nothing_near(found, start.search.solve(reach.usual, effort), here, tol)
 
 
 def _looked_at(states: NeuronStates, samples: int) -> Index:
@@ -274,6 +267,16 @@ class _Start:
             kink_count=int(found.on_kink.sum()),
             kink_tol=tol,
         )
+
+    def nothing_near(self, found: list[Found], usual: Found, here: Verdict, tol: float) -> NearbyStationaryPoint:
+        """What is said where no stationary point is near: why the usual stratum has none, or that one is far."""
+        if self.landscape.decay.any:  # a descent to the other end of its way is a point, and not near
+            usual = min((f for f in found if not f.reason), key=lambda f: f.rank, default=usual)
+        point = self.point(usual, tol)
+        if usual.reason == NO_MINIMUM and here.kind == "not stationary":
+            return replace(point, verdict=replace(here, reason=NO_MINIMUM))
+        far = point.verdict.kind in _STATIONARY and usual.score > FLOAT64.near
+        return replace(point, reason=_FAR) if far else point
 
     def on_held_kinks(self, nearest: NearbyStationaryPoint, found: list[Found], reach: Reach) -> NearbyStationaryPoint:
         """The point of the same kind on the kinks that several neurons are beside, if its loss is no higher."""

@@ -191,14 +191,12 @@ def _second_order(problem: LossProblem, first: _FirstOrder, tol: float, verdict:
     if bend is not None and held and bend.least > FLOAT64.unseen * tol:
         return verdict("local minimum", nobody(block), None, theorem=_STRICT, reason=_BENT_UP)
     bent_down = () if bend is None or bend.least > -FLOAT64.unseen * tol else bend.both_ways()
-    falls = (see_fall(problem, move) for move in bent_down)
-    direction = next((fall for fall in falls if fall is not None), None)
+    direction = next((fall for move in bent_down if (fall := see_fall(problem, move))), None)
     if direction is not None:
         return verdict("saddle", named(direction.dW.any(dim=1)), direction, theorem=_SECOND, reason=_BENT_DOWN)
-    for i, v in loud.items():
-        direction = None if v is None else _seen(problem, i, v)
-        if direction is not None:
-            return verdict("saddle", escaping, direction, theorem=_THEOREM, reason=_GROWS)
+    direction = next((fall for i, v in loud.items() if v is not None and (fall := _seen(problem, i, v))), None)
+    if direction is not None:
+        return verdict("saddle", escaping, direction, theorem=_THEOREM, reason=_GROWS)
     if len(escaping):
         return verdict("type-2 candidate", escaping, None, theorem=_THEOREM, reason=f"{_GROWS}; no fall was found")
     index = torch.tensor(list(loud), dtype=torch.long, device=block.W.device)
