@@ -87,6 +87,7 @@ class Budgets:
         bracketings: Looks at a kink, each closer.
         leap_halvings: Halvings of a leap to the time at which the drop is met.
         calm_steps: Steps of descent in which it is seen whether it only leaps to and fro.
+        settle_steps: Steps of descent within which a neuron that is held by a kink leaps across it.
         derivatives: Derivatives beyond the second that the motion of small neurons is made of.
         settlings: Parts of the time until growth is noticed after which residuals are looked at again.
         rounds_of_growth: Neurons that may grow one after the other until the loss has dropped.
@@ -225,6 +226,7 @@ class Budgets:
     bracketings: int = 4
     leap_halvings: int = 25
     calm_steps: int = 20
+    settle_steps: int = 2
     derivatives: int = 10
     settlings: int = 10
     rounds_of_growth: int = 6

@@ -107,6 +107,8 @@ class Tolerances:
         lets_go: Force off a kink beyond what the kink holds, over that, at which it lets a neuron go: so much that of
             the neurons on it that share a residual one goes and the others stay.
         rough: Loss above that of the flow, over the drop asked for, at which descent is followed longer.
+        unsteady: Time between the first and the last meeting of a loss with a level, over it, at which it leaps too far
+            to and fro to say when it is there.
         shrunk: Length of a neuron over the one it had that counts as zero.
         forever: Time beyond which nothing comes, over the shortest in which anything changes.
         beforehand: Growth times before the end of a plateau at which it is seen who ends it.
@@ -220,6 +222,7 @@ class Tolerances:
     collapsed: float = 1e-9
     lets_go: float = 1e-3
     rough: float = 0.05
+    unsteady: float = 0.1
     shrunk: float = 1e-6
     forever: float = 1e9
     beforehand: float = 3.0

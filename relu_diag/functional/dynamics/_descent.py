@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.dynamics._system import Moment, System
+from relu_diag.functional.tolerances import FLOAT64
 
 
 def descended(system: System, at: Moment, target: float, lr: float, most: int) -> list[Moment]:
@@ -23,23 +26,29 @@ def descended(system: System, at: Moment, target: float, lr: float, most: int) -
     Returns:
         Moments on the way, the last one after the steps.
     """
-    below, above = system.slopes
+    slope_below, slope_above = system.slopes
     X = system.X
     W, H, bias = at.W, at.H, at.bias
     keep_W, keep_H = 1 - lr * system.input_decay, 1 - lr * system.decay.H
     loss = system.loss(W, H, bias)
     height = loss + at.drop
     history: list[Moment] = []
+    first: Moment | None = None
+    above = 0
     for step in range(most + 1):
         Z = X @ W.T
-        S = np.where(Z > 0, above, below)
+        S = np.where(Z > 0, slope_above, slope_below)
         A = S * Z
         outputs = A @ H.T + bias
         if step % 2 == 0:
             before, loss = loss, system.objective.value(outputs)
-            if height - loss >= target and step:
+            if height - loss < target:
+                above = step
+            elif first is None and step:
                 share = (height - target - loss) / (before - loss)
-                return [*history, Moment(W, H, bias, at.time + lr * (step - 2 * share), target, True, at.budget)]
+                first = Moment(W, H, bias, at.time + lr * (step - 2 * share), target, True, at.budget)
+            if first is not None and (step - above >= 20 or step == most):
+                return [*history, _met(first, at.time + lr * above)]
         if step % BUDGETS.seen == 0 or step == most:
             history.append(Moment(W, H, bias, at.time + lr * step, height - loss, False, at.budget))
         G = lr * system.objective.gradient(outputs)
@@ -47,3 +56,12 @@ def descended(system: System, at: Moment, target: float, lr: float, most: int) -
             bias = (1 - lr * system.decay.output_bias) * bias - G.sum(0)
         W, H = keep_W * W - (S * (G @ H)).T @ X, keep_H * H - G.T @ A
     return history
+
+
+def _met(first: Moment, last: float) -> Moment:
+    """Where a loss that may leap to and fro meets a level: half way from the first time to the last, if both agree."""
+    if last <= first.time:
+        return first
+    if last - first.time > FLOAT64.unsteady * last:
+        return replace(first, ended=False, budget=0)
+    return replace(first, time=(first.time + last) / 2)

@@ -125,7 +125,7 @@ def escape(plateau: Plateau) -> Escape | None:
     if growth is None:
         return None
     # What grows has lowered the loss a little already: the plateau is as high as without that.
-    dropped = (growth.dropped if few else growth.gain * growth.amplitude) if growth.time > 0 else 0.0
+    dropped = 0.0 if few else (growth.gain * growth.amplitude) if growth.time > 0 else 0.0
     now = replace(now, drop=dropped)
     course = Course(plateau.system, plateau.system.loss(now.W, now.H, now.bias) + dropped)
     if growth.time > 0 and not plateau.system.slowing and (growth.arrived or not few):
@@ -163,27 +163,31 @@ def _followed_closely(plateau: Plateau, now: Moment, first: Growth, soon: bool) 
     """The descent of a small network, by steps where the end may be soon, then in leaps; None where nothing grows."""
     history = [now]
     if soon:
-        history += descended(plateau.system, history[-1], plateau.drop, plateau.lr, BUDGETS.descent)
-    if not _is_finite(history[-1]):
-        return Escape(math.inf, now.drop, first, decided=False)
-    if not history[-1].ended:
+        history += descended(plateau.system, now, plateau.drop, plateau.lr, BUDGETS.descent)
+    if _goes_on(history[-1]):
         leaps, rough = _calmed(plateau, history[-1], first)
-        if plateau.lr > 0 and rough:
+        if rough and plateau.lr > 0:
             history += descended(plateau.system, history[-1], plateau.drop, plateau.lr, BUDGETS.long_descent)
-            if not _is_finite(history[-1]):
-                return Escape(math.inf, now.drop, first, decided=False)
-            leaps, rough = _calmed(plateau, history[-1], first)
-            if rough and not history[-1].ended:
-                return Escape(math.inf, history[-1].drop, first, decided=False)
-        if not history[-1].ended:
-            leaps.follow(plateau.drop, FLOAT64.forever / max(leaps.stiffness(), _TINY))
-            history += leaps.history
+            if _goes_on(history[-1]):
+                leaps, rough = _calmed(plateau, history[-1], first)
+                if rough:
+                    history.append(replace(history[-1], budget=0))
+    if _goes_on(history[-1]):
+        leaps.follow(plateau.drop, FLOAT64.forever / max(leaps.stiffness(), _TINY))
+        history += leaps.history
     end = history[-1]
+    if not _is_finite(end):
+        return Escape(math.inf, now.drop, first, decided=False)
     if end.ended:
         return Escape(end.time, end.drop, _ending(plateau, history, first))
-    grown = _amplitudes(end) > FLOAT64.grown * _amplitudes(history[0])
+    grown = _amplitudes(end) > FLOAT64.grown * _amplitudes(now)
     decided = end.budget > 0
     return Escape(math.inf, end.drop, first, decided) if grown[first.moved.cpu().numpy()].any() or not decided else None
+
+
+def _goes_on(at: Moment) -> bool:
+    """Whether a forecast is to be followed beyond a moment."""
+    return not at.ended and at.budget > 0 and _is_finite(at)
 
 
 def _is_finite(moment: Moment) -> bool:
@@ -192,14 +196,14 @@ def _is_finite(moment: Moment) -> bool:
 
 
 def _calmed(plateau: Plateau, at: Moment, first: Growth) -> tuple[Leaps, bool]:
-    """Leaps from where the fastest motion has died out, and whether descent leaps to and fro instead."""
+    """Leaps from where neurons leap across kinks no more, and whether descent does so too far for that."""
     leaps = Leaps(plateau.system, at, plateau.lr)
-    stiffness = leaps.stiffness()
-    settles = BUDGETS.calm_steps * plateau.lr or min(FLOAT64.calm / max(stiffness, _TINY), FLOAT64.stride / first.gain)
-    excess = leaps.calm(settles)
-    rough = plateau.lr * stiffness > FLOAT64.edge or excess > FLOAT64.rough * plateau.drop
+    if plateau.lr > 0:
+        excess = leaps.settle(BUDGETS.settle_steps * plateau.lr)
+        return leaps, plateau.lr * leaps.stiffness() > FLOAT64.edge or excess > FLOAT64.rough * plateau.drop
+    leaps.calm(min(FLOAT64.calm / max(leaps.stiffness(), _TINY), FLOAT64.stride / first.gain))
     # An escape that is under way is not rough.
-    return (leaps if leaps.history[-1].drop < plateau.drop else Leaps(plateau.system, at, plateau.lr)), rough
+    return (leaps if leaps.history[-1].drop < plateau.drop else Leaps(plateau.system, at, plateau.lr)), False
 
 
 def _amplitudes(at: Moment) -> Array:

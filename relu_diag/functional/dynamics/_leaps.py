@@ -113,6 +113,30 @@ class Leaps:
             return math.inf
         return -float(torch.linalg.eigvalsh(torch.from_numpy(matrix))[0])
 
+    def settle(self, reach: float) -> float:
+        """Put neurons on the kinks across which they leap to and fro; what the loss was higher for it.
+
+        These are the kinks that a neuron meets within a time and whose other side pushes it back.
+        """
+        before = self._loss(self._vector())
+        motion = self.kinks.motion(self._gradient())
+        looked_at = np.zeros(self.movers.sides.shape, dtype=bool)
+        for _ in range(len(self.kinks.normals)):
+            speed = -self.movers.sides * (motion.velocity(self.movers, self.movers.W, self.movers.H)[0] @ self.kinks.normals.T)
+            ahead = self.movers.sides * (self.movers.W @ self.kinks.normals.T)
+            meets = ~looked_at & (speed > 0) & (ahead <= reach * speed)
+            which = np.flatnonzero(meets.any(axis=1))
+            if not len(which):
+                break
+            kink = np.where(meets, ahead, np.inf)[which].argmin(axis=1)
+            looked_at[which, kink] = True
+            there = self.movers.some(which)
+            motion.cross_or_slide(there, np.arange(len(which)), kink)
+            held = there.sides[np.arange(len(which)), kink] == 0
+            self.movers.sides[which[held], kink[held]] = 0.0
+        self._look()
+        return max(0.0, before - self._loss(self._vector()))
+
     def calm(self, longest: float) -> float:
         """Let the fastest motion die out; what the loss was higher for it, which is no drop to come."""
         begin = self.history[-1]
@@ -275,8 +299,10 @@ class Leaps:
         vanished = (inputs < before) & (inputs <= FLOAT64.collapsed * outputs)
         vanished |= np.hypot(inputs, outputs) <= FLOAT64.shrunk * self.sizes
         self.movers.W, self.movers.H = W.copy(), H.copy()
-        self.collapsed |= vanished
-        self.movers.sides[self.collapsed] = 0.0
+        if (vanished & ~self.collapsed).any():
+            self.collapsed |= vanished
+            self.movers.sides[self.collapsed] = 0.0
+            self._look()
 
     def _gradient(self) -> Array:
         """The loss gradient at the outputs, shape ``(N, J)``."""
@@ -285,6 +311,8 @@ class Leaps:
 
     def _meet(self, hits: Index) -> None:
         """Across kinks that neurons have met, or along them."""
+        if not len(hits):
+            return
         motion = self.kinks.motion(self._gradient())
         for neuron, kink in hits:
             if not self.collapsed[neuron]:
