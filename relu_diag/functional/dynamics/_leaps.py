@@ -55,6 +55,13 @@ class _Leap:
         """The points after some times, shape ``(k, n)``."""
         return self.start + self.linear(times) + (times[:, None] / self.length) ** 3 * self.correction
 
+    def rests(self) -> bool:
+        """Whether nothing grows before the time beyond which nothing comes, and what moves is rounding."""
+        stiffest = np.abs(self.value).max(initial=0.0)
+        speed, size = np.linalg.norm(self.velocity), np.linalg.norm(self.start)
+        grows = self.rate.max(initial=0.0) * FLOAT64.forever > stiffest
+        return bool(not grows and speed <= 4 * FLOAT64.eps * stiffest * size)
+
     def weights(self) -> Array:
         """What a change of velocity, in the basis, adds to the motion over the length."""
         z = self.rate * self.length
@@ -92,6 +99,8 @@ class Leaps:
         while at.budget > 0 and at.drop < target and at.time < end * (1 - FLOAT64.eps):
             self._leave()
             leap, error = self._leap(length, end - at.time)
+            if leap.rests():
+                break
             hits, spent = self._first_kinks(leap)
             there = leap.at(np.array([spent]))[0]
             drop = height - self._loss(there)
