@@ -164,17 +164,11 @@ def _followed_closely(plateau: Plateau, now: Moment, first: Growth, soon: bool) 
     history = [now]
     if soon:
         history += descended(plateau.system, now, plateau.drop, plateau.lr, BUDGETS.descent)
-    if _goes_on(history[-1]):
-        leaps, rough = _calmed(plateau, history[-1], first)
-        if rough and plateau.lr > 0:
+    if _goes_on(history[-1]) and not _leapt_to_the_end(plateau, history, first):
+        if plateau.lr > 0:
             history += descended(plateau.system, history[-1], plateau.drop, plateau.lr, BUDGETS.long_descent)
-            if _goes_on(history[-1]):
-                leaps, rough = _calmed(plateau, history[-1], first)
-                if rough:
-                    history.append(replace(history[-1], budget=0))
-    if _goes_on(history[-1]):
-        leaps.follow(plateau.drop, FLOAT64.forever / max(leaps.stiffness(), _TINY))
-        history += leaps.history
+        if _goes_on(history[-1]) and not _leapt_to_the_end(plateau, history, first):
+            history.append(replace(history[-1], budget=0))
     end = history[-1]
     if not _is_finite(end):
         return Escape(math.inf, now.drop, first, decided=False)
@@ -183,6 +177,16 @@ def _followed_closely(plateau: Plateau, now: Moment, first: Growth, soon: bool) 
     grown = _amplitudes(end) > FLOAT64.grown * _amplitudes(now)
     decided = end.budget > 0
     return Escape(math.inf, end.drop, first, decided) if grown[first.moved.cpu().numpy()].any() or not decided else None
+
+
+def _leapt_to_the_end(plateau: Plateau, history: list[Moment], first: Growth) -> bool:
+    """Go on in leaps; False from where descent leaps to and fro too far for that."""
+    leaps, rough = _calmed(plateau, history[-1], first)
+    if rough:
+        return False
+    leaps.follow(plateau.drop, FLOAT64.forever / max(leaps.stiffness(), _TINY))
+    history += leaps.history
+    return leaps.history[-1].ended or not leaps.is_rough(plateau.drop)
 
 
 def _goes_on(at: Moment) -> bool:
@@ -200,7 +204,7 @@ def _calmed(plateau: Plateau, at: Moment, first: Growth) -> tuple[Leaps, bool]:
     leaps = Leaps(plateau.system, at, plateau.lr)
     if plateau.lr > 0:
         excess = leaps.settle(BUDGETS.settle_steps * plateau.lr)
-        return leaps, plateau.lr * leaps.stiffness() > FLOAT64.edge or excess > FLOAT64.rough * plateau.drop
+        return leaps, excess > FLOAT64.rough * plateau.drop or leaps.is_rough(plateau.drop)
     leaps.calm(min(FLOAT64.calm / max(leaps.stiffness(), _TINY), FLOAT64.stride / first.gain))
     # An escape that is under way is not rough.
     return (leaps if leaps.history[-1].drop < plateau.drop else Leaps(plateau.system, at, plateau.lr)), False
@@ -271,7 +275,9 @@ def _settled(plateau: Plateau, course: Course, at: Moment) -> tuple[Moment, Grow
 def _moves(course: Course, at: Moment, growth: Growth) -> float:
     """How far the loss gradients move until a growth ends, but for what grows, over their length."""
     others = np.ones(len(at.W))
-    others[growth.moved.cpu().numpy()] = 0.0
+    # A group that comes apart grows by its differences; as one it moves like all others.
+    if growth.extremal is not None:
+        others[growth.moved.cpu().numpy()] = 0.0
     return course.signal_speed(at, others) * growth.time
 
 

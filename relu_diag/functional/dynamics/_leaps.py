@@ -99,7 +99,7 @@ class Leaps:
         while at.budget > 0 and at.drop < target and at.time < end * (1 - FLOAT64.eps):
             self._leave()
             leap, error = self._leap(length, end - at.time)
-            if leap.rests():
+            if leap.rests() or -self.lr * leap.value.min(initial=0.0) > FLOAT64.edge:
                 break
             hits, spent = self._first_kinks(leap)
             there = leap.at(np.array([spent]))[0]
@@ -108,9 +108,12 @@ class Leaps:
                 spent, there = self._met(leap, spent, height - target)
             self._move(there)
             self._meet(hits)
+            shaken = len(hits) > 0 and self._unrest() > target
             length = max(leap.length - spent, spent) if len(hits) else leap.length * min(4.0, _change(error))
             at = self._moment(at, spent, min(drop, target), drop >= target)
             self.history.append(at)
+            if shaken:
+                break
         return at
 
     def stiffness(self) -> float:
@@ -121,6 +124,10 @@ class Leaps:
         if not np.isfinite(matrix).all():
             return math.inf
         return -float(torch.linalg.eigvalsh(torch.from_numpy(matrix))[0])
+
+    def is_rough(self, target: float) -> bool:
+        """Whether descent leaps to and fro ever further across a valley, or across kinks by a drop of the loss."""
+        return self.lr * self.stiffness() > FLOAT64.edge or self._unrest() > target
 
     def settle(self, reach: float) -> float:
         """Put neurons on the kinks across which they leap to and fro; what the loss was higher for it.
@@ -157,6 +164,19 @@ class Leaps:
         excess = max(0.0, calm.drop - begin.drop - slide * (calm.time - begin.time))
         self.history[-1] = replace(calm, drop=calm.drop - excess)
         return excess
+
+    def _unrest(self) -> float:
+        """How much higher the loss is where neurons are as far off the kinks that hold them as a step of descent takes.
+
+        Descent leaps across such a kink to and fro for as long as it holds the neuron.
+        """
+        held = (self.movers.sides == 0) & ~self.collapsed[:, None]
+        if not held.any():
+            return 0.0
+        steps = self.lr * np.abs(self.movers.H @ self.kinks.motion(self._gradient()).q.T) * held
+        W = self.movers.W + steps @ self.kinks.normals
+        A = self.kinks.slopes(np.where(held, 1.0, self.movers.sides)) * (self.system.X @ W.T)
+        return self.system.objective.value(A @ self.movers.H + self.bias) - self._loss(self._vector())
 
     def _look(self) -> None:
         """Take up the slopes ``(N, n)`` of the present sides, and the projections along kinks ``(n, d, d)``."""
