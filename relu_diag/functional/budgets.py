@@ -68,6 +68,7 @@ class Budgets:
         faces: Faces of the arrangement of kinks, some of them listed twice, among which all maxima are looked for.
         few_samples: Samples beyond which kinks are dense: maxima are approached only.
         climbs: Climbs of an exact ascent from kink to kink.
+        listed_climbs: The same from where all maxima are listed to rounding.
         bisections: Halvings of an arc in search of its highest point.
         damped_steps: Damped steps of an ascent among dense kinks.
         program_samples: Samples a linear program starts with, and samples added where its answer fails.
@@ -80,6 +81,7 @@ class Budgets:
         stages: Stages of one step of gradient flow.
         descent: Steps of descent that a forecast for a small network begins with.
         long_descent: The same where descent leaps to and fro, and is not what flow is.
+        below: Steps for which a loss must stay below a level that it has met.
         seen: Steps of descent from one that is remembered to the next.
         leap_numbers: Weights of a network whose flow is followed in leaps.
         leaps: Such leaps.
@@ -207,6 +209,7 @@ class Budgets:
     faces: int = 100_000
     few_samples: int = 32
     climbs: int = 300
+    listed_climbs: int = 3
     bisections: int = 50
     damped_steps: int = 60
     program_samples: int = 1000
@@ -217,8 +220,9 @@ class Budgets:
     newton: int = 20
     course: int = 1500
     stages: int = 60
-    descent: int = 600
+    descent: int = 100
     long_descent: int = 10_000
+    below: int = 20
     seen: int = 50
     leap_numbers: int = 300
     leaps: int = 200

@@ -102,6 +102,7 @@ class Tolerances:
         frozen: The same, where a network is so small that it is followed instead.
         series: Exponent below which a function of it is a short series, to half the digits and more.
         leap: Correction of a leap of the flow over the size of a neuron that is allowed.
+        first_leap: Length of the first leap that is tried, over the shortest time in which anything changes.
         leap_growth: Logarithm of the growth within one leap that is allowed.
         collapsed: Length of shrinking input weights over the output weights that counts as zero.
         lets_go: Force off a kink beyond what the kink holds, over that, at which it lets a neuron go: so much that of
@@ -218,6 +219,7 @@ class Tolerances:
     frozen: float = 1e-4
     series: float = 0.1
     leap: float = 1e-2
+    first_leap: float = 50.0
     leap_growth: float = 30.0
     collapsed: float = 1e-9
     lets_go: float = 1e-3

@@ -1,5 +1,8 @@
 """Small neurons whose escape is forecast, and the definition of the forecast, step by step."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import numpy as np
 import torch
 from support.tensors import normal
@@ -33,3 +36,22 @@ def descend_frozen(block: ShallowBlock, X: Tensor, Y: Tensor, lr: float) -> int:
             return steps
         W, H = W - lr * (S * (E @ H)).T @ x, H - lr * E.T @ (S * Z)
         steps += 1
+
+
+def losses_of_descent(block: ShallowBlock, X: Tensor, Y: Tensor, lr: float, steps: int) -> list[float]:
+    """The mean squared error before each step of gradient descent, and after the last."""
+    return [float(F.squared_loss(at, X, Y)) for at in descent(block, X, Y, lr, steps)]
+
+
+def descent(block: ShallowBlock, X: Tensor, Y: Tensor, lr: float, steps: int) -> Iterator[ShallowBlock]:
+    """The network before each step of gradient descent on the mean squared error, and after the last."""
+    W, H = block.W.clone(), block.H.clone()
+    below, above = block.slopes
+    yield block
+    for _ in range(steps):
+        Z = X @ W.T
+        S = torch.where(Z > 0, above, below)
+        A = S * Z
+        G = 2 * lr / Y.numel() * (A @ H.T - Y)
+        W, H = W - (S * (G @ H)).T @ X, H - G.T @ A
+        yield replace(block, W=W, H=H)

@@ -85,18 +85,19 @@ def _uphill(V: Tensor, height: Height) -> tuple[Tensor, Tensor]:
     return height.of(D), radial_directions(ahead)
 
 
-def climb_to_maxima(V: Tensor, height: Height) -> Tensor:
+def climb_to_maxima(V: Tensor, height: Height, climbs: int = BUDGETS.climbs) -> Tensor:
     """The maxima that steepest ascent reaches, each climb to the highest point of its arc or to the first kink before.
 
     Args:
         V: Unit vectors with ``D != 0``, shape ``(n, d)``.
         height: What to climb.
+        climbs: How often each may climb.
 
     Returns:
         Distinct maxima, unit vectors, shape ``(M, d)``.
     """
     found = [V[:0]]
-    for _ in range(BUDGETS.climbs):
+    for _ in range(climbs):
         if not len(V):
             break
         D = height.pull(V)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from relu_diag.functional.tolerances import FLOAT64
 
 
 def descended(system: System, at: Moment, target: float, lr: float, most: int) -> list[Moment]:
-    """Descent until the loss has dropped by a target, or for a number of steps.
+    """Descent until the loss has dropped by a target, or for a number of steps, for many where the loss leaps.
 
     Where it leaps to and fro across a kink or a valley, the loss is compared on the same side: every second step.
 
@@ -21,10 +22,10 @@ def descended(system: System, at: Moment, target: float, lr: float, most: int) -
         at: Where it starts.
         target: The drop of the loss.
         lr: Learning rate.
-        most: Largest number of steps, even.
+        most: Number of steps if the loss falls all the way, even.
 
     Returns:
-        Moments on the way, the last one after the steps.
+        Moments on the way, the last one after the steps; without a budget where no moment is that of the drop.
     """
     slope_below, slope_above = system.slopes
     X = system.X
@@ -32,25 +33,36 @@ def descended(system: System, at: Moment, target: float, lr: float, most: int) -
     keep_W, keep_H = 1 - lr * system.input_decay, 1 - lr * system.decay.H
     loss = system.loss(W, H, bias)
     height = loss + at.drop
+    level = height - target
     history: list[Moment] = []
     first: Moment | None = None
     above = 0
-    for step in range(most + 1):
+    leaps = False
+    lowest = math.inf
+    for step in range(BUDGETS.long_descent + 1):
         Z = X @ W.T
         S = np.where(Z > 0, slope_above, slope_below)
         A = S * Z
         outputs = A @ H.T + bias
         if step % 2 == 0:
             before, loss = loss, system.objective.value(outputs)
-            if height - loss < target:
+            lowest = min(lowest, loss)
+            if loss - lowest > FLOAT64.rough * target:
+                leaps = True
+                most = BUDGETS.long_descent
+            if loss > level:
                 above = step
             elif first is None and step:
-                share = (height - target - loss) / (before - loss)
+                share = (level - loss) / (before - loss)
                 first = Moment(W, H, bias, at.time + lr * (step - 2 * share), target, True, at.budget)
-            if first is not None and (step - above >= 20 or step == most):
+            # The longer a loss leaps the longer it takes to see that it stays below.
+            watched = max(BUDGETS.below, FLOAT64.unsteady * step if leaps else 0)
+            if first is not None and (step - above >= watched or step >= most):
                 return [*history, _met(first, at.time + lr * above)]
         if step % BUDGETS.seen == 0 or step == most:
             history.append(Moment(W, H, bias, at.time + lr * step, height - loss, False, at.budget))
+        if step >= most:
+            break
         G = lr * system.objective.gradient(outputs)
         if system.bias_moves:
             bias = (1 - lr * system.decay.output_bias) * bias - G.sum(0)

@@ -124,11 +124,8 @@ def escape(plateau: Plateau) -> Escape | None:
     growth = plateau.first_growth(plateau.block, plateau.drop, 0 if few else BUDGETS.strides)
     if growth is None:
         return None
-    # What grows has lowered the loss a little already: the plateau is as high as without that.
-    dropped = 0.0 if few else (growth.gain * growth.amplitude) if growth.time > 0 else 0.0
-    now = replace(now, drop=dropped)
-    course = Course(plateau.system, plateau.system.loss(now.W, now.H, now.bias) + dropped)
-    if growth.time > 0 and not plateau.system.slowing and (growth.arrived or not few):
+    course = Course(plateau.system, plateau.system.loss(now.W, now.H, now.bias))
+    if not plateau.system.slowing and (growth.arrived or not few):
         still = _moves(course, now, growth) <= (FLOAT64.frozen if few else FLOAT64.still)
         if still and _leapt(course, now, growth).drop >= FLOAT64.first_order * plateau.drop:
             return _exponential(plateau, growth)
@@ -141,9 +138,9 @@ def escape(plateau: Plateau) -> Escape | None:
     longest = max(FLOAT64.calm / stiffness, BUDGETS.calm_steps * plateau.lr)
     calm = course.calmed(now, min(longest, FLOAT64.stride / growth.gain))
     found = _followed(plateau, course, calm, growth)
-    # No sooner than what is not looked at, a growth that to first order is there has ended.
-    if growth.time == 0 and found.time <= 2 * calm.time:
-        return replace(found, time=0.0)
+    # What ends before the fastest motion has died out is not looked at, and grows to first order.
+    if growth.time <= calm.time and found.time <= 2 * calm.time:
+        return replace(found, time=growth.time)
     return replace(found, time=plateau.descent_time(found.time, found.growth.gain))
 
 
@@ -202,12 +199,17 @@ def _is_finite(moment: Moment) -> bool:
 def _calmed(plateau: Plateau, at: Moment, first: Growth) -> tuple[Leaps, bool]:
     """Leaps from where neurons leap across kinks no more, and whether descent does so too far for that."""
     leaps = Leaps(plateau.system, at, plateau.lr)
+    rough = False
     if plateau.lr > 0:
         excess = leaps.settle(BUDGETS.settle_steps * plateau.lr)
-        return leaps, excess > FLOAT64.rough * plateau.drop or leaps.is_rough(plateau.drop)
-    leaps.calm(min(FLOAT64.calm / max(leaps.stiffness(), _TINY), FLOAT64.stride / first.gain))
+        steps = descended(plateau.system, at, math.inf, plateau.lr, BUDGETS.settle_steps)
+        flow = leaps.follow(math.inf, at.time + BUDGETS.settle_steps * plateau.lr)
+        missed = abs(flow.drop - steps[-1].drop)
+        rough = max(excess, missed) > FLOAT64.rough * plateau.drop or leaps.is_rough(plateau.drop)
+    else:
+        leaps.calm(min(FLOAT64.calm / max(leaps.stiffness(), _TINY), FLOAT64.stride / first.gain))
     # An escape that is under way is not rough.
-    return (leaps if leaps.history[-1].drop < plateau.drop else Leaps(plateau.system, at, plateau.lr)), False
+    return (leaps if leaps.history[-1].drop < plateau.drop else Leaps(plateau.system, at, plateau.lr)), rough
 
 
 def _amplitudes(at: Moment) -> Array:
@@ -220,8 +222,18 @@ def _ending(plateau: Plateau, history: list[Moment], first: Growth) -> Growth:
     end = history[-1]
     # Residuals that it has moved itself are no longer those of the plateau.
     before = [moment for moment in history if moment.time <= end.time - FLOAT64.beforehand / first.gain] or history[:1]
+    if first.arrived and _is_under_way(history[0], before[-1], first):
+        return first
     growth = plateau.first_growth(plateau.network(before[-1]), plateau.drop - before[-1].drop, strides=0, known=first)
     return first if growth is None else _as_now(growth, before[-1].time)
+
+
+def _is_under_way(now: Moment, at: Moment, growth: Growth) -> bool:
+    """Whether by some moment the neurons of a growth have grown, and by more than all others that were looked at."""
+    gained = _amplitudes(at) - _amplitudes(now)
+    its = growth.neurons.cpu().numpy()
+    others = np.setdiff1d(growth.moved.cpu().numpy(), its)
+    return bool(gained[its].sum() > np.abs(gained[others]).sum())
 
 
 def _as_now(growth: Growth, time: float) -> Growth:

@@ -151,7 +151,11 @@ class Leaps:
             held = there.sides[np.arange(len(which)), kink] == 0
             self.movers.sides[which[held], kink[held]] = 0.0
         self._look()
-        return max(0.0, before - self._loss(self._vector()))
+        excess = before - self._loss(self._vector())
+        # What the loss is higher for it comes back, and is no drop to come either.
+        at = self.history[-1]
+        self.history[-1] = replace(at, drop=at.drop + min(0.0, excess))
+        return max(0.0, excess)
 
     def calm(self, longest: float) -> float:
         """Let the fastest motion die out; what the loss was higher for it, which is no drop to come."""
@@ -261,7 +265,7 @@ class Leaps:
         # Small problems are slower on many threads: torch's solver leaves the number to the user.
         value, vectors = (part.numpy() for part in torch.linalg.eigh(torch.from_numpy(linearisation)))
         rate = self._rates(value)
-        length = length or 1 / (2 * np.abs(value).max(initial=_TINY))
+        length = length or FLOAT64.first_leap / np.abs(value).max(initial=_TINY)
         length = min(length, longest, FLOAT64.leap_growth / max(rate.max(initial=0.0), _TINY))
         while True:
             leap = _Leap(y, value, rate, vectors, vectors.T @ velocity, length, np.zeros_like(y))

@@ -179,7 +179,8 @@ def _spanned_maxima(height: Height, starts: Tensor, loud: float) -> _Maxima:
         return _Maxima(ascend(main, other_starts(height.signal), height, loud), exhaustive=False)
     V = torch.as_tensor(listed).to(X)
     V = V[height.pull(V).norm(dim=1) > loud]
-    return _Maxima(climb_to_maxima(V, height), exhaustive=True)
+    # They are maxima to rounding, or none: who has far to climb ends where another one is.
+    return _Maxima(climb_to_maxima(V, height, BUDGETS.listed_climbs), exhaustive=True)
 
 
 def _span(X: Tensor) -> Tensor:
