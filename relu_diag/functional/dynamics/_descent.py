@@ -27,42 +27,29 @@ def descended(system: System, at: Moment, target: float, lr: float, most: int) -
     Returns:
         Moments on the way, the last one after the steps; without a budget where no moment is that of the drop.
     """
-    slope_below, slope_above = system.slopes
+    below, above = system.slopes
     X = system.X
     W, H, bias = at.W, at.H, at.bias
     keep_W, keep_H = 1 - lr * system.input_decay, 1 - lr * system.decay.H
-    loss = system.loss(W, H, bias)
-    height = loss + at.drop
-    level = height - target
+    height = system.loss(W, H, bias) + at.drop
+    watch = _Watch(height - target, FLOAT64.rough * target)
     history: list[Moment] = []
-    first: Moment | None = None
-    above = 0
-    leaps = False
-    lowest = math.inf
     for step in range(BUDGETS.long_descent + 1):
         Z = X @ W.T
-        S = np.where(Z > 0, slope_above, slope_below)
+        S = np.where(Z > 0, above, below)
         A = S * Z
         outputs = A @ H.T + bias
         if step % 2 == 0:
-            before, loss = loss, system.objective.value(outputs)
-            lowest = min(lowest, loss)
-            if loss - lowest > FLOAT64.rough * target:
-                leaps = True
-                most = BUDGETS.long_descent
-            if loss > level:
-                above = step
-            elif first is None and step:
-                share = (level - loss) / (before - loss)
-                first = Moment(W, H, bias, at.time + lr * (step - 2 * share), target, True, at.budget)
-            # The longer a loss leaps the longer it takes to see that it stays below.
-            watched = max(BUDGETS.below, FLOAT64.unsteady * step if leaps else 0)
-            if first is not None and (step - above >= watched or step >= most):
-                return [*history, _met(first, at.time + lr * above)]
-        if step % BUDGETS.seen == 0 or step == most:
-            history.append(Moment(W, H, bias, at.time + lr * step, height - loss, False, at.budget))
-        if step >= most:
-            break
+            watch.see(step, system.objective.value(outputs))
+        last = BUDGETS.long_descent if watch.leaps else most
+        moment = Moment(W, H, bias, at.time + lr * step, height - watch.loss, False, at.budget)
+        if watch.met is not None and (watch.is_below(step) or step >= last):
+            end = replace(moment, drop=target)
+            return [*history, _met(end, at.time + lr * watch.met, at.time + lr * watch.above)]
+        if step >= last:
+            return [*history, replace(moment, budget=0) if watch.leaps_still(step) else moment]
+        if step % BUDGETS.seen == 0:
+            history.append(moment)
         G = lr * system.objective.gradient(outputs)
         if system.bias_moves:
             bias = (1 - lr * system.decay.output_bias) * bias - G.sum(0)
@@ -70,10 +57,48 @@ def descended(system: System, at: Moment, target: float, lr: float, most: int) -
     return history
 
 
-def _met(first: Moment, last: float) -> Moment:
-    """Where a loss that may leap to and fro meets a level: half way from the first time to the last, if both agree."""
-    if last <= first.time:
-        return first
-    if last - first.time > FLOAT64.unsteady * last:
-        return replace(first, ended=False, budget=0)
-    return replace(first, time=(first.time + last) / 2)
+class _Watch:
+    """The loss of every second step on its way to a level, and how it leaps on the way."""
+
+    def __init__(self, level: float, leap: float) -> None:
+        """Whoever rises above the lowest loss so far by more than ``leap`` leaps."""
+        self.level, self.leap = level, leap
+        self.loss, self.lowest = math.inf, math.inf
+        self.met: float | None = None
+        self.above = 0
+        self.leapt = 0
+
+    def see(self, step: int, loss: float) -> None:
+        """The loss after some steps."""
+        before, self.loss = self.loss, loss
+        self.lowest = min(self.lowest, loss)
+        if loss - self.lowest > self.leap:
+            self.leapt = step
+        if loss > self.level:
+            self.above = step
+        elif self.met is None and step:
+            self.met = step - 2 * (self.level - loss) / (before - loss)
+
+    @property
+    def leaps(self) -> bool:
+        """Whether the loss has leapt."""
+        return self.leapt > 0
+
+    def _long(self, step: int) -> float:
+        """For how long the loss has to do one thing: the longer it leaps, the longer."""
+        return max(BUDGETS.below, FLOAT64.unsteady * step if self.leaps else 0)
+
+    def leaps_still(self, step: int) -> bool:
+        """Whether the loss has leapt not long ago."""
+        return self.leaps and step - self.leapt < self._long(step)
+
+    def is_below(self, step: int) -> bool:
+        """Whether the loss has stayed below the level."""
+        return step - self.above >= self._long(step)
+
+
+def _met(end: Moment, first: float, last: float) -> Moment:
+    """Half way from the first time a level is met to the last one above it, if both agree; else without a budget."""
+    if last - first > FLOAT64.unsteady * last:
+        return replace(end, budget=0)
+    return replace(end, time=(first + max(first, last)) / 2, ended=True)

@@ -138,7 +138,9 @@ class Leaps:
         motion = self.kinks.motion(self._gradient())
         looked_at = np.zeros(self.movers.sides.shape, dtype=bool)
         for _ in range(len(self.kinks.normals)):
-            speed = -self.movers.sides * (motion.velocity(self.movers, self.movers.W, self.movers.H)[0] @ self.kinks.normals.T)
+            speed = -self.movers.sides * (
+                motion.velocity(self.movers, self.movers.W, self.movers.H)[0] @ self.kinks.normals.T
+            )
             ahead = self.movers.sides * (self.movers.W @ self.kinks.normals.T)
             meets = ~looked_at & (speed > 0) & (ahead <= reach * speed)
             which = np.flatnonzero(meets.any(axis=1))

@@ -104,11 +104,12 @@ def forecast_escape(
 ) -> EscapeForecast | None:
     """When plain gradient descent leaves the plateau it is on, from one moment of the plateau.
 
-    ``steps = ln(1 + drop L / (gain amplitude)) / (2 ln(1 + lr gain))`` with the present loss ``L``, once the small living
-    neurons have gathered at extremal directions; until then they are followed from kink to kink, with the residuals
-    held fixed. With several outputs a grown group may also come apart; the earlier end counts. Where the residuals do
-    not stand still, or the loss drops by less than to first order, the whole network is followed: a small one on few
-    samples step by step and in exact leaps from kink to kink, a larger one by its gradient flow.
+    ``steps = ln(1 + drop L / (gain amplitude)) / (2 ln(1 + lr gain))`` with the present loss ``L``, once the small
+    living neurons have gathered at extremal directions; until then they are followed from kink to kink, with the
+    residuals held fixed. With several outputs a grown group may also come apart; the earlier end counts. Where the
+    residuals do not stand still, or the loss drops by less than to first order, the whole network is followed: a small
+    one on few samples step by step and in exact leaps from kink to kink, a larger one by its gradient flow. Where the
+    loss leaps to and fro across the drop, or descent overshoots ever further, the forecast is not decided.
 
     SGD with momentum mu moves like plain descent at the rate ``lr / (1 - mu)``, up to ``lr gain mu / (1 - mu)^2`` of
     the steps: pass that rate (`PlateauMonitor` counts exactly).
