@@ -116,9 +116,7 @@ def labelled_errors(seeds: int) -> None:
     every: list[float] = []
     seconds, undecided = [], 0
     print("errors in % of the plateau, at 30 % of it")
-    print(
-        f"{'problem':24}{'plateaus':>9}{'none':>6}{'undecided':>11}{'median':>8}{'worst':>8}  (% of the plateau, at 30 %)"
-    )
+    print(f"{'problem':24}{'plateaus':>9}{'none':>6}{'undecided':>11}{'median':>8}{'worst':>8}")
     for problem in LABELLED:
         errors, none, open_ = [], 0, 0
         for seed in range(seeds):

@@ -199,17 +199,22 @@ def _is_finite(moment: Moment) -> bool:
 def _calmed(plateau: Plateau, at: Moment, first: Growth) -> tuple[Leaps, bool]:
     """Leaps from where neurons leap across kinks no more, and whether descent does so too far for that."""
     leaps = Leaps(plateau.system, at, plateau.lr)
-    rough = False
     if plateau.lr > 0:
         excess = leaps.settle(BUDGETS.settle_steps * plateau.lr)
-        steps = descended(plateau.system, at, math.inf, plateau.lr, BUDGETS.settle_steps)
-        flow = leaps.follow(math.inf, at.time + BUDGETS.settle_steps * plateau.lr)
-        missed = abs(flow.drop - steps[-1].drop)
-        rough = max(excess, missed) > FLOAT64.rough * plateau.drop or leaps.is_rough(plateau.drop)
+        rough = excess > FLOAT64.rough * plateau.drop or leaps.is_rough(plateau.drop)
+        rough = rough or _misses_descent(plateau, leaps, at)
     else:
         leaps.calm(min(FLOAT64.calm / max(leaps.stiffness(), _TINY), FLOAT64.stride / first.gain))
+        rough = False
     # An escape that is under way is not rough.
     return (leaps if leaps.history[-1].drop < plateau.drop else Leaps(plateau.system, at, plateau.lr)), rough
+
+
+def _misses_descent(plateau: Plateau, leaps: Leaps, at: Moment) -> bool:
+    """Go on for some steps; whether the loss falls otherwise in leaps than in these steps."""
+    steps = descended(plateau.system, at, math.inf, plateau.lr, BUDGETS.settle_steps)
+    flow = leaps.follow(math.inf, at.time + BUDGETS.settle_steps * plateau.lr)
+    return bool(abs(flow.drop - steps[-1].drop) > FLOAT64.rough * plateau.drop)
 
 
 def _amplitudes(at: Moment) -> Array:

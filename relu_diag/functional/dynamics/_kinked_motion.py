@@ -211,6 +211,25 @@ class KinkedMotion:
         pushed = (self.velocity(part, part.W, part.H)[0] * self.normals[kink]).sum(1)
         movers.sides[which, kink] = np.where(-side * pushed > 0, -side, 0.0)
 
+    def hold(self, movers: Movers, reach: float) -> None:
+        """Let neurons slide along the kinks that they meet within a time and whose other side pushes them back."""
+        looked_at = np.zeros(movers.sides.shape, dtype=bool)
+        for _ in range(len(self.normals)):
+            speed = -movers.sides * (self.velocity(movers, movers.W, movers.H)[0] @ self.normals.T)
+            ahead = movers.sides * (movers.W @ self.normals.T)
+            meets = ~looked_at & (speed > 0) & (ahead <= reach * speed)
+            some: Mask = np.asarray(meets.any(axis=1))
+            if not some.any():
+                break
+            kink = np.where(meets, ahead, np.inf)[some].argmin(axis=1)
+            there = movers.some(some)
+            rows = np.arange(len(kink))
+            self.cross_or_slide(there, rows, kink)
+            held = there.sides[rows, kink] == 0
+            which = np.flatnonzero(some)
+            looked_at[which, kink] = True
+            movers.sides[which[held], kink[held]] = 0.0
+
     def _along(self, movers: Movers, V: Array) -> Array:
         """Vectors ``(n, d)`` without what leads off the kinks that the movers slide along."""
         sliding = np.flatnonzero((movers.sides == 0).any(axis=1))

@@ -130,28 +130,9 @@ class Leaps:
         return self.lr * self.stiffness() > FLOAT64.edge or self._unrest() > target
 
     def settle(self, reach: float) -> float:
-        """Put neurons on the kinks across which they leap to and fro; what the loss was higher for it.
-
-        These are the kinks that a neuron meets within a time and whose other side pushes it back.
-        """
+        """Put neurons on the kinks across which they leap to and fro; what the loss was higher for it."""
         before = self._loss(self._vector())
-        motion = self.kinks.motion(self._gradient())
-        looked_at = np.zeros(self.movers.sides.shape, dtype=bool)
-        for _ in range(len(self.kinks.normals)):
-            speed = -self.movers.sides * (
-                motion.velocity(self.movers, self.movers.W, self.movers.H)[0] @ self.kinks.normals.T
-            )
-            ahead = self.movers.sides * (self.movers.W @ self.kinks.normals.T)
-            meets = ~looked_at & (speed > 0) & (ahead <= reach * speed)
-            which = np.flatnonzero(meets.any(axis=1))
-            if not len(which):
-                break
-            kink = np.where(meets, ahead, np.inf)[which].argmin(axis=1)
-            looked_at[which, kink] = True
-            there = self.movers.some(which)
-            motion.cross_or_slide(there, np.arange(len(which)), kink)
-            held = there.sides[np.arange(len(which)), kink] == 0
-            self.movers.sides[which[held], kink[held]] = 0.0
+        self.kinks.motion(self._gradient()).hold(self.movers, reach)
         self._look()
         excess = before - self._loss(self._vector())
         # What the loss is higher for it comes back, and is no drop to come either.
