@@ -124,13 +124,19 @@ def escape(plateau: Plateau) -> Escape | None:
     growth = plateau.first_growth(plateau.block, plateau.drop, 0 if few else BUDGETS.strides)
     if growth is None:
         return None
-    course = Course(plateau.system, plateau.system.loss(now.W, now.H, now.bias))
-    if not plateau.system.slowing and (growth.arrived or not few):
+    # What grows has lowered the loss a little already: the plateau is as high as without that.
+    dropped = (growth.dropped if few else growth.gain * growth.amplitude) if growth.time > 0 else 0.0
+    now = replace(now, drop=dropped)
+    course = Course(plateau.system, plateau.system.loss(now.W, now.H, now.bias) + dropped)
+    if growth.time > 0 and not plateau.system.slowing and (growth.arrived or not few):
         still = _moves(course, now, growth) <= (FLOAT64.frozen if few else FLOAT64.still)
         if still and _leapt(course, now, growth).drop >= FLOAT64.first_order * plateau.drop:
             return _exponential(plateau, growth)
     if few:
         soon = min(growth.time, course.linear_time(now, plateau.drop)) < plateau.lr * BUDGETS.descent
+        # Where the loss slides, what grows did not begin at nothing: the drop is one from now.
+        if _moves(course, now, growth) > FLOAT64.still:
+            now = replace(now, drop=0.0)
         return _followed_closely(plateau, replace(now, budget=BUDGETS.leaps), growth, soon)
     stiffness = course.stiffness(now)
     if plateau.lr * stiffness > FLOAT64.edge:
@@ -138,9 +144,9 @@ def escape(plateau: Plateau) -> Escape | None:
     longest = max(FLOAT64.calm / stiffness, BUDGETS.calm_steps * plateau.lr)
     calm = course.calmed(now, min(longest, FLOAT64.stride / growth.gain))
     found = _followed(plateau, course, calm, growth)
-    # What ends before the fastest motion has died out is not looked at, and grows to first order.
-    if growth.time <= calm.time and found.time <= 2 * calm.time:
-        return replace(found, time=growth.time)
+    # No sooner than what is not looked at, a growth that to first order is there has ended.
+    if growth.time == 0 and found.time <= 2 * calm.time:
+        return replace(found, time=0.0)
     return replace(found, time=plateau.descent_time(found.time, found.growth.gain))
 
 

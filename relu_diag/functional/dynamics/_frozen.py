@@ -30,6 +30,7 @@ class Growth:
         W: Their input weights then, shape ``(m, d)``.
         H: Their output weights then, shape ``(J, m)``.
         arrived: Whether nothing was on its way any more, so that the growth is exponential from now on.
+        dropped: The drop that those of the neurons that had arrived had made already.
         signal: The loss gradients that were held fixed.
         extremal: The extremal directions where that is; None for a group that comes apart.
     """
@@ -42,6 +43,7 @@ class Growth:
     W: Tensor
     H: Tensor
     arrived: bool
+    dropped: float
     signal: BlockSignal
     extremal: ExtremalDirections | None
 
@@ -52,11 +54,11 @@ class Growth:
 
 
 def growth_time(gain: float, amplitude: float, target: float, slowing: float) -> float:
-    """The time of gradient flow until a growth has lowered the loss by a drop from what it is now.
+    """The time of gradient flow until a growth reaches a drop of the loss, 0 where it has.
 
-    The loss is lower by ``gain amplitude exp(2 (gain - slowing) t)`` than without the growth.
+    The drop is ``gain amplitude exp(2 (gain - slowing) t)``.
     """
-    return math.log1p(target / (gain * amplitude)) / (2 * (gain - slowing))
+    return max(0.0, math.log(target / (gain * amplitude)) / (2 * (gain - slowing)))
 
 
 def small_growth(
@@ -102,9 +104,7 @@ def small_growth(
     if not bool(ends.log_drop.isfinite().any()):
         return None
     rate = 2 * (extremal.gain[ends.toward] - slowing)
-    # The growth has lowered the loss a little already.
-    there = ends.log_drop[ends.arrived & (ends.time == 0)].exp().sum()
-    time = _time_until(rate, ends.log_drop, math.log(target + float(there)))
+    time = _time_until(rate, ends.log_drop, math.log(target))
     drop = (ends.log_drop + rate * time).exp()
     winner = int(torch.zeros_like(extremal.gain).index_add_(0, ends.toward, drop).argmax())
     # Not those that contribute no more than rounding.
@@ -121,6 +121,7 @@ def small_growth(
         W=W,
         H=H,
         arrived=ends.strides == 0,
+        dropped=float(ends.log_drop[members & ends.arrived].exp().sum()),
         signal=signal,
         extremal=extremal,
     )

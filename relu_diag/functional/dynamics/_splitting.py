@@ -65,6 +65,7 @@ def splitting_growth(
         W=W + torch.outer(part, inputs[0]),
         H=H - torch.outer(outputs[:, 0], part),
         arrived=True,
+        dropped=gain * amplitude,
         signal=signal,
         extremal=None,
     )

@@ -104,7 +104,7 @@ def forecast_escape(
 ) -> EscapeForecast | None:
     """When plain gradient descent leaves the plateau it is on, from one moment of the plateau.
 
-    ``steps = ln(1 + drop L / (gain amplitude)) / (2 ln(1 + lr gain))`` with the present loss ``L``, once the small
+    ``steps = ln(drop L / (gain amplitude)) / (2 ln(1 + lr gain))`` with the present loss ``L``, once the small
     living neurons have gathered at extremal directions; until then they are followed from kink to kink, with the
     residuals held fixed. With several outputs a grown group may also come apart; the earlier end counts. Where the
     residuals do not stand still, or the loss drops by less than to first order, the whole network is followed: a small

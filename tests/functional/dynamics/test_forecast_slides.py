@@ -41,19 +41,6 @@ def test_the_drop_is_counted_from_now_where_the_loss_slides(amplitude: float) ->
     assert forecast.steps == pytest.approx(steps, rel=0.01, abs=2)
 
 
-@pytest.mark.parametrize("amplitude", [1e-2, 3e-2, 6e-2])
-def test_the_drop_is_counted_from_now_where_growth_is_exponential(amplitude: float) -> None:
-    """The small neuron grows at a rate of 5 and has a part of the drop behind it."""
-    X, Y = torch.eye(2).double(), torch.tensor([[3.0], [4.0]]).double()
-    direction = torch.tensor([[0.6, 0.8]]).double()
-    block = ShallowBlock(amplitude * direction, torch.full((1, 1), amplitude).double())
-    forecast = F.forecast_escape(block, X, Y, lr=1e-3, small=0.1)
-    steps = steps_to_the_drop(losses_of_descent(block, X, Y, lr=1e-3, steps=2000))
-    assert forecast is not None
-    assert steps is not None
-    assert forecast.steps == pytest.approx(steps, rel=0.02, abs=2)
-
-
 def in_training(seed: int, lr: float) -> tuple[ShallowBlock, Tensor, Tensor]:
     """A network at some moment of its training on a random problem."""
     draw = torch.Generator().manual_seed(seed)
