@@ -17,7 +17,15 @@ from relu_diag.training.examiner import Examiner
 from relu_diag.training.felt import data_of, drop_by_widening, growth_gain, signal_of, some_rows
 from relu_diag.training.gap import against_growing, coupled_decay, gap_in_training
 from relu_diag.training.history import HistoryRecorder, LossCurve, Moment
-from relu_diag.training.judge import VERDICT_CODES, Training, escape_count, judge, verdict_in_training, why_unsettled
+from relu_diag.training.judge import (
+    VERDICT_CODES,
+    Training,
+    escape_count,
+    judge,
+    search_size,
+    verdict_in_training,
+    why_unsettled,
+)
 from relu_diag.training.lightning_internals import (
     batches_done_in_epoch,
     device_batches,
@@ -154,6 +162,7 @@ __all__ = [
     "reads_activations",
     "say",
     "schedule_of",
+    "search_size",
     "shows_final_metric",
     "signal_of",
     "some_rows",

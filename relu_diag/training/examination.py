@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
+from torch import nn
 from torchmetrics import MeanMetric
 
 from relu_diag.capture import BlockLocation, Sighting
@@ -19,12 +19,12 @@ from relu_diag.functional import (
     Verdict,
     forecast_escape,
 )
-from relu_diag.functional.block import chunked_outputs
-from relu_diag.functional.tolerances import kink_tolerance
+from relu_diag.functional.assumptions import Assumptions, checked
+from relu_diag.training._dead import all_dead, dead_words, nothing_moves
 from relu_diag.training.agreement import agreement_words
 from relu_diag.training.chain import data_of_chains
 from relu_diag.training.descent import Descent, descent_of
-from relu_diag.training.judge import UNSETTLED, Training, judge, verdict_in_training, why_unsettled
+from relu_diag.training.judge import UNSETTLED, Training, judge, search_size, verdict_in_training, why_unsettled
 from relu_diag.training.look import Look
 from relu_diag.training.pace import (
     NoForecast,
@@ -39,8 +39,8 @@ from relu_diag.training.penalty import penalty_of
 from relu_diag.training.rows import KeptRows, TrainingData
 
 MINIMA = ("local minimum", "global minimum")
-# Share of the gradients at the outputs beyond which their sum pulls the output bias.
-_PULLED = 1e-3
+# Size of a search beyond which it is first seen whether the loss falls at once.
+_QUICK = 2**15
 _NOT_CONVEX = "the loss is not known to be convex in the outputs"
 # Which block says most about where the loss of a module stands: one that has a way down; a
 # minimum only where all blocks are at one.
@@ -112,7 +112,7 @@ class Examination:
     @property
     def all_dead(self) -> str:
         """That every neuron is dead, in words."""
-        return _dead_words(self.block, self.name)
+        return dead_words(self.block, self.name)
 
     def ending(self, told: bool) -> str:
         """What a line says of the end of training beside the verdict.
@@ -209,7 +209,7 @@ def _subject_of(module: LightningModule, name: str, seen: Sighting, rows: KeptRo
         block=block,
         parameters=seen.parameters,
         alone=seen.from_data,
-        dead=_all_dead(block, rows.inputs()),
+        dead=all_dead(block, rows.inputs()),
     )
 
 
@@ -261,7 +261,7 @@ def examine_pass(trainer: Trainer, module: LightningModule, look: Look, drop: fl
         block=block,
         parameters=look.trained(module),
         alone=look.alone(module),
-        dead=_all_dead(block, rows.inputs()),
+        dead=all_dead(block, rows.inputs()),
     )
     return replace(_judged(trainer, module, subject, rows, float(mean.compute()), drop), look=look)
 
@@ -286,7 +286,12 @@ def _judged(
     block = subject.block
     decay = decaying(trainer, subject.parameters)
     penalty = penalty_of(trainer, subject.location) if decay and subject.location is not None else None
-    nearby = None if data is None else judge(block, data, penalty)
+    descent = None
+    if data is not None and subject.alone and search_size(block, data) > _QUICK:
+        descent = _descent_of(trainer, module, subject, data, rows)
+    # What falls that much at once is near no point: a search, which takes seconds, could only say so.
+    falls = descent is not None and descent.fall > drop
+    nearby = None if data is None or falls else judge(block, data, penalty)
     training = Training(
         decay="" if penalty is not None else decay,
         penalised=penalty is not None,
@@ -297,15 +302,17 @@ def _judged(
     )
     unknown = "; ".join(filter(None, [agreement_words(block, rows.signals()), rows.reason or _NOT_CONVEX]))
     verdict = verdict_in_training(nearby, unknown, training)
-    descent = None
-    if data is not None and subject.alone and verdict.kind not in MINIMA:
-        whole = len(rows.inputs()) == 1 and data.complete
-        descent = descent_of(trainer, module, subject.location, block, data, whole)
+    minimum = verdict.kind in MINIMA
+    if minimum:
+        descent = None
+    elif descent is None and data is not None and subject.alone:
+        descent = _descent_of(trainer, module, subject, data, rows)
     if nearby is None or nearby.verdict.kind in UNSETTLED:
         verdict = _with_descent(verdict, descent, drop)
-    forecast = None
-    no_forecast = f"a {verdict.kind} has no escape" if verdict.kind in MINIMA else rows.reason
-    if verdict.kind not in MINIMA and data is not None:
+    if data is not None and falls:
+        verdict = replace(verdict, assumptions=Assumptions({"full data set": checked(data.complete)}))
+    forecast, no_forecast = None, f"a {verdict.kind} has no escape" if minimum else rows.reason
+    if data is not None and not minimum:
         try:
             forecast = _forecast(trainer, module, subject, data, drop)
         except NoForecast as reason:
@@ -339,22 +346,19 @@ def _with_descent(verdict: Verdict, descent: Descent | None, drop: float) -> Ver
     return replace(verdict, reason=f"{verdict.reason}; {descent}")
 
 
+def _descent_of(
+    trainer: Trainer, module: LightningModule, subject: _Subject, data: TrainingData, rows: KeptRows
+) -> Descent | None:
+    """How far the loss could fall at once."""
+    whole = len(rows.inputs()) == 1 and data.complete
+    return descent_of(trainer, module, subject.location, subject.block, data, whole)
+
+
 def _fact(subject: _Subject, data: TrainingData | None, descent: Descent | None, drop: float) -> str:
     """What is known of a block whatever its verdict, in words."""
     if subject.dead:
-        return _nothing_moves(subject, data)
+        return nothing_moves(subject.block, subject.name, data)
     return "" if descent is None or not descent.overshoots else descent.holds(drop)
-
-
-def _nothing_moves(subject: _Subject, data: TrainingData | None) -> str:
-    """That a block is dead, and whether its output bias is still pulled."""
-    pulled = subject.block.output_bias is not None
-    if pulled and data is not None:
-        block = subject.block.double()
-        G = data.loss.double().gradient(chunked_outputs(block, data.X.double()))
-        pulled = bool((G.sum(0).abs() > _PULLED * G.abs().sum(0)).any())
-    what = "nothing but the output bias" if pulled else "nothing"
-    return f"{what} can change any more: {_dead_words(subject.block, subject.name)}"
 
 
 def _forecast(
@@ -395,24 +399,6 @@ def _loss_now(
     if nearby is not None:
         return nearby.loss + nearby.loss_gap
     return seen if data is None else data.loss_of(block)
-
-
-def _dead_words(block: ShallowBlock, name: str) -> str:
-    """That every neuron of a block is dead, in words."""
-    return f"all {len(block.W)} neurons of {name or 'the block'} are dead"
-
-
-def _all_dead(block: ShallowBlock, inputs: Sequence[Tensor]) -> bool:
-    """Whether every neuron is silent, and on no kink, on all inputs; False where there are none."""
-    if block.slopes[0] != 0 or not inputs:
-        return False
-    tolerance = kink_tolerance(None, block.W.dtype)
-    sizes = block.W.norm(dim=1)
-    for X in inputs:
-        rows = X.to(block.W)
-        if bool((rows @ block.W.mT >= -tolerance * sizes * rows.norm(dim=1, keepdim=True)).any()):
-            return False
-    return True
 
 
 def location_of(module: LightningModule, seen: Sighting) -> BlockLocation | None:

@@ -15,6 +15,8 @@ from relu_diag.functional import (
     nearby_stationary_point,
 )
 from relu_diag.functional.assumptions import Assumptions, checked
+from relu_diag.functional.block import chunk_rows, chunked_outputs, rho
+from relu_diag.functional.verdict import DESCENT
 from relu_diag.training.rows import TrainingData
 
 # One integer for each kind, for loggers; it rises with how final the verdict is.
@@ -30,6 +32,8 @@ VERDICT_CODES = {
 _SEARCHED = 2**21
 # Loss over that of outputs that are zero with which nobody trains on: it is on the way to zero for ever.
 _NOTHING = 1e-9
+# Slope of an output weight over the sum of its absolute terms beyond which a point is not stationary in any precision.
+_FAR = 1e-3
 _AT = ("saddle", "type-2 candidate", "local minimum", "global minimum")
 _MINIMA = ("local minimum", "global minimum")
 # Verdicts that do not say what the point is, and do not replace one that does.
@@ -83,9 +87,7 @@ def judge(block: ShallowBlock, data: TrainingData, penalty: WeightDecay | None =
     """
     if not data.loss.convex:
         return None
-    neurons, inputs = block.W.shape
-    outputs = len(block.H)
-    if len(data.X) * outputs * neurons * (inputs + outputs) > _SEARCHED:
+    if search_size(block, data) > _SEARCHED:
         nearby = _as_it_is(block, data, penalty or WeightDecay())
     else:
         nearby = nearby_stationary_point(block, data.X, data.loss, weight_decay=penalty or WeightDecay())
@@ -93,9 +95,34 @@ def judge(block: ShallowBlock, data: TrainingData, penalty: WeightDecay | None =
     return replace(nearby, verdict=replace(nearby.verdict, assumptions=assumptions))
 
 
+def search_size(block: ShallowBlock, data: TrainingData) -> int:
+    """How large the search for the point nearby is.
+
+    Args:
+        block: The block.
+        data: What it is trained on.
+
+    Returns:
+        Entries of the Jacobian of all outputs by all weights.
+
+    Example:
+        >>> from relu_diag.functional import SquaredError
+        >>> data = TrainingData(torch.eye(2), SquaredError(torch.ones(2, 1)))
+        >>> search_size(ShallowBlock(torch.ones(3, 2), torch.ones(1, 3)), data)
+        18
+    """
+    neurons, inputs = block.W.shape
+    outputs = len(block.H)
+    return len(data.X) * outputs * neurons * (inputs + outputs)
+
+
 def _as_it_is(block: ShallowBlock, data: TrainingData, penalty: WeightDecay) -> NearbyStationaryPoint:
     """A network too large to search around it, judged at its weights: a descent there is no verdict on a run."""
-    verdict = classify(block, data.X, data.loss, weight_decay=penalty)
+    if _outputs_are_pulled(block, data, penalty):
+        nobody = torch.empty(0, dtype=torch.long)
+        verdict = Verdict("not stationary", nobody, None, Assumptions({}), reason=DESCENT, loss=data.loss_of(block))
+    else:
+        verdict = classify(block, data.X, data.loss, weight_decay=penalty)
     found = verdict.kind in _AT
     reason = "" if found else f"the network is too large to search around it; at its weights, {verdict.reason}"
     if not found:
@@ -112,6 +139,20 @@ def _as_it_is(block: ShallowBlock, data: TrainingData, penalty: WeightDecay) -> 
         kink_count=0,
         kink_tol=0.0,
     )
+
+
+def _outputs_are_pulled(block: ShallowBlock, data: TrainingData, penalty: WeightDecay) -> bool:
+    """Whether an output weight, along which there are no kinks, feels a slope far beyond rounding."""
+    G = data.loss.gradient(chunked_outputs(block, data.X))
+    slope = penalty.H * block.H
+    terms = slope.abs()
+    rows = chunk_rows(block)
+    for start in range(0, len(G), rows):
+        error = G[start : start + rows].to(block.H)
+        A = rho(data.X[start : start + rows].to(block.W) @ block.W.mT, block.slopes, inplace=True)
+        slope = slope + error.mT @ A
+        terms = terms + error.abs().mT @ A.abs()
+    return bool((slope.abs() > _FAR * terms).any())
 
 
 def verdict_in_training(nearby: NearbyStationaryPoint | None, reason: str, training: Training | None = None) -> Verdict:

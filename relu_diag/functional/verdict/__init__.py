@@ -10,9 +10,10 @@ from relu_diag.functional.verdict.hessian import smooth_hessian
 from relu_diag.functional.verdict.line import Move, TaylorExpansion, entered, expand, taylor_expansion
 from relu_diag.functional.verdict.perturbation import PerturbationTest, perturbation_test
 from relu_diag.functional.verdict.stationarity import Stationarity, assess, stationarity
-from relu_diag.functional.verdict.verdict import NO_MINIMUM, Kind, Verdict
+from relu_diag.functional.verdict.verdict import DESCENT, NO_MINIMUM, Kind, Verdict
 
 __all__ = [
+    "DESCENT",
     "NO_MINIMUM",
     "Direction",
     "EscapeNeurons",

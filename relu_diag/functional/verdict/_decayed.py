@@ -42,12 +42,12 @@ from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.verdict._any_loss import assumptions_of
 from relu_diag.functional.verdict._bend import least_bend
 from relu_diag.functional.verdict._largest_growth import Growth, largest_growth
-from relu_diag.functional.verdict._orders import CONVEX, DESCENT, STATIONARY, TOO_MANY, named, nobody
+from relu_diag.functional.verdict._orders import CONVEX, STATIONARY, TOO_MANY, named, nobody
 from relu_diag.functional.verdict._weight import positive
 from relu_diag.functional.verdict._witness import see_fall
 from relu_diag.functional.verdict.direction import Direction
 from relu_diag.functional.verdict.line import Move
-from relu_diag.functional.verdict.verdict import Verdict
+from relu_diag.functional.verdict.verdict import DESCENT, Verdict
 
 _THEOREM = "with weight decay and a convex loss minima of every neuron's own part are minima"
 _EVERY_WIDTH = "no neuron pulls by more than the decay: the minimum of networks of every width"

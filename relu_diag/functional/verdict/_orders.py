@@ -19,11 +19,10 @@ from relu_diag.functional.verdict._weight import left_open_by_kinks
 from relu_diag.functional.verdict._witness import first_order_fall, silent_escape_fall, whitened_fall
 from relu_diag.functional.verdict.escape import escapes_at, silent_escapes
 from relu_diag.functional.verdict.stationarity import Stationarity
-from relu_diag.functional.verdict.verdict import Verdict
+from relu_diag.functional.verdict.verdict import DESCENT, Verdict
 
 STATIONARY = "Wu et al., Definition 3.3"
 _THEOREM = "Wu et al., Theorem 4.2"
-DESCENT = "a first-order descent exists"
 TOO_MANY = "the kinks of these neurons are too many to enumerate"
 _HIDDEN = "outputs whose terms cancel: their rounding is larger than the slopes of these neurons"
 CONVEX = "convexity in the outputs"

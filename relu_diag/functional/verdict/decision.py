@@ -27,7 +27,6 @@ from relu_diag.functional.verdict._decayed import of_decayed_loss
 from relu_diag.functional.verdict._normal_form import normal_form
 from relu_diag.functional.verdict._orders import (
     CONVEX,
-    DESCENT,
     ORTHOGONAL,
     STATIONARY,
     TOO_MANY,
@@ -46,7 +45,7 @@ from relu_diag.functional.verdict._rounding import (
 )
 from relu_diag.functional.verdict.escape import escapes_at, silent_escapes
 from relu_diag.functional.verdict.stationarity import assess
-from relu_diag.functional.verdict.verdict import Verdict
+from relu_diag.functional.verdict.verdict import DESCENT, Verdict
 from relu_diag.functional.weight_decay import WeightDecay, as_weight_decay
 
 _ZERO = "zero loss"

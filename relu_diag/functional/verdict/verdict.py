@@ -13,6 +13,7 @@ from relu_diag.functional.verdict.direction import Direction
 
 Kind = Literal["not stationary", "saddle", "local minimum", "global minimum", "type-2 candidate", "undecided"]
 # Why a point of a loss such as cross-entropy is at nothing: labels that are separable, say.
+DESCENT = "a first-order descent exists"
 NO_MINIMUM = "the loss has no minimum in this cell: it falls for ever as weights grow"
 
 _NAMED = 8

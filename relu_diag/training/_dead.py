@@ -1,0 +1,43 @@
+"""Blocks all of whose neurons are dead: whether they are, whether anything can change yet, and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from relu_diag.functional import ShallowBlock
+from relu_diag.functional.block import chunked_outputs
+from relu_diag.functional.tolerances import kink_tolerance
+from relu_diag.training.rows import TrainingData
+
+# Share of the gradients at the outputs beyond which their sum pulls the output bias.
+_PULLED = 1e-3
+
+
+def all_dead(block: ShallowBlock, inputs: Sequence[Tensor]) -> bool:
+    """Whether every neuron is silent, and on no kink, on all inputs; False where there are none."""
+    if block.slopes[0] != 0 or not inputs:
+        return False
+    tolerance = kink_tolerance(None, block.W.dtype)
+    sizes = block.W.norm(dim=1)
+    for X in inputs:
+        rows = X.to(block.W)
+        if bool((rows @ block.W.mT >= -tolerance * sizes * rows.norm(dim=1, keepdim=True)).any()):
+            return False
+    return True
+
+
+def nothing_moves(block: ShallowBlock, name: str, data: TrainingData | None) -> str:
+    """That a block is dead, and whether its output bias is still pulled."""
+    pulled = block.output_bias is not None
+    if pulled and data is not None:
+        G = data.loss.double().gradient(chunked_outputs(block.double(), data.X.double()))
+        pulled = bool((G.sum(0).abs() > _PULLED * G.abs().sum(0)).any())
+    what = "nothing but the output bias" if pulled else "nothing"
+    return f"{what} can change any more: {dead_words(block, name)}"
+
+
+def dead_words(block: ShallowBlock, name: str) -> str:
+    """That every neuron of a block is dead, in words."""
+    return f"all {len(block.W)} neurons of {name or 'the block'} are dead"
