@@ -40,6 +40,8 @@ _CURED = 0.5
 _SHORT = 0.05
 # Steps at a stable rate that are tried.
 _TRIED = 10
+# Share of a fall in the first half of these steps that makes it one that slows down.
+_MOST = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class Descent:
         bound: What it must stay below.
         speed: What momentum multiplies the rate by.
         whole: Whether every batch is the whole data set.
+        slows: Whether most of the fall came in the first half of the steps; leaving a saddle, a loss falls ever faster.
 
     Example:
         >>> Descent(fall=0.2, rate=0.5, product=3.1, bound=2.0).holds(drop=0.01)
@@ -71,6 +74,7 @@ class Descent:
     bound: float = 2.0
     speed: float = 1.0
     whole: bool = False
+    slows: bool = False
 
     @property
     def overshoots(self) -> bool:
@@ -150,9 +154,9 @@ def descent_of(
     sharpness = max(_sharpness(parts, at, pace) for at in _visited(parts, start, pace))
     if not sharpness > 0:
         return None
-    fall = _fall(parts, start, pace, 1 / sharpness)
+    half, fall = _falls(parts, start, pace, 1 / sharpness)
     speed = pace.push / (1 - pace.momentum) if pace.momentum < 1 else 1.0
-    return Descent(fall, pace.rate, pace.rate * sharpness, pace.bound, speed, whole)
+    return Descent(fall, pace.rate, pace.rate * sharpness, pace.bound, speed, whole, slows=half > _MOST * fall)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -243,10 +247,13 @@ def _sharpness(parts: _Parts, start: Tensor, pace: WeightPace) -> float:
     return float(largest)
 
 
-def _fall(parts: _Parts, start: Tensor, pace: WeightPace, rate: float) -> float:
-    """Fraction by which some steps at a rate lower the loss."""
-    flat = start
-    for _ in range(_TRIED):
-        flat = flat - rate * parts.gradient(flat, pace)[0] / pace.scale
+def _falls(parts: _Parts, start: Tensor, pace: WeightPace, rate: float) -> list[float]:
+    """Fractions by which half of some steps at a rate, and all of them, lower the loss."""
     before = float(parts.loss(start, pace))
-    return (before - float(parts.loss(flat, pace))) / abs(before) if before else 0.0
+    falls = []
+    flat = start
+    for number in range(1, _TRIED + 1):
+        flat = flat - rate * parts.gradient(flat, pace)[0] / pace.scale
+        if number in {_TRIED // 2, _TRIED}:
+            falls.append((before - float(parts.loss(flat, pace))) / abs(before) if before else 0.0)
+    return falls

@@ -289,8 +289,8 @@ def _judged(
     descent = None
     if data is not None and subject.alone and search_size(block, data) > _QUICK:
         descent = _descent_of(trainer, module, subject, data, rows)
-    # What falls that much at once is near no point: a search, which takes seconds, could only say so.
-    falls = descent is not None and descent.fall > drop
+    # What falls that much at once, and ever slower, is near no point: a search, which takes seconds, would only say so.
+    falls = descent is not None and descent.slows and descent.fall > drop
     nearby = None if data is None or falls else judge(block, data, penalty)
     training = Training(
         decay="" if penalty is not None else decay,
