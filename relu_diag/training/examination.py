@@ -17,6 +17,7 @@ from relu_diag.functional import (
     NotFiniteError,
     ShallowBlock,
     Verdict,
+    WeightDecay,
     forecast_escape,
 )
 from relu_diag.functional.assumptions import Assumptions, checked
@@ -286,12 +287,7 @@ def _judged(
     block = subject.block
     decay = decaying(trainer, subject.parameters)
     penalty = penalty_of(trainer, subject.location) if decay and subject.location is not None else None
-    descent = None
-    if data is not None and subject.alone and search_size(block, data) > _QUICK:
-        descent = _descent_of(trainer, module, subject, data, rows)
-    # What falls that much at once, and ever slower, is near no point: a search, which takes seconds, would only say so.
-    falls = descent is not None and descent.slows and descent.fall > drop
-    nearby = None if data is None or falls else judge(block, data, penalty)
+    nearby, descent = _nearby(trainer, module, subject, rows, data, penalty, drop)
     training = Training(
         decay="" if penalty is not None else decay,
         penalised=penalty is not None,
@@ -309,7 +305,7 @@ def _judged(
         descent = _descent_of(trainer, module, subject, data, rows)
     if nearby is None or nearby.verdict.kind in UNSETTLED:
         verdict = _with_descent(verdict, descent, drop)
-    if data is not None and falls:
+    if nearby is None and data is not None and verdict.kind == "not stationary":  # seen to fall, not searched around
         verdict = replace(verdict, assumptions=Assumptions({"full data set": checked(data.complete)}))
     forecast, no_forecast = None, f"a {verdict.kind} has no escape" if minimum else rows.reason
     if data is not None and not minimum:
@@ -344,6 +340,29 @@ def _with_descent(verdict: Verdict, descent: Descent | None, drop: float) -> Ver
     if descent.fall > drop:
         return replace(verdict, kind="not stationary", reason=f"{descent}")
     return replace(verdict, reason=f"{verdict.reason}; {descent}")
+
+
+def _nearby(
+    trainer: Trainer,
+    module: LightningModule,
+    subject: _Subject,
+    rows: KeptRows,
+    data: TrainingData | None,
+    penalty: WeightDecay | None,
+    drop: float,
+) -> tuple[NearbyStationaryPoint | None, Descent | None]:
+    """The point nearby, and the descent where it was measured first.
+
+    What falls by more than the drop at once, and ever slower, is near no point: a search, which takes seconds, would
+    only say so.
+    """
+    if data is None:
+        return None, None
+    descent = None
+    if subject.alone and search_size(subject.block, data) > _QUICK:
+        descent = _descent_of(trainer, module, subject, data, rows)
+    falls = descent is not None and descent.slows and descent.fall > drop
+    return None if falls else judge(subject.block, data, penalty), descent
 
 
 def _descent_of(
