@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from support.dictionary import QUIET
+from support.quiet import QUIET
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.testing import assert_close

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from support.dictionary import QUIET
+from support.quiet import QUIET
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations

@@ -11,7 +11,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
-from support.dictionary import QUIET, Dictionary, dead_share, fit, loss_of, sparse_rows
+from support.dictionary import Dictionary, dead_share, fit, loss_of, sparse_rows
+from support.quiet import QUIET
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from support.quiet import QUIET
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -15,14 +16,6 @@ from relu_diag import functional as F
 from relu_diag.callbacks import PlateauMonitor, SaddleAwareEarlyStopping
 from relu_diag.capture import read_block
 
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "accelerator": "cpu",
-    "max_epochs": -1,
-}
 DECAY = 0.03
 
 
@@ -49,7 +42,7 @@ class Classifier(LightningModule):
 
 def fit(module: Classifier, steps: int, *callbacks: Any) -> PlateauMonitor:
     monitor = PlateauMonitor()
-    trainer = Trainer(max_steps=steps, callbacks=[monitor, *callbacks], **QUIET)
+    trainer = Trainer(max_steps=steps, callbacks=[monitor, *callbacks], **QUIET, max_epochs=-1)
     trainer.fit(module, DataLoader(module.data, batch_size=40))
     return monitor
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from support.quiet import QUIET
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -15,15 +16,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from relu_diag.callbacks import PlateauMonitor, SaddleAwareEarlyStopping
 from relu_diag.training import Descent
 from relu_diag.training._pace_of_weights import pace_of_weights
-
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "accelerator": "cpu",
-    "max_epochs": -1,
-}
 
 
 class Mlp(LightningModule):
@@ -69,7 +61,7 @@ class Mlp(LightningModule):
 
 def fit(module: Mlp, steps: int, *callbacks: Any, batch_size: int = 50, **options: Any) -> PlateauMonitor:
     monitor = PlateauMonitor()
-    trainer = Trainer(max_steps=steps, callbacks=[monitor, *callbacks], **(QUIET | options))
+    trainer = Trainer(max_steps=steps, callbacks=[monitor, *callbacks], **(QUIET | {"max_epochs": -1} | options))
     trainer.fit(module, DataLoader(module.data, batch_size=batch_size, shuffle=batch_size < 50))
     return monitor
 

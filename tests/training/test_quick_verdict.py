@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from support.quiet import QUIET
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -35,15 +36,7 @@ def monitored(scale: float, epochs: int) -> PlateauMonitor:
     X = torch.randn(200, 10, generator=torch.Generator().manual_seed(0))
     data = DataLoader(TensorDataset(X, X[:, :3].argmax(dim=1)), batch_size=50)
     monitor = PlateauMonitor()
-    trainer = Trainer(
-        max_epochs=epochs,
-        logger=False,
-        accelerator="cpu",
-        callbacks=[monitor],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = Trainer(max_epochs=epochs, callbacks=[monitor], **QUIET)
     trainer.fit(Classifier(scale), data)
     return monitor
 

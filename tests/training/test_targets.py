@@ -1,22 +1,13 @@
 """Targets that a step computes: the message names the hint, and the hint helps."""
 
-from typing import Any
-
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from support.quiet import QUIET
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from relu_diag.callbacks import PlateauMonitor
-
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "accelerator": "cpu",
-}
 
 
 class Standardised(LightningModule):
