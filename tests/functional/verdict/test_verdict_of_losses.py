@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.attack.any_loss import MAKERS, case_of, complaints
+from support.attack.any_loss import MAKERS, case_of
+from support.attack.loss_oracle import complaints
 from support.tensors import tensor, zeros
 from torch import Tensor
 

@@ -8,7 +8,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from support.attack.any_loss import MAKERS, complaints, decayed_case
+from support.attack.any_loss import MAKERS, decayed_case
+from support.attack.loss_oracle import complaints
 from support.tensors import tensor, zeros
 
 from relu_diag import ShallowBlock
