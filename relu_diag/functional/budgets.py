@@ -58,8 +58,8 @@ class Budgets:
         form_powers: Steps of a power iteration for its largest eigenvalue.
         shifts: Least curvatures looked for in a large form, strongest first.
         dense_shifts: The same in a form that is diagonalised.
-        cones: Random cones of rays tried.
-        cone_steps: Descent steps in each.
+        ray_pairs: Pairs of rays, beside all single ones, from which such a form is lowered ray by ray.
+        ray_steps: Steps of that.
         moves: Moves of a second-order form that are evaluated.
         neurons_tried: Neurons whose own move is evaluated before a descent counts as not seen.
         crossings: Kinks crossed on the way along a move that are followed one by one.
@@ -199,8 +199,8 @@ class Budgets:
     form_powers: int = 5
     shifts: int = 3
     dense_shifts: int = 6
-    cones: int = 16
-    cone_steps: int = 200
+    ray_pairs: int = 64
+    ray_steps: int = 100
     moves: int = 16
     neurons_tried: int = 8
     crossings: int = 2**16

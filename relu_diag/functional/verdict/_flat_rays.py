@@ -89,7 +89,11 @@ def flat_rays(
         hyperplanes[i] = X
     of = np.array(neuron, dtype=np.intp)
     every = np.concatenate(rays)
-    chosen = _loudest_of_each(of, _pulls(block, signal, of, every, kink_tol), escapes[of])
+    pull = _pulls(block, signal, of, every, kink_tol)
+    # Nothing comes of the rays of a neuron without output weights that no output feels.
+    silent = ~block.H.any(dim=0).cpu().numpy()
+    heard = (~silent[of] | (pull > (found.tol * found.pull_scale).cpu().numpy()[of])).nonzero()[0]
+    chosen = heard[_loudest_of_each(of[heard], pull[heard], escapes[of[heard]])]
     of = of[chosen]
     every = every[chosen]
     sides = [hyperplanes[i] @ ray for i, ray in zip(of.tolist(), every, strict=True)]

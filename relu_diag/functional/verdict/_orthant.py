@@ -141,16 +141,24 @@ def _falling(orthant: _Orthant, least: float) -> Iterator[Move]:
     columns = np.array([apply(np.zeros(free), axis) for axis in ray]).reshape(rays, free + rays).T
     least = max(least, FLOAT64.curvature * spectrum.largest)
     shifts = (BUDGETS.dense_shifts if free <= BUDGETS.dense_form else BUDGETS.shifts) if least > 0 else 0
+
+    def below(shift: float) -> Iterator[Move]:
+        """Moves along rays, compensated by the free directions, on which the form is below a negative curvature."""
+        z = -spectrum.solve(columns[:free], shift)
+        reduced = columns[free:] + shift * ray + columns[:free].T @ z
+        for t in _cone_descents(reduced, orthant.flat.together):
+            yield moved(z @ t, t)
+
+    # The least curvature is the easiest to fall below: where nothing does the stronger ones are not looked for.
+    if shifts and spectrum.smallest > -least and next(below(least), None) is None:
+        return
     for shift in np.geomspace(max(spectrum.largest, least), least, shifts):
         if spectrum.smallest <= -shift:
             for vector in spectrum.vectors:
                 yield moved(vector, still)
                 yield moved(-vector, still)
             return
-        z = -spectrum.solve(columns[:free], shift)
-        reduced = columns[free:] + shift * ray + columns[:free].T @ z
-        for t in _cone_descents(reduced, orthant.flat.together):
-            yield moved(z @ t, t)
+        yield from below(shift)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -233,32 +241,50 @@ def _cone_descents(form: Array, together: Mask) -> Iterator[Array]:
     # Rays whose own curvatures differ are no obstacle in units in which they do not.
     unit = np.where(form.diagonal() > 0, np.abs(form.diagonal()), 1.0) ** -0.5
     scaled = unit[:, None] * form * unit
-    cones = _cones(scaled, together)
-    step = 1 / np.linalg.norm(scaled, 2)
-    t = cones / np.linalg.norm(cones, axis=1, keepdims=True)
-    for _ in range(BUDGETS.cone_steps):
-        t = np.maximum(t - step * (t @ scaled), 0.0) * cones
-        t /= np.maximum(np.linalg.norm(t, axis=1, keepdims=True), FLOAT64.eps)
+    t = _lowest_nearby(scaled, together, _starts(scaled, together))
     value = ((t @ scaled) * t).sum(axis=1)
     best = value.argmin()
     if value[best] < 0:
         yield unit * t[best]
 
 
-def _cones(form: Array, together: Mask) -> Array:
-    """Largest sets of rays that go together, 0 or 1, ``(C, P)``: around each ray by how they bend, and drawn ones."""
-    random = np.random.default_rng(0)
-    others = np.where(np.eye(len(form), dtype=bool), -np.inf, form)
-    drawn = np.array([random.permutation(len(form)) for _ in range(BUDGETS.cones)])
-    order = np.concatenate([others.argsort(axis=1), drawn])
-    row = np.arange(len(order))
-    allowed = np.ones(order.shape, dtype=bool)
-    chosen = np.zeros(order.shape)
-    for p in order.T:
-        taken = allowed[row, p]
-        chosen[row, p] = taken
-        allowed &= together[p] | ~taken[:, None]
-    return chosen
+def _starts(form: Array, together: Mask) -> Array:
+    """Every ray, and the pairs that go together and lower a form most, shape ``(n, P)``."""
+    one, other = np.nonzero(np.triu(together, 1))
+    chosen = form[one, other].argsort(kind="stable")[: BUDGETS.ray_pairs]
+    rays = np.eye(len(form))
+    return np.concatenate([rays, rays[one[chosen]] + rays[other[chosen]]])
+
+
+def _lowest_nearby(form: Array, together: Mask, t: Array) -> Array:
+    """Unit vectors ``t >= 0`` on rays that go together, a form lowered from each start ray by ray, ``(n, P)``.
+
+    In every step the one ray changes its share that lowers ``t . form t / |t|^2`` most, up to the best share.
+    """
+    own = form.diagonal()
+    row = np.arange(len(t))
+    for _ in range(BUDGETS.ray_steps):
+        t = t / np.linalg.norm(t, axis=1, keepdims=True)
+        slope = t @ form
+        value = (slope * t).sum(axis=1, keepdims=True)
+        # Without the ray the value is `rest` over `size`; with a share x of it, rest + 2 slope x + own x^2.
+        rest = value - 2 * t * slope + own * t * t
+        size = 1 - t * t
+        slope = slope - own * t
+        margin = own * size - rest
+        root = np.sqrt(margin * margin + 4 * slope * slope * np.maximum(size, 0.0))
+        falls = slope < 0
+        share = np.where(falls, (margin - root) / np.where(falls, 2 * slope, 1.0), 0.0)
+        left = size + share * share
+        barred = (left < FLOAT64.rank) | ((t > 0) @ ~together)  # the last ray stays
+        lowered = (rest + 2 * slope * share + own * share * share) / np.where(barred, 1.0, left)
+        lowered[barred] = np.inf
+        ray = lowered.argmin(axis=1)
+        better = lowered[row, ray] < value[:, 0] - FLOAT64.no_descent
+        if not better.any():
+            break
+        t[row[better], ray[better]] = share[row[better], ray[better]]
+    return np.asarray(t / np.linalg.norm(t, axis=1, keepdims=True))
 
 
 def _free(dW: Tensor, orthant: _Orthant) -> Tensor:
