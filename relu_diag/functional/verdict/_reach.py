@@ -6,6 +6,7 @@ hyperplane, and ``D`` vanishes everywhere if and only if the sum over every hype
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -94,7 +95,11 @@ def nothing_reachable(block: ShallowBlock, signal: BlockSignal, tol: float, roun
     planes = _hyperplanes(block, X, G, wrong)
     if planes.loud_energy(tol, unknown) > energy:
         return False
-    return _linear_part_vanishes(linear, X, abs(mean) * size, abs(mean) * wrong, tol)
+    if not _linear_part_vanishes(linear, X, abs(mean) * size, abs(mean) * wrong, tol):
+        return False
+    # Both parts hold the terms and the rounding of samples on either side; a neuron may see one side alone.
+    heard, _ = _strongest(block, X, G, _tried(planes, X, G), tol, rounding)
+    return heard is None
 
 
 def zero_neuron_pull(block: ShallowBlock, signal: BlockSignal, tol: float, rounding: Tensor | None = None) -> Pull:
@@ -122,13 +127,13 @@ def zero_neuron_pull(block: ShallowBlock, signal: BlockSignal, tol: float, round
     loud = tol * max(map(abs, block.slopes)) * float(G.norm(dim=1) @ X.norm(dim=1))
     flat = OneNeuron(np.zeros(X.shape[1]), np.zeros(len(X)), parts, kinks, X.cpu().numpy())
     (loudest,) = loudest_flat_directions([flat], [0.0], [loud])
-    if loudest.D.any():
-        counted, _ = _strongest(block, X, G, torch.as_tensor(loudest.direction)[None].to(X), tol, rounding)
-        if counted is not None:
-            return counted
-    # Relative to all terms nothing is loud; relative to its own terms something may be.
+    first = torch.as_tensor(loudest.direction[None, :]).to(X)[: int(loudest.D.any())]
+    best, pull = _strongest(block, X, G, first, tol, rounding)
+    if best is not None and _is_clear(best, block, X, G):
+        return best
+    # Relative to all terms nothing is loud, or its fall is small; relative to its own terms something may be.
     planes = _hyperplanes(block, X, G, torch.zeros_like(G[:, 0]) if rounding is None else rounding)
-    V = _tried(planes, X, G)
+    V = torch.cat([first, _tried(planes, X, G)])
     for _ in range(BUDGETS.ascents):
         best, pull = _strongest(block, X, G, V, tol, rounding)
         if best is not None:
@@ -149,25 +154,96 @@ def zero_neuron_pull(block: ShallowBlock, signal: BlockSignal, tol: float, round
     return nothing if best is None else best
 
 
+def pull_beside_rounding(
+    block: ShallowBlock, signal: BlockSignal, neuron: int, tol: float, rounding: Tensor, kink_tol: float
+) -> Pull | None:
+    """A direction of slope zero on which a neuron is felt by more than the rounding of the samples it moves there.
+
+    The loudest direction of all may be that of a long sample, whose rounding is larger than any pull: others are not.
+
+    Args:
+        block: The network.
+        signal: Inputs and loss gradients.
+        neuron: Number of a neuron that is stationary.
+        tol: Tolerance relative to the natural scale of a derivative.
+        rounding: What each row of ``G`` may be wrong by, shape ``(N,)``.
+        kink_tol: Relative distance that counts as on the kink.
+
+    Returns:
+        The direction, or None where none was found.
+    """
+    X, G = signal.X.detach().double(), signal.G.detach().double()
+    w, h = block.W[neuron].double(), block.H[:, neuron].double()
+    if bool(w.any()):
+        seen = _seen_off_kinks(block, X, w, kink_tol)
+        V = _fitted(seen, G)
+        A = seen @ V.T
+    else:
+        V = _tried(_hyperplanes(block, X, G, rounding), X, G)
+        A = rho(X @ V.T, block.slopes)
+    pull = A.T @ G
+    size = torch.maximum(tol * (A.abs().T @ G.norm(dim=1)), A.abs().T @ rounding)
+    flat = (pull @ h).abs() <= h.norm() * size
+    return _largest_fall(V, A, pull, flat & _counts(block, X, G, A, pull, tol, rounding))
+
+
+def _seen_off_kinks(block: ShallowBlock, X: Tensor, w: Tensor, kink_tol: float) -> Tensor:
+    """Inputs times the slope at them, as far as input weights see them that stay on their kinks, shape ``(N, d)``."""
+    Z = X @ w
+    held = Z.abs() <= kink_tol * w.norm() * X.norm(dim=1)
+    fixed = radial_directions(torch.cat([X[held], w[None]]))
+    basis = torch.as_tensor(row_space(fixed.cpu().numpy())).to(X)
+    seen: Tensor = slopes_at(Z, block.slopes)[:, None] * X * ~held[:, None]
+    return seen - seen @ basis.T @ basis
+
+
+def _fitted(seen: Tensor, G: Tensor) -> Tensor:
+    """Unit directions in which inputs as seen ``(N, d)`` fit each output's loss gradients best, shape ``(n, d)``."""
+    _, singular, rows = torch.linalg.svd(torch.linalg.qr(seen, mode="r").R, full_matrices=False)
+    inverse = torch.where(singular > FLOAT64.rank * singular[0], 1 / singular, 0.0).square()
+    return radial_directions((G.T @ seen @ rows.T * inverse) @ rows)
+
+
+def _is_clear(found: Pull, block: ShallowBlock, X: Tensor, G: Tensor) -> bool:
+    """Whether the fall along a direction is such a part of the loss that no other one is tried for more."""
+    D, v = torch.as_tensor(found.D).to(G), torch.as_tensor(found.direction).to(X)
+    return float(D.norm()) > math.sqrt(FLOAT64.clear_fall) * float(rho(X @ v, block.slopes).norm() * G.norm())
+
+
 def _strongest(
     block: ShallowBlock, X: Tensor, G: Tensor, V: Tensor, tol: float, rounding: Tensor | None
 ) -> tuple[Pull | None, Tensor]:
-    """The loudest direction among those that count, if there is one; the pulls of all, ``(n, J)``."""
-    size = G.norm(dim=1)
+    """Of the directions that count the one whose fall is largest, if there is one; the pulls of all, ``(n, J)``."""
     A = rho(X @ V.T, block.slopes)
     pull = A.T @ G
+    return _largest_fall(V, A, pull, _counts(block, X, G, A, pull, tol, rounding)), pull
+
+
+def _largest_fall(V: Tensor, A: Tensor, pull: Tensor, counts: Tensor) -> Pull | None:
+    """The direction of those that count, bool ``(n,)``, along which ``||D||^2`` over squared activations is largest."""
+    if not bool(counts.any()):
+        return None
+    share = pull.norm(dim=1) / A.norm(dim=0)
+    at = int(torch.where(counts, share, 0.0).argmax())
+    return Pull(V[at].cpu().numpy(), pull[at].cpu().numpy(), decided=True)
+
+
+def _counts(
+    block: ShallowBlock, X: Tensor, G: Tensor, A: Tensor, pull: Tensor, tol: float, rounding: Tensor | None
+) -> Tensor:
+    """Whether the pull ``(n, J)`` on activations ``(N, n)`` of unit input weights is more than rounding, ``(n,)``."""
+    size = G.norm(dim=1)
     strength = pull.norm(dim=1)
     share = strength / (A.norm(dim=0) * size.norm())
-    counts = strength > tol * (A.abs().T @ size)
+    # Samples orthogonal to a direction feel nothing but the rounding of their inner products.
+    of_A = FLOAT64.roundings * FLOAT64.eps * max(map(abs, block.slopes)) * float(size @ X.norm(dim=1))
+    counts: Tensor = (strength > tol * (A.abs().T @ size)) & (strength > of_A)
     if rounding is None:
         counts &= share > tol
     else:
         rounded = A.abs().T @ rounding
         counts &= (strength > rounded) & ((share > tol) | (strength > met_within(tol) * rounded))
-    if not bool(counts.any()):
-        return None, pull
-    at = int(torch.where(counts, strength, 0.0).argmax())
-    return Pull(V[at].cpu().numpy(), pull[at].cpu().numpy(), decided=True), pull
+    return counts
 
 
 def _hyperplanes(block: ShallowBlock, X: Tensor, G: Tensor, wrong: Tensor) -> _Hyperplanes:
@@ -202,9 +278,7 @@ def _tried(planes: _Hyperplanes, X: Tensor, G: Tensor) -> Tensor:
         int(k) for key in (np.linalg.norm(planes.pull, axis=1), planes.energy) for k in key.argsort()[-BUDGETS.starts :]
     }
     linear = (G.T @ X).cpu().numpy()
-    values, vectors = torch.linalg.eigh(X.T @ X)
-    inverse = torch.where(values > FLOAT64.eps * values[-1] * len(values), 1 / values, 0.0)
-    fitted = linear @ ((vectors * inverse) @ vectors.T).cpu().numpy()
+    fitted = _fitted(X, G).cpu().numpy()
     rows = np.concatenate([unit_rows(linear), planes.X])
     mixed = np.random.default_rng(0).standard_normal((BUDGETS.starts, len(rows))) @ rows
     V = unit_rows(np.concatenate([linear, fitted, planes.X[sorted(chosen)], mixed]))

@@ -18,7 +18,7 @@ from relu_diag.functional.local import (
 )
 from relu_diag.functional.tolerances import kink_tolerance
 from relu_diag.functional.verdict._output_parts import output_parts
-from relu_diag.functional.verdict._reach import zero_neuron_pull
+from relu_diag.functional.verdict._reach import pull_beside_rounding, zero_neuron_pull
 from relu_diag.functional.verdict._rounding import ResidualRounding, rounding_of_signal
 from relu_diag.functional.verdict._weight import least_share, met_within, positive, seen_by
 from relu_diag.functional.verdict.stationarity import Stationarity, stationarity
@@ -135,6 +135,13 @@ def escapes_at(
     strength = D.norm(dim=1)
     mask = torch.where(zero, strength > 0, strength > loud)
     mask &= zero | _weighty(block, signal, found, strength, mask & ~zero, kink_tol, rounding)
+    if rounding is not None:
+        hidden = torch.where(mask | ~decided | (strength <= loud), 0.0, strength)
+        for i in hidden.argsort(descending=True)[: min(BUDGETS.neurons_tried, int(hidden.count_nonzero()))].tolist():
+            beside = pull_beside_rounding(block, signal, i, found.tol, rounding.exact, kink_tol)
+            if beside is not None:
+                mask[i] = True
+                direction[i], D[i] = torch.as_tensor(beside.direction).to(D), torch.as_tensor(beside.D).to(D)
     return EscapeNeurons(mask, decided, torch.where(mask[:, None], direction, 0.0), torch.where(mask[:, None], D, 0.0))
 
 

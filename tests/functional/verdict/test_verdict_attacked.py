@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from support import attack as folder
-from support.attack.changes import permuted, rotated, with_dead_neuron, with_zero_sample
+from support.attack.changes import permuted, quartered, rotated, with_dead_neuron, with_zero_sample
 from support.attack.checks import Record, attack, check_witness, truth_of
 from support.attack.families import problem_of
 from support.attack.problem import Problem
 
 from relu_diag import functional as F
+from relu_diag.functional.verdict._orthant import _cone_descents
 from relu_diag.functional.verdict._path import _first_rise
 
 
@@ -143,6 +144,55 @@ def test_a_second_order_fall_is_looked_for_on_both_sides_of_a_form() -> None:
         found = verdict_of(other)
         assert found.kind == "saddle"
         assert not complaints_about_witness(other, found)
+
+
+# More rays than single ones and drawn cones could tell; rays of a silent neuron that no output feels in the way.
+@pytest.mark.parametrize("name", ["units_64009_30", "low_rank_64009_41"])
+def test_a_fall_over_several_rays_is_found_in_any_order_and_basis(name: str) -> None:
+    problem = found_before(name)
+    for draw in range(3):
+        random = np.random.default_rng(draw)
+        for change in (permuted, rotated, quartered):
+            assert verdict_of(change(random, problem)).kind == "saddle"
+
+
+def test_no_pair_of_rays_on_which_a_form_is_negative_is_missed() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        form = np.eye(8) + 0.1 * np.abs(random.standard_normal((8, 8)))
+        form = (form + form.T) / 2
+        one, other = random.choice(8, 2, replace=False)
+        form[one, other] = form[other, one] = -1.3
+        together = np.ones((8, 8), dtype=bool)
+        (t,) = list(_cone_descents(form, together))
+        assert (t >= 0).all()
+        assert t @ form @ t < 0
+        together[one, other] = together[other, one] = False
+        assert not list(_cone_descents(form, together))
+
+
+def test_no_global_minimum_is_claimed_where_one_side_of_a_hyperplane_is_felt() -> None:
+    problem = found_before("long_samples_71001_34")  # the rounding of the other side hid it
+    assert verdict_of(problem).kind != "global minimum"
+
+
+def test_a_pull_hidden_by_the_rounding_of_one_long_sample_makes_no_minimum() -> None:
+    problem = found_before("long_samples_62002_25")
+    assert verdict_of(problem).kind in {"saddle", "undecided"}
+
+
+def test_of_the_directions_that_pull_the_one_with_the_largest_fall_is_shown() -> None:
+    problem = found_before("long_samples_64001_2")  # the loudest one falls by less than the rounding of the loss
+    for draw in range(3):
+        found = verdict_of(permuted(np.random.default_rng(draw), problem))
+        assert found.direction is not None
+        assert found.direction.loss_change < -100
+
+
+# A slope within the tolerance that leads all the way down; two samples that only weights of 1e10 tell apart.
+@pytest.mark.parametrize("name", ["beside_kinks_64010_15", "dead_giant_62001_46"])
+def test_the_oracle_admits_what_is_true_within_the_tolerance(name: str) -> None:
+    assert not attack(found_before(name), np.random.default_rng(0), deep=True).complaints
 
 
 def complaints_about_witness(problem: Problem, found: F.Verdict) -> list[tuple[str, str]]:
