@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -87,15 +87,21 @@ class Truth:
 
     @property
     def exact(self) -> bool:
-        """Whether the derivatives vanish even where rounding would excuse them."""
-        return max(one.raw for one in self.neurons) < self.point.tol / 100
+        """Whether the derivatives vanish even where rounding would excuse them, and no slope leads far enough down."""
+        return max(one.raw for one in self.neurons) < self.point.tol / 100 and not self.slides
+
+    @property
+    def slides(self) -> bool:
+        """Whether the loss can be seen to fall along a slope that is no rounding, however small it is."""
+        return any(self.visible(one.descent) for one in self.neurons)
 
     @property
     def blurred(self) -> bool:
         """Whether some derivative is within the tolerance's band, or what a pull is worth below the loss's rounding."""
         tol = self.point.tol
         banded = any(tol / 100 <= one.raw <= 100 * tol for one in self.neurons)
-        return banded or any(one.fall > 0 and not self.visible(one.fall) for one in self.neurons)
+        slides = self.slides and not any(self.violates(one) for one in self.neurons)
+        return banded or slides or any(one.fall > 0 and not self.visible(one.fall) for one in self.neurons)
 
     @property
     def certain(self) -> bool:
@@ -215,10 +221,16 @@ def check_global(record: Record, truth: Truth, verdict: F.Verdict, rng: Rng, dee
 
 
 def _pulled(point: Point, W: Array) -> bool:
-    """Whether a neuron with one of these input weights would lower the loss by more than any tolerance explains."""
-    A, E = rho(point.problem.X @ W.T, point.problem.slopes), point.E.astype(float)
+    """Whether a neuron with one of these input weights would lower the loss by more than any tolerance explains.
+
+    Where the samples it sees are all but met it may pull as it likes: next to nothing is to be gained there.
+    """
+    problem = point.problem
+    A, E = rho(problem.X @ W.T, problem.slopes), point.E.astype(float)
     error = np.linalg.norm(E, axis=1) * 100 * point.tol + 100 * point.noise
-    return bool((np.linalg.norm(E.T @ A, axis=0) > error @ np.abs(A)).any())
+    pull, size = np.linalg.norm(E.T @ A, axis=0), np.linalg.norm(A, axis=0)
+    fall = np.square(pull / np.where(size > 0, size, 1.0)) / (2 * problem.factor)
+    return bool(((pull > error @ np.abs(A)) & (fall > 1e-6 * float(loss(problem)))).any())
 
 
 def rounding_of_loss(point: Point) -> float:
@@ -257,7 +269,7 @@ def check_changes(record: Record, truth: Truth, verdict: F.Verdict, rng: Rng, na
     for name in names:
         if name == "repeated" and problem.reduction == "mean":
             continue
-        if name == "rotated" and float(loss(problem)) <= rounding_of_loss(truth.point):  # other rounding, other answer
+        if name == "rotated" and _is_met(problem):  # other rounding, other answer
             continue
         changed = CHANGES[name](rng, problem)
         other = record.call("classify", F.classify, changed.block(), *changed.data(), changed.reduction)
@@ -267,6 +279,13 @@ def check_changes(record: Record, truth: Truth, verdict: F.Verdict, rng: Rng, na
         found = {verdict.kind, other.kind}
         if not (name == "a neuron is halved" and found & {"type-2 candidate", "undecided"}):
             record.wrong(f"changes when {name}", f"{verdict} -> {other}")
+
+
+def _is_met(problem: Problem) -> bool:
+    """Whether all that weights can reach is met up to rounding."""
+    reached = problem.X.any(axis=1) if problem.b is None else np.ones(len(problem.X), dtype=bool)
+    within = replace(problem, X=problem.X[reached], Y=problem.Y[reached])
+    return not reached.any() or float(loss(within)) <= rounding_of_loss(point_of(within))
 
 
 def _near_tolerance(point: Point) -> bool:

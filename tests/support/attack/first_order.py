@@ -49,13 +49,15 @@ class Neuron:
     of absolute terms it can be measured by; what may be rounding is nothing in ``least``, what must be in ``most``,
     and ``raw`` is ``most`` with it.
     ``pull`` is the largest ``|D|`` over its terms along a direction of slope zero, ``fall`` the drop of the loss that
-    violation or pull promise, ``certain`` whether all cones were seen.
+    violation or pull promise, ``descent`` that of a violation beyond its rounding alone, ``certain`` whether all cones
+    were seen.
     """
 
     least: float
     most: float
     raw: float
     fall: float
+    descent: float
     pull: float
     direction: Array
     certain: bool
@@ -69,7 +71,9 @@ def point_of(problem: Problem) -> Point:
     reach = length * np.linalg.norm(problem.W, axis=1)
     kink = (np.abs(Z) <= kink_tol * reach) & (length > 0)
     E = LONG(problem.factor) * (outputs(problem) - problem.Y)
-    active = np.where(Z > 0, abs(problem.slopes[1]), abs(problem.slopes[0])) * reach
+    active = np.where(Z > 0, abs(problem.slopes[1]), abs(problem.slopes[0]))
+    # On the kink rounding decides which of the two it is.
+    active = np.where(kink, max(map(abs, problem.slopes)), active) * reach
     terms = active @ np.linalg.norm(problem.H, axis=0) + np.linalg.norm(problem.Y, axis=1)
     terms = terms + (0.0 if problem.b is None else np.linalg.norm(problem.b))
     eps = float(np.finfo(np.float32).eps) if problem.float32 else EPS
@@ -86,6 +90,7 @@ def first_order(point: Point, i: int) -> Neuron:
         most=max(by_w.most, by_h.most),
         raw=max(by_w.raw, by_h.raw),
         fall=max(by_w.fall, by_h.fall, pulled),
+        descent=max(by_w.fall, by_h.fall),
         pull=pull,
         direction=direction,
         certain=cones.certain,
