@@ -16,7 +16,12 @@ from relu_diag.functional.verdict._orthant import orthant_fall
 from relu_diag.functional.verdict._reach import nothing_reachable
 from relu_diag.functional.verdict._rounding import ResidualRounding
 from relu_diag.functional.verdict._weight import left_open_by_kinks
-from relu_diag.functional.verdict._witness import first_order_fall, silent_escape_fall, whitened_fall
+from relu_diag.functional.verdict._witness import (
+    fall_of_tiny_neuron,
+    first_order_fall,
+    silent_escape_fall,
+    whitened_fall,
+)
 from relu_diag.functional.verdict.escape import escapes_at, silent_escapes
 from relu_diag.functional.verdict.stationarity import Stationarity
 from relu_diag.functional.verdict.verdict import DESCENT, Verdict
@@ -56,6 +61,8 @@ def first_order(problem: Problem, found: Stationarity, rounding: ResidualRoundin
             # Slopes whose fall nobody can see are none: all neurons are asked for an escape.
             return second_order(problem, replace(found, stationary=torch.ones_like(found.stationary)), rounding)
         direction = first_order_fall(problem, found, rounding.exact)
+    if direction is None:
+        direction = fall_of_tiny_neuron(problem, found, rounding.usable)
     if direction is None:
         reason = f"slopes above tol={found.tol:.3g}, but no fall above the rounding of the loss: raise tol"
         return verdict("undecided", named(broken), None, reason=reason)

@@ -15,6 +15,7 @@ from relu_diag.functional.problem import LossProblem, Problem, SquaredProblem
 from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.verdict._loss_line import moving_part, see_fall_of_loss
 from relu_diag.functional.verdict._path import falling_stretch
+from relu_diag.functional.verdict._reach import zero_neuron_pull
 from relu_diag.functional.verdict._rounding import reach, seen_terms
 from relu_diag.functional.verdict.direction import Direction
 from relu_diag.functional.verdict.escape import EscapeNeurons, silent_escapes
@@ -132,22 +133,52 @@ def silent_escape_fall(problem: Problem, escape: EscapeNeurons, rounding: Tensor
     Returns:
         The direction, or None where there is no such neuron or no fall exceeds the rounding of the loss.
     """
+    pull = escape.D.norm(dim=1) * silent_escapes(problem.block, escape)
+    loudest = pull.argsort(descending=True)[: min(BUDGETS.neurons_tried, int((pull > 0).sum()))].tolist()
+    moves = (
+        _growing(problem, i, escape.direction[i], escape.D[i], float(problem.block.W[i].norm()) or 1.0) for i in loudest
+    )
+    falls = (see_fall(problem, move, rounding) for move in moves)
+    return next((fall for fall in falls if fall is not None), None)
+
+
+def fall_of_tiny_neuron(problem: Problem, found: Stationarity, rounding: Tensor) -> Direction | None:
+    """The fall of a neuron that is not stationary and so small that nobody sees it, along the way from no weights.
+
+    The descent of a neuron of 1e-30 leads nowhere before it has turned; what it grows into is seen at once.
+
+    Args:
+        problem: The loss, in its normal form.
+        found: Its stationarity.
+        rounding: What the residuals may be wrong by, shape ``(N,)``.
+
+    Returns:
+        The direction, or None where there is no such neuron or no fall exceeds the rounding of the loss.
+    """
+    block = problem.block
+    size = torch.maximum(block.W.norm(dim=1), block.H.norm(dim=0))
+    tiny = (size <= FLOAT64.eps) & (found.violation > found.tol)
+    if not bool(tiny.any()):
+        return None
+    pull = zero_neuron_pull(block, problem.loss_signal, found.tol, rounding)
+    if not pull.D.any():
+        return None
+    gone = replace(problem, block=replace(block, W=block.W * ~tiny[:, None], H=block.H * ~tiny))
+    v, D = torch.as_tensor(pull.direction).to(block.W), torch.as_tensor(pull.D).to(block.W)
+    return see_fall(gone, _growing(gone, int(tiny.nonzero()[0]), v, D, 1.0))
+
+
+def _growing(problem: Problem, i: int, v: Tensor, D: Tensor, t: float) -> Move:
+    """Input weights of a neuron along ``t v``, output weights against ``D``, as far as the loss bends there."""
     block, X = problem.block, problem.signal.X
-    pull = escape.D.norm(dim=1) * silent_escapes(block, escape)
-    for i in pull.argsort(descending=True)[: min(BUDGETS.neurons_tried, int((pull > 0).sum()))].tolist():
-        D = escape.D[i]
-        v = escape.direction[i]
-        t = float(block.W[i].norm()) or 1.0
-        now, ahead = (_bend(problem, rho(X @ w, block.slopes), D / pull[i]) for w in (block.W[i], v))
-        bend = now + t**2 * ahead
-        a = t * pull[i] / bend if bend > 0 else t
-        move = Move(torch.zeros_like(block.W), torch.zeros_like(block.H), torch.zeros_like(D))
-        move.dW[i] = t * v
-        move.dH[:, i] = -a * D / pull[i]
-        fall = see_fall(problem, move, rounding)
-        if fall is not None:
-            return fall
-    return None
+    pull = D.norm()
+    now, ahead = (_bend(problem, rho(X @ w, block.slopes), D / pull) for w in (block.W[i], v))
+    bend = now + t**2 * ahead
+    a = t * pull / bend if bend > 0 else t
+    move = Move(torch.zeros_like(block.W), torch.zeros_like(block.H), torch.zeros_like(D))
+    move.dW[i] = t * v
+    move.dH[:, i] = -a * D / pull
+    return move
 
 
 def _bend(problem: Problem, A: Tensor, along: Tensor) -> Tensor:

@@ -189,6 +189,15 @@ def test_of_the_directions_that_pull_the_one_with_the_largest_fall_is_shown() ->
         assert found.direction.loss_change < -100
 
 
+def test_what_a_tiny_neuron_grows_into_shows_that_it_is_not_stationary() -> None:
+    problem = found_before("trained_outputs_71002_33")  # weights of 1e-35
+    found = verdict_of(problem)
+    assert found.kind == "not stationary"
+    assert found.direction is not None
+    assert found.direction.loss_change < -0.5
+    assert not complaints_about_witness(problem, found)
+
+
 # A slope within the tolerance that leads all the way down; two samples that only weights of 1e10 tell apart.
 @pytest.mark.parametrize("name", ["beside_kinks_64010_15", "dead_giant_62001_46"])
 def test_the_oracle_admits_what_is_true_within_the_tolerance(name: str) -> None:
