@@ -103,7 +103,8 @@ def table(jobs: list[Job], found: list[Found]) -> str:
     kinds = Counter(result.kind for result in found)
     lines += ["", *(f"{count:7}  {kind}" for kind, count in kinds.most_common())]
     for (name, seed, number, decay), result in zip(jobs, found, strict=True):
-        texts = [*result.wrong, *["missed: the loss falls"] * result.missed]
+        texts = [*result.wrong, *[f"{result.kind}, but the loss falls"] * result.missed]
+        texts += [result.kind] * (result.kind.startswith("undecided") and not result.missed)
         lines += [f"--seed {seed} --loss {name!r} --number {number}{' --decay' * decay}: {text}" for text in texts]
     return "\n".join(lines)
 

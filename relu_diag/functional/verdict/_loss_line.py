@@ -147,19 +147,25 @@ def _price(problem: LossProblem, move: Move) -> tuple[float, float]:
 def see_fall_of_loss(problem: LossProblem, move: Move) -> Direction | None:
     """A step along a move of length 1 at which the loss, evaluated there, is lower by more than its rounding.
 
-    The loss is evaluated on a scale of steps and on points between: it does not rise on the way.
+    The loss is evaluated on a scale of steps and on points between: it does not rise on the way, or by no more than a
+    unit roundoff of itself, as it does where slopes of rounding point up.
     """
     line = loss_line(*moving_part(problem, move))
-    step = _lowest(line, _scale_of_steps(line))
-    if step == 0:
-        return None
+    scale = _scale_of_steps(line).to(line.first.device)
+    values, rounding = line.changes(scale)
     # Points between those of the scale, denser near the start, where a rise would be small.
     between = torch.linspace(0, 1, BUDGETS.steps_between + 1, dtype=torch.float64)[1:].square()
-    step = _lowest(line, step * between)
-    change = _evaluated_change(problem, move, step, line.bend) if step > 0 else 0.0
-    if change >= 0:
-        return None
-    return Direction(move.dW, move.dH, step, change, move.db if bool(move.db.any()) else None)
+    for hidden in (0.0, FLOAT64.eps * abs(float(problem.loss))):
+        step = _lowest(scale, values, rounding + hidden)
+        if step == 0:
+            continue
+        inner = (step * between).to(scale)
+        there, blur = line.changes(inner)
+        step = _lowest(inner, there, blur + hidden)
+        change = _evaluated_change(problem, move, step, line.bend) if step > 0 else 0.0
+        if change < 0:
+            return Direction(move.dW, move.dH, step, change, move.db if bool(move.db.any()) else None)
+    return None
 
 
 def _evaluated_change(problem: LossProblem, move: Move, step: float, bend: Tensor) -> float:
@@ -193,9 +199,8 @@ def _scale_of_steps(line: LossLine) -> Tensor:
     return end * 4.0**powers
 
 
-def _lowest(line: LossLine, steps: Tensor) -> float:
+def _lowest(steps: Tensor, values: Tensor, rounding: Tensor) -> float:
     """The step at which the loss is lowest before it first rises, 0 where it rises at once."""
-    values, rounding = line.changes(steps.to(line.first.device))
     lowest, at = 0.0, 0.0
     for step, value, blur in zip(steps.tolist(), values.tolist(), rounding.tolist(), strict=True):
         if not value <= lowest + blur:  # a number that is none is no fall

@@ -21,7 +21,7 @@ REACHES = (0.3, 1e-2, 1e-4)
 Moves = tuple[Array, Array, Array]
 
 
-@np.errstate(over="ignore")
+@np.errstate(over="ignore", invalid="ignore")
 def complaints(case: Case, verdict: Verdict, rng: Rng) -> list[str]:
     """What is wrong with a verdict."""
     if verdict.kind in {"local minimum", "global minimum"}:
@@ -73,7 +73,7 @@ def _falls_for_ever(case: Case) -> bool:
     return False
 
 
-@np.errstate(over="ignore")
+@np.errstate(over="ignore", invalid="ignore")
 def largest_excess(case: Case, rng: Rng, batch: int = 120, followed: int = 8, rounds: int = 60) -> float:
     """The largest fall that random and descended moves find, over what slopes of zero within the tolerance explain.
 
@@ -212,7 +212,8 @@ class _Box:
             change += mu / 2 * (((2 * self.W + dW) * dW).sum((1, 2)) + ((2 * self.H + dH) * dH).sum((1, 2)))
             whole = np.linalg.norm(self.w_norm) * np.linalg.norm(dw, axis=1)
             price += mu * (whole + np.linalg.norm(self.h_norm) * np.linalg.norm(dh, axis=1))
-        return np.asarray(-change / (PRICE * price + self.blur))
+        # What overflows is no fall.
+        return np.nan_to_num(-change / (PRICE * price + self.blur), nan=-np.inf)
 
 
 def _norm(value: Array, axis: int) -> Array:
