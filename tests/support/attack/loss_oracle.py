@@ -213,7 +213,7 @@ class _Box:
             whole = np.linalg.norm(self.w_norm) * np.linalg.norm(dw, axis=1)
             price += mu * (whole + np.linalg.norm(self.h_norm) * np.linalg.norm(dh, axis=1))
         # What overflows is no fall.
-        return np.nan_to_num(-change / (PRICE * price + self.blur), nan=-np.inf)
+        return np.asarray(np.nan_to_num(-change / (PRICE * price + self.blur), nan=-np.inf))
 
 
 def _norm(value: Array, axis: int) -> Array:
