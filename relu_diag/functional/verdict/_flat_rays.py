@@ -66,7 +66,9 @@ def flat_rays(
     b = (block.slopes[1] - block.slopes[0]) / 2
     smooth = found.geometry.smooth.cpu().numpy()
     hidden = seen_by(block, signal, kink_tol, torch.arange(len(block.W), device=block.W.device), rounding.usable).pull
-    flat = torch.maximum(found.tol * found.scale, block.H.norm(dim=0) * hidden).cpu().numpy()
+    # Where a slope downwards counts as none, one upwards does.
+    slope = found.tol * found.scale - found.slope.clamp(max=0.0)
+    flat = torch.maximum(slope, block.H.norm(dim=0) * hidden).cpu().numpy()
     direction, escapes = escape.direction.cpu().numpy(), escape.mask.cpu().numpy()
     zero = ~block.W.any(dim=1).cpu().numpy()
     kinks = _kinks(block, signal, kink_tol, silent=~block.H.any(dim=0))
