@@ -369,7 +369,7 @@ def _descent_of(
     trainer: Trainer, module: LightningModule, subject: _Subject, data: TrainingData, rows: KeptRows
 ) -> Descent | None:
     """How far the loss could fall at once."""
-    whole = len(rows.inputs()) == 1 and data.complete
+    whole = rows.one_batch and data.complete
     return descent_of(trainer, module, subject.location, subject.block, data, whole)
 
 

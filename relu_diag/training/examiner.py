@@ -12,7 +12,6 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from relu_diag.capture import Sighting
-from relu_diag.functional import NotFiniteError
 from relu_diag.training._data import is_epoch_of_all, samples_of
 from relu_diag.training.careful import Careful
 from relu_diag.training.checks import check_callable, check_count, check_iterable
@@ -192,7 +191,8 @@ class Examiner:
             trainer: The trainer.
         """
         if self._keeping:
-            self._finish_keeping(complete=is_epoch_of_all(trainer))
+            with self.careful:
+                self._finish_keeping(complete=is_epoch_of_all(trainer))
 
     def want(self) -> None:
         """Ask for a verdict. Inputs that layers below compute, and gradients, are kept anew from the next epoch on."""
@@ -346,11 +346,7 @@ class Examiner:
         if skipped:
             return False
         for rows in self._rows.values():
-            try:
-                readable = rows.take(self._shown(batch))
-            except NotFiniteError:
-                return False
-            if not readable:
+            if not rows.take(self._shown(batch)):
                 rows.reason = "a batch has other tensors than those before"
         if all(rows.full for rows in self._rows.values()):
             self._finish_keeping(complete=False)

@@ -23,7 +23,7 @@ class Recipe:
         columns: Number of inputs, without the constant one.
         constant: Whether a constant input follows, for the hidden bias.
         dtype: Of the inputs.
-        loss: The loss of the batches by which it was found.
+        loss: The loss of the batches by which it was found, a sum over rows.
         count: Number of rows of one of them.
         targets: For a field of the loss, the number of the tensor that holds it.
 
@@ -36,6 +36,10 @@ class Recipe:
         >>> rows, loss = recipe.rows([2 * X, 3 * Y])  # another batch
         >>> loss.name, float(loss(torch.zeros(2, 1)))
         ('squared error', 9.0)
+        >>> parts = [recipe.part([2 * X, 3 * Y]), recipe.part([X, Y], torch.tensor([1]))]
+        >>> rows, loss = recipe.rows(recipe.below(parts))
+        >>> len(rows), round(float(loss(torch.zeros(3, 1))), 3)  # the mean over all rows
+        (3, 6.333)
     """
 
     inputs: int | None
@@ -74,7 +78,72 @@ class Recipe:
             constant = False
             columns = X.shape[1]
             inputs = _place(X, leaves)
-        return cls(inputs, columns, constant, X.dtype, loss, count, targets) if targets else None
+        if not targets:
+            return None
+        # As a sum over rows, no row has a say in what another one weighs: batches may be put below each other.
+        alone = loss.rows(torch.arange(len(X), device=X.device))
+        return cls(inputs, columns, constant, X.dtype, alone, count, targets)
+
+    def count_in(self, leaves: Sequence[Tensor]) -> int | None:
+        """Number of rows in a batch.
+
+        Args:
+            leaves: The tensors of the batch.
+
+        Returns:
+            The number; None where the batch does not hold inputs and targets.
+        """
+        if self.inputs is None or self.inputs >= len(leaves) or leaves[self.inputs].numel() % self.columns:
+            return None
+        count = leaves[self.inputs].numel() // self.columns
+        for name, place in self.targets.items():
+            if place >= len(leaves) or leaves[place].numel() != count * self._row(name).numel():
+                return None
+        return count
+
+    def part(self, leaves: Sequence[Tensor], some: Tensor | None = None) -> list[Tensor]:
+        """Copies of rows of a batch, in a batch of their own: to be read later, once for many batches.
+
+        Args:
+            leaves: The tensors of a batch that `count_in` can read.
+            some: Which rows, long; None: all.
+
+        Returns:
+            Its tensors; those that are not read are empty.
+        """
+        assert self.inputs is not None
+        count = self.count_in(leaves)
+        shapes = {place: (count, *self._row(name)) for name, place in self.targets.items()}
+        shapes[self.inputs] = (count, self.columns)
+        found = [leaves[0].new_empty(0)] * (1 + max(shapes))
+        for place, shape in shapes.items():
+            rows = leaves[place].detach().reshape(shape)
+            found[place] = rows.clone() if some is None else rows.index_select(0, some)
+        return found
+
+    @staticmethod
+    def below(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Parts of several batches as one batch.
+
+        Args:
+            parts: What `part` returned.
+
+        Returns:
+            Its tensors.
+        """
+        return [torch.cat(leaves) for leaves in zip(*parts, strict=True)]
+
+    def is_finite(self, leaves: Sequence[Tensor]) -> bool:
+        """Whether all inputs and targets of a batch are finite.
+
+        Args:
+            leaves: The tensors of a batch that `count_in` can read.
+
+        Returns:
+            Whether they are.
+        """
+        assert self.inputs is not None
+        return all(_is_finite(leaves[place]) for place in (self.inputs, *self.targets.values()))
 
     def rows(self, leaves: Sequence[Tensor]) -> tuple[Tensor, Loss] | None:
         """Inputs and loss of a batch.
@@ -88,15 +157,11 @@ class Recipe:
         Raises:
             NotFiniteError: If an input or a target is NaN or infinite.
         """
-        if self.inputs is None or self.inputs >= len(leaves):
+        if self.inputs is None or self.count_in(leaves) is None:
             return None
-        leaf = leaves[self.inputs]
-        if leaf.numel() % self.columns:
-            return None
-        used = [leaf, *(leaves[place] for place in self.targets.values() if place < len(leaves))]
-        if not all(bool(one.isfinite().all()) for one in used):
+        if not self.is_finite(leaves):
             raise NotFiniteError("A batch has NaN or infinite entries: clean the data, or skip the batch.")
-        X = leaf.detach().reshape(-1, self.columns).to(self.dtype)
+        X = leaves[self.inputs].detach().reshape(-1, self.columns).to(self.dtype)
         if self.constant:
             X = torch.cat([X, X.new_ones(len(X), 1)], dim=1)
         loss = self.loss_of(leaves, len(X))
@@ -114,11 +179,10 @@ class Recipe:
         """
         changed: dict[str, Any] = {}
         for name, place in self.targets.items():
-            value = getattr(self.loss, name)
-            shape = torch.Size((count, *value.shape[1:]))
+            shape = torch.Size((count, *self._row(name)))
             if place >= len(leaves) or leaves[place].numel() != shape.numel():
                 return None
-            changed[name] = leaves[place].detach().reshape(shape).to(value.dtype).clone()
+            changed[name] = leaves[place].detach().reshape(shape).to(getattr(self.loss, name).dtype).clone()
         return replace(self.loss, **changed).scaled(self.count / count)  # type: ignore[type-var]
 
     def loss_with_gradient(self, leaves: Sequence[Tensor], outputs: Tensor, G: Tensor) -> Loss | None:
@@ -140,6 +204,16 @@ class Recipe:
         factor = float((own.double() * G.double()).sum()) / square if square > 0 else 0.0
         fits = factor > 0 and bool((G - factor * own).norm() <= SAME * G.norm())
         return loss.scaled(factor) if fits else None
+
+    def _row(self, name: str) -> torch.Size:
+        """Shape of the targets of one row."""
+        shape: torch.Size = getattr(self.loss, name).shape[1:]
+        return shape
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Whether all numbers are; a sum says so for less, unless it overflows."""
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
 
 
 def _place(value: Tensor, leaves: Sequence[Tensor]) -> int | None:

@@ -24,6 +24,8 @@ NOT_SEEN = "no step of the training was seen yet"
 # Steps whose rows are kept of a loss that is not known; and rows, while those of other blocks are waited for.
 _STEPS = 32
 _ROWS = 4096
+# Parts in which samples are kept at most, where not all are.
+_PARTS = 64
 _ACTIVATIONS = "the loss reads the hidden activations besides the outputs of the block"
 _DROPOUT = "dropout stands behind the activations, so that the loss of a step is not the loss of the network"
 # How a reason begins that is no matter of targets, and what helps where it is one.
@@ -102,6 +104,9 @@ class KeptRows:
         self.reason = reason
         self.recipe: Recipe | None = None
         self._batches: list[_Batch] = []
+        # Parts of batches that are read when somebody asks, and the number of batches that some rows are kept of.
+        self._noted: list[list[Tensor]] = []
+        self._kept_batches = 0
         self._kept = 0
         self._signals: list[BlockSignal] = []
         self._finished = False
@@ -131,8 +136,9 @@ class KeptRows:
             if not self.reason:
                 return
         # The loss is not known: first-order facts are all there is.
-        if self._room(seen.signal.X, seen.block.H.shape[0]):
+        if self._room(len(seen.signal.X), seen.signal.X.shape[1] + seen.block.H.shape[0]):
             self._batches.append(_Batch(seen.signal.X.clone(), None, step, None))
+            self._kept_batches += 1
             self._kept += len(seen.signal.X)
             if self.reason != _ACTIVATIONS and not self.full:
                 self._signals.append(seen.signal)
@@ -140,25 +146,33 @@ class KeptRows:
             self._passed += len(seen.signal.X)
 
     def take(self, batch: Any) -> bool:
-        """Keep the rows of a batch by the recipe, nothing being ridden.
+        """Keep the rows of a batch by the recipe, nothing being ridden: they are copied now, and read later.
 
         Args:
             batch: A batch.
 
         Returns:
-            Whether it could be read.
+            Whether it can be read.
         """
-        rows = None if self.recipe is None else self.recipe.rows(tensors_of(batch))
-        if rows is None:
+        leaves = tensors_of(batch)
+        count = None if self.recipe is None else self.recipe.count_in(leaves)
+        if self.recipe is None or count is None:
             return False
-        if not self.full:
-            self._add(*rows)
+        if not self.full and self._has_room(count, self.recipe.columns + 2):
+            some = self._some(count, leaves[0].device)
+            if some is None or len(some):
+                self._noted.append(self.recipe.part(leaves, some))
         return True
+
+    @property
+    def one_batch(self) -> bool:
+        """Whether all rows are those of one batch."""
+        return self._kept_batches == 1
 
     @property
     def waiting(self) -> bool:
         """Whether the loss may yet be recognised by further steps."""
-        return not self.reason and not self._batches
+        return not self.reason and not self._passed
 
     def finish(self, complete: bool) -> None:
         """Keep no more.
@@ -166,10 +180,30 @@ class KeptRows:
         Args:
             complete: Whether every sample of an epoch has passed by since the first one was kept.
         """
+        self._read_noted()
         if self._batches and not self.full:
             self.complete = complete and self._passed == self._kept
             self.full = True
         self._finished = self.full
+
+    def _read_noted(self) -> None:
+        """Read the parts of batches that were noted, all at once; a batch that is not finite is left out."""
+        parts, self._noted = self._noted, []
+        recipe = self.recipe
+        if not parts or recipe is None:
+            return
+        together = recipe.below(parts)
+        if not recipe.is_finite(together):
+            parts = [part for part in parts if recipe.is_finite(part)]
+            self._kept += sum(recipe.count_in(part) or 0 for part in parts) - (recipe.count_in(together) or 0)
+            together = recipe.below(parts)
+        try:
+            read = recipe.rows(together) if parts else None
+        except ValueError as error:  # ranks may be waiting
+            self.reason = str(error)
+            return
+        if read is not None:
+            self._batches.append(_Batch(*read, step=None, chosen=None))
 
     def inputs(self) -> list[Tensor]:
         """The inputs kept by this rank.
@@ -177,6 +211,7 @@ class KeptRows:
         Returns:
             Batches of rows, shape ``(N, d)`` each.
         """
+        self._read_noted()
         return [batch.X for batch in self._batches]
 
     def signals(self) -> list[BlockSignal]:
@@ -193,6 +228,7 @@ class KeptRows:
         Returns:
             The data; None where there are none, `reason` says why.
         """
+        self._read_noted()
         kept = [] if self.reason else [(batch.X, batch.loss) for batch in self._batches if batch.loss is not None]
         everyone = of_all_ranks((kept, self.reason, self.complete))
         self.reason = next((reason for _, reason, _ in everyone if reason), "")
@@ -217,6 +253,7 @@ class KeptRows:
         Returns:
             The data; None where the loss is not known, or the two have no samples in common.
         """
+        self._read_noted()
         theirs = {batch.step: batch.X for batch in below._batches if batch.step is not None and batch.chosen is None}
         kept = []
         for batch in [] if self.reason else self._batches:
@@ -280,29 +317,45 @@ class KeptRows:
 
     def _add(self, X: Tensor, loss: Loss, step: int | None = None) -> None:
         """Keep rows, no more than there is room for."""
-        if not self._room(X, 1):
-            self.reason = TOO_MANY
-            self._batches.clear()
-            self._kept = 0
+        if not self._has_room(len(X), X.shape[1] + 1):
             return
-        self._passed += len(X)
-        room = len(X)
+        chosen = self._some(len(X), X.device)
+        if chosen is not None:
+            if not len(chosen):
+                return
+            loss = loss.rows(chosen).scaled(len(X) / len(chosen))
+            X = X[chosen]
+        self._batches.append(_Batch(X.clone(), loss, step, chosen))
+
+    def _some(self, count: int, device: torch.device) -> Tensor | None:
+        """Which rows of a batch of so many are kept, long; None: all."""
+        self._passed += count
+        room = count
         if self.max_samples is not None:
             wanted = math.ceil(min(1.0, self._passed / max(self.expected, 1)) * self.max_samples)
-            room = min(len(X), wanted - self._kept)
+            room = min(count, wanted - self._kept)
             self.full = self._kept + room >= self.max_samples
-        chosen = None
-        if 0 < room < len(X):  # evenly spaced: data may be in order
-            chosen = torch.arange(room, device=X.device) * len(X) // room
-            loss = loss.rows(chosen).scaled(len(X) / room)
-            X = X[chosen]
-        if room:
-            self._batches.append(_Batch(X.clone(), loss, step, chosen))
-            self._kept += len(X)
+            if self._kept and room < count and room * _PARTS < self.max_samples and not self.full:
+                room = 0  # few parts of many rows cost less than many of few
+        self._kept += room
+        self._kept_batches += room > 0
+        if room == count:
+            return None
+        return torch.arange(room, device=device) * count // max(room, 1)  # evenly spaced: data may be in order
 
-    def _room(self, X: Tensor, outputs: int) -> bool:
-        """Whether memory allows more rows."""
-        return (self._kept + len(X)) * (X.shape[1] + outputs) <= MAX_ELEMENTS
+    def _has_room(self, count: int, numbers: int) -> bool:
+        """Whether memory allows more rows of so many numbers; else none are kept."""
+        if self._room(count, numbers):
+            return True
+        self.reason = TOO_MANY
+        self._batches.clear()
+        self._noted.clear()
+        self._kept = 0
+        return False
+
+    def _room(self, count: int, numbers: int) -> bool:
+        """Whether memory allows more rows of so many numbers."""
+        return (self._kept + count) * numbers <= MAX_ELEMENTS
 
 
 def tensors_of(batch: Any) -> list[Tensor]:
@@ -318,6 +371,8 @@ def tensors_of(batch: Any) -> list[Tensor]:
         >>> tensors_of({"x": torch.zeros(2), "targets": (torch.ones(1), "a name")})
         [tensor([0., 0.]), tensor([1.])]
     """
+    if isinstance(batch, list | tuple) and all(isinstance(part, Tensor) for part in batch):
+        return list(batch)
     found: list[Tensor] = []
     apply_to_collection(batch, Tensor, found.append)
     return found
