@@ -294,9 +294,10 @@ class LandscapeMonitor(Rides):
             trainer: The trainer.
             pl_module: Its module.
         """
-        super().on_after_backward(trainer, pl_module)
-        if self._rider.taken:
-            self._take_in()
+        if self._rider.riding:
+            super().on_after_backward(trainer, pl_module)
+            if self._rider.taken:
+                self._take_in()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -313,6 +314,8 @@ class LandscapeMonitor(Rides):
         if self._rider.riding:
             self._take_in()
         seen = self._seen
+        if seen is None and not self._meets:
+            return
         self._seen = None
         if seen is not None and not self._said and self._rider.finite:
             self._said = True

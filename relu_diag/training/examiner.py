@@ -103,6 +103,8 @@ class Examiner:
         self._wanted = False
         self._keeping = False
         self._whole = False
+        # Whether an epoch may have no end: until the first one begins, nobody knows.
+        self._endless = True
         # Whether a batch of the epoch whose rows are kept is not among them.
         self._missed = False
         self._most = self.max_samples
@@ -144,7 +146,7 @@ class Examiner:
         """
         if self._look is not None or self.careful.off:
             return
-        if batch_idx == 0 or self._whole or not math.isfinite(trainer.num_training_batches):
+        if batch_idx == 0 or self._whole or self._endless:
             self._begin_keeping(trainer)
         self._batches += 1
         if not self._keeping and self._ridden >= _FIRST:
@@ -286,9 +288,9 @@ class Examiner:
         early = self._ridden == 0 and (self._short(trainer) or samples_of(trainer) <= _EARLY)
         self._missed = self._missed and self._keeping
         self._keeping = self._keeping or (not self._rows and (early or self._wanted))
-        endless = not math.isfinite(trainer.num_training_batches)
-        self._most = _ENDLESS if endless and self.max_samples is None else self.max_samples
-        self._expected = 0 if endless else samples_of(trainer)
+        self._endless = not math.isfinite(trainer.num_training_batches)
+        self._most = _ENDLESS if self._endless and self.max_samples is None else self.max_samples
+        self._expected = 0 if self._endless else samples_of(trainer)
 
     def _short(self, trainer: Trainer) -> bool:
         """Whether the steps of an epoch are so few that all may be ridden."""

@@ -78,18 +78,19 @@ class LossStream:
         Returns:
             Whether it is time to call `hand_out`.
         """
-        step = max(0, trainer.global_step - 1)  # The loss was computed at the weights before the step.
+        steps = trainer.global_step
+        step = max(0, steps - 1)  # The loss was computed at the weights before the step.
         loss = self._returned(trainer, module, outputs) if self.monitor is None else self._logged(trainer, True)
         if loss is not None:
             self._by_step = True
             self._batches += 1
-            loss = loss.detach()
+            loss = loss.detach() if loss.requires_grad else loss
             self._open = loss if self._batches == 1 else self._open + (loss - self._open) / self._batches
-        if trainer.global_step != self._steps and isinstance(self._open, Tensor):
+        if steps != self._steps and isinstance(self._open, Tensor):
             self._waiting.append((step, self._open))
             self._open = 0.0
             self._batches = 0
-        self._steps = trainer.global_step
+        self._steps = steps
         return len(self._waiting) >= _TOGETHER or step - self._handed_out >= _TOGETHER
 
     def after_loop(self, trainer: Trainer) -> None:
@@ -131,7 +132,7 @@ class LossStream:
         if not self._waiting:
             return []
         steps, losses = zip(*self._waiting, strict=True)
-        together = torch.stack([loss.reshape(()).double() for loss in losses])
+        together = torch.stack([loss if loss.dim() == 0 else loss.reshape(()) for loss in losses]).double()
         if trainer.world_size > 1:
             together = trainer.strategy.reduce(together, reduce_op="mean")
         self._waiting = []
@@ -148,7 +149,8 @@ class LossStream:
         loss: Any = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
             # Lightning has divided it by the number of batches that share a step.
-            return loss * trainer.accumulate_grad_batches if module.automatic_optimization else loss
+            shared = trainer.accumulate_grad_batches if module.automatic_optimization else 1
+            return loss if shared == 1 else loss * shared
         if not module.automatic_optimization:
             raise MisconfigurationException(
                 f"The training_step of {type(module).__name__} returns no loss. Return it, or name a metric it logs: "
