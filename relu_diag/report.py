@@ -103,7 +103,7 @@ class Report:
         title: What was run or read.
         verdict: Verdict on the last weights, or on the stationary point nearby.
         story: What happened in the run.
-        figures: Other figures by name.
+        figures: Other figures by name, or the contents of their PNG files.
         neurons: The neurons of each block.
         reproduce: Commands or code that make the same again.
 
@@ -115,7 +115,7 @@ class Report:
     title: str
     verdict: Verdict | None = None
     story: RunStory | None = None
-    figures: Mapping[str, Figure] = field(default_factory=dict)
+    figures: Mapping[str, Figure | bytes] = field(default_factory=dict)
     neurons: Sequence[BlockNeurons] = ()
     reproduce: str = ""
 
@@ -304,9 +304,9 @@ def _verdict(verdict: Verdict) -> str:
     return html_table(facts) + "<h3>What it assumes</h3>" + _grid(("assumption", "here it is"), assumptions)
 
 
-def _figure(name: str, figure: Figure) -> str:
+def _figure(name: str, figure: Figure | bytes) -> str:
     """A figure as a picture inside the file."""
-    picture = base64.b64encode(png_of(figure)).decode("ascii")
+    picture = base64.b64encode(figure if isinstance(figure, bytes) else png_of(figure)).decode("ascii")
     kind, _, block = name.partition(" of ")
     caption = _CAPTIONS.get(kind, kind.replace("_", " ")) + (f": {block}" if block else "")
     words = escape(caption, quote=True)

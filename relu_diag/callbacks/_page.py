@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from matplotlib.figure import Figure
 
 from relu_diag.callbacks.plateau import PlateauMonitor
 from relu_diag.functional import NearbyStationaryPoint
@@ -35,10 +36,10 @@ def write_page(
     stories = [story for one in monitors if (story := one.story(trainer)) is not None]
     seen = [watch for watch in watches if watch.last is not None]
     reports = [watch.last for watch in seen if watch.last is not None]
-    figures = {}
+    figures: dict[str, Figure | bytes] = {}
     for watch in seen:
         of = f" of {watch.hidden}" if len(seen) > 1 else ""
-        figures.update({name + of: figure for name, figure in watch.figures().items()})
+        figures.update({name + of: figure for name, figure in (watch.pictures or watch.figures()).items()})
     page = Report(
         title=f"{type(trainer.lightning_module).__name__}, {trainer.global_step:,} steps",
         verdict=nearby.verdict if nearby is not None else next(iter(judged), None),

@@ -122,11 +122,12 @@ def _cells(ax: Axes, rows: int, columns: int, height_ratios: Sequence[float]) ->
     return GridSpec(rows, columns, height_ratios=height_ratios, **edges)
 
 
-def png_of(figure: Figure) -> bytes:
+def png_of(figure: Figure, dpi: float = _DPI) -> bytes:
     """A figure as the content of a PNG file.
 
     Args:
         figure: The figure.
+        dpi: Pixels per inch.
 
     Returns:
         Bytes.
@@ -136,7 +137,7 @@ def png_of(figure: Figure) -> bytes:
         b'PNG'
     """
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=_DPI)
+    figure.savefig(file, format="png", dpi=dpi)
     return file.getvalue()
 
 

@@ -147,8 +147,8 @@ def training_figure(history: TrainingHistory, marks: Sequence[float] = (), ax: A
     for axis, panel in zip(axes[1:], panels, strict=True):
         axis.set_ylabel(panel.label, fontsize=_FONT)
         for name, band in bands.items():
-            for line in panel.lines(band.drawn):
-                axis.plot(steps, line, color=band.color, label=name, linewidth=0.9, alpha=0.7)
+            if len(band.drawn):
+                axis.plot(steps, panel.lines(band.drawn), color=band.color, label=name, linewidth=0.9, alpha=0.7)
         if panel.limits is None:
             clipped |= _scale_to_the_living(axis, panel, history.dead)
         else:
@@ -171,9 +171,9 @@ class _Panel:
     angle: bool = False
 
     def lines(self, neurons: Tensor) -> NDArray[np.float64]:
-        """One line for each of ``n`` neurons, shape ``(n, T)``."""
+        """One line for each of ``n`` neurons, shape ``(T, n)``."""
         drawn = self.values[:, neurons]
-        return _unwrapped(drawn) if self.angle else to_numpy(drawn).T
+        return _unwrapped(drawn) if self.angle else to_numpy(drawn)
 
 
 def _panels(history: TrainingHistory) -> list[_Panel]:
@@ -255,9 +255,9 @@ def _names_of(groups: Sequence[int]) -> str:
 
 
 def _unwrapped(angle: Tensor) -> NDArray[np.float64]:
-    """One line per neuron of angles ``(T, I)``, interrupted where it jumps between 2 pi and 0; shape ``(I, T)``."""
-    lines = to_numpy(angle).T.copy()
-    lines[:, 1:][np.abs(np.diff(lines, axis=1)) > np.pi] = np.nan
+    """One line per neuron of angles ``(T, I)``, interrupted where it jumps between 2 pi and 0."""
+    lines = to_numpy(angle).copy()
+    lines[1:][np.abs(np.diff(lines, axis=0)) > np.pi] = np.nan
     return lines
 
 

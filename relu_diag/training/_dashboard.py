@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -40,6 +41,8 @@ _EVENTS = {"escape", "growth", "revive"}
 _STACKED = ("stacked/none", "stacked/active", "stacked/awake", "width")
 # The table of a timeline is written again and again at one step: there TensorBoard shows the last one alone.
 _TABLE_STEP = 0
+# How TensorBoard calls pixels with red, green, blue and opacity.
+_RGBA = 4
 _TIMELINE = ("step", "verdict", "what happened")
 FORECAST = ("escape_step", "escape_low", "escape_high")
 
@@ -103,6 +106,21 @@ class Dashboard:
             begun = rows.pop()[0]
         rows.append((begun, verdict, text))
         self.write_table(tag, _TIMELINE, rows)
+
+    def add_picture(self, tag: str, png: bytes, step: int) -> None:
+        """Show a picture as it is; the writer's own ``add_figure`` would draw it again.
+
+        Args:
+            tag: Its tag.
+            png: Content of a PNG file.
+            step: Its step.
+        """
+        # Loaded with the writer already, and not before: it takes time.
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+
+        width, height = struct.unpack(">II", png[16:24])
+        image = Summary.Image(width=width, height=height, colorspace=_RGBA, encoded_image_string=png)
+        self._logger.experiment._get_file_writer().add_summary(Summary(value=[{"tag": tag, "image": image}]), step)
 
     def write_table(self, tag: str, heads: Sequence[str], rows: Sequence[Row]) -> None:
         """Write a table in place of the one before.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from relu_diag.figures import TrainingHistory, function_figure, training_figure
+from relu_diag.figures import TrainingHistory, function_figure, png_of, training_figure
 from relu_diag.functional import NeuronStates, ShallowBlock
 from relu_diag.functional.integral import Box
 from relu_diag.functional.local import dead_sector
@@ -27,6 +29,8 @@ from relu_diag.training.story import tell
 # Figures in the loggers are drawn again after this time, s.
 _FIGURE_SECONDS = 30.0
 _BINS = 30
+# Pixels per inch of figures.
+_DPI = 150.0
 # Histograms that TensorBoard does without: the figure of the run shows as much, and a block has 20 tags at most.
 _NO_BOARD = ("/angle", "/amplitude")
 # Samples beyond which the learned function is not drawn over the data.
@@ -40,6 +44,9 @@ class Report:
         prefix: Prefix of every name.
         first: Name of the figure that TensorBoard shows before all others.
 
+    Attributes:
+        pictures: The figures that were drawn last, as contents of PNG files.
+
     Example:
         >>> report = Report("landscape/")
         >>> trainer = Trainer(barebones=True, accelerator="cpu")
@@ -51,6 +58,7 @@ class Report:
         self.first = first
         self._data: tuple[Tensor, Tensor] | None = None
         self._interval: tuple[float, float] | None = None
+        self.pictures: Mapping[str, bytes] = {}
         self._last_figure = time.monotonic()
         # The last run, step and value by name.
         self._logged: dict[str, tuple[int, int, float]] = {}
@@ -185,30 +193,33 @@ class Report:
             figures["function"] = function_figure(block, *self._data, interval=self._interval)
         return figures
 
-    def send_figures(self, trainer: Trainer, step: int, draw: Callable[[], dict[str, Figure]]) -> dict[str, Figure]:
+    def send_figures(self, trainer: Trainer, step: int, draw: Callable[[], dict[str, Figure]]) -> Mapping[str, bytes]:
         """Draw figures and send them to the loggers that take figures.
 
         Args:
             trainer: The trainer.
             step: Their step.
-            draw: Draws the figures by name; called only if there is a logger.
+            draw: Makes the figures by name; called only if there is a logger.
 
         Returns:
-            The figures; none without a logger, and on other ranks than the first.
+            The contents of their PNG files, each drawn once; none without a logger, and on other ranks than the first.
         """
+        self.pictures = {}
         if not trainer.loggers or not trainer.is_global_zero:
             return {}
-        figures = draw()
+        with _no_collection():
+            figures = draw()
+            self.pictures = {name: png_of(figure, _DPI) for name, figure in figures.items()}
         for logger in trainer.loggers:
             for name, figure in figures.items():
                 if is_tensorboard(logger):
                     # TensorBoard sorts by name, digits first.
                     tag = f"{'0_' if name == self.first else ''}{self.prefix}{name}"
-                    logger.experiment.add_figure(tag, figure, step, close=False)
+                    dashboard_of(logger, trainer).add_picture(tag, self.pictures[name], step)
                 elif is_wandb(logger):
                     logger.log_image(self.prefix + name, [figure], step=step)
         self._last_figure = time.monotonic()
-        return figures
+        return self.pictures
 
     def write_figures(self, trainer: Trainer, step: int, draw: Callable[[], dict[str, Figure]]) -> None:
         """Send figures to the loggers, and write each as PNG into the folder of the logs.
@@ -216,17 +227,17 @@ class Report:
         Args:
             trainer: The trainer.
             step: Their step.
-            draw: Draws the figures by name.
+            draw: Makes the figures by name.
         """
         folder = trainer.log_dir  # Lightning broadcasts it: every rank must ask.
-        figures = self.send_figures(trainer, step, draw)
+        pictures = self.send_figures(trainer, step, draw)
         if folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        for name, figure in figures.items():
+        for name, picture in pictures.items():
             path = Path(folder, f"{self.prefix}{name}.png")
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                figure.savefig(path, dpi=150)
+                path.write_bytes(picture)
             except OSError as error:
                 rank_zero_warn(f"The figure {path} could not be written ({error}); the run goes on.")
                 return
@@ -252,6 +263,18 @@ def say(trainer: Trainer, name: str, line: str) -> None:
             logger.experiment.summary[name] = line
         elif is_mlflow(logger):
             logger.experiment.set_tag(logger.run_id, name, line)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Draw without Python's garbage collector, which goes through all modules whenever thousands of lines are made."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _interval_of(trainer: Trainer) -> tuple[float, float] | None:

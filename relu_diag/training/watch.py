@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -204,6 +204,11 @@ class BlockWatch:
         """
         if self.last is not None:
             self._report.write_figures(trainer, self.last.step, self.figures)
+
+    @property
+    def pictures(self) -> Mapping[str, bytes]:
+        """The figures that were written, as contents of PNG files."""
+        return self._report.pictures
 
     def figures(self) -> dict[str, Figure]:
         """The figures of the run so far.
