@@ -111,6 +111,7 @@ class Tolerances:
         unsteady: Time between the first and the last meeting of a loss with a level, over it, at which it leaps too far
             to and fro to say when it is there.
         shrunk: Length of a neuron over the one it had that counts as zero.
+        unbalanced: Length of input weights over the output weights below which a step may leap over the origin.
         forever: Time beyond which nothing comes, over the shortest in which anything changes.
         beforehand: Growth times before the end of a plateau at which it is seen who ends it.
         unmoved: Motion of loss gradients over their length up to which extremal directions stay what they are.
@@ -226,6 +227,7 @@ class Tolerances:
     rough: float = 0.05
     unsteady: float = 0.1
     shrunk: float = 1e-6
+    unbalanced: float = 0.1
     forever: float = 1e9
     beforehand: float = 3.0
     unmoved: float = 1e-2

@@ -12,7 +12,8 @@ from relu_diag.training.checks import check_callable, check_count, check_flag, c
 from relu_diag.training.descent import Descent, descent_of
 from relu_diag.training.detector import PlateauChange, PlateauDetector
 from relu_diag.training.evidence import Evidence
-from relu_diag.training.examination import MINIMA, Examination, examine_pass, examine_rows, location_of
+from relu_diag.training.examination import MINIMA, Examination
+from relu_diag.training.examine import examine_pass, examine_rows, location_of
 from relu_diag.training.examiner import Examiner
 from relu_diag.training.felt import data_of, drop_by_widening, growth_gain, signal_of, some_rows
 from relu_diag.training.gap import against_growing, coupled_decay, gap_in_training

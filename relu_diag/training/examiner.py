@@ -15,7 +15,8 @@ from relu_diag.capture import Sighting
 from relu_diag.training._data import is_epoch_of_all, samples_of
 from relu_diag.training.careful import Careful
 from relu_diag.training.checks import check_callable, check_count, check_iterable
-from relu_diag.training.examination import Examination, examine_pass, examine_rows
+from relu_diag.training.examination import Examination
+from relu_diag.training.examine import examine_pass, examine_rows
 from relu_diag.training.lightning_internals import device_batches
 from relu_diag.training.look import Look, LossFunction
 from relu_diag.training.ranks import agree

@@ -143,7 +143,7 @@ class TellsWhatIsOff(Callback):
     ("broken", "off"),
     [
         ("relu_diag.capture.sampled.RunningSums", [True, False]),
-        ("relu_diag.training.examination.all_dead", [False, True]),
+        ("relu_diag.training.examine.all_dead", [False, True]),
     ],
 )
 def test_an_error_between_collectives_leaves_no_process_waiting(broken: str, off: list[bool], tmp_path: Path) -> None:

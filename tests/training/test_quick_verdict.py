@@ -45,7 +45,7 @@ def test_a_loss_that_falls_at_once_is_not_searched_around(monkeypatch: pytest.Mo
     def searched(*_: object) -> None:
         raise AssertionError("a search")
 
-    monkeypatch.setattr("relu_diag.training.examination.judge", searched)
+    monkeypatch.setattr("relu_diag.training._judged.judge", searched)
     found = monitored(scale=1.0, epochs=10).final
     assert found is not None
     assert found.verdict.kind == "not stationary"
@@ -60,7 +60,7 @@ def test_a_loss_that_falls_ever_faster_leaves_a_saddle_and_is_searched_around(mo
         searches.append(arguments)
         return judge(*arguments)
 
-    monkeypatch.setattr("relu_diag.training.examination.judge", searched)
+    monkeypatch.setattr("relu_diag.training._judged.judge", searched)
     found = monitored(scale=0.05, epochs=2).final
     assert found is not None
     assert found.descent is not None

@@ -119,6 +119,34 @@ def escape(plateau: Plateau) -> Escape | None:
     Returns:
         The end of the plateau; None where nothing grows.
     """
+    begun = _first_steps(plateau)
+    if begun.time > 0 and begun.drop < plateau.drop:
+        found = _escape(replace(plateau, block=plateau.network(begun), drop=plateau.drop - begun.drop))
+        return found and replace(found, time=found.time + begun.time, drop=found.drop + begun.drop)
+    return _escape(plateau)
+
+
+def _first_steps(plateau: Plateau) -> Moment:
+    """The moment after the steps of descent that are longer than the input weights they move: flow goes elsewhere.
+
+    Input weights of the length of the output weights are moved by as much only where the rate is too high.
+    """
+    system, at = plateau.system, plateau.now(0)
+    for _ in range(BUDGETS.calm_steps):
+        Z = system.X @ at.W.T
+        slopes = np.where(Z > 0, system.slopes[1], system.slopes[0])
+        G = system.objective.gradient((slopes * Z) @ at.H.T + at.bias)
+        steps = plateau.lr * (slopes * (G @ at.H)).T @ system.X
+        lengths = np.linalg.norm(at.W, axis=1)
+        short = lengths < FLOAT64.unbalanced * np.linalg.norm(at.H, axis=0)
+        if not (short & (np.linalg.norm(steps, axis=1) > lengths)).any():
+            break
+        at = descended(system, at, math.inf, plateau.lr, 1)[-1]
+    return at
+
+
+def _escape(plateau: Plateau) -> Escape | None:
+    """The same from where flow is a guide."""
     now = plateau.now(BUDGETS.course)
     few = _few(plateau, now)
     growth = plateau.first_growth(plateau.block, plateau.drop, 0 if few else BUDGETS.strides)
@@ -183,13 +211,15 @@ def _followed_closely(plateau: Plateau, now: Moment, first: Growth, soon: bool) 
 
 
 def _leapt_to_the_end(plateau: Plateau, history: list[Moment], first: Growth) -> bool:
-    """Go on in leaps; False from where descent leaps to and fro too far for that."""
+    """Go on in leaps; False from where descent leaps to and fro too far for that, or across an origin."""
     leaps, rough = _calmed(plateau, history[-1], first)
     if rough:
         return False
+    at_origin = leaps.collapsed.copy()
     leaps.follow(plateau.drop, FLOAT64.forever / max(leaps.stiffness(), _TINY))
     history += leaps.history
-    return leaps.history[-1].ended or not leaps.is_rough(plateau.drop)
+    crosses = plateau.lr > 0 and bool((leaps.collapsed & ~at_origin).any())
+    return leaps.history[-1].ended or not (crosses or leaps.is_rough(plateau.drop))
 
 
 def _goes_on(at: Moment) -> bool:

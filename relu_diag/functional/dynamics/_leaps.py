@@ -75,12 +75,13 @@ class Leaps:
     """The flow of one network, or its descent at a learning rate."""
 
     def __init__(self, system: System, at: Moment, lr: float) -> None:
-        """Neurons that are dead stay out of it."""
+        """Neurons that are dead, or zero in all weights, stay out of it."""
         self.system = system
         self.lr = lr
         self.kinks = Kinks(system.X, system.slopes)
         slope = np.where(system.X @ at.W.T > 0, system.slopes[1], system.slopes[0])
         self.moving = (slope != 0).any(axis=0) | (system.slowing > 0)
+        self.moving &= at.W.any(axis=1) | at.H.any(axis=0)
         self.movers = self.kinks.start(at.W[self.moving], at.H.T[self.moving])
         self.bias = at.bias
         row = np.concatenate([system.input_decay, np.full(len(at.H), system.decay.H)])
@@ -248,7 +249,9 @@ class Leaps:
         # Small problems are slower on many threads: torch's solver leaves the number to the user.
         value, vectors = (part.numpy() for part in torch.linalg.eigh(torch.from_numpy(linearisation)))
         rate = self._rates(value)
-        length = length or FLOAT64.first_leap / np.abs(value).max(initial=_TINY)
+        # Without any curvature, the time in which all moves by its own size.
+        fastest = np.abs(value).max(initial=0.0) or np.linalg.norm(velocity) / (np.linalg.norm(y) or 1.0) or 1.0
+        length = length or FLOAT64.first_leap / max(fastest, _TINY)
         length = min(length, longest, FLOAT64.leap_growth / max(rate.max(initial=0.0), _TINY))
         while True:
             leap = _Leap(y, value, rate, vectors, vectors.T @ velocity, length, np.zeros_like(y))
@@ -257,7 +260,7 @@ class Leaps:
             correction = vectors @ (leap.weights() * (vectors.T @ rest))
             sizes = np.maximum(self._sizes(y), self._sizes(y + straight + correction))
             error = float((self._sizes(correction) / sizes).max(initial=0.0)) / FLOAT64.leap
-            if error <= 1:
+            if error <= 1 or np.array_equal(y + straight + correction, y):  # a shorter one moves nothing either
                 return replace(leap, correction=correction), error
             length *= max(0.2, _change(error))
 

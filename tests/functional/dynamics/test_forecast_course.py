@@ -51,3 +51,28 @@ def test_first_escapes_of_leaky_neurons_across_kinks_are_those_of_descent(seed: 
     assert forecast is not None
     assert steps is not None
     assert forecast.steps == pytest.approx(steps, rel=0.05)
+
+
+@pytest.mark.parametrize("length", [0.0, 1e-12])
+@pytest.mark.parametrize("output", [1e-8, -1e-8])
+@pytest.mark.parametrize("slopes", [(0.0, 1.0), (0.01, 1.0), (-0.5, 2.0)])
+def test_input_weights_shorter_than_a_step_go_where_the_step_takes_them(
+    length: float, output: float, slopes: tuple[float, float]
+) -> None:
+    """Gradient flow would turn them round; a step of descent leaps over the origin, and may end where all is dead."""
+    X, Y = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]).double(), torch.tensor([[1.0], [-1.0], [2.0]]).double()
+    block = ShallowBlock(torch.full((1, 2), length).double(), torch.full((1, 1), output).double(), slopes)
+    forecast = F.forecast_escape(block, X, Y, lr=0.015, reduction="mean")
+    steps = descend(block, X, Y, lr=0.015, most=3_000)
+    foreseen = math.inf if forecast is None else forecast.steps
+    assert foreseen > 3_000 if steps is None else foreseen == pytest.approx(steps, rel=0.05)
+
+
+def test_neurons_that_are_zero_in_all_weights_keep_no_forecast_from_ending() -> None:
+    """Nothing moves them; the rounding of what moves others is not their motion. The other one crosses the origin."""
+    X, Y = torch.tensor([[1.0], [0.0], [-1.0]]).double(), torch.tensor([[0.0, -2.0], [2.0, -2.0], [2.0, 1.0]]).double()
+    W, H = torch.zeros(3, 1).double(), torch.tensor([[0.0, -1.5e-8, 0.0], [0.0, 0.0, 0.0]]).double()
+    block = ShallowBlock(W, H, (-0.5, 2.0))
+    forecast = F.forecast_escape(block, X, Y, lr=0.03, reduction="mean")
+    assert forecast is not None
+    assert forecast.steps == pytest.approx(descend(block, X, Y, lr=0.03, most=5_000), rel=0.05)

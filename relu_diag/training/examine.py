@@ -1,0 +1,197 @@
+"""Examine a block in training: a verdict and a forecast, from rows that were kept or from a pass over the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torchmetrics import MeanMetric
+
+from relu_diag.capture import BlockLocation, Sighting
+from relu_diag.functional import NotFiniteError
+from relu_diag.training._dead import all_dead
+from relu_diag.training._judged import Subject
+from relu_diag.training.chain import data_of_chains
+from relu_diag.training.examination import Examination
+from relu_diag.training.look import Look
+from relu_diag.training.rows import KeptRows
+
+# Which block says most about where the loss of a module stands: one that has a way down; a
+# minimum only where all blocks are at one.
+_TELLING = (
+    "saddle",
+    "not stationary",
+    "type-2 candidate",
+    "undecided",
+    "local minimum",
+    "global minimum",
+)
+
+
+def examine_rows(
+    trainer: Trainer,
+    module: LightningModule,
+    seen: Mapping[str, Sighting],
+    kept: Mapping[str, KeptRows],
+    loss: float,
+    drop: float,
+) -> list[Examination] | None:
+    """Judge blocks at the weights of now by rows that were kept. A collective: every rank must call it.
+
+    Args:
+        trainer: The trainer.
+        module: Its module.
+        seen: The last sighting of every block.
+        kept: Rows of the blocks.
+        loss: Loss of the last step that was seen.
+        drop: Fraction by which the loss falls in an escape.
+
+    Returns:
+        Their examinations, the one that says most about the loss first; None if weights are not finite on any rank.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from relu_diag.capture import riding
+        >>> class Tiny(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> module = Tiny().double()
+        >>> X, Y = torch.eye(2).double(), torch.ones(2, 1).double()
+        >>> with riding(module) as ride:
+        ...     loss = (module.net(X) - Y).square().mean()
+        ...     ride.board(loss)
+        ...     loss.backward()
+        ...     (seen,) = ride.end()
+        >>> rows = KeptRows()
+        >>> rows.keep(seen, loss.item(), (X, Y))
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> trainer.optimizers = [torch.optim.SGD(module.parameters(), lr=0.1)]
+        >>> (found,) = examine_rows(trainer, module, {seen.hidden: seen}, {seen.hidden: rows}, loss.item(), drop=0.01)
+        >>> found.name, found.data.loss.name
+        ('net.0', 'squared error')
+    """
+    error: Exception | None = None
+    try:
+        subjects = {name: _subject_of(trainer, module, one, kept[name], drop) for name, one in seen.items()}
+    except Exception as one:  # the other ranks wait to be told
+        error = one
+    together = trainer.strategy.reduce_boolean_decision(error is None)
+    if error is not None and not isinstance(error, NotFiniteError):
+        raise error
+    if not together:
+        return None
+    chains = data_of_chains(seen, {name: subject.block for name, subject in subjects.items()}, kept)
+    found = [replace(subject.judged(loss), deep_data=chains.get(name)) for name, subject in subjects.items()]
+    return sorted(found, key=lambda examination: _TELLING.index(examination.verdict.kind))
+
+
+def _subject_of(trainer: Trainer, module: LightningModule, seen: Sighting, rows: KeptRows, drop: float) -> Subject:
+    """A block at the weights of now."""
+    block = seen.block if seen.live is None else seen.live()
+    return Subject(
+        trainer=trainer,
+        module=module,
+        name=seen.hidden,
+        location=location_of(module, seen),
+        block=block,
+        parameters=seen.parameters,
+        alone=seen.from_data,
+        dead=all_dead(block, rows.inputs()),
+        rows=rows,
+        drop=drop,
+    )
+
+
+def examine_pass(trainer: Trainer, module: LightningModule, look: Look, drop: float) -> Examination | None:
+    """Look at a block once, judge it, and forecast its escape. A collective: every rank must call it.
+
+    Args:
+        trainer: The trainer.
+        module: Its module.
+        look: The look that reads the block's signals.
+        drop: Fraction by which the loss falls in an escape.
+
+    Returns:
+        The examination; None if the weights or the loss are not finite on any rank.
+
+    Example:
+        >>> import torch
+        >>> class Tiny(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> data = [(torch.eye(2), torch.ones(2, 1))]
+        >>> def loss_of(module, batch):
+        ...     return (module.net(batch[0]) - batch[1]).square().mean()
+        >>> look = Look("MyMonitor", None, data, None, loss_of)
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> module = Tiny()
+        >>> trainer.optimizers = [torch.optim.SGD(module.parameters(), lr=0.1)]
+        >>> look.find(trainer, module)
+        >>> examine_pass(trainer, module, look, drop=0.01).data.loss.name
+        'squared error'
+    """
+    rows = KeptRows()
+    mean = MeanMetric().to(module.device)
+    finite = True
+    try:
+        block = look.parameters(module)
+        for seen, loss, batch in look.sightings(trainer, module):
+            mean.update(loss, weight=len(seen.signal.X))
+            rows.keep(seen, float(loss), batch)
+    except NotFiniteError:
+        finite = False
+    if not trainer.strategy.reduce_boolean_decision(finite):
+        return None
+    rows.finish(complete=not look.sampled)
+    subject = Subject(
+        trainer=trainer,
+        module=module,
+        name=look.location.hidden,
+        location=look.location,
+        block=block,
+        parameters=look.trained(module),
+        alone=look.alone(module),
+        dead=all_dead(block, rows.inputs()),
+        rows=rows,
+        drop=drop,
+    )
+    return replace(subject.judged(float(mean.compute())), look=look)
+
+
+def location_of(module: LightningModule, seen: Sighting) -> BlockLocation | None:
+    """The place of a block of two Linear layers.
+
+    Args:
+        module: The module that holds it.
+        seen: The block, as a step saw it.
+
+    Returns:
+        The place; None where its weights are those of anything else.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from relu_diag.capture import riding
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> X, Y = torch.eye(2), torch.ones(2, 1)
+        >>> with riding(net) as ride:
+        ...     loss = (net(X) - Y).square().mean()
+        ...     ride.board(loss)
+        ...     loss.backward()
+        ...     (seen,) = ride.end()
+        >>> print(location_of(net, seen))
+        0 -> 2
+    """
+    layers = dict(module.named_modules())
+    names = (seen.hidden, *seen.readers)
+    if len(names) != 2 or not all(isinstance(layers.get(name), nn.Linear) for name in names):
+        return None
+    own = {id(parameter) for parameter in seen.parameters}
+    slopes = (name for name, one in layers.items() if isinstance(one, nn.PReLU) and id(one.weight) in own)
+    return BlockLocation(names[0], names[1], seen.block.slopes, next(slopes, None))
