@@ -251,7 +251,7 @@ class Leaps:
         rate = self._rates(value)
         # Without any curvature, the time in which all moves by its own size.
         fastest = np.abs(value).max(initial=0.0) or np.linalg.norm(velocity) / (np.linalg.norm(y) or 1.0) or 1.0
-        length = length or FLOAT64.first_leap / max(fastest, _TINY)
+        length = length or FLOAT64.first_leap / max(float(fastest), _TINY)
         length = min(length, longest, FLOAT64.leap_growth / max(rate.max(initial=0.0), _TINY))
         while True:
             leap = _Leap(y, value, rate, vectors, vectors.T @ velocity, length, np.zeros_like(y))
