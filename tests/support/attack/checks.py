@@ -119,11 +119,11 @@ class Truth:
 
     @property
     def escapes(self) -> bool | None:
-        """Whether some neuron pulls that makes it a saddle for sure; None where several outputs leave it open."""
+        """Whether some neuron pulls that makes it a saddle for sure; None where outputs or rounding leave it open."""
         silent = ~self.point.problem.H.any(axis=0)
         if (np.array(self.pulled) & silent).any():
             return True
-        if not self.certain or max(one.pull for one in self.neurons) > 1e-13:
+        if not self.certain or any(one.pull > 1e-13 or one.hidden for one in self.neurons):
             return None
         return False
 

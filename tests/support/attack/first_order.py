@@ -49,8 +49,8 @@ class Neuron:
     of absolute terms it can be measured by; what may be rounding is nothing in ``least``, what must be in ``most``,
     and ``raw`` is ``most`` with it.
     ``pull`` is the largest ``|D|`` over its terms along a direction of slope zero, ``fall`` the drop of the loss that
-    violation or pull promise, ``descent`` that of a violation beyond its rounding alone, ``certain`` whether all cones
-    were seen.
+    violation or pull promise, ``descent`` that of a violation beyond its rounding alone, ``hidden`` whether a pull that
+    is no rounding of its own terms may be one of the residuals, ``certain`` whether all cones were seen.
     """
 
     least: float
@@ -60,6 +60,7 @@ class Neuron:
     descent: float
     pull: float
     direction: Array
+    hidden: bool
     certain: bool
 
 
@@ -84,7 +85,7 @@ def point_of(problem: Problem) -> Point:
 def first_order(point: Point, i: int) -> Neuron:
     """Violations, the falls they promise, and the pull of neuron ``i``."""
     by_w, by_h, cones = _by_input_weights(point, i), _by_output_weights(point, i), _cones(point, i)
-    pull, direction, pulled = _pull(point, i, cones)
+    pull, direction, pulled, hidden = _pull(point, i, cones)
     return Neuron(
         least=max(by_w.least, by_h.least),
         most=max(by_w.most, by_h.most),
@@ -93,6 +94,7 @@ def first_order(point: Point, i: int) -> Neuron:
         descent=max(by_w.fall, by_h.fall),
         pull=pull,
         direction=direction,
+        hidden=hidden,
         certain=cones.certain,
     )
 
@@ -262,8 +264,8 @@ def _along(rays: Array, g: Array, q: Array, K: Array) -> Array:
     return np.asarray(rays @ g + np.abs(rays @ K.T) @ q)
 
 
-def _pull(point: Point, i: int, cones: _Cones) -> tuple[float, Array, float]:
-    """Largest ``||D||`` over its terms where the loss is flat, where, and what a silent neuron's fall is there."""
+def _pull(point: Point, i: int, cones: _Cones) -> tuple[float, Array, float, bool]:
+    """Largest ``||D||`` over its terms where the loss is flat, where, a silent neuron's fall there, and if hidden."""
     problem, h = point.problem, point.problem.H[:, i]
     error = np.linalg.norm(point.E.astype(float), axis=1)
     size, noise = float(cones.reach @ error), float(cones.reach @ (point.noise + 4 * EPS * error))
@@ -277,12 +279,12 @@ def _pull(point: Point, i: int, cones: _Cones) -> tuple[float, Array, float]:
         outs.append(candidates[-1] @ cones.parts.T)
     D = np.linalg.norm(np.concatenate(outs), axis=1)
     if not len(D) or D.max() <= _CLEAR * noise:
-        return 0.0, np.zeros(len(problem.W[i])), 0.0
+        return 0.0, np.zeros(len(problem.W[i])), 0.0, bool(D.max(initial=0.0) > 1e-13 * size)
     v = np.concatenate(candidates)[int(D.argmax())]
     t = _norm(problem.W[i]) or 1.0
     z = point.Z[:, i].astype(float)
     now, ahead = float(np.square(rho(z, problem.slopes)).sum()), float(np.square(_ahead(point, i, v)).sum())
-    return float(D.max()) / size, v, _ratio((t * D.max()) ** 2, 2 * problem.factor * (now + t**2 * ahead))
+    return float(D.max()) / size, v, _ratio((t * D.max()) ** 2, 2 * problem.factor * (now + t**2 * ahead)), False
 
 
 def _beyond(value: float, noise: float, scale: float) -> float:
