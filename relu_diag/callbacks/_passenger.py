@@ -95,6 +95,19 @@ class Passenger(Rides, BeginsAnew):
         """
         return self.examiner.rider
 
+    @property
+    def off(self) -> str:
+        """Why the callback has switched itself off.
+
+        Returns:
+            The reason; empty while it is on.
+        """
+        return self.examiner.careful.off
+
+    def __repr__(self) -> str:
+        words = f"off: {self.off}" if self.off else ", ".join(self.examiner.seen) or "nothing seen yet"
+        return f"{type(self).__name__}({words})"
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew; find the block of a pass, where one is asked for.
 

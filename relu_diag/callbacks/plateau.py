@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from relu_diag.callbacks._passenger import Passenger
 from relu_diag.figures import story_figure
@@ -18,6 +19,7 @@ from relu_diag.functional import Gap
 from relu_diag.report import RunStory
 from relu_diag.training import (
     STORY,
+    EventKind,
     Examination,
     Examiner,
     LossCurve,
@@ -30,12 +32,13 @@ from relu_diag.training import (
     Report,
     check_count,
     check_fraction,
-    event_line,
     gap_in_training,
     listeners,
-    progress_bar_texts,
+    marks_of,
+    show_in_bar,
     story_rows,
     tell,
+    tell_event,
     text_table,
     verdict_in_training,
 )
@@ -45,8 +48,6 @@ _AGAIN = 1.5
 # Logged between plateaus.
 _BETWEEN = {"verdict": -1.0}
 _WAITS = "the rows of an epoch are being kept"
-
-_Judged = Literal["start", "update"]
 
 
 class PlateauMonitor(Passenger):
@@ -171,7 +172,7 @@ class PlateauMonitor(Passenger):
         if not self._curve.points:
             return None
         steps, losses = zip(*self._curve.points, strict=True)
-        return RunStory(steps, losses, self.plateaus, self._marks(trainer))
+        return RunStory(steps, losses, self.plateaus, marks_of(trainer))
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint.
@@ -229,6 +230,17 @@ class PlateauMonitor(Passenger):
         if trainer.max_epochs == trainer.current_epoch + 1:
             self.examiner.want_if_cheap(trainer)
 
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Note the loss, where the step may return none.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+            loss: The loss.
+        """
+        super().on_before_backward(trainer, pl_module, loss)
+        self._stream.before_backward(trainer, pl_module, loss)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -242,7 +254,9 @@ class PlateauMonitor(Passenger):
             batch_idx: Unused.
         """
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self._stream.after_step(trainer, pl_module, outputs):
+        with self.examiner.careful:
+            self._stream.after_step(trainer, pl_module, outputs)
+        if self._stream.due:
             self._look_for_plateaus(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -287,7 +301,7 @@ class PlateauMonitor(Passenger):
             else:
                 self._tell_gap(trainer, self.final)
             words = self.final.ending(told=self._detector.loss is not None)
-            self._say(trainer, self.final.step, self.final.verdict.kind, words)
+            tell_event(trainer, self.final.step, self.final.verdict.kind, words)
         self._progress(trainer)
         if self._curve.points:
             self._finish(trainer)
@@ -333,7 +347,7 @@ class PlateauMonitor(Passenger):
             self._curve.add(step, loss)
         elif self.not_finite is None:
             self.not_finite = step
-            self._say(trainer, step, "", f"the loss is {loss}{self._curve.rise}")
+            tell_event(trainer, step, "", f"the loss is {loss}{self._curve.rise}")
             rank_zero_warn(f"PlateauMonitor: the loss is {loss} at step {step:,}{self._curve.rise}.")
         change = self._detector.add(step, loss)
         if change is not None:
@@ -357,7 +371,7 @@ class PlateauMonitor(Passenger):
         self._judged(trainer, module, found, "start")
         self._asked = not ready
 
-    def _judged(self, trainer: Trainer, module: LightningModule, found: list[Examination], kind: _Judged) -> None:
+    def _judged(self, trainer: Trainer, module: LightningModule, found: list[Examination], kind: EventKind) -> None:
         """Write the verdict and the forecast of the first of the examinations into the current plateau."""
         self._asked = False
         plateau = self.plateaus[-1]
@@ -382,7 +396,7 @@ class PlateauMonitor(Passenger):
         gap = gap_in_training(trainer, examination)
         if gap is not None:
             self._report.log_scalars(trainer, examination.step, {"gap": gap.gap})
-            self._say(trainer, examination.step, examination.verdict.kind, str(gap))
+            tell_event(trainer, examination.step, examination.verdict.kind, str(gap))
         return gap
 
     def _ended(self, trainer: Trainer, module: LightningModule, change: PlateauChange) -> None:
@@ -390,14 +404,13 @@ class PlateauMonitor(Passenger):
         plateau = self.plateaus.pop()
         self._asked = False
         step = trainer.global_step
-        kind: Literal["end", "slide"] = "end"
+        kind: EventKind = "slide" if change.how == "slide" else "end"
         if change.how == "slide":
-            kind = "slide"
-            self._say(trainer, step, "", f"a slide since step {plateau.start:,}, no plateau")
+            tell_event(trainer, step, "", f"a slide since step {plateau.start:,}, no plateau")
         else:
             plateau = replace(plateau, end=change.step, loss=change.loss, ended_by=change.how)
             self.plateaus.append(plateau)
-            self._say(trainer, change.step, plateau.verdict.kind, plateau.ending)
+            tell_event(trainer, change.step, plateau.verdict.kind, plateau.ending)
         self._report.log_scalars(trainer, step, _BETWEEN)
         self._send(trainer, module, PlateauEvent(kind, step, plateau, self.block))
 
@@ -409,7 +422,7 @@ class PlateauMonitor(Passenger):
             self._detector.interrupt(event.step)
             self.plateaus[-1] = replace(event.plateau, end=event.step, ended_by="growth")
             self._report.log_scalars(trainer, event.step, _BETWEEN)
-            self._say(trainer, event.step, event.plateau.verdict.kind, self.plateaus[-1].ending)
+            tell_event(trainer, event.step, event.plateau.verdict.kind, self.plateaus[-1].ending)
         self._report.log_table(trainer, "timeline", STORY, self._rows(trainer))
         if self._curve.points and (event.kind != "update" or self._report.due()):
             self._report.send_figures(trainer, event.step, lambda: self._figures(trainer))
@@ -419,29 +432,16 @@ class PlateauMonitor(Passenger):
         told = (plateau.start, plateau.verdict.kind, bool(plateau.fact))
         if told != self._told:
             self._told = told
-            self._say(trainer, step, plateau.verdict.kind, plateau.words)
-
-    def _say(self, trainer: Trainer, step: int, verdict: str, words: str) -> None:
-        """Print an event."""
-        tell(trainer, event_line(step, verdict, words))
+            tell_event(trainer, step, plateau.verdict.kind, plateau.words)
 
     def _rows(self, trainer: Trainer) -> list[tuple[str, ...]]:
         """The plateaus so far, and the end of training where it is off them, as rows of the story."""
-        rows = story_rows(self.plateaus, self._marks(trainer))
-        if self.final is not None and self._detector.loss is None:
-            rows.append((f"{self.final.step:,}", "", self.final.verdict.kind, f"{self.final.loss:.4g}", "", "the end"))
-        return rows
-
-    def _marks(self, trainer: Trainer) -> list[tuple[int, str]]:
-        """What other callbacks did."""
-        return [mark for callback in listeners(trainer) for mark in callback.marks]
+        return story_rows(self.plateaus, marks_of(trainer), self.final if self._detector.loss is None else None)
 
     def _progress(self, trainer: Trainer) -> None:
         """Show the current plateau in the progress bar."""
-        shown = progress_bar_texts(trainer)
-        shown.pop(self._name, None)
-        if self._detector.loss is not None:
-            shown[self._name] = self.plateaus[-1].short(trainer.global_step)
+        open_plateau = self._detector.loss is not None
+        show_in_bar(trainer, self._name, self.plateaus[-1].short(trainer.global_step) if open_plateau else "")
 
     def _figures(self, trainer: Trainer) -> dict[str, Figure]:
         """The story of the run so far."""

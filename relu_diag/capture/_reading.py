@@ -11,6 +11,9 @@ from torch.autograd.graph import Node
 from relu_diag.capture._graph import Graph, Passage, Product, slopes_of
 from relu_diag.capture._weights import Weight
 
+# Of what a reason is that a loss is computed from derivatives.
+DERIVATIVES = "the loss"
+
 
 @dataclass(slots=True, eq=False)
 class Use:
@@ -84,7 +87,7 @@ def read(nodes: Sequence[Node], module: nn.Module, layers: Mapping[Node, nn.Line
     graph = Graph(nodes, module, layers)
     reasons = graph.opaque()
     if graph.holds_derivatives:
-        return Reading((), reasons | {"the loss": "it is computed from derivatives of the network"}), True
+        return Reading((), reasons | {DERIVATIVES: "it is computed from derivatives of the network"}), True
     products = {product.node: product for product in graph.products()}
     found: dict[Node, list[tuple[Product, Passage]]] = {}
     for reader in products.values():

@@ -104,6 +104,12 @@ class Block:
         for reader in readers:
             yield reader.listen(guard, self.lent)
 
+    def forget(self) -> None:
+        """Forget what the hooks have noted."""
+        self.C = self.total = self.by_weight = self.by_bias = None
+        for reader in self.readers:
+            reader.G = reader.total = reader.by_weight = None
+
     @property
     def complete(self) -> bool:
         """Whether a gradient came to the activation, and from some reader."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,10 +21,11 @@ from torch.utils.hooks import RemovableHandle
 
 from relu_diag.capture._graph import Product, product_of, slopes_of
 from relu_diag.capture._kinks import Inputs, LaterKink
-from relu_diag.capture._nodes import below_layout
-from relu_diag.capture._reading import Candidate, Use
-from relu_diag.capture._ridden import Ridden, finite
+from relu_diag.capture._nodes import below_layout, nodes_below
+from relu_diag.capture._reading import DERIVATIVES, Candidate, Use
+from relu_diag.capture._ridden import finite
 from relu_diag.capture._sighting import Block, Reader
+from relu_diag.capture._together import joined
 from relu_diag.capture.find import _fit_slopes
 from relu_diag.capture.memory import Memory
 from relu_diag.capture.sighting import Sighting
@@ -71,6 +72,8 @@ class Ride:
         self._kinks: dict[Node, LaterKink] = {}
         self._blocks: dict[Node, Block] = {}
         self._copies: dict[int, Tensor] = {}
+        # How often each was written to when it was copied.
+        self._versions: dict[int, int] = {}
         self._handles: list[RemovableHandle] = []
         self._board_outputs = False
         self._error: Exception | None = None
@@ -113,7 +116,11 @@ class Ride:
         assert root.grad_fn is not None
         reading = self._memory.read(root.grad_fn, self._module, self._layers)
         self.reasons.update(reading.reasons)
+        if to_the_loss and self._board_outputs:
+            self._begin_loss(root.grad_fn, DERIVATIVES in reading.reasons)
         for candidate in reading.candidates:
+            if self._has_moved(candidate):
+                continue
             node, uses = candidate.hidden.node, candidate.uses
             known = self._blocks.get(node)
             if known is not None:
@@ -132,6 +139,15 @@ class Ride:
                 )
                 self._handles.extend(listening)
                 self._blocks.setdefault(node, block)
+
+    def _begin_loss(self, root: Node, derivatives: bool) -> None:
+        """Forget what the blocks below a loss have noted of derivatives that the step took of something else."""
+        for node in nodes_below(root):
+            block = self._blocks.get(node)
+            if block is not None and derivatives:
+                del self._blocks[node]
+            elif block is not None and not block.to_the_loss:
+                block.forget()
 
     def end(self) -> list[Sighting]:
         """Take the hooks off, and tell what was seen.
@@ -157,8 +173,16 @@ class Ride:
                 _ = one.signal  # which names what is not finite
         if self._lent:
             self._memory.keep(copies)
-        names = dict.fromkeys(one.name for one in seen)
-        return [_together([one for one in seen if one.name == name]) for name in names]
+        return [joined(alike) for alike in self._alike(seen)]
+
+    def _alike(self, seen: Sequence[Sighting]) -> Iterator[list[Sighting]]:
+        """The applications of each first layer."""
+        for hidden in dict.fromkeys(one.hidden for one in seen):
+            alike = [one for one in seen if one.hidden == hidden]
+            if len({one.ridden.weights.slopes for one in alike}) == 1:
+                yield alike
+            else:
+                self.reasons[hidden] = "several activations stand behind it, of different slopes"
 
     def leave(self) -> None:
         """Take the hooks off, and forget the step."""
@@ -171,6 +195,7 @@ class Ride:
         self._kinks.clear()
         self._blocks.clear()
         self._copies.clear()
+        self._versions.clear()
 
     def _guarded(self, hook: Callable[..., None], *args: Any) -> None:
         """Run a hook inside the user's step, which goes on whatever becomes of it."""
@@ -267,6 +292,14 @@ class Ride:
                     self._memory.kinked.add(id(self._layers[below]))
         return {node: self._kinks[node] for node in nodes}
 
+    def _has_moved(self, candidate: Candidate) -> bool:
+        """Whether an optimizer has moved a block since the step has seen it: it is seen at its first weights."""
+        parameters = [candidate.hidden.weight.parameter, candidate.passage.bias]
+        for use in candidate.uses:
+            parameters += [use.product.weight.parameter, use.bias]
+        known = [one for one in parameters if one is not None]
+        return any(self._versions.get(id(one), one._version) != one._version for one in known)
+
     def _rows(self, hidden: Product) -> tuple[Tensor | None, Tensor | None]:
         """Inputs, and pre-activations unless an activation in place has overwritten them."""
         passed = self._passed.get(hidden.node)
@@ -289,6 +322,7 @@ class Ride:
         """A parameter as it is now, copied once a step: a layer may end one block and begin the next."""
         key = id(parameter)
         if key not in self._copies:
+            self._versions[key] = parameter._version
             self._copies[key] = self._memory.copy(parameter) if self._lent else parameter.detach().clone()
         return self._copies[key]
 
@@ -319,21 +353,6 @@ def riding(module: nn.Module) -> Iterator[Ride]:
         yield ride
     finally:
         ride.leave()
-
-
-def _together(seen: list[Sighting]) -> Sighting:
-    """Applications of the same weights as one block with more rows."""
-    if len(seen) == 1:
-        return seen[0]
-    applications = tuple(part for one in seen for part in one.ridden.applications)
-    return replace(
-        seen[0],
-        ridden=Ridden(seen[0].ridden.weights, applications),
-        dropout=any(one.dropout for one in seen),
-        tied=any(one.tied for one in seen),
-        from_data=all(one.from_data for one in seen),
-        to_the_loss=all(one.to_the_loss for one in seen),
-    )
 
 
 def _extremes(Z: Tensor) -> tuple[Tensor, Tensor]:

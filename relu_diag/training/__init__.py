@@ -33,7 +33,7 @@ from relu_diag.training.lightning_internals import (
     epochs_completed,
     logged_metric,
     loss_scale,
-    progress_bar_texts,
+    show_in_bar,
     shows_final_metric,
     steps_logged,
     write_past_bar,
@@ -55,11 +55,13 @@ from relu_diag.training.pace import (
 )
 from relu_diag.training.penalty import penalty_of
 from relu_diag.training.plateaus import (
+    EventKind,
     Plateau,
     PlateauEvent,
     PlateauForecast,
     PlateauListener,
     listeners,
+    marks_of,
 )
 from relu_diag.training.ranks import agree, of_all_ranks
 from relu_diag.training.recipe import Recipe
@@ -68,7 +70,7 @@ from relu_diag.training.revival import BlockRevival, NewPlaces, Revival
 from relu_diag.training.rider import Rider
 from relu_diag.training.rows import KeptRows, TrainingData, reads_activations, tensors_of
 from relu_diag.training.stopping import Decision, stop_or_wait
-from relu_diag.training.story import STORY, event_line, first_few, story_rows, tell, text_table
+from relu_diag.training.story import STORY, event_line, first_few, story_rows, tell, tell_event, text_table
 from relu_diag.training.stream import LossStream
 from relu_diag.training.watch import BlockWatch
 from relu_diag.training.widening import Growth, NoWidening, WideningChoice, choose_widening
@@ -86,6 +88,7 @@ __all__ = [
     "Decision",
     "Descent",
     "Escape",
+    "EventKind",
     "Evidence",
     "Examination",
     "Examiner",
@@ -157,13 +160,14 @@ __all__ = [
     "logged_metric",
     "loss_scale",
     "lowest_along",
+    "marks_of",
     "of_all_ranks",
     "penalty_of",
-    "progress_bar_texts",
     "reads_activations",
     "say",
     "schedule_of",
     "search_size",
+    "show_in_bar",
     "shows_final_metric",
     "signal_of",
     "some_rows",
@@ -172,6 +176,7 @@ __all__ = [
     "story_rows",
     "targets_of",
     "tell",
+    "tell_event",
     "tensors_of",
     "text_table",
     "verdict_in_training",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 
 
@@ -38,14 +39,18 @@ class Careful:
     ) -> bool:
         if not isinstance(error, Exception):
             return False
-        self.switch_off(f"{type(error).__name__}: {error}")
+        # A refusal says what to do; of an error of ours the type belongs to the report.
+        refused = isinstance(error, MisconfigurationException)
+        self.switch_off(str(error) if refused else f"{type(error).__name__}: {error}")
         return True
 
     def switch_off(self, reason: str) -> None:
-        """Switch the owner off, with a warning.
+        """Switch the owner off, with a warning, unless it is off.
 
         Args:
             reason: Why.
         """
+        if self.off:
+            return
         self.off = reason
         rank_zero_warn(f"{self.owner} is off for the rest of the run, which goes on without it: {reason}")

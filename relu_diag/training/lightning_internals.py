@@ -81,21 +81,24 @@ def logged_metric(trainer: Trainer, name: str, on_step: bool) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def progress_bar_texts(trainer: Trainer) -> dict[str, Any]:
-    """What the progress bar shows by name; change it in place. Only here can a text be put: `log` takes numbers.
+def show_in_bar(trainer: Trainer, name: str, text: str) -> None:
+    """Show a text in the progress bar. Only here can one be put: `log` takes numbers.
 
     Args:
         trainer: The trainer.
-
-    Returns:
-        Values by name.
+        name: Name of the text.
+        text: The text; empty where there is nothing to show.
 
     Example:
-        >>> progress_bar_texts(Trainer(barebones=True, accelerator="cpu"))
-        {}
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> show_in_bar(trainer, "plateau", "saddle")
+        >>> trainer.progress_bar_metrics
+        {'plateau': 'saddle'}
     """
     shown: dict[str, Any] = trainer._logger_connector._progress_bar_metrics
-    return shown
+    shown.pop(name, None)
+    if text:
+        shown[name] = text
 
 
 def device_batches(trainer: Trainer, module: LightningModule, loader: Iterable[Any]) -> Iterator[Any]:

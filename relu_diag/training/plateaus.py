@@ -17,6 +17,7 @@ from relu_diag.functional.tables import html_table, summary_of
 from relu_diag.training.examination import Examination
 from relu_diag.training.judge import UNSETTLED, VERDICT_CODES, escape_count, why_unsettled
 
+EventKind = Literal["start", "update", "end", "slide"]
 # Number of forecasts whose disagreement makes the band of the last one.
 _COMPARED = 3
 # Fields of a plateau that are numbers and strings.
@@ -319,7 +320,7 @@ class PlateauEvent:
         ('start', 9, None)
     """
 
-    kind: Literal["start", "update", "end", "slide"]
+    kind: EventKind
     step: int
     plateau: Plateau
     block: str | Sequence[str] | None
@@ -377,6 +378,22 @@ def listeners(trainer: Trainer) -> list[PlateauListener]:
         1
     """
     return [callback for callback in trainer.callbacks if isinstance(callback, PlateauListener)]  # type: ignore[attr-defined]
+
+
+def marks_of(trainer: Trainer) -> list[tuple[int, str]]:
+    """What the listeners of a trainer did.
+
+    Args:
+        trainer: The trainer.
+
+    Returns:
+        Pairs of a gradient step and a word for the action.
+
+    Example:
+        >>> marks_of(Trainer(barebones=True, accelerator="cpu", callbacks=[PlateauListener()]))
+        []
+    """
+    return [mark for callback in listeners(trainer) for mark in callback.marks]
 
 
 def _compact(count: float) -> str:

@@ -11,6 +11,7 @@ from rich import get_console
 
 from relu_diag.capture import of_lightning
 from relu_diag.figures import forecast_error, percent, told_forecast
+from relu_diag.training.examination import Examination
 from relu_diag.training.lightning_internals import write_past_bar
 from relu_diag.training.plateaus import Plateau
 
@@ -85,15 +86,33 @@ def event_line(step: int, verdict: str, words: str) -> str:
     return f"{f'step {step:>10,}':<{_STEP}}  {verdict:<{_VERDICT}}{words}".rstrip()
 
 
-def story_rows(plateaus: Sequence[Plateau], marks: Sequence[tuple[int, str]] = ()) -> list[tuple[str, ...]]:
+def tell_event(trainer: Trainer, step: int, verdict: str, words: str) -> None:
+    """Print an event.
+
+    Args:
+        trainer: The trainer.
+        step: Its step.
+        verdict: The verdict; empty where there is none.
+        words: What happened.
+
+    Example:
+        >>> tell_event(Trainer(barebones=True, accelerator="cpu"), 9, "saddle", "plateau ends")
+    """
+    tell(trainer, event_line(step, verdict, words))
+
+
+def story_rows(
+    plateaus: Sequence[Plateau], marks: Sequence[tuple[int, str]] = (), end: Examination | None = None
+) -> list[tuple[str, ...]]:
     """The plateaus of a run as rows of a table with the heads `STORY`.
 
     Args:
         plateaus: The plateaus, oldest first.
         marks: Steps at which a callback acted, with a word for what it did.
+        end: The end of training, judged, where it is on no plateau.
 
     Returns:
-        A row for each plateau.
+        A row for each plateau, and one for the end.
 
     Example:
         >>> from relu_diag.functional.assumptions import Assumptions
@@ -104,7 +123,7 @@ def story_rows(plateaus: Sequence[Plateau], marks: Sequence[tuple[int, str]] = (
         [('9', '2,447', 'saddle', '0.03812', 'none', 'escape')]
     """
     acted = dict(marks)
-    return [
+    rows: list[tuple[str, ...]] = [
         (
             f"{plateau.start:,}",
             "it lasts" if plateau.end is None else f"{plateau.end:,}",
@@ -115,6 +134,9 @@ def story_rows(plateaus: Sequence[Plateau], marks: Sequence[tuple[int, str]] = (
         )
         for plateau in plateaus
     ]
+    if end is not None:
+        rows.append((f"{end.step:,}", "", end.verdict.kind, f"{end.loss:.4g}", "", "the end"))
+    return rows
 
 
 def _forecast_words(plateau: Plateau) -> str:

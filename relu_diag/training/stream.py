@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from relu_diag.training.lightning_internals import logged_metric
+from relu_diag.training.lightning_internals import logged_metric, loss_scale
 
 # Reading every loss from the device at once would make each step wait for the device.
 _TOGETHER = 16
@@ -39,6 +39,9 @@ class LossStream:
         self._handed_out = -1
         self._by_step = False
         self._seen = False
+        # Losses of the backward passes of a step that is optimized by hand, and whether they tell no loss of the step.
+        self._passed: list[Tensor] = []
+        self._lost = False
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint.
@@ -66,17 +69,27 @@ class LossStream:
         self._handed_out = state["handed_out"]
         self._by_step = state["by_step"]
         self._seen = state["seen"]
+        self._passed = []
+        self._lost = False
 
-    def after_step(self, trainer: Trainer, module: LightningModule, outputs: Any) -> bool:
+    def before_backward(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
+        """Note the loss of a backward pass: steps that are optimized by hand often return none.
+
+        Args:
+            trainer: The trainer.
+            module: Its module.
+            loss: The loss, times the scale of a GradScaler.
+        """
+        if self.monitor is None and not module.automatic_optimization:
+            self._passed.append(loss.detach() / loss_scale(trainer))
+
+    def after_step(self, trainer: Trainer, module: LightningModule, outputs: Any) -> None:
         """Collect the loss of a batch; batches that share an optimizer step count as one loss, their mean.
 
         Args:
             trainer: The trainer.
             module: Its module.
             outputs: What the training step returned.
-
-        Returns:
-            Whether it is time to call `hand_out`.
         """
         steps = trainer.global_step
         step = max(0, steps - 1)  # The loss was computed at the weights before the step.
@@ -91,7 +104,11 @@ class LossStream:
             self._open = 0.0
             self._batches = 0
         self._steps = steps
-        return len(self._waiting) >= _TOGETHER or step - self._handed_out >= _TOGETHER
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to call `hand_out`: enough losses are waiting, or enough steps are over."""
+        return len(self._waiting) >= _TOGETHER or self._steps - 1 - self._handed_out >= _TOGETHER
 
     def after_loop(self, trainer: Trainer) -> None:
         """Collect the metric of an epoch or a validation, unless the metric is logged at every step.
@@ -141,22 +158,27 @@ class LossStream:
         return list(zip(steps, together.tolist(), strict=True))
 
     def _returned(self, trainer: Trainer, module: LightningModule, outputs: Any) -> Tensor | None:
-        """The loss in what a training step returned; None if Lightning skips the step.
+        """The loss that a training step returned, or the mean of those that its only optimizer had; None without any.
 
         Raises:
-            MisconfigurationException: If a module that optimizes by hand returns none.
+            MisconfigurationException: Once, if it returns none and several optimizers have their own.
         """
+        passed = self._passed
+        self._passed = []
         loss: Any = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
             # Lightning has divided it by the number of batches that share a step.
             shared = trainer.accumulate_grad_batches if module.automatic_optimization else 1
             return loss if shared == 1 else loss * shared
-        if not module.automatic_optimization:
-            raise MisconfigurationException(
-                f"The training_step of {type(module).__name__} returns no loss. Return it, or name a metric it logs: "
-                "PlateauMonitor(monitor=...)."
-            )
-        return None
+        if not passed or self._lost:
+            return None
+        if len(trainer.optimizers) == 1:
+            return torch.stack([one.reshape(()) for one in passed]).mean()
+        self._lost = True
+        raise MisconfigurationException(
+            f"the training_step of {type(module).__name__} returns no loss, and its optimizers have several. Return "
+            "the one to watch, or name a metric that is logged: PlateauMonitor(monitor=...)"
+        )
 
     def _logged(self, trainer: Trainer, on_step: bool) -> Tensor | None:
         """The metric to follow, as logged for the last step or for the epoch."""

@@ -83,19 +83,6 @@ def test_metric_that_is_never_logged_is_named() -> None:
 
 
 def test_misuse_is_named() -> None:
-    class ByHand(Five):
-        def __init__(self) -> None:
-            super().__init__()
-            self.automatic_optimization = False
-
-        def batch_loss(self, batch: list[Tensor]) -> Tensor:
-            return nn.functional.mse_loss(self.net(batch[0]), batch[1])
-
-        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:  # type: ignore[override]
-            return None
-
-    with pytest.raises(MisconfigurationException, match="returns no loss"):
-        fit(ByHand(), PlateauMonitor(), max_steps=5)
     with pytest.raises(MisconfigurationException, match="`drop` must be in"):
         PlateauMonitor(drop=2.0)
     with pytest.raises(MisconfigurationException, match="`max_samples` must be a positive whole number"):

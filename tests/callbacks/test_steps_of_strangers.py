@@ -1,0 +1,133 @@
+"""Steps as projects write them: what monitors make of each, and that none ends the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from support.quiet import QUIET
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.testing import assert_close
+from torch.utils.data import DataLoader, TensorDataset
+
+from relu_diag.callbacks import LandscapeMonitor, PlateauMonitor
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
+
+
+def batches(count: int = 24, size: int = 8) -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(1)
+    X = torch.randn(count, 3, generator=generator)
+    return DataLoader(TensorDataset(X, X[:, :2].sin()), batch_size=size)
+
+
+class Net(LightningModule):
+    """A regression."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+        return functional.mse_loss(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class ByHand(Net):
+    """Optimized by hand; the step returns nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def step_on(self, loss: Tensor) -> None:
+        optimizers = self.optimizers()
+        optimizer = optimizers[0] if isinstance(optimizers, list) else optimizers
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+        self.step_on(functional.mse_loss(self.net(batch[0]), batch[1]))
+
+
+def watch(module: Net, data: Any = None, **settings: Any) -> tuple[LandscapeMonitor, PlateauMonitor]:
+    monitors = LandscapeMonitor(every_n_steps=1), PlateauMonitor()
+    trainer = Trainer(**QUIET, callbacks=list(monitors), **{"max_epochs": 2, "log_every_n_steps": 1, **settings})
+    trainer.fit(module, batches() if data is None else data)
+    assert monitors[0].off == ""
+    return monitors
+
+
+def test_the_only_loss_of_a_step_by_hand_is_followed() -> None:
+    _, plateau = watch(ByHand())
+    assert plateau.off == ""
+    assert len(plateau._curve.points) == 6
+
+
+def test_a_step_with_several_losses_switches_off_what_follows_one() -> None:
+    class Adversarial(ByHand):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+            self.step_on(functional.mse_loss(self.net(batch[0]), batch[1]))
+            self.step_on(functional.l1_loss(self.net(batch[0]), batch[1]))
+
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.SGD(self.parameters(), lr=0.01) for _ in range(2)]
+
+    with pytest.warns(UserWarning, match=r"returns no loss, and its optimizers have several.*monitor=\.\.\."):
+        landscape, plateau = watch(Adversarial())
+    assert "monitor=..." in repr(plateau)
+    assert landscape.reports
+
+
+def test_weights_that_move_within_a_step_are_seen_as_they_were_first() -> None:
+    class SharpnessAware(ByHand):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+            self.first = self.net[0].weight.detach().clone()
+            self.step_on(functional.mse_loss(self.net(batch[0]), batch[1]))
+            self.step_on(functional.mse_loss(self.net(batch[0]), batch[1]))
+
+    module = SharpnessAware()
+    landscape, _ = watch(module, batches(8), max_epochs=1)
+    assert landscape.parameters is not None
+    assert_close(landscape.parameters.W[:, :3], module.first, rtol=0, atol=0)
+    assert landscape.reports["net.0"].samples == 8
+
+
+def test_derivatives_of_something_else_are_no_part_of_a_loss_by_hand() -> None:
+    class Looking(ByHand):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+            outputs = self.net(batch[0])
+            torch.autograd.grad(outputs.sum(), self.net[0].weight, retain_graph=True)
+            self.step_on(functional.mse_loss(outputs, batch[1]))
+
+    plain, _ = watch(ByHand(), batches(8), max_epochs=1)
+    looking, _ = watch(Looking(), batches(8), max_epochs=1)
+    assert plain.geometry is not None
+    assert looking.geometry is not None
+    assert_close(looking.geometry.steepest, plain.geometry.steepest, rtol=0, atol=0)
+
+
+def test_a_layer_read_by_different_layers_is_one_block() -> None:
+    class Recurrent(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.again = nn.Linear(6, 6)
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            hidden = self.net[0](batch[0]).relu()
+            for _ in range(3):
+                hidden = self.again(hidden).relu()
+            return functional.mse_loss(self.net[2](hidden), batch[1])
+
+    landscape, plateau = watch(Recurrent())
+    assert plateau.off == ""
+    assert landscape.reports.keys() == {"net.0", "again"}
+    again = landscape.reports["again"]
+    assert again.block.H.shape == (8, 6)
