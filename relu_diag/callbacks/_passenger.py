@@ -123,10 +123,10 @@ class Passenger(Rides, BeginsAnew):
         Args:
             trainer: The trainer.
             pl_module: Its module.
-            batch: Unused.
+            batch: The batch.
             batch_idx: Number of the batch in its epoch.
         """
-        self.examiner.step_begins(trainer, pl_module, batch_idx)
+        self.examiner.step_begins(trainer, pl_module, batch, batch_idx)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

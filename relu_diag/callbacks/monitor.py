@@ -32,8 +32,7 @@ from relu_diag.training import (
     steps_logged,
 )
 
-# Sampled steps that make a report where an epoch is longer, and at least at its end.
-_SAMPLES_A_REPORT = 20
+# Sampled steps that make a report at least, at the end of an epoch.
 _SAMPLES_AN_EPOCH = 2
 
 
@@ -129,12 +128,12 @@ class LandscapeMonitor(Rides):
         self._careful = Careful(type(self).__name__)
         self._rider = Rider(self.block, self._careful, at_once=True)
         self._batch: Any = None
+        self._alone = False  # whether the batch is the only one of its epoch
         self._seen: list[Sighting] | None = None
         self._losses: list[tuple[float, int]] = []
         self._sampled: int | None = None
-        # Whether the present step is one that every rank samples.
-        self._meets = False
-        self._said = False
+        self._meets = False  # whether the present step is one that every rank samples
+        self._said = 0
         self._folder: str | None = None
         self._state: dict[str, Any] = {}
         self._look: Look | None = None
@@ -285,6 +284,7 @@ class LandscapeMonitor(Rides):
             self._pass_over(trainer, pl_module, self._look, step)
         elif not self.off:
             self._batch = batch
+            self._alone = trainer.num_training_batches == 1
             self._rider.begin(pl_module)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -317,13 +317,13 @@ class LandscapeMonitor(Rides):
         if seen is None and not self._meets:
             return
         self._seen = None
-        if seen is not None and not self._said and self._rider.finite:
-            self._said = True
+        says = 0 if seen is None or self.off or not self._rider.finite else 1 + bool(seen)
+        if says > self._said:  # once that there is nothing, as while layers are frozen, and once what there is
+            self._said = says
             with self._careful:
-                say(trainer, "landscape/watching", self._rider.watching(seen))
+                say(trainer, "landscape/watching", self._rider.watching(seen or []))
         if self._look is None and (self._meets if trainer.world_size > 1 else seen is not None):
-            watches = self.watched.values()
-            self._report(trainer, any(watch.whole or watch.sightings >= _SAMPLES_A_REPORT for watch in watches))
+            self._report(trainer, any(watch.due for watch in self.watched.values()))
         self._meets = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -387,7 +387,7 @@ class LandscapeMonitor(Rides):
     def _due(self, step: int) -> bool:
         """Whether a step is ridden: the first, one of so many, and all while rows are kept."""
         self._meets = self._sampled is None or step // self.every_n_steps > self._sampled // self.every_n_steps
-        return self._meets or any(watch.wants_rows for watch in self.watched.values())
+        return self._meets or any(watch.wants_rows or watch.suspects for watch in self.watched.values())
 
     def _pass_over(self, trainer: Trainer, module: LightningModule, look: Look, step: int) -> None:
         """A pass at fixed weights, and its report."""
@@ -408,7 +408,7 @@ class LandscapeMonitor(Rides):
             for one in seen:
                 if one.hidden not in self.watched:
                     self._watch(one.hidden, named)
-                self.watched[one.hidden].add(one, self._sampled or 0, self._rider.loss, self._batch)
+                self.watched[one.hidden].add(one, self._sampled or 0, self._rider.loss, self._batch, self._alone)
             self._seen = seen
         self._batch = None
         self._rider.leave()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
@@ -25,6 +26,8 @@ TURNED = {"TBackward0", "TransposeBackward0", "PermuteBackward0", "MtBackward0"}
 PRODUCTS = {"AddmmBackward0": (1, 2), "MmBackward0": (0, 1), "BmmBackward0": (0, 1)}
 DROPOUT = {"NativeDropoutBackward0"}
 SCALING = {"MulBackward0", "DivBackward0"}
+# Numbers of Python become tensors of these.
+_NUMBERS = {torch.float64, torch.int64}
 ACTIVATIONS = {
     "ReluBackward0",
     "LeakyReluBackward0",
@@ -90,6 +93,7 @@ BENDING = BENT | {
     "GluBackward0",
     "LogSigmoidBackward0",
     "MishBackward0",
+    "RreluWithNoiseBackward0",
     "SigmoidBackward0",
     "SiluBackward0",
     "SoftplusBackward0",
@@ -154,10 +158,17 @@ def below_dropout(node: Node) -> tuple[Node, bool]:
 
 
 def is_factor(node: Node) -> bool:
-    """Whether a node is dropout, or multiplies by something that is not trained."""
+    """Whether a node is dropout, or multiplies by something that is not trained, and is no number of the program."""
     if node.name() in DROPOUT:
         return True
-    return node.name() in SCALING and len([one for one, _ in node.next_functions if one is not None]) == 1
+    trained = [one for one, _ in node.next_functions if one is not None]
+    return node.name() in SCALING and len(trained) == 1 and not _is_by_number(node)
+
+
+def _is_by_number(node: Node) -> bool:
+    """Whether a node multiplies by a number as programs write it, the same in every step: it is part of the slopes."""
+    factor = saved_tensor(node, "other")
+    return factor is not None and factor.ndim == 0 and factor.dtype in _NUMBERS
 
 
 def is_layout(node: Node) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
 from relu_diag.capture._ridden import Application, Ridden, Weights
@@ -111,6 +112,12 @@ class Sighting:
     def outputs(self) -> int:
         """Number of outputs, of all readers together."""
         return sum(len(head) for head in self.ridden.weights.heads)
+
+    @property
+    def rounding(self) -> float:
+        """Relative rounding of the gradients as they passed by, which under autocast is not that of the weights."""
+        dtypes = {head.dtype for one in self.ridden.applications for head in (one.C, *one.heads)}
+        return max(torch.finfo(dtype).eps for dtype in {self.block.W.dtype, *dtypes})
 
     @cached_property
     def block(self) -> ShallowBlock:

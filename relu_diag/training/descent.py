@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -126,8 +127,8 @@ def descent_of(
         whole: Whether every batch is the whole data set.
 
     Returns:
-        The descent; None where the block is too large to measure it, is stepped at more than one rate, or is more than
-        its two layers.
+        The descent; None where the block is too large to measure it, is stepped at more than one rate, is more than its
+        two layers, or curves too little for it.
 
     Example:
         >>> from relu_diag.functional import SquaredError
@@ -155,6 +156,8 @@ def descent_of(
     if not sharpness > 0:
         return None
     half, fall = _falls(parts, start, pace, 1 / sharpness)
+    if not 0 <= fall < math.inf:  # beyond the range of the curvature, which says nothing of the loss
+        return None
     speed = pace.push / (1 - pace.momentum) if pace.momentum < 1 else 1.0
     return Descent(fall, pace.rate, pace.rate * sharpness, pace.bound, speed, whole, slows=half > _MOST * fall)
 

@@ -31,6 +31,7 @@ class Evidence:
         self._gradients: list[Tensor] = []
         self._leaves: list[list[Tensor]] = []
         self._losses: list[float | None] = []
+        self._rounding = 0.0
 
     def add(self, seen: Sighting, loss: float | None, leaves: list[Tensor]) -> None:
         """Add a step.
@@ -45,6 +46,7 @@ class Evidence:
         self._gradients.append(seen.signal.G.clone())
         self._leaves.append([leaf.detach().clone() for leaf in leaves])
         self._losses.append(loss)
+        self._rounding = max(self._rounding, seen.rounding)
 
     @property
     def few(self) -> bool:
@@ -112,8 +114,7 @@ class Evidence:
                 continue
             expected = float(own.double()(outputs.double()))
             # The outputs are known to rounding, and with them the loss.
-            rounding = torch.finfo(outputs.dtype).eps
-            moved = float((own.gradient(outputs).double().abs() * (1 + outputs.double().abs())).sum()) * rounding
+            moved = float((own.gradient(outputs).double().abs() * (1 + outputs.double().abs())).sum()) * self._rounding
             if abs(loss - expected) > SAME * abs(expected) + _ROUNDINGS * moved:
                 return False
         return True

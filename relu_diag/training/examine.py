@@ -86,7 +86,8 @@ def examine_rows(
         return None
     chains = data_of_chains(seen, {name: subject.block for name, subject in subjects.items()}, kept)
     found = [replace(subject.judged(loss), deep_data=chains.get(name)) for name, subject in subjects.items()]
-    return sorted(found, key=lambda examination: _TELLING.index(examination.verdict.kind))
+    # Of several that settle nothing, the one whose loss is known tells more.
+    return sorted(found, key=lambda one: (_TELLING.index(one.verdict.kind), one.data is None))
 
 
 def _subject_of(trainer: Trainer, module: LightningModule, seen: Sighting, rows: KeptRows, drop: float) -> Subject:
@@ -190,8 +191,13 @@ def location_of(module: LightningModule, seen: Sighting) -> BlockLocation | None
     """
     layers = dict(module.named_modules())
     names = (seen.hidden, *seen.readers)
-    if len(names) != 2 or not all(isinstance(layers.get(name), nn.Linear) for name in names):
+    if len(names) != 2 or not all(_is_plain(layers.get(name)) for name in names):
         return None
     own = {id(parameter) for parameter in seen.parameters}
     slopes = (name for name, one in layers.items() if isinstance(one, nn.PReLU) and id(one.weight) in own)
     return BlockLocation(names[0], names[1], seen.block.slopes, next(slopes, None))
+
+
+def _is_plain(layer: nn.Module | None) -> bool:
+    """Whether a layer is a Linear whose weight is a parameter; a weight that is computed is not asked for."""
+    return isinstance(layer, nn.Linear) and "weight" in layer._parameters

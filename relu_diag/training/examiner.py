@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -115,6 +116,8 @@ class Examiner:
         self._batches = 0
         self._recipes: dict[str, Recipe] = {}
         self._reasons: dict[str, str] = {}
+        # The batch of the present step, and a copy of the container it is.
+        self._held: tuple[Any, Any] = None, None
         # The last batch that was ridden, and its number.
         self._batch: list[Tensor] = []
         self._compared = 0
@@ -137,12 +140,13 @@ class Examiner:
         self._look = Look(self.owner, self.block, self.dataloader, self.max_samples, self.loss)
         self._look.find(trainer, module)
 
-    def step_begins(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
+    def step_begins(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Ride along on the step, if its rows are needed.
 
         Args:
             trainer: The trainer.
             module: Its module.
+            batch: Its batch.
             batch_idx: Number of the batch in its epoch.
         """
         if self._look is not None or self.careful.off:
@@ -152,6 +156,8 @@ class Examiner:
         self._batches += 1
         if not self._keeping and self._ridden >= _FIRST:
             return
+        # A step may take the targets out of its batch.
+        self._held = batch, copy.copy(batch) if isinstance(batch, Mapping | list) else batch
         self._reading = self._ridden >= _FIRST and self._readable and self._batches % _RIDDEN != 0
         if not self._reading:
             self.rider.begin(module)
@@ -164,6 +170,9 @@ class Examiner:
             batch: Its batch.
             skipped: Whether nothing was learned from the batch.
         """
+        before, as_it_was = self._held
+        self._held = None, None
+        batch = as_it_was if before is batch else batch
         if self._reading:
             self._reading = False
             with self.careful:
@@ -183,7 +192,7 @@ class Examiner:
             elif self._ridden >= _FIRST and not self._worth_keeping(trainer):
                 self._rows = {}
                 self._keeping = False
-            elif self._keeping and all(rows.full for rows in self._rows.values()):
+            elif self._keeping and self._rows and all(rows.full for rows in self._rows.values()):
                 self._finish_keeping(complete=False)
         self.rider.leave()
 

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from relu_diag.capture import NOTHING_BETWEEN, Memory, Ride, Sighting
 from relu_diag.functional import NotFiniteError
@@ -47,6 +47,8 @@ class Rider:
         self._seen: list[Sighting] | None = None
         self._losses: list[Tensor] = []
         self._automatic = True
+        self._module: LightningModule | None = None
+        self._missing = ""
 
     @property
     def riding(self) -> bool:
@@ -70,14 +72,18 @@ class Rider:
         if not seen:
             return self.nothing
         watched = first_few([f"{one.name}, {one.neurons} neurons" for one in seen])
-        refused = [f"{layers}: {reason}" for layers, reason in self.reasons.items() if reason != NOTHING_BETWEEN]
+        refused = self._refused()
         return f"watching {watched}" + (f"; not {first_few(refused)}" if refused else "")
 
     @property
     def nothing(self) -> str:
         """That no block was found, and what stands between the layers that make none."""
-        reasons = first_few([f"{layer or 'module'}: {reason}" for layer, reason in self.reasons.items()])
-        return f"found no Linear -> ReLU-like -> Linear block to watch{': ' if reasons else ''}{reasons}"
+        return f"found no Linear -> ReLU-like -> Linear block to watch: {first_few(self._refused() or [self._missing])}"
+
+    def _refused(self) -> list[str]:
+        """Layers that make no block, and why."""
+        reasons = {layers or "module": reason for layers, reason in self.reasons.items() if reason != NOTHING_BETWEEN}
+        return [f"{layers}: {reason}" for layers, reason in reasons.items()]
 
     def begin(self, module: LightningModule) -> None:
         """Ride along on the step that is about to begin. The step before may have been left in the middle.
@@ -87,6 +93,7 @@ class Rider:
         """
         self.leave()
         self._automatic = module.automatic_optimization
+        self._module = module
         self._losses = []
         with self._careful:
             # The gradients of several processes, and of several optimizers, change before the step is over.
@@ -126,6 +133,8 @@ class Rider:
         if self._ride is None:
             return []
         seen = self._take(self._ride) if self._seen is None else self._seen
+        if not seen and self._module is not None:
+            self._missing = _missing(self._module)
         self.loss = float(torch.stack(self._losses).mean()) if self._losses else None
         self.leave()
         return [one for one in seen if any(fnmatchcase(one.hidden, pattern) for pattern in self.patterns)]
@@ -149,3 +158,15 @@ class Rider:
             self._ride.leave()
         self._ride = None
         self._seen = None
+        self._module = None
+
+
+def _missing(module: LightningModule) -> str:
+    """What a module lacks of which nothing else is known."""
+    linear = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    frozen = [layer for layer in linear if not any(one.requires_grad for one in layer.parameters())]
+    if not linear:
+        return "there are no Linear layers"
+    if frozen:
+        return f"{len(frozen)} of {len(linear)} Linear layers are frozen"
+    return "no two Linear layers that are trained have something ReLU-like between them"

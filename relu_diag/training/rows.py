@@ -26,11 +26,18 @@ _STEPS = 32
 _ROWS = 4096
 # Parts in which samples are kept at most, where not all are.
 _PARTS = 64
+# A gradient at the activations is off by the rounding of the one at the outputs, of weights, and its own.
+_ROUNDED = 4
 _ACTIVATIONS = "the loss reads the hidden activations besides the outputs of the block"
+_COMPUTED = "its weights are computed from others (weight_norm, pruning, batch norm), which may not follow every move"
 _DROPOUT = "dropout stands behind the activations, so that the loss of a step is not the loss of the network"
+# A root is twice what has its gradient.
+_OF_A_ROOT = 2.0
 # How a reason begins that is no matter of targets, and what helps where it is one.
 _NO_GRADIENT = "the gradient"
 _HINT = "; where a step computes its targets, give the callback targets=lambda batch: ..."
+# Where one of the operations with a kink stands there, the block is no last one, or its loss none of those known.
+_BETWEEN = "; a later {} stands between them and the loss"
 _CHANGES = "the loss changes from batch to batch"
 
 
@@ -115,6 +122,7 @@ class KeptRows:
         self._steps_of_evidence: list[int | None] = []
         # What the loss of the evidence is not, so far.
         self._unknown = NOT_SEEN
+        self._hint = _HINT
 
     def keep(self, seen: Sighting, loss: float | None, batch: Any, step: int | None = None) -> None:
         """Keep the rows of a step.
@@ -129,6 +137,7 @@ class KeptRows:
             return
         if not self.reason or self.reason == NOT_SEEN:
             self.reason = _obstacle(seen)
+            self._hint = _BETWEEN.format(" and ".join(seen.kinks_after)) if seen.kinks_after else _HINT
             if not self.reason:
                 self._evidence.add(seen, loss, tensors_of(batch))
                 self._steps_of_evidence.append(step)
@@ -287,7 +296,8 @@ class KeptRows:
             if evidence.is_all(found):
                 self._recognised(found)
                 return ""
-            part = part or f"the loss has a part besides the {found.name}"
+            root = evidence.is_all(found.scaled(_OF_A_ROOT))
+            part = part or f"the loss {'is the root of' if root else 'has a part besides'} the {found.name}"
         return part or ("" if evidence.few else self._unknown)
 
     def _candidates(self) -> Iterator[Loss]:
@@ -300,7 +310,7 @@ class KeptRows:
         for order in (leaves, leaves[::-1]):
             recognition = recognise(outputs, G, order)
             hidden = not recognition.candidates and not recognition.reason.startswith(_NO_GRADIENT)
-            self._unknown = recognition.reason + (_HINT if hidden else "")
+            self._unknown = recognition.reason + (self._hint if hidden else "")
             if recognition.loss is None:
                 return
             yield recognition.loss
@@ -378,12 +388,13 @@ def tensors_of(batch: Any) -> list[Tensor]:
     return found
 
 
-def reads_activations(block: ShallowBlock, signal: BlockSignal) -> bool:
+def reads_activations(block: ShallowBlock, signal: BlockSignal, rounding: float = 0.0) -> bool:
     """Whether a loss reads the activations of a block besides its outputs.
 
     Args:
         block: The block.
         signal: Its signal under the loss.
+        rounding: Relative rounding of the signal.
 
     Returns:
         Whether the gradient at the activations is another one than that through the outputs.
@@ -399,11 +410,13 @@ def reads_activations(block: ShallowBlock, signal: BlockSignal) -> bool:
     if signal.C is None:
         return False
     through = signal.G @ block.H
-    return bool((signal.C - through).norm() > SAME * through.norm())
+    return bool((signal.C - through).norm() > max(SAME, _ROUNDED * rounding) * through.norm())
 
 
 def _obstacle(seen: Sighting) -> str:
     """What keeps the loss of a step from being one of the block's outputs."""
     if seen.dropout:
         return _DROPOUT
-    return _ACTIVATIONS if reads_activations(seen.block, seen.signal) else ""
+    if seen.live is None:
+        return _COMPUTED
+    return _ACTIVATIONS if reads_activations(seen.block, seen.signal, seen.rounding) else ""

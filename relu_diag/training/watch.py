@@ -26,6 +26,8 @@ from relu_diag.training.window import BlockReport, Window
 
 # A share of dead neurons worth a word, and a share of small ones.
 _MANY = 0.25
+# Sampled steps that make a report where an epoch is longer.
+_SAMPLES_A_REPORT = 20
 # Samples on which a neuron is to be silent before anyone is told to do something about it.
 _ENOUGH = 1000
 
@@ -72,6 +74,16 @@ class BlockWatch:
         return self._window.whole
 
     @property
+    def suspects(self) -> bool:
+        """Whether the step to come would tell that a batch is the whole data set."""
+        return self._window.suspects
+
+    @property
+    def due(self) -> bool:
+        """Whether a report is due before the epoch ends."""
+        return self.whole or self.sightings >= _SAMPLES_A_REPORT
+
+    @property
     def sightings(self) -> int:
         """Number of sampled steps since the last report."""
         return self._window.sightings
@@ -81,7 +93,7 @@ class BlockWatch:
         """Whether every step is to be ridden, until the rows of an epoch are kept."""
         return self.judging and not self.rows.full and self.rows.reason in {"", NOT_SEEN}
 
-    def add(self, seen: Sighting, step: int, loss: float | None, batch: Any) -> None:
+    def add(self, seen: Sighting, step: int, loss: float | None, batch: Any, alone: bool = False) -> None:
         """Add what a step saw.
 
         Args:
@@ -89,9 +101,10 @@ class BlockWatch:
             step: The step.
             loss: Its loss.
             batch: Its batch.
+            alone: Whether its epoch has no other batch.
         """
         targets = targets_of(batch)
-        self._window.add(seen, step, 1.0 if targets is None else target_scale(targets))
+        self._window.add(seen, step, 1.0 if targets is None else target_scale(targets), alone)
         if seen.inputs == 2:
             self._report.keep_data(seen.block, seen.signal.X, batch)
         self._seen = seen

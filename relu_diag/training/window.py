@@ -86,6 +86,11 @@ class Window:
         name: The block.
         one_pass: Whether the sightings are those of a pass at fixed weights, each sample once.
 
+    Attributes:
+        sightings: Number of steps since the last report.
+        whole: Whether the batch of the last one is the whole data set.
+        suspects: Whether that may be, and the step after it would tell.
+
     Example:
         >>> Window("encoder -> decoder").sightings
         0
@@ -96,27 +101,34 @@ class Window:
         self.one_pass = one_pass
         self.sightings = 0
         self.whole = False
+        self.suspects = False
         self._sums = _Sums()
         self._own: NeuronSums | None = None
         self._gathered: NeuronSums | None = None
         self._last: Sighting | None = None
         self._inputs: list[Tensor] = []
         self._scale = (0.0, 0)
-        self._step = 0
+        self._step = -2
         # Later kinks of every sighting, None where nobody counted, and operations that were not counted.
         self._later: list[Tensor | None] = []
         self._uncounted: set[str] = set()
 
-    def add(self, seen: Sighting, step: int, scale: float) -> None:
-        """Add a step. A batch with the inputs of the one before is the whole data set, and begins a window of its own.
+    def add(self, seen: Sighting, step: int, scale: float, alone: bool = False) -> None:
+        """Add a step. A batch that is the whole data set begins a window of its own.
+
+        That is one with the inputs of the step before. A batch that comes again later may be one of many, each in its
+        place in every epoch.
 
         Args:
             seen: The block, as the step saw it.
             step: The step.
             scale: Scale of the targets of its batch.
+            alone: Whether its epoch has no other batch.
         """
         inputs = [one.X for one in seen.ridden.applications]
-        self.whole = _same(inputs, self._inputs) and not self.one_pass
+        same = _same(inputs, self._inputs) and not self.one_pass
+        self.whole = same and (self.whole or alone or step <= self._step + 1)
+        self.suspects = same and not self.whole
         if self.whole or not self.sightings or self._grown(seen):
             self._sums.clear()
             self.sightings = 0

@@ -131,3 +131,129 @@ def test_a_layer_read_by_different_layers_is_one_block() -> None:
     assert landscape.reports.keys() == {"net.0", "again"}
     again = landscape.reports["again"]
     assert again.block.H.shape == (8, 6)
+
+
+def test_asking_for_a_verdict_computes_no_weight() -> None:
+    class Spectral(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net[0] = nn.utils.parametrizations.spectral_norm(self.net[0])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.01, weight_decay=0.01)
+
+    alone, watched = Spectral(), Spectral()
+    torch.manual_seed(1)
+    Trainer(**QUIET, max_epochs=2).fit(alone, batches())
+    torch.manual_seed(1)
+    _, plateau = watch(watched)
+    assert_close(dict(watched.state_dict()), dict(alone.state_dict()), rtol=0, atol=0)
+    assert plateau.final is not None
+    assert plateau.final.verdict.reason.startswith("its weights are computed from others")
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_half_precision_hides_no_loss(precision: str) -> None:
+    _, plateau = watch(Net(), precision=precision)
+    assert plateau.final is not None
+    assert plateau.final.data is not None, plateau.final.verdict.reason
+
+
+def test_a_number_behind_the_activation_is_part_of_its_slopes() -> None:
+    class Doubled(Net):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return functional.mse_loss(self.net[2](2 * self.net[0](batch[0]).relu()), batch[1])
+
+    landscape, plateau = watch(Doubled())
+    assert landscape.reports["net.0"].caveats == ()
+    assert landscape.parameters is not None
+    assert landscape.parameters.slopes == pytest.approx((0.0, 2.0))
+    assert plateau.final is not None
+    assert plateau.final.data is not None
+
+
+def test_a_batch_that_comes_again_after_others_is_not_all_data() -> None:
+    landscape, _ = watch(Net(), batches(24, 8), max_epochs=6)
+    landscape.every_n_steps = 3
+    trainer = Trainer(**QUIET, callbacks=[landscape], max_epochs=6, log_every_n_steps=1)
+    trainer.fit(Net(), batches(24, 8))
+    assert not landscape.reports["net.0"].exact
+    assert landscape.reports["net.0"].samples > 8
+
+
+def test_the_block_whose_loss_is_known_speaks_for_a_deep_network() -> None:
+    class Deep(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+
+    _, plateau = watch(Deep())
+    assert plateau.final is not None
+    assert plateau.final.name == "net.2"
+    other = plateau.examiner._rows["net.0"].reason
+    assert other.endswith("; a later Relu stands between them and the loss")
+
+
+def test_targets_that_a_step_takes_out_of_its_batch_are_found() -> None:
+    class Popping(Net):
+        def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:  # type: ignore[override]
+            targets = batch.pop("y")
+            return functional.mse_loss(self.net(batch["x"]), targets)
+
+    data = [{"x": X, "y": Y} for X, Y in batches().dataset]
+    _, plateau = watch(Popping(), DataLoader(data, batch_size=8))
+    assert plateau.final is not None
+    assert plateau.final.data is not None
+
+
+def test_a_root_is_named() -> None:
+    class Root(Net):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return super().training_step(batch, batch_idx).sqrt()
+
+    _, plateau = watch(Root())
+    assert plateau.final is not None
+    assert plateau.final.verdict.reason == "the loss is the root of the squared error"
+
+
+def frozen() -> Net:
+    module = Net()
+    module.net[0].requires_grad_(False)
+    return module
+
+
+def smooth() -> Net:
+    module = Net()
+    module.net = nn.Sequential(nn.Linear(3, 6), nn.Identity(), nn.Linear(6, 2))
+    return module
+
+
+def convolved() -> Net:
+    module = Net()
+    module.net = nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Conv1d(3, 2, 1), nn.Flatten())
+    return module
+
+
+NOTHING = {
+    frozen: "1 of 2 Linear layers are frozen",
+    smooth: "no two Linear layers that are trained have something ReLU-like between them",
+    convolved: "there are no Linear layers",
+}
+
+
+@pytest.mark.parametrize("module", NOTHING)
+def test_a_module_without_blocks_is_told_why(module: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+        watch(module())
+    assert NOTHING[module] in caplog.text
+
+
+def test_blocks_that_thaw_are_named_when_they_are_seen(caplog: pytest.LogCaptureFixture) -> None:
+    class Thawing(Net):
+        def on_train_epoch_start(self) -> None:
+            self.net[0].requires_grad_(self.current_epoch > 0)
+
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+        watch(Thawing())
+    assert "are frozen" in caplog.text
+    assert "watching net.0 -> net.2, 6 neurons" in caplog.text
