@@ -273,7 +273,7 @@ def _lowest_nearby(form: Array, together: Mask, t: Array) -> Array:
         slope = slope - own * t
         margin = own * size - rest
         root = np.sqrt(margin * margin + 4 * slope * slope * np.maximum(size, 0.0))
-        falls = slope < 0
+        falls = slope < -FLOAT64.no_descent
         share = np.where(falls, (margin - root) / np.where(falls, 2 * slope, 1.0), 0.0)
         left = size + share * share
         barred = (left < FLOAT64.rank) | ((t > 0) @ ~together)  # the last ray stays
