@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from inspect import signature
+from itertools import pairwise
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -67,6 +68,7 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     if given[0].isidentifier() and given[0] not in _LIGHTNING:
         sys.exit(f"relu-diag: there is no command {given[0]!r}; there are {', '.join([*commands, *_LIGHTNING])}.")
+    _check_configs(given)
     # The CLI object is not returned: it would become the exit status of the console script.
     LightningCLI(
         LightningModule,
@@ -77,6 +79,19 @@ def main(args: Sequence[str] | None = None) -> None:
         parser_kwargs={"prog": "relu-diag", "epilog": f"{_INSPECT} {_REPORT}"},
         args=None if args is None else given,  # With both, arguments and sys.argv, Lightning warns.
     )
+
+
+def _check_configs(args: Sequence[str]) -> None:
+    """End with one line where a config is no text, which the parser of arguments takes for granted."""
+    words = [part for word in args for part in word.split("=", 1)]
+    for option, config in pairwise(words):
+        try:
+            if option in {"-c", "--config"} and Path(config).is_file():
+                Path(config).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            sys.exit(
+                f"relu-diag {args[0]}: {config} is no text; a config is a YAML file, such as configs/five_points.yaml"
+            )
 
 
 def _run(name: str, command: Callable[..., None], described: str, args: Sequence[str]) -> None:

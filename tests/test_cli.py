@@ -107,3 +107,12 @@ def test_the_verdict_comes_first_in_the_colour_of_its_kind(
 def test_a_call_without_fault_succeeds_and_warns_of_nothing() -> None:
     done = subprocess.run([sys.executable, "-m", "relu_diag", "--help"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("option", ["-c", "--config="])
+def test_a_config_that_is_no_text_is_refused_in_one_line(option: str, tmp_path: Path) -> None:
+    binary = tmp_path / "net.ckpt"
+    binary.write_bytes(bytes([0x80, 0xEB, 0xFF]))
+    words = [f"{option}{binary}"] if option.endswith("=") else [option, str(binary)]
+    with pytest.raises(SystemExit, match=r"relu-diag fit: .*net\.ckpt is no text"):
+        main(["fit", *words])

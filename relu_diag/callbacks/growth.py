@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from relu_diag.callbacks._growable import Growable
-from relu_diag.callbacks._passenger import Passenger
+from relu_diag.callbacks._passenger import Passenger, Rides
 from relu_diag.callbacks.plateau import PlateauMonitor
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.growth import (
@@ -355,6 +355,9 @@ class GrowOnPlateau(Passenger, PlateauListener):
 
     def _can_grow(self, trainer: Trainer, examination: Examination) -> bool:
         """Whether no graph depends on the shape of the block; those of steps that are over are dropped with a word."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Rides):
+                callback.rider.let_go()
         with unwrapped(trainer):
             alive = in_a_graph(examination.parameters)
         if alive:

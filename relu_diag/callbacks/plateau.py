@@ -428,9 +428,9 @@ class PlateauMonitor(Passenger):
             self._report.send_figures(trainer, event.step, lambda: self._figures(trainer))
 
     def _tell_verdict(self, trainer: Trainer, plateau: Plateau, step: int) -> None:
-        """Say what a plateau is near, when it is noticed and when the verdict is another one."""
+        """Say what a plateau is near, when it is known and when the verdict is another one."""
         told = (plateau.start, plateau.verdict.kind, bool(plateau.fact))
-        if told != self._told:
+        if told != self._told and plateau.no_forecast != _WAITS:
             self._told = told
             tell_event(trainer, step, plateau.verdict.kind, plateau.words)
 

@@ -219,7 +219,7 @@ class ReviveDeadUnits(Rides):
             if one.reason:
                 lines.append(f"{name}: nothing revived, {one.reason}")
             elif name in last:
-                lines.append(f"{name}: {total} neurons placed anew in all; last {last[name]}")
+                lines.append(f"{name}: {total} neuron{'' if total == 1 else 's'} placed anew in all; last {last[name]}")
         if not self._blocks:
             lines.append(f"ReviveDeadUnits {self._rider.nothing}")
         if lines:
@@ -286,7 +286,7 @@ class ReviveDeadUnits(Rides):
         for name in names:
             one = self._blocks[name]
             width = 0 if one.live is None else len(one.live.hidden.value())
-            alive = torch.zeros(width, device=trainer.strategy.root_device) if one.alive is None else one.alive.float()
+            alive = one.alive_of(width).float().to(trainer.strategy.root_device)
             alive = trainer.strategy.reduce(alive, reduce_op="sum") > 0
             found = one.find(alive) if trainer.is_global_zero else None
             if trainer.world_size > 1:

@@ -191,7 +191,7 @@ def location_of(module: LightningModule, seen: Sighting) -> BlockLocation | None
     """
     layers = dict(module.named_modules())
     names = (seen.hidden, *seen.readers)
-    if len(names) != 2 or not all(_is_plain(layers.get(name)) for name in names):
+    if seen.tied or len(names) != 2 or not all(_is_plain(layers.get(name)) for name in names):
         return None
     own = {id(parameter) for parameter in seen.parameters}
     slopes = (name for name, one in layers.items() if isinstance(one, nn.PReLU) and id(one.weight) in own)

@@ -8,7 +8,13 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.loggers import TensorBoardLogger
+from rich import get_console
 from torch import Tensor
+
+from relu_diag.capture import of_lightning
+
+# Columns of a terminal from which Rich's bar has room for a sentence.
+_WIDE = 120
 
 
 def steps_logged(trainer: Trainer) -> int:
@@ -87,7 +93,8 @@ def show_in_bar(trainer: Trainer, name: str, text: str) -> None:
     Args:
         trainer: The trainer.
         name: Name of the text.
-        text: The text; empty where there is nothing to show.
+        text: The text; empty where there is nothing to show. Of a narrow terminal Rich leaves so little that it gets
+            the words before the first comma.
 
     Example:
         >>> trainer = Trainer(barebones=True, accelerator="cpu")
@@ -97,6 +104,8 @@ def show_in_bar(trainer: Trainer, name: str, text: str) -> None:
     """
     shown: dict[str, Any] = trainer._logger_connector._progress_bar_metrics
     shown.pop(name, None)
+    if of_lightning(trainer.progress_bar_callback, "RichProgressBar") and get_console().width < _WIDE:
+        text = text.partition(",")[0]
     if text:
         shown[name] = text
 

@@ -150,7 +150,19 @@ class BlockRevival:
         gradient = self.live.hidden_bias.grad
         if gradient is not None:
             active = (gradient != 0) & gradient.isfinite()  # a loss scale may have overflowed
-            self.alive = active if self.alive is None else self.alive.logical_or_(active)
+            self.alive = active if self.alive is None else self.alive_of(len(active)).logical_or_(active)
+
+    def alive_of(self, width: int) -> Tensor:
+        """Neurons that had a gradient since the last revival; those that were added since count among them.
+
+        Args:
+            width: Number of neurons of now.
+
+        Returns:
+            bool, shape ``(width,)``.
+        """
+        known = torch.zeros(width, dtype=torch.bool) if self.alive is None else self.alive
+        return known if len(known) == width else torch.cat([known, known.new_ones(width - len(known))])
 
     def keep(self, seen: Sighting, batch: Any) -> None:
         """Keep rows of a step that was ridden.
@@ -166,7 +178,7 @@ class BlockRevival:
         self.rows_a_step = len(seen.signal.X)
         active = _active(seen)
         self._compare(active)
-        self.alive = active if self.alive is None else self.alive | active
+        self.alive = active if self.alive is None else self.alive_of(len(active)) | active
         self.everything = bool(self._steps) and _same(self._steps[-1].X, seen.signal.X)
         if self.everything:  # a batch that is the whole data set
             self._steps.clear()

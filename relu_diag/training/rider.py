@@ -119,10 +119,14 @@ class Rider:
 
     def after_backward(self) -> None:
         """Let go of the graph, where no other backward pass will follow in the step: a network may be about to grow."""
-        if self._ride is None or not self._automatic or self._seen is not None or self._careful.off:
-            return
-        with self._careful:
-            self._seen = self._take(self._ride)
+        if self._automatic:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Let go of the graph of a step all of whose backward passes are over."""
+        if self._ride is not None and self._seen is None and not self._careful.off:
+            with self._careful:
+                self._seen = self._take(self._ride)
 
     def end(self) -> list[Sighting]:
         """What was seen of the step; from now on nothing is watched.

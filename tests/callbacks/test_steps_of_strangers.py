@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
-from relu_diag.callbacks import LandscapeMonitor, PlateauMonitor
+from relu_diag.callbacks import GrowOnPlateau, LandscapeMonitor, PlateauMonitor, ReviveDeadUnits
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 
@@ -257,3 +257,26 @@ def test_blocks_that_thaw_are_named_when_they_are_seen(caplog: pytest.LogCapture
         watch(Thawing())
     assert "are frozen" in caplog.text
     assert "watching net.0 -> net.2, 6 neurons" in caplog.text
+
+
+@pytest.mark.parametrize("module", [Net, ByHand])
+def test_all_callbacks_of_ours_work_on_one_run(module: type[Net], recwarn: pytest.WarningsRecorder) -> None:
+    grow, revive = GrowOnPlateau(at_steps=[4]), ReviveDeadUnits(every_n_steps=3)
+    callbacks = [LandscapeMonitor(every_n_steps=1), PlateauMonitor(), grow, revive]
+    Trainer(**QUIET, callbacks=callbacks, max_epochs=3, log_every_n_steps=1).fit(module(), batches())
+    assert [growth.after for growth in grow.growths] == [7]
+    assert revive.off == ""
+    assert {one.width for one in revive.revivals} == {6, 7}
+    assert not [one for one in recwarn if "keeps the graph" in str(one.message)]
+
+
+def test_layers_that_share_a_weight_are_refused_by_name() -> None:
+    class Tied(Net):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            hidden = self.net[0](batch[0]).relu()
+            return functional.mse_loss(functional.linear(hidden, self.net[0].weight.T), batch[0])
+
+    with pytest.warns(UserWarning, match=r"net\.0 can never grow"):
+        Trainer(**QUIET, callbacks=[GrowOnPlateau(at_steps=[2])], max_epochs=2, log_every_n_steps=1).fit(
+            Tied(), batches()
+        )

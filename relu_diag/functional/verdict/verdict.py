@@ -57,10 +57,8 @@ class Verdict:
     def __str__(self) -> str:
         parts: list[str] = [self.kind]
         if len(self.neurons):
-            named = ", ".join(str(i) for i in self.neurons[:_NAMED].tolist())
-            more = len(self.neurons) - _NAMED
             word = "neuron" if len(self.neurons) == 1 else "neurons"
-            parts.append(f"{word} {named}" + (f" and {more} more" if more > 0 else ""))
+            parts.append(f"{word} {self._named}")
         parts += [str(text) for text in (self.direction, self.reason) if text]
         parts += [f"{name}: broken" for name in self.assumptions.broken]
         return "; ".join(parts) + (f" ({self.theorem})" if self.theorem else "")
@@ -71,8 +69,7 @@ class Verdict:
         Returns:
             Text, one fact a line.
         """
-        neurons = ", ".join(str(i) for i in self.neurons.tolist()) or "none"
-        rows: list[tuple[str, str]] = [("verdict", self.kind), ("loss", f"{self.loss:.6g}"), ("neurons", neurons)]
+        rows: list[tuple[str, str]] = [("verdict", self.kind), ("loss", f"{self.loss:.6g}"), ("neurons", self._named)]
         rows += [("direction", str(self.direction or "none")), ("rests on", self.theorem), ("because", self.reason)]
         rows += [(name, f"{value:.3g}") for name, value in self.margins.items()]
         rows += [(f"assumes {name}", state) for name, state in self.assumptions.items()]
@@ -80,3 +77,10 @@ class Verdict:
 
     def _repr_html_(self) -> str:
         return html_table(self.summary())
+
+    @property
+    def _named(self) -> str:
+        """The first of its neurons, and how many more there are."""
+        named = ", ".join(str(i) for i in self.neurons[:_NAMED].tolist()) or "none"
+        more = len(self.neurons) - _NAMED
+        return f"{named} and {more} more" if more > 0 else named

@@ -252,6 +252,7 @@ def test_verdict_says_itself_in_one_line_and_in_a_table() -> None:
     table = verdict.summary()
     for line in ("verdict", "assumes squared loss", "rests on", "largest pull", "tolerance"):
         assert any(row.startswith(line) for row in table.splitlines()), line
+    assert "0, 1, 2, 3, 4, 5, 6, 7 and 4 more" in table
     bare = Verdict("local minimum", torch.empty(0, dtype=torch.long), None, Assumptions({}))
     assert str(bare) == "local minimum"
     assert "none" in bare.summary()
