@@ -100,26 +100,30 @@ class Ride:
                     note = partial(self._guarded, self._note_forward, catch)
                 self._handles.append(layer.register_forward_hook(note))
 
-    def board(self, loss: Tensor, factor: float = 1.0) -> None:
+    def board(self, loss: Tensor, factor: float = 1.0) -> bool:
         """Get on, after a forward pass and before its backward; once for every loss of the step.
 
         Args:
             loss: The tensor whose ``backward`` is about to run.
             factor: What gradients are to be multiplied by: the reciprocal of a loss scale, the number of batches that
                 share an optimizer step.
-        """
-        if loss.grad_fn is not None:
-            self._board(loss, factor, to_the_loss=True)
 
-    def _board(self, root: Tensor, factor: float, to_the_loss: bool) -> None:
-        """Put hooks on the blocks below a loss, or below the output of a layer."""
+        Returns:
+            Whether it is a loss at the weights at which the step began, as far as those of blocks tell.
+        """
+        return loss.grad_fn is None or self._board(loss, factor, to_the_loss=True)
+
+    def _board(self, root: Tensor, factor: float, to_the_loss: bool) -> bool:
+        """Put hooks on the blocks below a loss, or below the output of a layer; False where one of them has moved."""
         assert root.grad_fn is not None
         reading = self._memory.read(root.grad_fn, self._module, self._layers)
         self.reasons.update(reading.reasons)
         if to_the_loss and self._board_outputs:
             self._begin_loss(root.grad_fn, DERIVATIVES in reading.reasons)
+        at_first = True
         for candidate in reading.candidates:
             if self._has_moved(candidate):
+                at_first = False
                 continue
             node, uses = candidate.hidden.node, candidate.uses
             known = self._blocks.get(node)
@@ -139,6 +143,7 @@ class Ride:
                 )
                 self._handles.extend(listening)
                 self._blocks.setdefault(node, block)
+        return at_first
 
     def _begin_loss(self, root: Node, derivatives: bool) -> None:
         """Forget what the blocks below a loss have noted of derivatives that the step took of something else."""

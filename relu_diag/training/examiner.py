@@ -42,6 +42,7 @@ _RIDDEN = 32
 _ENDLESS = 2**14
 # Samples that are kept of any network.
 _FEWEST = 1024
+_OTHER_READERS = "other layers read it in other steps, so that no loss of its outputs is that of all of them"
 _NO_RECIPE = (
     "inputs and targets are not found in the batches as they are; give the loss of a batch, loss=lambda module, batch"
 )
@@ -333,6 +334,9 @@ class Examiner:
             self._rows[one.hidden] = KeptRows(self._most or self._affordable(one), expected)
             self._rows[one.hidden].recipe = self._recipes.get(one.hidden)
         rows = self._rows[one.hidden]
+        before = self.seen.get(one.hidden, one)
+        if before.readers != one.readers:
+            rows.reason = _OTHER_READERS
         rows.keep(one, self.rider.loss, self._shown(batch), self._batches)
         self._reasons[one.hidden] = rows.reason
         if rows.recipe is not None:

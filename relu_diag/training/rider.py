@@ -25,7 +25,7 @@ class Rider:
         at_once: Whether `end` is asked as soon as a step is `taken`, before the optimizer moves: copies are then saved.
 
     Attributes:
-        loss: Mean of the losses of the last step that was ridden; None where there was none.
+        loss: Sum of the losses of the last step that was ridden, at its first weights; None where there was none.
         reasons: For a layer that makes no block with the one before it, what stands between.
         finite: Whether all numbers of the last step were finite.
 
@@ -114,8 +114,8 @@ class Rider:
             factor = 1.0 / loss_scale(trainer)
             if self._automatic:
                 factor *= trainer.accumulate_grad_batches
-            self._losses.append(factor * loss.detach())
-            self._ride.board(loss, factor)
+            if self._ride.board(loss, factor):
+                self._losses.append(factor * loss.detach())
 
     def after_backward(self) -> None:
         """Let go of the graph, where no other backward pass will follow in the step: a network may be about to grow."""
@@ -139,7 +139,7 @@ class Rider:
         seen = self._take(self._ride) if self._seen is None else self._seen
         if not seen and self._module is not None:
             self._missing = _missing(self._module)
-        self.loss = float(torch.stack(self._losses).mean()) if self._losses else None
+        self.loss = float(torch.stack(self._losses).sum()) if self._losses else None
         self.leave()
         return [one for one in seen if any(fnmatchcase(one.hidden, pattern) for pattern in self.patterns)]
 

@@ -37,7 +37,7 @@ _OF_A_ROOT = 2.0
 _NO_GRADIENT = "the gradient"
 _HINT = "; where a step computes its targets, give the callback targets=lambda batch: ..."
 # Where one of the operations with a kink stands there, the block is no last one, or its loss none of those known.
-_BETWEEN = "; a later {} stands between them and the loss"
+_BETWEEN = "; between them and the loss stands a later {}"
 _CHANGES = "the loss changes from batch to batch"
 
 

@@ -191,7 +191,7 @@ def test_the_block_whose_loss_is_known_speaks_for_a_deep_network() -> None:
     assert plateau.final is not None
     assert plateau.final.name == "net.2"
     other = plateau.examiner._rows["net.0"].reason
-    assert other.endswith("; a later Relu stands between them and the loss")
+    assert other.endswith("; between them and the loss stands a later Relu")
 
 
 def test_targets_that_a_step_takes_out_of_its_batch_are_found() -> None:
@@ -280,3 +280,36 @@ def test_layers_that_share_a_weight_are_refused_by_name() -> None:
         Trainer(**QUIET, callbacks=[GrowOnPlateau(at_steps=[2])], max_epochs=2, log_every_n_steps=1).fit(
             Tied(), batches()
         )
+
+
+def test_a_layer_that_other_layers_read_in_other_steps_has_no_one_loss() -> None:
+    class TakingTurns(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = nn.Linear(6, 1)
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            outputs = (self.other if batch_idx % 2 else self.net[2])(self.net[:2](batch[0]))
+            return functional.mse_loss(outputs, batch[1][:, : outputs.shape[1]])
+
+    _, plateau = watch(TakingTurns())
+    assert plateau.off == ""
+    assert plateau.final is not None
+    assert plateau.final.verdict.reason.startswith("other layers read it in other steps")
+
+
+def test_losses_of_several_backward_passes_of_a_step_add_up() -> None:
+    class InParts(ByHand):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            outputs = self.net(batch[0])
+            parts = [functional.mse_loss(outputs[:, j], batch[1][:, j]) for j in range(2)]
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(parts[0], retain_graph=True)
+            self.manual_backward(parts[1])
+            optimizer.step()
+            return sum(parts)
+
+    _, plateau = watch(InParts())
+    assert plateau.final is not None
+    assert plateau.final.data is not None
