@@ -45,6 +45,7 @@ class Ride:
 
     Attributes:
         reasons: For a layer that reads another one and makes no block with it, what stands between.
+        moved: Whether the last loss was of weights that an optimizer had moved since the step has seen them.
 
     Example:
         >>> import torch
@@ -63,6 +64,7 @@ class Ride:
 
     def __init__(self, module: nn.Module, memory: Memory | None = None, lent: bool = False) -> None:
         self.reasons: dict[str, str] = {}
+        self.moved = False
         self._module = module
         self._memory = Memory() if memory is None else memory
         self._lent = lent
@@ -100,18 +102,15 @@ class Ride:
                     note = partial(self._guarded, self._note_forward, catch)
                 self._handles.append(layer.register_forward_hook(note))
 
-    def board(self, loss: Tensor, factor: float = 1.0) -> bool:
+    def board(self, loss: Tensor, factor: float = 1.0) -> None:
         """Get on, after a forward pass and before its backward; once for every loss of the step.
 
         Args:
             loss: The tensor whose ``backward`` is about to run.
             factor: What gradients are to be multiplied by: the reciprocal of a loss scale, the number of batches that
                 share an optimizer step.
-
-        Returns:
-            Whether it is a loss at the weights at which the step began, as far as those of blocks tell.
         """
-        return loss.grad_fn is None or self._board(loss, factor, to_the_loss=True)
+        self.moved = loss.grad_fn is not None and not self._board(loss, factor, to_the_loss=True)
 
     def _board(self, root: Tensor, factor: float, to_the_loss: bool) -> bool:
         """Put hooks on the blocks below a loss, or below the output of a layer; False where one of them has moved."""

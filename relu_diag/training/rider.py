@@ -114,7 +114,8 @@ class Rider:
             factor = 1.0 / loss_scale(trainer)
             if self._automatic:
                 factor *= trainer.accumulate_grad_batches
-            if self._ride.board(loss, factor):
+            self._ride.board(loss, factor)
+            if not self._ride.moved:
                 self._losses.append(factor * loss.detach())
 
     def after_backward(self) -> None:
