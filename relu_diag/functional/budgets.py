@@ -46,6 +46,7 @@ class Budgets:
         few_strata: The same at least, however large the problem is.
         stratum_numbers: Numbers ``N I d J^4`` in all of them together; several outputs take many steps.
         descents: Steps downhill, or off a kink, to the stationary point that weights that decay are on the way to.
+        descent_multiplications: Cubes of the number of weights in these steps: near a point few of them lead there.
         products: Products with a Hessian in the search in one stratum.
         few_products: The same in strata beside the present and the usual one.
         multiplications: Multiplications in these products.
@@ -53,6 +54,7 @@ class Budgets:
         neuron_numbers: Numbers in those parts.
         flat_rays: Rays of zero slope in one second-order form.
         rays_weighed: Rays among which those are chosen.
+        dense_step: Size up to which the Hessian of a search in a stratum is diagonalised, for all dampings of a step.
         dense_form: Size up to which a second-order form is diagonalised; larger ones are searched by iteration.
         form_steps: Steps of an iteration on a second-order form.
         form_powers: Steps of a power iteration for its largest eigenvalue.
@@ -187,6 +189,7 @@ class Budgets:
     few_strata: int = 4
     stratum_numbers: int = 2**16
     descents: int = 200
+    descent_multiplications: int = 2**31
     products: int = 4000
     few_products: int = 400
     multiplications: int = 2**33
@@ -194,6 +197,7 @@ class Budgets:
     neuron_numbers: int = 2**23
     flat_rays: int = 64
     rays_weighed: int = 4096
+    dense_step: int = 2500
     dense_form: int = 600
     form_steps: int = 100
     form_powers: int = 5

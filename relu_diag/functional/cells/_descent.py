@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.linalg import LinAlgError
+from scipy.linalg import cho_factor, cho_solve
 
 from relu_diag.functional._arrays import Array, Index, Mask
 from relu_diag.functional.budgets import BUDGETS
@@ -38,11 +40,13 @@ class Place:
 
 
 def descended(stratum: Stratum, term: Term, decay: Decay, start: Weights) -> Place | None:
-    """Where a descent from weights in a stratum ends; None where it is too large, or ends at no stationary point."""
+    """Where a descent from weights in a stratum ends; None where that is too costly, or no stationary point."""
     place = Place(stratum, start, np.arange(len(start.W)))
-    for _ in range(BUDGETS.descents):
+    if len(start.flat) > BUDGETS.dense_form:
+        return None
+    for _ in range(min(BUDGETS.descents, BUDGETS.descent_multiplications // len(start.flat) ** 3)):
         line = linearise(place.stratum, term, decay, place.at)
-        if line.spectrum is None:
+        if line.form is None:
             return None
         sign = place.stratum.sign
         if relative_gradient(place.stratum, term, decay, place.at, place.at) > FLOAT64.landed:
@@ -60,11 +64,18 @@ def descended(stratum: Stratum, term: Term, decay: Decay, start: Weights) -> Pla
 
 
 def _newton_step(line: Linearisation) -> Array:
-    """The Newton step with the sizes of all curvatures, a descent wherever there is one."""
-    assert line.spectrum is not None
-    values, vectors = line.spectrum
-    sizes = np.maximum(np.abs(values), FLOAT64.least_damping * np.abs(values).max())
-    return np.asarray(-vectors @ ((vectors.T @ line.gradient) / sizes))
+    """The Newton step, where a curvature is not positive with the sizes of all: a descent wherever there is one."""
+    assert line.form is not None
+    free, hessian = line.form
+    least = FLOAT64.least_damping * float(np.trace(hessian))
+    try:
+        factor = cho_factor(hessian - least * np.eye(len(hessian)))
+    except LinAlgError:
+        assert line.spectrum is not None
+        values, vectors = line.spectrum
+        sizes = np.maximum(np.abs(values), FLOAT64.least_damping * np.abs(values).max())
+        return np.asarray(-vectors @ ((vectors.T @ line.gradient) / sizes))
+    return np.asarray(-free @ cho_solve(factor, free.T @ line.gradient))
 
 
 def _off_kinks(line: Linearisation) -> tuple[Sign, Weights] | None:

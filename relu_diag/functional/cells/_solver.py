@@ -194,17 +194,25 @@ class Linearisation:
         return _with_decay(stratum, self.decay, along, Weights(dW, dH, dE.sum(0) * stratum.biased)).flat
 
     @cached_property
-    def spectrum(self) -> tuple[Array, Array] | None:
-        """Eigenvalues and eigenvectors ``(n, m)`` of the Hessian inside the stratum; None for a large one."""
+    def form(self) -> tuple[Array, Array] | None:
+        """An orthonormal basis ``(n, m)`` of the stratum and the Hessian in it; None for a large one."""
         stratum, at = self.stratum, self.at
         size = len(self.gradient)
-        if size > BUDGETS.dense_form or size * self.outputs.size > BUDGETS.fit_entries:
+        if size > BUDGETS.dense_step or size * self.outputs.size > BUDGETS.fit_entries:
             return None
-        free = _free_directions(stratum, at)
         curved = partial(self.term.curvature, self.outputs)
         hessian = smooth_hessian(stratum.X, stratum.slope, at.W, at.H, self.residual, curved)
         hessian[np.diag_indices(size)] += self.decay.factors(at)
-        values, vectors = np.linalg.eigh(free.T @ hessian @ free)
+        free = _free_directions(stratum, at)
+        return free, free.T @ hessian @ free
+
+    @cached_property
+    def spectrum(self) -> tuple[Array, Array] | None:
+        """Eigenvalues and eigenvectors ``(n, m)`` of the Hessian inside the stratum; None for a large one."""
+        if self.form is None:
+            return None
+        free, hessian = self.form
+        values, vectors = np.linalg.eigh(hessian)
         return values, free @ vectors
 
     def damped_step(self, damping: float, most: int) -> tuple[Array, int]:
@@ -213,11 +221,13 @@ class Linearisation:
         operator = LinearOperator((size, size), matvec=self.product, rmatvec=self.product, dtype=np.float64)
         curvature = float(np.linalg.norm(self.product(self.gradient))) / self.size
         damp = math.sqrt(damping) * curvature
+        known = "spectrum" in vars(self)
         if self.spectrum is not None:
             values, vectors = self.spectrum
             felt = np.abs(values) > FLOAT64.rank * np.abs(values).max(initial=0.0)
             over = np.divide(values, values**2 + damp**2, out=np.zeros_like(values), where=felt)
-            return -vectors @ (over * (vectors.T @ self.gradient)), 1 + size // 2  # what the Hessian costs
+            spent = 1 if known else 1 + size // 2  # what the Hessian costs
+            return -vectors @ (over * (vectors.T @ self.gradient)), spent
         most_iterations = max(1, most // 2)
         step, _, iterations, *_ = lsmr(
             operator, -self.gradient, damp, FLOAT64.step, FLOAT64.step, maxiter=most_iterations
