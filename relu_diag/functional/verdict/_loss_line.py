@@ -63,6 +63,18 @@ class LossLine:
         values, rounding = torch.stack(found).unbind(1)
         return values, rounding
 
+    def crossings(self, end: float) -> Tensor:
+        """Steps before an end at which samples cross kinks, in order, ``(S,)``; none where they are many."""
+        if end <= self.eps_max:
+            return self.first.new_empty(0)
+        found = []
+        for _, Z, dZ in _by_rows(self.problem, self.move):
+            root = (Z / dZ).neg_()
+            found.append(root[(root > 0) & (root < end)])
+        steps = torch.cat(found)
+        # Of many each bends the loss too little for a peak of its own.
+        return steps.unique() if len(steps) <= BUDGETS.crossings else steps[:0]
+
     @property
     def end(self) -> float:
         """Where the loss is lowest along the move as far as its first two derivatives tell, 0 where they do not."""
@@ -159,7 +171,8 @@ def see_fall_of_loss(problem: LossProblem, move: Move) -> Direction | None:
         step = _lowest(scale, values, rounding + hidden)
         if step == 0:
             continue
-        inner = (step * between).to(scale)
+        # Between two kinks the loss is smooth: peaks are at kinks.
+        inner = torch.cat([(step * between).to(scale), line.crossings(step)]).unique()
         there, blur = line.changes(inner)
         step = _lowest(inner, there, blur + hidden)
         change = _evaluated_change(problem, move, step, line.bend) if step > 0 else 0.0

@@ -51,6 +51,13 @@ def test_a_fall_after_a_rise_that_no_evaluation_shows_is_a_fall() -> None:
     assert complaints(case, verdict, np.random.default_rng(0)) == []
 
 
+def test_the_loss_does_not_rise_between_kinks_on_the_way_of_a_witness() -> None:
+    case = case_of("squared", 90001, 126)  # three kinks within a hundredth of the way
+    verdict = F.classify(case.block, case.X, case.loss)
+    assert verdict.kind == "saddle"
+    assert complaints(case, verdict, np.random.default_rng(0)) == []
+
+
 def test_a_squared_error_as_a_loss_says_what_its_targets_say() -> None:
     for number in range(6):
         case = case_of("huber", 7, number)
