@@ -120,7 +120,7 @@ class Budgets:
         steps_below: Steps along a move at which a loss is evaluated below the one that derivatives tell, each a fourth.
         steps_above: The same above it.
         steps_between: Steps on the way to the chosen one.
-        crossings: Kinks on the way at which a loss is evaluated as well; where there are more it is not.
+        peaks: Kinks on the way at which a loss is evaluated as well; where there are more it is not.
         newton_in_cell: Newton steps to the least loss at fixed signs.
         proportions: Output weights over input weights of moves that are tried against weight decay.
         nodes_of_change: Gradients that a small change of a loss without a formula is added up from.
@@ -264,7 +264,7 @@ class Budgets:
     steps_below: int = 20
     steps_above: int = 1
     steps_between: int = 14
-    crossings: int = 64
+    peaks: int = 64
     newton_in_cell: int = 200
     proportions: tuple[float, ...] = (1.0, 0.1, 10.0)
     nodes_of_change: int = 4

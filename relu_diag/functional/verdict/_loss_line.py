@@ -64,7 +64,7 @@ class LossLine:
         return values, rounding
 
     def crossings(self, end: float) -> Tensor:
-        """Steps before an end at which samples cross kinks, in order, ``(S,)``; none where they are many."""
+        """Steps before an end at which samples cross kinks, ``(S,)``; none where they are many."""
         if end <= self.eps_max:
             return self.first.new_empty(0)
         found = []
@@ -73,7 +73,7 @@ class LossLine:
             found.append(root[(root > 0) & (root < end)])
         steps = torch.cat(found)
         # Of many each bends the loss too little for a peak of its own.
-        return steps.unique() if len(steps) <= BUDGETS.crossings else steps[:0]
+        return steps if len(steps) <= BUDGETS.peaks else steps[:0]
 
     @property
     def end(self) -> float:
@@ -172,7 +172,7 @@ def see_fall_of_loss(problem: LossProblem, move: Move) -> Direction | None:
         if step == 0:
             continue
         # Between two kinks the loss is smooth: peaks are at kinks.
-        inner = torch.cat([(step * between).to(scale), line.crossings(step)]).unique()
+        inner = torch.cat([(step * between).to(scale), line.crossings(step)]).sort().values
         there, blur = line.changes(inner)
         step = _lowest(inner, there, blur + hidden)
         change = _evaluated_change(problem, move, step, line.bend) if step > 0 else 0.0
