@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -46,6 +47,21 @@ class Rides(Callback):
             The rider.
         """
         return self._rider
+
+    def on_after_setup(self, fabric: Any, module: Any) -> None:
+        """Refuse Fabric, which has no hooks of a Trainer, where it sets a module up.
+
+        Args:
+            fabric: Unused.
+            module: Unused.
+
+        Raises:
+            MisconfigurationException: Always.
+        """
+        raise MisconfigurationException(
+            f"{type(self).__name__} is a callback of Lightning's Trainer, and Fabric runs a loop of your own: ride "
+            "along on it with relu_diag.capture.riding (docs/howto/loop.md)."
+        )
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Note the gradients of a step that is ridden.

@@ -176,9 +176,19 @@ def is_layout(node: Node) -> bool:
     if node.name() == "AsStridedBackward0":
         below = node.next_functions[0][0]
         return below is not None and below.name() == "torch::autograd::CopySlices"
+    if node.name() == "PermuteBackward0":  # as einsum has them, about axes of length one
+        return _keeps_order(node)
     if node.name() == "BackwardHookFunctionBackward":  # a module with a backward hook of its own
         return len(node.next_functions) == 1
     return node.name() in LAYOUT
+
+
+def _keeps_order(node: Node) -> bool:
+    """Whether a permutation moves only axes of length one."""
+    (shape,) = (tuple(one.shape) for one in node._input_metadata)  # that of what comes out of it
+    axes: tuple[int, ...] = node._saved_dims  # type: ignore[attr-defined]
+    long = [axis % len(shape) for axis, length in zip(axes, shape, strict=True) if length != 1]
+    return long == sorted(long)
 
 
 def leads_to_activation(node: Node) -> bool:

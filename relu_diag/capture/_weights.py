@@ -120,7 +120,7 @@ class Factors:
         """The parameter below some turning and copying, or the parameters from which a weight is computed."""
         turned = False
         while is_layout(node) or node.name() in TURNED:
-            turned ^= node.name() in TURNED
+            turned ^= not is_layout(node)
             below = node.next_functions[0][0]
             if below is None:
                 return None

@@ -11,6 +11,7 @@ from collections.abc import Hashable, Mapping
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from relu_diag.capture._nodes import is_layout
 from relu_diag.capture._norm import NORMS
 from relu_diag.capture._reading import Kept, Reading, read
 
@@ -118,6 +119,8 @@ def _walk(root: Node) -> tuple[list[Node], Hashable]:
             form.append(output)
         if name == _LEAF:
             form.append(id(node.variable))  # type: ignore[attr-defined]
+        elif name == "PermuteBackward0":
+            form.append(is_layout(node))
         elif name in NORMS:
             form.append(node._saved_training)  # type: ignore[attr-defined]
     return nodes, tuple(form)

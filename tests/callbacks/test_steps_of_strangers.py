@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric import Fabric
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from support.quiet import QUIET
 from torch import Tensor, nn
@@ -313,3 +315,10 @@ def test_losses_of_several_backward_passes_of_a_step_add_up() -> None:
     _, plateau = watch(InParts())
     assert plateau.final is not None
     assert plateau.final.data is not None
+
+
+@pytest.mark.parametrize("callback", [LandscapeMonitor, PlateauMonitor, ReviveDeadUnits])
+def test_fabric_is_told_how_to_ride_along(callback: Any) -> None:
+    fabric = Fabric(accelerator="cpu", devices=1, callbacks=[callback()])
+    with pytest.raises(MisconfigurationException, match=r"relu_diag\.capture\.riding"):
+        fabric.setup(nn.Linear(3, 2))
