@@ -52,6 +52,7 @@ from relu_diag.training.pace import (
     is_plain_descent,
     largest_weight_decay,
     schedule_of,
+    why_still,
 )
 from relu_diag.training.penalty import penalty_of
 from relu_diag.training.plateaus import (
@@ -180,6 +181,7 @@ __all__ = [
     "tensors_of",
     "text_table",
     "verdict_in_training",
+    "why_still",
     "why_unsettled",
     "write_past_bar",
 ]

@@ -30,6 +30,7 @@ from relu_diag.training.pace import (
     is_plain_descent,
     largest_weight_decay,
     schedule_of,
+    why_still,
 )
 from relu_diag.training.penalty import penalty_of
 from relu_diag.training.rows import KeptRows, TrainingData
@@ -144,6 +145,10 @@ class Subject:
         """What is known of the block whatever its verdict, in words."""
         if self.dead:
             return nothing_moves(self.block, self.name, data)
+        still = why_still(self.trainer, self.parameters)
+        if still:
+            falls = f"; {descent}" if descent is not None and descent.fall > self.drop else ""
+            return f"{self.name or 'the block'} stands still: {still}{falls}"
         return "" if descent is None or not descent.overshoots else descent.holds(self.drop)
 
     def _forecast(self, data: TrainingData | None, verdict: Verdict) -> tuple[EscapeForecast | None, str]:

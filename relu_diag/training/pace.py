@@ -207,6 +207,34 @@ def largest_weight_decay(trainer: Trainer, parameters: Sequence[nn.Parameter]) -
     return max((float(one.group.get("weight_decay", 0.0)) for one in groups), default=0.0)
 
 
+def why_still(trainer: Trainer, parameters: Sequence[nn.Parameter]) -> str:
+    """Why no step moves a block, whatever its gradient.
+
+    Args:
+        trainer: The trainer.
+        parameters: The parameters of the block.
+
+    Returns:
+        A few words; empty where steps move it.
+
+    Example:
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> layer = nn.Linear(2, 1)
+        >>> trainer.optimizers = [SGD(layer.parameters(), lr=0.0)]
+        >>> why_still(trainer, list(layer.parameters()))
+        'the learning rate is 0'
+        >>> why_still(trainer, list(nn.Linear(2, 1).parameters()))
+        'no optimizer holds its weights'
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    groups = _groups_of(trainer, trained)
+    if trained and trainer.optimizers and not groups:
+        return "no optimizer holds its weights"
+    if groups and all(float(one.group.get("lr", 1.0)) == 0 for one in groups):
+        return "the learning rate is 0"
+    return ""
+
+
 def schedule_of(trainer: Trainer, module: LightningModule, parameters: Sequence[nn.Parameter]) -> Schedule:
     """How the optimizer will move a block, if it is SGD.
 

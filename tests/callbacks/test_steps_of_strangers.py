@@ -322,3 +322,23 @@ def test_fabric_is_told_how_to_ride_along(callback: Any) -> None:
     fabric = Fabric(accelerator="cpu", devices=1, callbacks=[callback()])
     with pytest.raises(MisconfigurationException, match=r"relu_diag\.capture\.riding"):
         fabric.setup(nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("held", "rate", "words"), [(True, 0.0, "the learning rate is 0"), (False, 0.1, "no optimizer")]
+)
+def test_a_block_that_no_step_moves_is_told_so(held: bool, rate: float, words: str) -> None:
+    class Still(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = nn.Parameter(torch.zeros(2))
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return functional.mse_loss(self.net(batch[0]) + 0 * self.other, batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD([self.other, *(self.net.parameters() if held else [])], lr=rate)
+
+    _, plateau = watch(Still())
+    assert plateau.final is not None
+    assert plateau.final.fact.startswith(f"net.0 stands still: {words}")
