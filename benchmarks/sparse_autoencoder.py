@@ -36,7 +36,7 @@ class Rows(IterableDataset[Tensor]):
         self.options = options
         self.seed = seed
         draw = torch.Generator(options.device).manual_seed(0)
-        count = options.width // 2
+        count = options.directions or options.width // 2
         directions = torch.randn(count, options.d, generator=draw, device=options.device)
         self.directions = functional.normalize(directions, dim=1)
         rank = torch.arange(1, count + 1, device=options.device)
@@ -69,6 +69,8 @@ class SparseAutoencoder(LightningModule):
         self.encoder = nn.Parameter(directions.T.clone())
         self.decoder = nn.Parameter(directions.clone())
         self.bias = nn.Parameter(torch.zeros(options.width))
+        with torch.no_grad():
+            self.bias[: round(options.born_dead * options.width)] = -10.0
         self.centre = nn.Parameter(torch.zeros(options.d))
         self.register_buffer("price", torch.tensor(float(options.price)))
         self.register_buffer("silent", torch.zeros(options.width))
@@ -216,6 +218,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=250, help="steps after which a silent feature is dead")
     parser.add_argument("--samples", type=int, default=2048, help="rows that ReviveDeadUnits keeps")
     parser.add_argument("--dormant", type=float, default=0.025, help="below this share of the mean activation")
+    parser.add_argument("--directions", type=int, default=0, help="of the data; 0: half as many as features")
+    parser.add_argument("--born-dead", type=float, default=0.0, help="share of features that begin dead")
     parser.add_argument("--true", type=float, default=3.0, help="mean number of directions in a row")
     parser.add_argument("--l0", type=float, default=6.0, help="mean number of active features")
     parser.add_argument("--price", type=float, default=0.3, help="price of activity at the start")

@@ -130,6 +130,9 @@ class Budgets:
         placements: Batches in which neurons are placed one after the other.
         placed_at_once: Neurons in one of them.
         held_out: Samples from which on every second one is held out.
+        placement_starts: Samples from which is climbed at least, however few neurons are placed.
+        parts_held_out: Parts of those, by whose spread the drop of all of them is judged.
+        amplitude_steps: Steps to the amplitudes of neurons that are placed together.
         listed_numbers: Numbers in the inputs up to which all maxima are looked for.
         samples_at_once: Samples in a piece where few numbers are made of each.
         random_units: Random input weights for which it is seen whether they are silent.
@@ -274,6 +277,9 @@ class Budgets:
     placements: int = 8
     placed_at_once: int = 2048
     held_out: int = 256
+    placement_starts: int = 64
+    parts_held_out: int = 16
+    amplitude_steps: int = 30
     listed_numbers: int = 2**10
     samples_at_once: int = 4096
     random_units: int = 256

@@ -47,6 +47,7 @@ class Tolerances:
         wide_overlap: The same where each is placed against all of the loss.
         agreement: Gain on samples held out over the one on those it was chosen by, from which it is no accident.
         sure: Standard errors above which a sum over samples is no accident.
+        faint: Contribution when active, over the usual one, of a neuron that is not worth a price on activity.
         same_neuron: Angle between the input weights of two neurons that do the same, rad.
         held: Neurons of one direction beside one kink from which they are there for a reason, not by accident.
         wider: Distance to a kink, over the one that training leaves, at which a sample is tried on the kink by itself.
@@ -166,6 +167,7 @@ class Tolerances:
     wide_overlap: float = 0.95
     agreement: float = 0.1
     sure: float = 1.0
+    faint: float = 0.5
     same_neuron: float = 1e-2
     held: int = 3
     wider: float = 10.0

@@ -10,8 +10,14 @@ from torch import Tensor
 from relu_diag.functional.block import BlockSignal, ShallowBlock, check_fit, chunked_outputs, rho
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.dynamics import climbed_directions, extremal_directions
-from relu_diag.functional.output_loss import CrossEntropy, Loss, OutputLoss
+from relu_diag.functional.output_loss import Loss
 from relu_diag.functional.tolerances import FLOAT64
+from relu_diag.functional.widening._amplitudes import (
+    Remainder,
+    fitted_amplitudes,
+    size_when_active,
+    usual_size_when_active,
+)
 
 # Numbers of steps uphill from samples.
 _STEPS = (0, 1, 3, 10)
@@ -79,10 +85,11 @@ def place_units(
 
     Directions are climbed to from the samples that weigh most, in centred inputs where there is a bias. On every
     second sample they are chosen, on the others they must gain too, unless the samples are few or all there are. Where
-    the loss is known, neurons get the amplitude at which it falls most, batch after batch against what is left, and
-    their drop is evaluated; else output weights of zero, so that the function stays. Where all output weights have one
-    length, as those of a dictionary that is kept normalised, theirs have it as well, and the usual one where activity
-    has a price; without a loss the input weights are then small.
+    the loss is known, the neurons of a batch get the amplitudes at which it is lowest, none for some, batch after batch
+    against what is left, and their drop is evaluated; else output weights of zero, so that the function stays. Where
+    activity has a price, neurons are left out that would add little when they are active. Where all output weights have
+    one length, as those of a dictionary that is kept normalised, theirs have it as well, and the usual one where
+    activity has a price; without a loss the input weights are then small.
 
     Args:
         block: The block.
@@ -155,37 +162,6 @@ def output_length(block: ShallowBlock) -> float | None:
     return float(length[0]) if even and bool(length[0] > 0) else None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Data:
-    """Centred inputs ``(N, d)``, what the outputs are without the neurons ``(N, J)``, gradients, and their loss.
-
-    Where there is an output bias, gradients are without their mean, which is the bias's to take away.
-    """
-
-    X: Tensor
-    outputs: Tensor
-    G: Tensor
-    loss: Loss | None
-    biased: bool
-
-    @property
-    def felt(self) -> Tensor:
-        """The gradients that neurons are placed by, ``(N, J)``."""
-        return self.G - self.G.mean(dim=0) if self.biased else self.G
-
-    def part(self, start: int, step: int) -> _Data:
-        """Every so many samples, as if they were all."""
-        index = torch.arange(start, len(self.X), step, device=self.X.device)
-        weight = len(self.X) / len(index)
-        loss = None if self.loss is None else self.loss.rows(index).scaled(weight)
-        return _Data(self.X[index], self.outputs[index], weight * self.G[index], loss, self.biased)
-
-    def moved(self, change: Tensor) -> _Data:
-        """The outputs after a change."""
-        outputs = self.outputs + change
-        return replace(self, outputs=outputs, G=self.G if self.loss is None else self.loss.gradient(outputs))
-
-
 class _Search:
     """Places neurons batch after batch."""
 
@@ -207,13 +183,15 @@ class _Search:
         H[:, units] = 0.0
         outputs = chunked_outputs(replace(block, W=block.W.detach(), H=H), X)
         G = signal.G.detach() if loss is None else loss.gradient(outputs)
-        data = _Data(self.frame.centred(X), outputs, G, loss, block.output_bias is not None)
-        split = not everything and len(X) >= BUDGETS.held_out
-        self.data = data.part(0, 2) if split else data
-        self.check = data.part(1, 2) if split else data
+        data = Remainder(self.frame.centred(X), outputs, G, loss, block.output_bias is not None)
+        self.split = not everything and len(X) >= BUDGETS.held_out
+        self.data = data.part(0, 2) if self.split else data
+        self.check = data.part(1, 2) if self.split else data
         self.lengths = _Lengths.of(block, units, price > 0)
         # Of a unit of amplitude.
         self.price = price / self.lengths.fixed if self.lengths.fixed else price
+        # A faint neuron that is often active is not what a price on activity is paid for.
+        self.least_heard = FLOAT64.faint * usual_size_when_active(block, X, units) if price > 0 else 0.0
         self.known: list[tuple[Tensor, Tensor]] = []
         self.W: list[Tensor] = []
         self.H: list[Tensor] = []
@@ -226,10 +204,13 @@ class _Search:
         room = min(len(self.units) - self.placed, BUDGETS.placed_at_once)
         if room < 1:
             return False
-        v, o, expected = self._directions(room)
+        v, o, expected, promise = self._directions(max(room, BUDGETS.placement_starts))
         A = rho(self.check.X @ v.T, self.block.slopes)
         gain = self._gains(A, o)
         kept = (gain > self._least_gain(A, o, expected)).nonzero().squeeze(1)
+        # What few samples promise is often less on others.
+        order = torch.minimum(promise, _promise(gain, A))[kept].argsort(descending=True, stable=True)
+        kept = kept[order]
         kept = kept[self._different(A[:, kept], o[kept])][:room]
         if not len(kept):
             return self._with_the_mean()
@@ -238,11 +219,13 @@ class _Search:
             self.known.append((A, o))
             self._add(v, o, gain, torch.zeros_like(gain))
             return True
-        amplitude, drop = self._amplitudes(A, o, gain)
-        if not drop > 0:
+        amplitude = self._amplitudes(A, o, v)
+        used = amplitude > 0
+        if not bool(used.any()):
             return self._with_the_mean()
+        v, o, A, gain, amplitude = v[used], o[used], A[:, used], gain[used], amplitude[used]
         self._add(v, o, gain, amplitude)
-        self.drop += drop
+        self.drop += self._drop(A, o, amplitude)
         self.check = self.check.moved((A * amplitude) @ o)
         self.data = self.data.moved((rho(self.data.X @ v.T, self.block.slopes) * amplitude) @ o)
         return True
@@ -253,8 +236,8 @@ class _Search:
         self.data, self.check = replace(self.data, biased=False), replace(self.check, biased=False)
         return again
 
-    def _directions(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Directions ``(n, d)``, outputs ``(n, J)`` and gains ``(n,)``, those that lower the loss most first.
+    def _directions(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Directions ``(n, d)``, outputs ``(n, J)``, gains ``(n,)``, and how much they promise to lower the loss.
 
         Uphill is towards neurons that are active on much of the data; few steps from a sample find what few share.
         """
@@ -266,10 +249,7 @@ class _Search:
         v = torch.cat([one.v.to(X) for one in tried])
         o = torch.cat([one.o.to(X) for one in tried])
         gain = torch.cat([one.gain.to(X) for one in tried])
-        # At the best amplitude the loss falls by the square of this, over the curvature.
-        size = rho(X @ v.T, slopes).norm(dim=0).clamp(min=torch.finfo(X.dtype).tiny)
-        order = (gain / size).argsort(descending=True, stable=True)
-        return v[order], o[order], gain[order]
+        return v, o, gain, _promise(gain, rho(X @ v.T, slopes))
 
     def _different(self, A: Tensor, o: Tensor) -> Tensor:
         """Neurons, the best first, without those that do much of what one before does: ``A (N, n)``, long."""
@@ -300,25 +280,48 @@ class _Search:
         noise: Tensor = (A * (self.check.felt @ o.T)).square().sum(dim=0).sqrt()
         return torch.maximum(FLOAT64.agreement * expected, FLOAT64.sure * noise)
 
-    def _amplitudes(self, A: Tensor, o: Tensor, gain: Tensor) -> tuple[Tensor, float]:
-        """Amplitudes ``(n,)`` of the largest drop along one ray, and that drop on the samples held out."""
+    def _amplitudes(self, A: Tensor, o: Tensor, v: Tensor) -> Tensor:
+        """Amplitudes ``(n,)`` at which the loss of the samples that neurons were chosen by is lowest, some of them 0.
+
+        The best length of that step is the one of the samples held out; all 0 where they are not sure of its drop.
+        """
+        chosen_by = rho(self.data.X @ v.T, self.block.slopes)
+        fitted = fitted_amplitudes(self.data, chosen_by, o, self.price)
+        loud = fitted * size_when_active(chosen_by) >= self.least_heard
+        if not bool(loud.all()):
+            fitted = fitted_amplitudes(self.data, chosen_by * loud, o, self.price)
+        best = torch.zeros_like(fitted)
+        most = 0.0
+        for halvings in range(BUDGETS.halvings):
+            amplitude = fitted / 2**halvings
+            drop = self._drop(A, o, amplitude)
+            if 0 < most > drop:
+                break
+            if drop > most:
+                best, most = amplitude, drop
+        return best if self._is_sure(A, o, best) else torch.zeros_like(best)
+
+    def _drop(self, A: Tensor, o: Tensor, amplitude: Tensor) -> float:
+        """The drop of the loss on the samples held out, less the price."""
+        assert self.check.loss is not None
+        change = float(self.check.loss.change(self.check.outputs, (A * amplitude) @ o))
+        return -change - self.price * float(A.abs().mean(dim=0) @ amplitude)
+
+    def _is_sure(self, A: Tensor, o: Tensor, amplitude: Tensor) -> bool:
+        """Whether the drop on the samples held out is beyond the spread of its parts."""
+        if not self.split:
+            return True
         loss = self.check.loss
         assert loss is not None
-        bend = _curvatures(loss, self.check.outputs, A, o)
-        largest = loss(self.check.outputs).abs() / gain
-        alone = torch.where(bend > 0, torch.minimum(gain / bend, largest), largest)
-        costs = self.price * A.abs().mean(dim=0)
-        best = torch.zeros_like(alone)
-        drop = 0.0
-        for halvings in range(BUDGETS.halvings):
-            amplitude = alone / 2**halvings
-            step = (A * amplitude) @ o
-            now = -float(loss.change(self.check.outputs, step)) - float(amplitude @ costs)
-            if now < drop:
-                break
-            if now > drop:
-                best, drop = amplitude, now
-        return best, drop
+        step = (A * amplitude) @ o
+        costs = self.price * (A.abs() @ amplitude) / len(A)
+        parts = []
+        for index in torch.arange(len(A), device=A.device).chunk(BUDGETS.parts_held_out):
+            change = loss.rows(index).change(self.check.outputs[index], step[index])
+            parts.append(-change - costs[index].sum())
+        drops = torch.stack(parts)
+        noise = float(drops.std()) * len(drops) ** 0.5
+        return bool(drops.sum() > FLOAT64.sure * noise)
 
     def _add(self, v: Tensor, o: Tensor, gain: Tensor, amplitude: Tensor) -> None:
         """Note neurons of some amplitudes, zero for such as leave the function as it is."""
@@ -418,15 +421,7 @@ def _starts(X: Tensor, G: Tensor, count: int) -> Tensor:
     return starts
 
 
-def _curvatures(loss: Loss, outputs: Tensor, A: Tensor, o: Tensor) -> Tensor:
-    """Second derivative of the loss by the amplitude of each neuron, ``(n,)``."""
-    if not isinstance(loss, CrossEntropy | OutputLoss):
-        # The Hessian is diagonal.
-        diagonal = loss.curvature(outputs, torch.ones_like(outputs))
-        alone: Tensor = ((A.square().T @ diagonal) * o.square()).sum(dim=1)
-        return alone
-    bends = []
-    for a, direction in zip(A.T, o, strict=True):
-        step = torch.outer(a, direction)
-        bends.append((step * loss.curvature(outputs, step)).sum())
-    return torch.stack(bends)
+def _promise(gain: Tensor, A: Tensor) -> Tensor:
+    """What orders neurons ``(n,)``: at its best amplitude one lowers the loss by its square, over the curvature."""
+    size: Tensor = A.norm(dim=0).clamp(min=torch.finfo(A.dtype).tiny)
+    return gain / size
