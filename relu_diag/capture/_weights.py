@@ -60,7 +60,8 @@ class Factors:
 
     def __init__(self, module: nn.Module, layers: Mapping[Node, nn.Linear]) -> None:
         self._parameters = list(module.named_parameters(remove_duplicate=False))
-        self.names = {id(p): name for name, p in self._parameters}
+        # Of several names of one parameter, the first, as of modules.
+        self.names = {id(p): name for name, p in reversed(self._parameters)}
         self._frozen = {p.data_ptr(): (name, p) for name, p in self._parameters if not p.requires_grad and p.ndim == 2}
         self._constants = {buffer.data_ptr() for buffer in module.buffers()} | self._frozen.keys()
         self._layers = layers

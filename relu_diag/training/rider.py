@@ -71,7 +71,7 @@ class Rider:
         """
         if not seen:
             return self.nothing
-        watched = first_few([f"{one.name}, {one.neurons} neurons" for one in seen])
+        watched = first_few([f"{one.name}, {one.neurons} neuron{'s' * (one.neurons > 1)}" for one in seen])
         refused = self._refused()
         return f"watching {watched}" + (f"; not {first_few(refused)}" if refused else "")
 

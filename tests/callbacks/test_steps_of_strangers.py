@@ -342,3 +342,15 @@ def test_a_block_that_no_step_moves_is_told_so(held: bool, rate: float, words: s
     _, plateau = watch(Still())
     assert plateau.final is not None
     assert plateau.final.fact.startswith(f"net.0 stands still: {words}")
+
+
+def test_a_block_with_two_names_has_the_first() -> None:
+    class Twice(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.alias = self.net
+
+    _, plateau = watch(Twice())
+    assert plateau.final is not None
+    assert plateau.final.location is not None
+    assert plateau.final.location.hidden == "net.0"
