@@ -95,6 +95,18 @@ class LiveBlock:
         hidden, *readers = (replace(one, parameter=theirs(one.parameter)) for one in (self.hidden, *self.readers))
         return LiveBlock(hidden, tuple(readers), biases[0], tuple(biases[1:]), self.slopes)
 
+    def stands_in(self, module: nn.Module) -> bool:
+        """Whether the weights are where they were: no layer was replaced, and none has become computed, by pruning say.
+
+        Args:
+            module: The module that held the block.
+
+        Returns:
+            Whether it holds the same parameters by the same names.
+        """
+        held = {(name, id(one)) for name, one in module.named_parameters(remove_duplicate=False)}
+        return all((one.name, id(one.parameter)) in held for one in (self.hidden, *self.readers))
+
     def __call__(self) -> ShallowBlock:
         """The block at the parameters of now.
 

@@ -18,6 +18,7 @@ from relu_diag.training.examination import Examination
 from relu_diag.training.look import Look
 from relu_diag.training.rows import KeptRows
 
+_REPLACED = "its weights were replaced, or are computed from others now, since a step has shown them"
 # Which block says most about where the loss of a module stands: one that has a way down; a
 # minimum only where all blocks are at one.
 _TELLING = (
@@ -93,6 +94,8 @@ def examine_rows(
 def _subject_of(trainer: Trainer, module: LightningModule, seen: Sighting, rows: KeptRows, drop: float) -> Subject:
     """A block at the weights of now."""
     block = seen.block if seen.live is None else seen.live()
+    if seen.live is not None and not seen.live.stands_in(module):
+        rows.reason = _REPLACED
     return Subject(
         trainer=trainer,
         module=module,

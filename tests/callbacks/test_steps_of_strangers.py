@@ -354,3 +354,15 @@ def test_a_block_with_two_names_has_the_first() -> None:
     assert plateau.final is not None
     assert plateau.final.location is not None
     assert plateau.final.location.hidden == "net.0"
+
+
+def test_weights_that_were_replaced_are_not_judged() -> None:
+    class Operated(Net):
+        def on_train_epoch_end(self) -> None:
+            if self.current_epoch == 1:
+                nn.utils.prune.l1_unstructured(self.net[0], "weight", 0.5)
+
+    _, plateau = watch(Operated())
+    assert plateau.final is not None
+    assert plateau.final.data is None
+    assert plateau.final.verdict.reason.startswith("its weights were replaced")
