@@ -66,8 +66,8 @@ class LandscapeMonitor(Rides):
         every_n_steps: Ride along on one of so many optimizer steps.
         block: Name of the first layer of a block, a pattern (``encoder.*``), or several of them; None: all blocks.
         verdict: "nearby": say at each report what stationary point is near, if the loss is the squared error of the
-            block's output, from the rows of one epoch. Logged as text, as the integer ``verdict``
-            (`relu_diag.training.VERDICT_CODES`).
+            block's output, from the rows of one epoch; after 20 reports when the run is a tenth longer than at the last
+            verdict, and at the end. Logged as text, as the integer ``verdict`` (`relu_diag.training.VERDICT_CODES`).
         exact: Make a pass over the data at fixed weights at every sampled step, in eval mode, in place of riding along.
             The loss of a batch is ``loss(module, batch)``, or ``module.batch_loss(batch)``. A module with a method
             ``batch_loss`` asks for it.

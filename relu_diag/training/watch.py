@@ -28,6 +28,9 @@ from relu_diag.training.window import BlockReport, Window
 _MANY = 0.25
 # Sampled steps that make a report where an epoch is longer.
 _SAMPLES_A_REPORT = 20
+# Reports with a verdict each; after them a search begins anew when the run is this many times as long as at the last one.
+_JUDGED = 20
+_AGAIN = 1.1
 # Samples on which a neuron is to be silent before anyone is told to do something about it.
 _ENOUGH = 1000
 
@@ -67,6 +70,9 @@ class BlockWatch:
         self._seen: Sighting | None = None
         self._data: TrainingData | None = None
         self._dead: list[tuple[Tensor, int]] = []
+        # Number of verdicts, and neurons at the last one.
+        self._verdicts = 0
+        self._judged_width = 0
 
     @property
     def whole(self) -> bool:
@@ -179,7 +185,7 @@ class BlockWatch:
         X, Z = (None, None) if self._seen is None else (self._seen.signal.X, self._seen.signal.Z)
         self.recorder.add(found.step, loss or 0.0, found.block, found.states, X, Z)
         scalars = self._scalars(found, loss)
-        if self.judging:
+        if self.judging and self._is_time(found):
             scalars |= self._judge(trainer, found)
         self._report.log(trainer, found.step, scalars, found.slopes.steepest, found.states)
         if self._report.due():
@@ -295,10 +301,18 @@ class BlockWatch:
         named = {"samples": float(found.samples), **dict(zip(scalars, numbers, strict=True))}
         return named if loss is None else {"loss": loss, **named}
 
+    def _is_time(self, found: BlockReport) -> bool:
+        """Whether to look for the point nearby again, which takes as long as many steps; no clock says so."""
+        if self._verdicts < _JUDGED or self.nearby is None or len(found.block.W) != self._judged_width:
+            return True
+        return found.step >= _AGAIN * (self.judged_step or 0)
+
     def _judge(self, trainer: Trainer, found: BlockReport) -> dict[str, float]:
         """Judge and log the verdict; its integer, and the number of escape neurons."""
         self.nearby = None if self._data is None else judge(found.block, self._data)
         self.judged_step = found.step
+        self._judged_width = len(found.block.W)
+        self._verdicts += 1
         text = str(self.nearby) if self.nearby else f"undecided: {self.rows.reason}"
         kind = self.nearby.verdict.kind if self.nearby else "undecided"
         self._report.log_text(trainer, found.step, "timeline", text, kind)
