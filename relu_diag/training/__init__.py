@@ -64,7 +64,7 @@ from relu_diag.training.plateaus import (
     listeners,
     marks_of,
 )
-from relu_diag.training.ranks import agree, of_all_ranks
+from relu_diag.training.ranks import Later, agree, of_all_ranks
 from relu_diag.training.recipe import Recipe
 from relu_diag.training.report import Report, say
 from relu_diag.training.revival import BlockRevival, NewPlaces, Revival
@@ -96,6 +96,7 @@ __all__ = [
     "Growth",
     "HistoryRecorder",
     "KeptRows",
+    "Later",
     "Look",
     "LossCurve",
     "LossFunction",

@@ -59,9 +59,8 @@ class Subject:
     rows: KeptRows
     drop: float
 
-    def judged(self, loss: float) -> Examination:
-        """The examination of the block; the loss is that of the last step seen."""
-        data = self.rows.data()
+    def judged(self, data: TrainingData | None, loss: float) -> Examination:
+        """The examination of the block by its data; the loss is that of the last step seen. No rank waits for it."""
         decay = decaying(self.trainer, self.parameters)
         penalty = penalty_of(self.trainer, self.location) if decay and self.location is not None else None
         nearby, descent = self._nearby(data, penalty)

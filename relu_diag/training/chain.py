@@ -12,7 +12,7 @@ from relu_diag.functional import ShallowBlock
 from relu_diag.functional.block import rho
 from relu_diag.functional.widening import LaterLayer, LossThroughLayers
 from relu_diag.training._data import SAME
-from relu_diag.training.ranks import of_all_ranks
+from relu_diag.training.ranks import Later, of_all_ranks
 from relu_diag.training.rows import KeptRows, TrainingData, reads_activations
 
 
@@ -51,22 +51,31 @@ def data_of_chains(
         >>> sorted(data_of_chains(seen, blocks, kept))
         ['0', '2']
     """
-    followers = {
-        name: one.readers[0]
-        for name, one in seen.items()
-        if len(one.readers) == 1 and one.readers[0] in seen and _follows(seen[one.readers[0]], one)
-    }
+    later = Later()
+    followers: dict[str, str] = {}
+    with later:
+        followers = _followers(seen)
     everyone = of_all_ranks(followers)
     followers = {name: after for name, after in followers.items() if all(one.get(name) == after for one in everyone)}
-    found: dict[str, TrainingData] = {}
+    chains: list[tuple[list[str], TrainingData]] = []
     for first in seen:
         names = [first, *_behind(first, followers)]
         if first in followers.values() or len(names) == 1:
             continue
         data = kept[names[-1]].on_rows_of(kept[first])
         if data is not None:
-            found.update(_along([blocks[name] for name in names], names, data))
-    return found
+            chains.append((names, data))
+    later.settle()
+    return dict(pair for names, data in chains for pair in _along([blocks[name] for name in names], names, data))
+
+
+def _followers(seen: Mapping[str, Sighting]) -> dict[str, str]:
+    """By name of a block, the one that reads its activations, where only that does."""
+    return {
+        name: one.readers[0]
+        for name, one in seen.items()
+        if len(one.readers) == 1 and one.readers[0] in seen and _follows(seen[one.readers[0]], one)
+    }
 
 
 def _follows(after: Sighting, before: Sighting) -> bool:

@@ -16,7 +16,8 @@ from relu_diag.training._judged import Subject
 from relu_diag.training.chain import data_of_chains
 from relu_diag.training.examination import Examination
 from relu_diag.training.look import Look
-from relu_diag.training.rows import KeptRows
+from relu_diag.training.ranks import Later
+from relu_diag.training.rows import KeptRows, TrainingData
 
 _REPLACED = "its weights were replaced, or are computed from others now, since a step has shown them"
 # Which block says most about where the loss of a module stands: one that has a way down; a
@@ -75,18 +76,30 @@ def examine_rows(
         >>> found.name, found.data.loss.name
         ('net.0', 'squared error')
     """
-    error: Exception | None = None
-    try:
-        subjects = {name: _subject_of(trainer, module, one, kept[name], drop) for name, one in seen.items()}
-    except Exception as one:  # the other ranks wait to be told
-        error = one
-    together = trainer.strategy.reduce_boolean_decision(error is None)
-    if error is not None and not isinstance(error, NotFiniteError):
-        raise error
+    later = Later()
+    finite = True
+    subjects: dict[str, Subject] = {}
+    with later:
+        try:
+            subjects = {name: _subject_of(trainer, module, one, kept[name], drop) for name, one in seen.items()}
+        except NotFiniteError:
+            finite = False
+    together = trainer.strategy.reduce_boolean_decision(finite and not later.failed)
+    later.settle()
     if not together:
         return None
-    chains = data_of_chains(seen, {name: subject.block for name, subject in subjects.items()}, kept)
-    found = [replace(subject.judged(loss), deep_data=chains.get(name)) for name, subject in subjects.items()]
+    # What all ranks do together comes first: an error of one of them then leaves none waiting.
+    chains: Mapping[str, TrainingData] = {}
+    data: dict[str, TrainingData | None] = {}
+    with later:
+        chains = data_of_chains(seen, {name: subject.block for name, subject in subjects.items()}, kept)
+    for name in subjects:
+        with later:
+            data[name] = kept[name].data()
+    later.settle()
+    found = [
+        replace(subject.judged(data[name], loss), deep_data=chains.get(name)) for name, subject in subjects.items()
+    ]
     # Of several that settle nothing, the one whose loss is known tells more.
     return sorted(found, key=lambda one: (_TELLING.index(one.verdict.kind), one.data is None))
 
@@ -141,30 +154,41 @@ def examine_pass(trainer: Trainer, module: LightningModule, look: Look, drop: fl
     """
     rows = KeptRows()
     mean = MeanMetric().to(module.device)
+    later = Later()
     finite = True
-    try:
-        block = look.parameters(module)
-        for seen, loss, batch in look.sightings(trainer, module):
-            mean.update(loss, weight=len(seen.signal.X))
-            rows.keep(seen, float(loss), batch)
-    except NotFiniteError:
-        finite = False
-    if not trainer.strategy.reduce_boolean_decision(finite):
+    with later:
+        try:
+            subject = _subject_of_pass(trainer, module, look, rows, drop)
+            for seen, loss, batch in look.sightings(trainer, module):
+                mean.update(loss, weight=len(seen.signal.X))
+                rows.keep(seen, float(loss), batch)
+        except NotFiniteError:
+            finite = False
+    together = trainer.strategy.reduce_boolean_decision(finite and not later.failed)
+    later.settle()
+    if not together:
         return None
     rows.finish(complete=not look.sampled)
-    subject = Subject(
+    data = rows.data()
+    loss_of_all = float(mean.compute())
+    subject = replace(subject, dead=all_dead(subject.block, rows.inputs()))
+    return replace(subject.judged(data, loss_of_all), look=look)
+
+
+def _subject_of_pass(trainer: Trainer, module: LightningModule, look: Look, rows: KeptRows, drop: float) -> Subject:
+    """A block at the weights of now, before its rows are there."""
+    return Subject(
         trainer=trainer,
         module=module,
         name=look.location.hidden,
         location=look.location,
-        block=block,
+        block=look.parameters(module),
         parameters=look.trained(module),
         alone=look.alone(module),
-        dead=all_dead(block, rows.inputs()),
+        dead=False,
         rows=rows,
         drop=drop,
     )
-    return replace(subject.judged(float(mean.compute())), look=look)
 
 
 def location_of(module: LightningModule, seen: Sighting) -> BlockLocation | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from types import TracebackType
 from typing import TypeVar
 
 import torch
@@ -30,6 +31,45 @@ def of_all_ranks(value: Value) -> Sequence[Value]:
     gathered: list[Value] = [value] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, value)
     return gathered
+
+
+class Later:
+    """A context in which an exception waits, while this rank goes on with what all ranks do together.
+
+    Example:
+        >>> later = Later()
+        >>> with later:
+        ...     1 / 0
+        >>> of_all_ranks("here"), later.failed
+        (['here'], True)
+        >>> later.settle()
+        Traceback (most recent call last):
+        ZeroDivisionError: division by zero
+    """
+
+    def __init__(self) -> None:
+        self._error: Exception | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether an exception waits."""
+        return self._error is not None
+
+    def __enter__(self) -> Later:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self._error = self._error or error
+        return True
+
+    def settle(self) -> None:
+        """Raise the exception that waits, if there is one: no collective of this task is left."""
+        if self._error is not None:
+            raise self._error
 
 
 def agree(careful: Careful, known: Mapping[str, Hashable]) -> list[str]:

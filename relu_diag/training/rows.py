@@ -208,8 +208,8 @@ class KeptRows:
             together = recipe.below(parts)
         try:
             read = recipe.rows(together) if parts else None
-        except ValueError as error:  # ranks may be waiting
-            self.reason = str(error)
+        except Exception as error:  # ranks may be waiting
+            self.reason = str(error) or type(error).__name__
             return
         if read is not None:
             self._batches.append(_Batch(*read, step=None, chosen=None))

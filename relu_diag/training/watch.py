@@ -28,7 +28,7 @@ from relu_diag.training.window import BlockReport, Window
 _MANY = 0.25
 # Sampled steps that make a report where an epoch is longer.
 _SAMPLES_A_REPORT = 20
-# Reports with a verdict each; after them a search begins anew when the run is this many times as long as at the last one.
+# Reports with a verdict each; then one is looked for when the run is so many times as long as at the last verdict.
 _JUDGED = 20
 _AGAIN = 1.1
 # Samples on which a neuron is to be silent before anyone is told to do something about it.

@@ -144,6 +144,9 @@ class TellsWhatIsOff(Callback):
     [
         ("relu_diag.capture.sampled.RunningSums", [True, False]),
         ("relu_diag.training.examine.all_dead", [False, True]),
+        ("relu_diag.training._judged.judge", [False, True]),
+        ("relu_diag.training.chain._followers", [False, True]),
+        ("relu_diag.training.rows.joined", [False, True]),
     ],
 )
 def test_an_error_between_collectives_leaves_no_process_waiting(broken: str, off: list[bool], tmp_path: Path) -> None:
