@@ -75,6 +75,7 @@ class Tolerances:
             training has converged may still have.
         even: Smallest variance of the inputs over the largest above which sums over them scale all directions.
         hump: Rise of the loss at the start of a move over its fall, that a slope within the tolerance explains.
+        behind_hump: Share of a move at which such a rise is over: one made by a slope and a curvature ends sooner.
         blurred: Rounding of the loss along a move over its fall so far, beyond which a rise would be hidden.
         unseen: Violation of a first-order condition, in tolerances, that counts as none where no fall is seen.
         curvature: Curvature over the largest of a second-order form that is its rounding.
@@ -194,6 +195,7 @@ class Tolerances:
     left_to_fall: float = 1e4
     even: float = 1e-6
     hump: float = 1e-9
+    behind_hump: float = 1e-3
     blurred: float = 1e-7
     unseen: float = 100.0
     curvature: float = 1e-12

@@ -152,15 +152,18 @@ def _first_rise(ends: Array, pieces: Array) -> Stretch:
             if p == 0 and hump == 0 and lowest.step == 0:
                 hump = max(there, 0.0)
             if there > lowest.change + rounding[p] + hump:
-                return _beyond(hump, lowest)
+                return _beyond(hump, lowest, ends, pieces)
             if there < lowest.change:
                 lowest = Stretch(stop * float(right[p]), there, float(rounding[p]))
-    return _beyond(hump, lowest)
+    return _beyond(hump, lowest, ends, pieces)
 
 
-def _beyond(hump: float, lowest: Stretch) -> Stretch:
+def _beyond(hump: float, lowest: Stretch, ends: Array, pieces: Array) -> Stretch:
     """A stretch, none where it starts with a hump that is felt beside its fall, and short of the kink it may end at."""
-    if hump > FLOAT64.hump * -lowest.change:
+    soon = FLOAT64.behind_hump * lowest.step
+    there = pieces[np.searchsorted(ends[1:-1], soon, side="right")]
+    # A hump that lasts is none that a slope explains: the fall begins at a kink further on.
+    if hump > FLOAT64.hump * -lowest.change or (hump > 0 and float((there * soon ** np.arange(5)).sum()) > 0):
         return Stretch(0.0, 0.0, 0.0)
     # At the kink itself rounding decides on which side the evaluated loss is, and behind it the loss rises.
     return replace(lowest, step=lowest.step * (1 - FLOAT64.same_side))

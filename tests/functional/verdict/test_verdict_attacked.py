@@ -128,6 +128,25 @@ def test_a_witness_ends_before_the_loss_rises_and_has_the_fall_that_it_says(name
     assert not complaints_about_witness(problem, found)
 
 
+def test_a_fall_that_begins_at_a_kink_further_on_shows_no_descent() -> None:
+    problem = found_before("beside_kinks_75007_50")  # up by 1.5e-17 over a fortieth of the move, then down by 6e-8
+    assert verdict_of(problem).direction is None
+
+
+def test_a_rise_that_a_slope_and_a_curvature_explain_is_soon_over() -> None:
+    explained = np.array([[0.0, 1e-8, -1.0, 0.0, 0.0]])
+    assert _first_rise(np.array([0.0, 1.0]), explained).step == pytest.approx(1.0)
+    lasting = np.array([0.0, 7e-12, 0.0, 0.0, 0.0])
+    bent_down = lasting + 1e-3 * np.array([-0.01, 0.2, -1.0, 0.0, 0.0])  # from 0.1 on
+    ends = np.array([0.0, 0.1, 0.11, 1.0])
+    assert _first_rise(ends, np.stack([lasting, bent_down, bent_down])).step == 0
+
+
+def test_a_forecast_goes_by_flow_where_descent_runs_away() -> None:
+    problem = found_before("rescaled_72006_10")  # weights of 1e-7 below weights of 1e5
+    F.forecast_escape(problem.block(), *problem.data(), 1e-2, reduction=problem.reduction)
+
+
 @pytest.mark.parametrize("leading", [0.0, 1e-17, -1e-17, 1e-12, -1e-9])
 def test_the_first_minimum_of_a_quartic_is_found_beside_leading_coefficients_that_are_rounding(leading: float) -> None:
     lowest = 0.7
