@@ -93,7 +93,10 @@ class LossStream:
         """
         steps = trainer.global_step
         step = max(0, steps - 1)  # The loss was computed at the weights before the step.
-        loss = self._returned(trainer, module, outputs) if self.monitor is None else self._logged(trainer, True)
+        if self.monitor is None:
+            loss = self._returned(trainer, module, outputs, steps - self._steps)
+        else:
+            loss = self._logged(trainer, True)
         if loss is not None:
             self._by_step = True
             self._batches += 1
@@ -157,8 +160,10 @@ class LossStream:
         self._seen = True
         return list(zip(steps, together.tolist(), strict=True))
 
-    def _returned(self, trainer: Trainer, module: LightningModule, outputs: Any) -> Tensor | None:
-        """The loss that a training step returned, or the mean of those that its only optimizer had; None without any.
+    def _returned(self, trainer: Trainer, module: LightningModule, outputs: Any, stepped: int) -> Tensor | None:
+        """The loss that a training step returned, or the mean of those its only optimizer had; None without any.
+
+        Several optimizers that step once each after one backward pass share its loss.
 
         Raises:
             MisconfigurationException: Once, if it returns none and several optimizers have their own.
@@ -172,7 +177,8 @@ class LossStream:
             return loss if shared == 1 else loss * shared
         if not passed or self._lost:
             return None
-        if len(trainer.optimizers) == 1:
+        for_all = len(passed) == 1 and stepped == len(trainer.optimizers)
+        if for_all or len(trainer.optimizers) == 1:
             return torch.stack([one.reshape(()) for one in passed]).mean()
         self._lost = True
         raise MisconfigurationException(

@@ -99,8 +99,8 @@ class Growth:
         lines = [line if count == 1 else f"{count} times {line}" for line, count in counts.items()]
         return (
             f"step {self.step:,} {self.block or 'block'} grows from {self.before} to {self.after} neurons: "
-            f"{'; '.join(lines)}; {self.verdict_before} before, {self.verdict_after} after; drop predicted "
-            f"{self.predicted_drop:.2g}, measured {self.measured_drop:.2g}"
+            f"{'; '.join(lines)}; {self.verdict_before} before, {self.verdict_after} after; drop "
+            f"{self.measured_drop:.2g}, {self.predicted_drop:.2g} to first order"
         )
 
 

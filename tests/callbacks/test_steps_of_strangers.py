@@ -88,6 +88,22 @@ def test_a_step_with_several_losses_switches_off_what_follows_one() -> None:
     assert landscape.reports
 
 
+def test_optimizers_that_share_a_loss_are_followed() -> None:
+    class Shared(ByHand):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            self.manual_backward(functional.mse_loss(self.net(batch[0]), batch[1]))
+            for optimizer in self.optimizers():
+                optimizer.step()
+                optimizer.zero_grad()
+
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.SGD(layer.parameters(), lr=0.01) for layer in (self.net[0], self.net[2])]
+
+    _, plateau = watch(Shared())
+    assert plateau.off == ""
+    assert len(plateau._curve.points) == 6
+
+
 def test_weights_that_move_within_a_step_are_seen_as_they_were_first() -> None:
     class SharpnessAware(ByHand):
         def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
