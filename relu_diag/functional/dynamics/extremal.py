@@ -158,7 +158,8 @@ def _maxima(height: Height, starts: Tensor, loud: float) -> _Maxima:
     felt = weight.argsort(descending=True)[: int((weight > 0).sum())]
     if not len(felt):
         return _Maxima(signal.X[:0], exhaustive=True)
-    basis = _span(signal.X[felt])
+    # Short samples with large residuals are felt as much as long ones with small.
+    basis = _span(signal.X[felt] * signal.G[felt].norm(dim=1, keepdim=True))
     within = replace(height, signal=BlockSignal(signal.X[felt] @ basis.T, signal.G[felt]))
     found = _spanned_maxima(within, starts @ basis.T, loud)
     return _Maxima(found.v @ basis, found.exhaustive)

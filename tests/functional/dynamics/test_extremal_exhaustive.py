@@ -113,3 +113,11 @@ def test_samples_that_cancel_leave_no_kink_and_no_direction() -> None:
     found = F.extremal_directions(X, G)
     assert len(found.gain) == 0
     assert found.exhaustive
+
+
+def test_a_short_sample_with_a_large_residual_counts_as_a_dimension() -> None:
+    X = torch.tensor([[5e5, 5e5], [2e-7, 0.0]], dtype=torch.float64)
+    G = torch.tensor([[1.2e-5], [-1e7]], dtype=torch.float64)
+    found = F.extremal_directions(X, G, slopes=(-1.0, 1.0))  # of 6 |v_1 + v_2| - 2 |v_1|
+    assert found.exhaustive
+    assert_close(found.gain[0], torch.tensor(52.0, dtype=torch.float64).sqrt())
