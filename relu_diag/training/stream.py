@@ -39,8 +39,9 @@ class LossStream:
         self._handed_out = -1
         self._by_step = False
         self._seen = False
-        # Losses of the backward passes of a step that is optimized by hand, and whether they tell no loss of the step.
+        # Losses of the backward passes of a step by hand, whether steps return theirs, and whether neither tells one.
         self._passed: list[Tensor] = []
+        self._returns = False
         self._lost = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -70,6 +71,7 @@ class LossStream:
         self._by_step = state["by_step"]
         self._seen = state["seen"]
         self._passed = []
+        self._returns = False
         self._lost = False
 
     def before_backward(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
@@ -80,7 +82,7 @@ class LossStream:
             module: Its module.
             loss: The loss, times the scale of a GradScaler.
         """
-        if self.monitor is None and not module.automatic_optimization:
+        if self.monitor is None and not module.automatic_optimization and not self._returns:
             self._passed.append(loss.detach() / loss_scale(trainer))
 
     def after_step(self, trainer: Trainer, module: LightningModule, outputs: Any) -> None:
@@ -172,6 +174,7 @@ class LossStream:
         self._passed = []
         loss: Any = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
+            self._returns = True
             # Lightning has divided it by the number of batches that share a step.
             shared = trainer.accumulate_grad_batches if module.automatic_optimization else 1
             return loss if shared == 1 else loss * shared
