@@ -14,6 +14,8 @@ from .starts import Rng
 
 # What a slope within the tolerance of a verdict may add up to, over the terms it is made of.
 PRICE = 1e-7
+# A slope that a verdict may call a rise, over the same.
+RISE = 1e-9
 # Rounding of a change of the loss, over the terms it is made of.
 BLUR = 1e-13
 REACHES = (0.3, 1e-2, 1e-4)
@@ -157,14 +159,23 @@ class _Box:
     def excess(self, moves: Moves) -> Array:
         """The fall of every move over its price, shape ``(B,)``, 0 where the loss rises on the way."""
         at_end = self._excess(moves)
-        # A rise near the point, where slopes outweigh curvature, may end in a thousandth of the move.
+        # A rise near the point, where slopes outweigh curvature, may end in a thousandth of the move, or far sooner.
         scales = np.geomspace(1e-6, 0.3, 12)
         for row in np.flatnonzero(at_end > 1):
             dW, dH, db = (part[row] for part in moves)
             shorter = (np.multiply.outer(scales, dW), np.multiply.outer(scales, dH), np.multiply.outer(scales, db))
-            if not self._excess(shorter).min() > -1e-3:
+            if self._rises((dW, dH, db)) or not self._excess(shorter).min() > -1e-3:
                 at_end[row] = 0.0
         return at_end
+
+    def _rises(self, move: tuple[Array, Array, Array]) -> bool:
+        """Whether the loss rises to first order."""
+        dW, dH, db = move
+        dZ = self.X @ dW.T
+        side = np.where(np.where(self.Z == 0, dZ, self.Z) > 0, self.slopes[1], self.slopes[0])
+        first = (side * dZ) @ self.H.T + self.A @ dH.T + db
+        slope = (self.G * first).sum() + self.case.mu * ((self.W * dW).sum() + (self.H * dH).sum())
+        return bool(slope > RISE * self._price((dW[None], dH[None], db[None]))[0])
 
     def descended(self, moves: Moves, reach: Array, rounds: int) -> float:
         """The largest excess on the way of projected descents, every move at a pace of its own."""
@@ -204,16 +215,21 @@ class _Box:
         return by_W, np.swapaxes(G, 1, 2) @ (side * there) + mu * H, G.sum(1)
 
     def _excess(self, moves: Moves) -> Array:
-        dW, dH, db = moves
+        """The fall of every move over its price."""
+        dW, dH, _ = moves
         change = self.case.own.change(self._moved(moves)[1]).sum((1, 2))
-        dw, dh = _norm(dW, 2), _norm(dH, 1)
-        price = self.pull * ((dw * _norm(self.H + dH, 1)).sum(1) + dh @ self.w_norm) + self.push * _norm(db, 1)
-        if mu := self.case.mu:
-            change += mu / 2 * (((2 * self.W + dW) * dW).sum((1, 2)) + ((2 * self.H + dH) * dH).sum((1, 2)))
-            whole = np.linalg.norm(self.w_norm) * np.linalg.norm(dw, axis=1)
-            price += mu * (whole + np.linalg.norm(self.h_norm) * np.linalg.norm(dh, axis=1))
+        paid = ((2 * self.W + dW) * dW).sum((1, 2)) + ((2 * self.H + dH) * dH).sum((1, 2))
         # What overflows is no fall.
-        return np.asarray(np.nan_to_num(-change / (PRICE * price + self.blur), nan=-np.inf))
+        change = np.nan_to_num(change + self.case.mu / 2 * paid, nan=np.inf)
+        return np.asarray(-change / (PRICE * self._price(moves) + self.blur))
+
+    def _price(self, moves: Moves) -> Array:
+        """The terms that the changes of the loss are made of, to first order."""
+        dW, dH, db = moves
+        dw, dh, mu = _norm(dW, 2), _norm(dH, 1), self.case.mu
+        price = self.pull * ((dw * _norm(self.H + dH, 1)).sum(1) + dh @ self.w_norm) + self.push * _norm(db, 1)
+        price += mu * np.linalg.norm(self.w_norm) * np.linalg.norm(dw, axis=1)
+        return np.asarray(price + mu * np.linalg.norm(self.h_norm) * np.linalg.norm(dh, axis=1))
 
 
 def _norm(value: Array, axis: int) -> Array:
