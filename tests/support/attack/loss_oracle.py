@@ -14,8 +14,8 @@ from .starts import Rng
 
 # What a slope within the tolerance of a verdict may add up to, over the terms it is made of.
 PRICE = 1e-7
-# A slope that a verdict may call a rise, over the same.
-RISE = 1e-9
+# A slope that is a rise, and not what is left of one that was to be zero, over the same.
+RISE = 1e-10
 # Rounding of a change of the loss, over the terms it is made of.
 BLUR = 1e-13
 REACHES = (0.3, 1e-2, 1e-4)
@@ -175,7 +175,9 @@ class _Box:
         side = np.where(np.where(self.Z == 0, dZ, self.Z) > 0, self.slopes[1], self.slopes[0])
         first = (side * dZ) @ self.H.T + self.A @ dH.T + db
         slope = (self.G * first).sum() + self.case.mu * ((self.W * dW).sum() + (self.H * dH).sum())
-        return bool(slope > RISE * self._price((dW[None], dH[None], db[None]))[0])
+        # Only input weights have slopes to one side: theirs are seen against their own terms.
+        own = self.pull * float(np.linalg.norm(dW, axis=1) @ self.h_norm)
+        return bool(slope > RISE * own + BLUR * self._price((dW[None], dH[None], db[None]))[0])
 
     def descended(self, moves: Moves, reach: Array, rounds: int) -> float:
         """The largest excess on the way of projected descents, every move at a pace of its own."""
