@@ -13,8 +13,19 @@ from torch import Tensor, nn
 from relu_diag.callbacks._passenger import BeginsAnew
 from relu_diag.callbacks.plateau import PlateauMonitor
 from relu_diag.capture import read_block, write_block
-from relu_diag.functional import classify
-from relu_diag.training import Escape, Examination, Plateau, PlateauEvent, PlateauListener, Report, lowest_along, tell
+from relu_diag.functional import WeightDecay, classify
+from relu_diag.training import (
+    Escape,
+    Examination,
+    Plateau,
+    PlateauEvent,
+    PlateauListener,
+    Report,
+    lowest_along,
+    penalty_of,
+    tell,
+    trained_loss,
+)
 
 
 class EscapeOnPlateau(BeginsAnew, PlateauListener):
@@ -22,8 +33,9 @@ class EscapeOnPlateau(BeginsAnew, PlateauListener):
 
     It evaluates the loss along the direction at the current weights, on the data of the verdict, and moves to the
     lowest point. If no point is lower, or if the loss over samples that the monitor leaves out would rise, it does not
-    move: the loss never rises. The optimizer keeps its parameters and its state. It needs a `PlateauMonitor` of the
-    same block among the trainer's callbacks.
+    move: the loss never rises. Weight decay that the optimizer adds to the gradient, as SGD and Adam do, is part of
+    that loss. The optimizer keeps its parameters and its state. It needs a `PlateauMonitor` of the same block among
+    the trainer's callbacks.
 
     It logs ``escape/loss_change`` at a move and, if there was a forecast, ``escape/steps_saved`` at the end of the
     plateau, both also as the text ``escape/moves``; the prefix is ``escape/<block>/`` if a block is named.
@@ -126,10 +138,11 @@ class EscapeOnPlateau(BeginsAnew, PlateauListener):
         if not all(parameter.requires_grad for parameter in examination.parameters):
             return
         start = examination.block
-        lowest = lowest_along(start, direction, data)
+        penalty = penalty_of(trainer, location)
+        lowest = lowest_along(start, direction, data, penalty)
         if lowest is None:  # The witness is one of the point nearby; here there may be another way down.
-            here = classify(start, data.X, data.loss)
-            lowest = None if here.direction is None else lowest_along(start, here.direction, data)
+            here = classify(start, data.X, data.loss, weight_decay=penalty or WeightDecay())
+            lowest = None if here.direction is None else lowest_along(start, here.direction, data, penalty)
         if lowest is None:
             return
         look = examination.look
@@ -138,11 +151,13 @@ class EscapeOnPlateau(BeginsAnew, PlateauListener):
             return
         sampled = look is not None and look.sampled
         whole = look.mean_loss(trainer, module) if look is not None and sampled else math.inf
+        if penalty is not None:
+            whole += float(penalty.cost(start) - penalty.cost(lowest))
         write_block(module, location, lowest)
         _share(trainer, list(module.parameters()))
         # The loss must fall with the weights as rounded to the dtype of the module.
-        before = data.loss_of(start)
-        after = data.loss_of(read_block(module, location))
+        before = trained_loss(start, data, penalty)
+        after = trained_loss(read_block(module, location), data, penalty)
         if not after < before or (look is not None and sampled and not look.mean_loss(trainer, module) < whole):
             write_block(module, location, start)
             return

@@ -40,7 +40,7 @@ from relu_diag.training.lightning_internals import (
 )
 from relu_diag.training.loggers import is_mlflow, is_tensorboard, is_wandb
 from relu_diag.training.look import BatchSignal, Look, LossFunction, targets_of
-from relu_diag.training.moves import Escape, lowest_along
+from relu_diag.training.moves import Escape, lowest_along, trained_loss
 from relu_diag.training.pace import (
     NoForecast,
     Pace,
@@ -54,7 +54,7 @@ from relu_diag.training.pace import (
     schedule_of,
     why_still,
 )
-from relu_diag.training.penalty import penalty_of
+from relu_diag.training.penalty import penalty_of, penalty_on
 from relu_diag.training.plateaus import (
     EventKind,
     Plateau,
@@ -165,6 +165,7 @@ __all__ = [
     "marks_of",
     "of_all_ranks",
     "penalty_of",
+    "penalty_on",
     "reads_activations",
     "say",
     "schedule_of",
@@ -181,6 +182,7 @@ __all__ = [
     "tell_event",
     "tensors_of",
     "text_table",
+    "trained_loss",
     "verdict_in_training",
     "why_still",
     "why_unsettled",

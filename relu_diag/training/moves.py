@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from relu_diag.functional import Direction, ShallowBlock
+from relu_diag.functional import Direction, ShallowBlock, WeightDecay
 from relu_diag.training.rows import TrainingData
 
 # How often the step of the verdict is halved in search of the lowest loss.
@@ -45,13 +45,38 @@ class Escape:
         return f"step {self.step:,} moved off a saddle: loss {self.before:.6g} to {self.after:.6g}{gain}"
 
 
-def lowest_along(block: ShallowBlock, direction: Direction, data: TrainingData) -> ShallowBlock | None:
+def trained_loss(block: ShallowBlock, data: TrainingData, penalty: WeightDecay | None) -> float:
+    """The loss that is trained: that of the data, and the weight decay that is part of it.
+
+    Args:
+        block: The block.
+        data: What it is trained on.
+        penalty: Weight decay; None: none is part of the loss.
+
+    Returns:
+        The loss.
+
+    Example:
+        >>> import torch
+        >>> from relu_diag import functional as F
+        >>> data = TrainingData(torch.eye(2).double(), F.SquaredError(torch.ones(2, 1).double()))
+        >>> block = ShallowBlock(torch.ones(1, 2).double(), torch.ones(1, 1).double())
+        >>> trained_loss(block, data, None), trained_loss(block, data, WeightDecay(0.1, 0.1))
+        (0.0, 0.15000000000000002)
+    """
+    return data.loss_of(block) + (0.0 if penalty is None else float(penalty.cost(block)))
+
+
+def lowest_along(
+    block: ShallowBlock, direction: Direction, data: TrainingData, penalty: WeightDecay | None = None
+) -> ShallowBlock | None:
     """The point of lowest loss along a direction, among its own step and halvings of it.
 
     Args:
         block: The block at the saddle.
         direction: The direction of its verdict.
-        data: All data of its squared loss.
+        data: All data of its loss.
+        penalty: Weight decay that is part of the loss; None: none is.
 
     Returns:
         The block at that point; None if no point is lower than the block itself.
@@ -66,5 +91,6 @@ def lowest_along(block: ShallowBlock, direction: Direction, data: TrainingData) 
         True
     """
     points = [direction.applied_to(block, direction.step / 2**k) for k in range(_HALVINGS)]
-    lowest = min(points, key=data.loss_of)
-    return lowest if data.loss_of(lowest) < data.loss_of(block) else None
+    losses = [trained_loss(point, data, penalty) for point in points]
+    lowest = min(losses)
+    return points[losses.index(lowest)] if lowest < trained_loss(block, data, penalty) else None

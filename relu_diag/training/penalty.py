@@ -6,7 +6,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, NAdam, Optimizer, RAdam, RMSprop
 
-from relu_diag.capture import BlockLocation
+from relu_diag.capture import BlockLocation, LiveBlock
 from relu_diag.functional import WeightDecay
 
 # These add the decay to the gradient, unless they are told to decouple it: it is that of a penalty.
@@ -36,20 +36,41 @@ def penalty_of(trainer: Trainer, location: BlockLocation) -> WeightDecay | None:
         >>> penalty_of(trainer, BlockLocation("net.hidden", "net.output", (0.0, 1.0)))
         WeightDecay(W=0.01, H=0.01, hidden_bias=None, output_bias=0.0)
     """
-    hidden, output = location.linears(trainer.lightning_module)
-    parts = [_decay_of(trainer, part) for part in (hidden.weight, output.weight, hidden.bias, output.bias)]
-    W, H, hidden_bias, output_bias = parts
-    if W is None or H is None:
-        return None
-    if (hidden.bias is not None and hidden_bias is None) or (output.bias is not None and output_bias is None):
-        return None
-    return WeightDecay(W, H, hidden_bias, output_bias or 0.0)
+    return penalty_on(trainer, LiveBlock.at(trainer.lightning_module, location))
 
 
-def _decay_of(trainer: Trainer, parameter: Tensor | None) -> float | None:
+def penalty_on(trainer: Trainer, block: LiveBlock) -> WeightDecay | None:
+    """The weight decay of a block's parameters as a penalty on its parts.
+
+    Args:
+        trainer: The trainer, fitting.
+        block: The parameters.
+
+    Returns:
+        The decay, as of `penalty_of`; None also where two layers that read the block are decayed differently.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3, bias=False), torch.nn.ReLU(), torch.nn.Linear(3, 1, False))
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> trainer.strategy.optimizers = [torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=0.01)]
+        >>> penalty_on(trainer, LiveBlock.at(net, BlockLocation("0", "2", (0.0, 1.0))))
+        WeightDecay(W=0.01, H=0.01, hidden_bias=None, output_bias=0.0)
+    """
+    W = _decay_of(trainer, block.hidden.parameter)
+    by_reader = {_decay_of(trainer, reader.parameter) for reader in block.readers}
+    by_bias = {_decay_of(trainer, bias) for bias in block.reader_biases if bias is not None} or {0.0}
+    hidden_bias = None if block.hidden_bias is None else _decay_of(trainer, block.hidden_bias)
+    if W is None or (block.hidden_bias is not None and hidden_bias is None):
+        return None
+    if len(by_reader) != 1 or len(by_bias) != 1:
+        return None
+    H, output_bias = by_reader.pop(), by_bias.pop()
+    return None if H is None or output_bias is None else WeightDecay(W, H, hidden_bias, output_bias)
+
+
+def _decay_of(trainer: Trainer, parameter: Tensor) -> float | None:
     """The decay of a parameter as the factor of a penalty; None where it is none, or the parameter is in no group."""
-    if parameter is None:
-        return None
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
             if any(one is parameter for one in group["params"]):

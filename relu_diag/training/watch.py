@@ -20,6 +20,7 @@ from relu_diag.metrics import landscape_scalars
 from relu_diag.training.history import HistoryRecorder, Moment
 from relu_diag.training.judge import VERDICT_CODES, escape_count, judge
 from relu_diag.training.look import targets_of
+from relu_diag.training.penalty import penalty_on
 from relu_diag.training.report import Report
 from relu_diag.training.rows import NOT_SEEN, KeptRows, TrainingData
 from relu_diag.training.window import BlockReport, Window
@@ -309,7 +310,9 @@ class BlockWatch:
 
     def _judge(self, trainer: Trainer, found: BlockReport) -> dict[str, float]:
         """Judge and log the verdict; its integer, and the number of escape neurons."""
-        self.nearby = None if self._data is None else judge(found.block, self._data)
+        live = None if self._seen is None else self._seen.live
+        penalty = None if live is None else penalty_on(trainer, live)
+        self.nearby = None if self._data is None else judge(found.block, self._data, penalty)
         self.judged_step = found.step
         self._judged_width = len(found.block.W)
         self._verdicts += 1

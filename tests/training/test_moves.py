@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from relu_diag import functional as F
-from relu_diag.functional import Direction, ShallowBlock
-from relu_diag.training import TrainingData, lowest_along
+from relu_diag.functional import Direction, ShallowBlock, WeightDecay
+from relu_diag.training import TrainingData, lowest_along, trained_loss
 
 X = torch.eye(2, dtype=torch.float64)
 Y = torch.ones(2, 1, dtype=torch.float64)
@@ -26,6 +26,16 @@ def test_the_lowest_of_all_halvings_is_taken() -> None:
 def test_nothing_moves_where_no_step_lowers_the_loss() -> None:
     uphill = Direction(torch.ones(1, 2).double(), -torch.ones(1, 1).double(), 1.0, -1.0)
     assert lowest_along(ORIGIN, uphill, DATA) is None
+
+
+def test_weight_decay_counts_where_it_is_part_of_the_loss() -> None:
+    direction = F.classify(ORIGIN, X, Y).direction
+    assert direction is not None
+    light, heavy = WeightDecay(0.1, 0.1), WeightDecay(10.0, 10.0)
+    lowest = lowest_along(ORIGIN, direction, DATA, light)
+    assert lowest is not None
+    assert trained_loss(lowest, DATA, light) < trained_loss(ORIGIN, DATA, light)
+    assert lowest_along(ORIGIN, direction, DATA, heavy) is None
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "half_sum"])
