@@ -19,7 +19,7 @@ from relu_diag.functional.local import (
 )
 from relu_diag.functional.tolerances import FLOAT64, derivative_tolerance, kink_tolerance, tolerances
 from relu_diag.functional.verdict._rounding import ResidualRounding, rounding_of_signal
-from relu_diag.functional.verdict._weight import Conditions, beyond, positive, weighed
+from relu_diag.functional.verdict._weight import Conditions, beyond, positive, seen_by, weighed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -176,7 +176,13 @@ def assess(
     bias_violation = _bias_violation(block, signal, rounding)
     residual, margin = _margins(block, geometry)
     broken = (violation > tol) | (bias_violation > tol)
-    decided = broken | ((geometry.exact | (margin >= -tol * sums.terms)) & ~hidden)
+    held = margin >= -tol * sums.terms
+    if rounding is not None:
+        open_ones = (~geometry.exact & ~held & margin.isfinite()).nonzero().squeeze(1)
+        if len(open_ones):  # what is within the rounding of the residuals lets no kink go
+            pull = seen_by(block, signal, kink_tol, open_ones, rounding.usable).pull
+            held[open_ones] = margin[open_ones] >= -pull * block.H.detach().double().norm(dim=0)[open_ones]
+    decided = broken | ((geometry.exact | held) & ~hidden)
     return Stationarity(
         stationary=~broken & decided,
         decided=decided,

@@ -84,6 +84,11 @@ def test_a_dead_neuron_of_any_size_stops_no_second_order_fall() -> None:
     assert kinds == {"saddle"}
 
 
+def test_kinks_that_hold_up_to_the_rounding_of_the_residuals_hold_in_any_basis() -> None:
+    problem = found_before("long_samples_72024_30")
+    assert {verdict_of(rotated(np.random.default_rng(draw), problem)).kind for draw in range(6)} == {"local minimum"}
+
+
 def test_what_is_out_of_reach_is_so_for_slopes_of_any_size_in_any_basis() -> None:
     problem = found_before("rescaled_50100_45")  # slopes 0.001 and 1000
     kinds = {verdict_of(rotated(np.random.default_rng(draw), problem)).kind for draw in range(6)}
