@@ -235,10 +235,11 @@ class _Sums:
 
 
 def _same(some: list[Tensor], others: list[Tensor]) -> bool:
-    """Whether the inputs of two steps are equal."""
-    return len(some) == len(others) and all(
-        one.shape == other.shape and torch.equal(one, other) for one, other in zip(some, others, strict=True)
-    )
+    """Whether the inputs of two steps are equal; the first rows mostly say that they are not."""
+    if [one.shape for one in some] != [other.shape for other in others]:
+        return False
+    pairs = list(zip(some, others, strict=True))
+    return all(torch.equal(one[:1], other[:1]) for one, other in pairs) and all(torch.equal(*pair) for pair in pairs)
 
 
 def _caveats(seen: Sighting) -> tuple[str, ...]:
