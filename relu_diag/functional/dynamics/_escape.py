@@ -119,10 +119,11 @@ def escape(plateau: Plateau) -> Escape | None:
     Returns:
         The end of the plateau; None where nothing grows.
     """
-    begun = _first_steps(plateau)
-    if begun.time > 0 and begun.drop < plateau.drop:
-        found = _escape(replace(plateau, block=plateau.network(begun), drop=plateau.drop - begun.drop))
-        return found and replace(found, time=found.time + begun.time, drop=found.drop + begun.drop)
+    now, begun = plateau.now(0), _first_steps(plateau)
+    drop = plateau.system.loss(now.W, now.H, now.bias) - plateau.system.loss(begun.W, begun.H, begun.bias)
+    if begun.time > 0 and abs(drop) < plateau.drop:  # steps that overshoot leave no plateau
+        found = _escape(replace(plateau, block=plateau.network(begun), drop=plateau.drop - drop))
+        return found and replace(found, time=found.time + begun.time, drop=found.drop + drop)
     return _escape(plateau)
 
 
