@@ -99,8 +99,20 @@ def test_everything_is_logged(tmp_path: Path) -> None:
     assert Path(board.log_dir, "plateau", "loss.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])
-def test_progress_bar_says_what_the_plateau_is_and_when_it_ends(bar: type, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("bar", "wide", "text"),
+    [
+        (TQDMProgressBar, 10_000, "saddle, escape in ~1.4k steps"),
+        (RichProgressBar, 0, "saddle, escape in ~1.4k steps"),
+        (RichProgressBar, 10_000, "saddle"),
+    ],
+    ids=["tqdm", "rich, wide", "rich, narrow"],
+)
+def test_progress_bar_says_what_the_plateau_is_and_when_it_ends(
+    bar: type, wide: int, text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relu_diag.training.lightning_internals._WIDE", wide)
+
     class Shown(Callback):
         text = ""
 
@@ -109,7 +121,7 @@ def test_progress_bar_says_what_the_plateau_is_and_when_it_ends(bar: type, capsy
 
     shown = Shown()
     reference_run("five_points", 2e-2, 1_000, PlateauMonitor(), shown, bar(), enable_progress_bar=True)
-    assert shown.text == "saddle, escape in ~1.4k steps"
+    assert shown.text == text
     output = capsys.readouterr()
     assert "saddle" in (output.out + output.err).replace("\n", "")
 
