@@ -39,6 +39,26 @@ def steady(block: ShallowBlock) -> ShallowBlock:
     )
 
 
+def with_own_digits(wider: ShallowBlock, block: ShallowBlock, unit: int | None) -> ShallowBlock:
+    """A block widened from a `steady` one, with the old neurons as they were, but for one that was replicated.
+
+    Args:
+        wider: The wider block, the old neurons first.
+        block: The block as it was.
+        unit: The neuron that was replicated, or None.
+
+    Returns:
+        The wider block.
+    """
+    W = wider.W.clone()
+    H = wider.H.clone()
+    for old in range(len(block.W)):
+        if old != unit:
+            W[old] = block.W[old]
+            H[:, old] = block.H[:, old]
+    return replace(block, W=W, H=H)
+
+
 def settled(block: ShallowBlock, units: int, X: Tensor, drop_digits: bool) -> ShallowBlock:
     """The block with its last neurons where they do not depend on rounding: of a few digits, and beside every sample.
 

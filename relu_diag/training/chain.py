@@ -12,6 +12,8 @@ from relu_diag.functional import ShallowBlock
 from relu_diag.functional.block import rho
 from relu_diag.functional.widening import LaterLayer, LossThroughLayers
 from relu_diag.training._data import SAME
+from relu_diag.training._sample import in_order
+from relu_diag.training._settled import steady
 from relu_diag.training.ranks import Later, of_all_ranks
 from relu_diag.training.rows import KeptRows, TrainingData, reads_activations
 
@@ -100,7 +102,12 @@ def _behind(name: str, followers: Mapping[str, str]) -> Iterator[str]:
 
 
 def _along(blocks: list[ShallowBlock], names: list[str], data: TrainingData) -> Iterator[tuple[str, TrainingData]]:
-    """The data of each block of a chain, by those of the first with the loss of the last."""
+    """The data of each block of a chain, by those of the first with the loss of the last.
+
+    In an order of their own and by weights of few digits, so that activations are the same to the bit in any order.
+    """
+    data = in_order(data)
+    blocks = [steady(block) for block in blocks]
     X = data.X
     for place, (name, block) in enumerate(zip(names, blocks, strict=True)):
         behind = tuple(LaterLayer.of(later) for later in blocks[place + 1 :])

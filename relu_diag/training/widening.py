@@ -31,7 +31,7 @@ from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.widening import add_inactive_propagation, add_silent_units
 from relu_diag.training._data import MAX_ELEMENTS, TOO_MANY
 from relu_diag.training._sample import in_order, sampled
-from relu_diag.training._settled import settled, steady
+from relu_diag.training._settled import settled, steady, with_own_digits
 from relu_diag.training.examination import Examination
 from relu_diag.training.felt import data_of, signal_of, some_rows
 from relu_diag.training.gap import coupled_decay, gap_in_training
@@ -331,10 +331,12 @@ def _one_by_one(plan: _Plan, search: _Search, judge: _Judge | None = None) -> li
     chosen: list[GrowthProposal | Widening] = []
     block = plan.block
     for _ in range(plan.most if plan.nudge or plan.count != "auto" else 1):
-        best = next((one for one in search.propose(block) if plan.embedding in {"best", one.kind}), None)
+        start = steady(block) if plan.nudge else block
+        best = next((one for one in search.propose(start) if plan.embedding in {"best", one.kind}), None)
         if best is None:
             break
         if plan.nudge:
+            best = replace(best, new_block=with_own_digits(best.new_block, block, best.unit))
             best = _settled_proposal(best, search.X, judge)
             drop = best.measured_drop if judge is None else judge(block) - judge(best.new_block)
             if not drop > enough:

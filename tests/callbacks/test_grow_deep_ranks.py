@@ -1,0 +1,88 @@
+"""Two processes grow an inner block of a deep network as one process with all data does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from support.quiet import QUIET
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.testing import assert_close
+from torch.utils.data import DataLoader, TensorDataset
+
+from relu_diag.callbacks import GrowOnPlateau
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+class Deep(LightningModule):
+    """Three hidden layers under the cross-entropy, in double precision."""
+
+    def __init__(self, optimizer: str = "SGD") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(
+            nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)
+        ).double()
+        self.optimizer = optimizer
+
+    def training_step(self, batch: list[Tensor]) -> Tensor:
+        return functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return getattr(torch.optim, self.optimizer)(self.parameters(), lr=1e-2)
+
+
+class AllTheSame(Callback):
+    """Every process has the same weights at the end, to the bit."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for one in pl_module.parameters():
+            gathered = pl_module.all_gather(one.detach())
+            if trainer.world_size > 1 and not torch.equal(gathered[0], gathered[1]):
+                raise RuntimeError("processes have parted")
+
+
+def trained(
+    growth: GrowOnPlateau,
+    batch: int = 160,
+    optimizer: str = "SGD",
+    order: Tensor | None = None,
+    seed: int = 1,
+    **options: Any,
+) -> Deep:
+    X = torch.randn(160, 6, generator=torch.Generator().manual_seed(seed)).double()
+    y = (X[:, :3].abs() + X[:, 3:]).argmax(dim=1)
+    if order is not None:
+        X, y = X[order], y[order]
+    module = Deep(optimizer)
+    trainer = Trainer(callbacks=[growth, AllTheSame()], **{**QUIET, "max_epochs": 5, **options})
+    trainer.fit(module, DataLoader(TensorDataset(X, y), batch_size=batch))
+    return module
+
+
+@pytest.mark.parametrize("seed", [1, 2, 4])
+def test_an_inner_block_grows_the_same_in_any_order_of_the_samples(seed: int) -> None:
+    mixed = torch.cat([torch.arange(0, 160, 2), torch.arange(1, 160, 2)])
+    nets = [
+        trained(GrowOnPlateau(at_steps=(3,), units=3, block="net.2"), order=order, seed=seed)
+        for order in (torch.arange(160), mixed)
+    ]
+    for one, other in zip(*(net.parameters() for net in nets), strict=True):
+        assert_close(one, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("block", "optimizer"), [("net.2", "Adam"), (None, "SGD")])
+def test_two_processes_grow_an_inner_block_as_one(block: str | None, optimizer: str) -> None:
+    strategy = DDPStrategy(start_method="fork", process_group_backend="gloo")
+    one, other = (
+        trained(GrowOnPlateau(at_steps=(3,), units=3, block=block), optimizer=optimizer, **options)
+        for options in ({}, {"strategy": strategy, "devices": 2, "batch": 80})
+    )
+    assert sum(p.numel() for p in one.parameters()) > sum(p.numel() for p in Deep().parameters())
+    for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
+        assert_close(mine, theirs, rtol=0, atol=1e-12)
