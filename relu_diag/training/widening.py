@@ -378,9 +378,8 @@ def _silent(plan: _Plan, signal: BlockSignal) -> Widening:
     if not bool(signal.G.any()):
         raise NoWidening(_NO_GAIN)
     signal = some_rows(signal, _ROWS)
-    block = plan.block
-    new_block = add_silent_units(block, signal, plan.count, plan.room)
-    units = len(new_block.W) - len(block.W)
+    new_block = add_silent_units(plan.block, signal, plan.count, plan.room)
+    units = len(new_block.W) - len(plan.block.W)
     new_block = settled(new_block, units, signal.X, drop_digits=False)
     return Widening(new_block, units, "of the largest gradient", math.nan, math.nan, math.nan, (), kept=True)
 
