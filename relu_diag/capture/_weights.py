@@ -62,6 +62,11 @@ class Factors:
         self._parameters = list(module.named_parameters(remove_duplicate=False))
         # Of several names of one parameter, the first, as of modules.
         self.names = {id(p): name for name, p in reversed(self._parameters)}
+        self._of_layers = {
+            (id(layer), id(p)): f"{name}.{own}".removeprefix(".")
+            for name, layer in module.named_modules()
+            for own, p in layer._parameters.items()
+        }
         self._frozen = {p.data_ptr(): (name, p) for name, p in self._parameters if not p.requires_grad and p.ndim == 2}
         self._constants = {buffer.data_ptr() for buffer in module.buffers()} | self._frozen.keys()
         self._layers = layers
@@ -78,7 +83,7 @@ class Factors:
         factor = node.next_functions[PRODUCTS[node.name()][1]][0]
         if factor is None:
             return self._layer_weight(node) or self._frozen_weight(node)
-        return self._trained_weight(factor, node in self._layers)
+        return self._trained_weight(factor, node)
 
     def bias(self, node: Node, weight: Weight) -> nn.Parameter | None:
         """The bias that a product adds.
@@ -117,7 +122,12 @@ class Factors:
         layer = self._layers.get(node)
         return layer if layer is not None and type(layer).forward is nn.Linear.forward else None
 
-    def _trained_weight(self, node: Node, by_layer: bool) -> Weight | None:
+    def _name(self, product: Node, parameter: Tensor) -> str:
+        """The name of a parameter: of several, the one in the layer that a product is of, or else the first."""
+        layer = self._layers.get(product)
+        return self._of_layers.get((id(layer), id(parameter)), self.names[id(parameter)])
+
+    def _trained_weight(self, node: Node, product: Node) -> Weight | None:
         """The parameter below some turning and copying, or the parameters from which a weight is computed."""
         turned = False
         while is_layout(node) or node.name() in TURNED:
@@ -126,13 +136,13 @@ class Factors:
             if below is None:
                 return None
             node = below
-        if not self._from_parameters(node, by_layer):
+        if not self._from_parameters(node, product in self._layers):
             return None
         parameters = [leaf.variable for leaf in nodes_below(node) if hasattr(leaf, "variable")]
         derived = bool(node.next_functions)
         if all(parameter.ndim < 2 for parameter in parameters) or (not derived and parameters[0].ndim != 2):
             return None
-        return Weight(self.names[id(parameters[0])], parameters[0], turned, derived)
+        return Weight(self._name(product, parameters[0]), parameters[0], turned, derived)
 
     def _layer_weight(self, node: Node) -> Weight | None:
         """The weight of a Linear layer, where it is a parameter."""
@@ -140,7 +150,7 @@ class Factors:
         parameter = None if layer is None else layer._parameters.get("weight")
         if parameter is None or id(parameter) not in self.names:
             return None
-        return Weight(self.names[id(parameter)], parameter, turned=True, derived=False)
+        return Weight(self._name(node, parameter), parameter, turned=True, derived=False)
 
     def _frozen_weight(self, node: Node) -> Weight | None:
         """A parameter that is not trained leaves no node, but its memory."""

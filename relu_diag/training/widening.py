@@ -303,10 +303,8 @@ def _pulled(plan: _Plan, judge: _Judge, gap: Gap) -> Widening | None:
     silent = add_inactive_propagation(block, gap.neuron[None].to(block.W))
     silent.H[:, -1] = gap.output.to(silent.H)
     before = judge(block)
-    tried = [
-        settled(_quieter(silent, 1, 4.0 / 4**step), 1, judge.data.X, drop_digits=True) for step in range(_HALVINGS)
-    ]
-    best = min(tried, key=judge)
+    tried = [_quieter(silent, 1, 4.0 / 4**step) for step in range(_HALVINGS)]
+    best = min((settled(one, 1, judge.data.X, drop_digits=True) for one in tried), key=judge)
     if not judge(best) < before:
         return None
     return Widening(best, 1, "of the largest pull", before, judge(best), before, (), kept=False)
@@ -331,8 +329,8 @@ def _one_by_one(plan: _Plan, search: _Search, judge: _Judge | None = None) -> li
     chosen: list[GrowthProposal | Widening] = []
     block = plan.block
     for _ in range(plan.most if plan.nudge or plan.count != "auto" else 1):
-        start = steady(block) if plan.nudge else block
-        best = next((one for one in search.propose(start) if plan.embedding in {"best", one.kind}), None)
+        proposals = search.propose(steady(block) if plan.nudge else block)
+        best = next((one for one in proposals if plan.embedding in {"best", one.kind}), None)
         if best is None:
             break
         if plan.nudge:
@@ -378,9 +376,9 @@ def _silent(plan: _Plan, signal: BlockSignal) -> Widening:
     if not bool(signal.G.any()):
         raise NoWidening(_NO_GAIN)
     signal = some_rows(signal, _ROWS)
-    new_block = add_silent_units(plan.block, signal, plan.count, plan.room)
-    units = len(new_block.W) - len(plan.block.W)
-    new_block = settled(new_block, units, signal.X, drop_digits=False)
+    wider = add_silent_units(plan.block, signal, plan.count, plan.room)
+    units = len(wider.W) - len(plan.block.W)
+    new_block = settled(wider, units, signal.X, drop_digits=False)
     return Widening(new_block, units, "of the largest gradient", math.nan, math.nan, math.nan, (), kept=True)
 
 
