@@ -76,7 +76,7 @@ def test_an_inner_block_grows_the_same_in_any_order_of_the_samples(seed: int) ->
         assert_close(one, other, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("block", "optimizer"), [("net.2", "Adam"), (None, "SGD")])
+@pytest.mark.parametrize(("block", "optimizer"), [("net.2", "Adam"), ("net.2", "SGD"), (None, "SGD")])
 def test_two_processes_grow_an_inner_block_as_one(block: str | None, optimizer: str) -> None:
     strategy = DDPStrategy(start_method="fork", process_group_backend="gloo")
     one, other = (

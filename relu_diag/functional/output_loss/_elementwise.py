@@ -16,6 +16,7 @@ from relu_diag.functional.output_loss._targets import (
     check_outputs,
     check_same,
     joined_weights,
+    one_over_whole,
 )
 from relu_diag.functional.output_loss.loss import Loss
 from relu_diag.functional.tolerances import tolerances
@@ -125,7 +126,7 @@ class Elementwise(Loss):
         losses = [self, *others]
         for name in self.constants:
             check_same(name, [getattr(loss, name) for loss in losses])
-        scales = [weight * loss.scale for weight, loss in zip(weights, losses, strict=True)]
+        scales = [one_over_whole(weight * loss.scale) for weight, loss in zip(weights, losses, strict=True)]
         factor = max(scales) or 1.0
         targets = [loss.Y for loss in losses]
         weight = joined_weights([loss.weight for loss in losses], [scale / factor for scale in scales], targets)

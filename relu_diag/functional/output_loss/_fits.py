@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.budgets import BUDGETS
+from relu_diag.functional.output_loss._targets import one_over_whole
 from relu_diag.functional.output_loss.classification import BinaryCrossEntropy, CrossEntropy
 from relu_diag.functional.output_loss.loss import Loss
 from relu_diag.functional.output_loss.regression import AbsoluteError, Huber, Poisson, SquaredError
@@ -54,7 +54,9 @@ class Evidence:
         factors = _least_squares(A, self.G.flatten())
         fitted = (A @ factors).view_as(self.G)
         scale = float(factors.abs().max())
-        return [_part(float(factor), self.tol) for factor in factors] if self.met(fitted, scale * terms) else None
+        return (
+            [one_over_whole(float(factor), self.tol) for factor in factors] if self.met(fitted, scale * terms) else None
+        )
 
     def met(self, fitted: Tensor, terms: Tensor) -> bool:
         """Whether a gradient is the one given, but for the rounding of its terms, both ``(N, J)``."""
@@ -325,14 +327,6 @@ def _rounded(value: float, tol: float) -> float:
         if abs(short - value) <= tol * abs(value):
             return short
     return value
-
-
-def _part(factor: float, tol: float) -> float:
-    """One over a whole number, as of a mean, where rounding allows: the same in any order of the samples."""
-    if not factor or not math.isfinite(1 / factor):
-        return factor
-    whole = round(1 / factor)
-    return 1 / whole if whole and abs(whole * factor - 1) <= tol else factor
 
 
 def _rounding(dtype: torch.dtype) -> float:

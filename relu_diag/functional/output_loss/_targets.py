@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional._checks import check_matrix, check_values
+from relu_diag.functional.tolerances import FLOAT64
 
 
 def as_targets(name: str, value: Tensor) -> Tensor:
@@ -77,6 +78,14 @@ def check_outputs(outputs: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(outputs.shape) != shape:
         raise ValueError(f"`outputs` needs one row per sample and the targets' columns, {shape}; got "
                          f"{tuple(outputs.shape)}.")  # fmt: skip
+
+
+def one_over_whole(value: float, tol: float = 4 * FLOAT64.eps) -> float:
+    """One over a whole number, as of a mean, where rounding allows: the same in any order of the samples."""
+    if not value or not math.isfinite(1 / value):
+        return value
+    whole = round(1 / value)
+    return 1 / whole if whole and abs(whole * value - 1) <= tol else value
 
 
 def joined_weights(parts: list[Tensor | None], scales: list[float], targets: list[Tensor]) -> Tensor | None:

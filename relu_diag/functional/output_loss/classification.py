@@ -19,6 +19,7 @@ from relu_diag.functional.output_loss._targets import (
     check_outputs,
     check_same,
     joined_weights,
+    one_over_whole,
 )
 from relu_diag.functional.output_loss.loss import Loss
 
@@ -259,7 +260,9 @@ class CrossEntropy(Loss):
         losses: list[CrossEntropy] = [self, *others]
         for name in ("weight", "label_smoothing", "ignore_index", "soft"):
             check_same(name, [getattr(loss, name) for loss in losses])
-        scales = [weight * loss.factor / loss._divisor() for weight, loss in zip(weights, losses, strict=True)]
+        scales = [
+            one_over_whole(weight * loss.factor / loss._divisor()) for weight, loss in zip(weights, losses, strict=True)
+        ]
         factor = max(scales) or 1.0
         parts = [None if loss.sample_weight is None else loss.sample_weight[:, None] for loss in losses]
         like = [torch.ones(len(loss.labels), 1, device=loss.labels.device) for loss in losses]
