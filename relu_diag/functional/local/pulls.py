@@ -149,8 +149,12 @@ class _SharedFan:
         self.reach = np.abs(self.rays @ X.T)
 
     def outside(self, parts: Array) -> Array:
-        """Directions outside the span, one per output, on which the smooth parts ``(J, d)`` are largest, ``(J, d)``."""
-        return unit_rows(parts - parts @ self.basis.T @ self.basis)
+        """Directions outside the span, one per output, on which the smooth parts ``(J, d)`` are largest, ``(J, d)``.
+
+        What is rounding alone, of parts within the span, is not outside it before it is projected once more.
+        """
+        rest = unit_rows(parts - parts @ self.basis.T @ self.basis)
+        return unit_rows(rest - rest @ self.basis.T @ self.basis)
 
 
 def _loudest_on(fan: _SharedFan, neuron: OneNeuron, flat: float, loud: float) -> Pull:

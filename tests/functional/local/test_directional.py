@@ -234,6 +234,7 @@ class Scattered(nn.Module):
         return out
 
 
+torch.manual_seed(0)  # of the weights of these layers: no kink may lie within a step of the differences by chance
 MODULES: dict[str, Build] = {
     "dropout": of(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2)),
     "batch norm in eval": of(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2), mode=False),

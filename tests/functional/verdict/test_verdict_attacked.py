@@ -233,3 +233,11 @@ def complaints_about_witness(problem: Problem, found: F.Verdict) -> list[tuple[s
     record = Record()
     check_witness(record, truth_of(problem), found)
     return record.complaints
+
+
+def test_what_of_a_pull_is_outside_the_kinks_by_rounding_alone_makes_no_escape_neuron() -> None:
+    """The remainder of a projection, 1e-14 of what was projected, points anywhere: into a ray that rises a little."""
+    problem = found_before("rescaled_77006_18")
+    rng = np.random.default_rng(1)
+    kinds = {verdict_of(rotated(rng, problem)).kind for _ in range(12)}
+    assert kinds == {verdict_of(problem).kind} == {"local minimum"}
