@@ -127,9 +127,8 @@ class Subject:
             descent = self._descent(data)
         if nearby is None or nearby.verdict.kind in UNSETTLED:
             verdict = _with_descent(verdict, descent, self.drop)
-        if (
-            nearby is None and data is not None and verdict.kind == "not stationary"
-        ):  # seen to fall, not searched around
+        # Seen to fall, and not searched around.
+        if nearby is None and data is not None and verdict.kind == "not stationary":
             verdict = replace(verdict, assumptions=Assumptions({"full data set": checked(data.complete)}))
         return verdict, descent
 
