@@ -11,11 +11,9 @@ from lightning.pytorch import LightningModule, Trainer
 
 from relu_diag.callbacks._page import write_page
 from relu_diag.callbacks._passenger import Rides
+from relu_diag.callbacks._watched import WatchedBlocks
 from relu_diag.capture import Sighting
-from relu_diag.figures import TrainingHistory
-from relu_diag.functional import NearbyStationaryPoint, NeuronGeometry, NeuronStates, ShallowBlock
 from relu_diag.training import (
-    BlockReport,
     BlockWatch,
     Careful,
     Look,
@@ -36,7 +34,7 @@ from relu_diag.training import (
 _SAMPLES_AN_EPOCH = 2
 
 
-class LandscapeMonitor(Rides):
+class LandscapeMonitor(WatchedBlocks, Rides):
     """Watches every Linear -> ReLU-like -> Linear block of a module: counts, slopes, effective neurons, a figure.
 
     It rides along on sampled training steps: hooks on the graph of the user's own loss note what passes by. Nothing of
@@ -142,74 +140,6 @@ class LandscapeMonitor(Rides):
     def off(self) -> str:
         """Why the monitor has switched itself off; empty while it is on."""
         return self._careful.off
-
-    @property
-    def reports(self) -> dict[str, BlockReport]:
-        """The last report of every block.
-
-        Returns:
-            Reports by name of the first layer.
-        """
-        return {hidden: watch.last for hidden, watch in self.watched.items() if watch.last is not None}
-
-    @property
-    def block_prefixes(self) -> list[str]:
-        """What the names of the scalars of each block begin with: ``landscape/`` where there is one."""
-        return [watch.prefix for watch in self.watched.values()]
-
-    @property
-    def worst(self) -> BlockReport | None:
-        """The report of the block with the largest share of dead neurons; of several such, the first.
-
-        Returns:
-            The report; None before the first.
-        """
-        return max(self.reports.values(), key=lambda report: report.dead_share, default=None)
-
-    @property
-    def geometry(self) -> NeuronGeometry | None:
-        """One-sided derivatives of the worst block; None before the first report."""
-        return None if self.worst is None else self.worst.geometry
-
-    @property
-    def states(self) -> NeuronStates | None:
-        """Neuron states of the worst block; None before the first report."""
-        return None if self.worst is None else self.worst.states
-
-    @property
-    def parameters(self) -> ShallowBlock | None:
-        """Weights of the worst block, as its last sample had them; None before the first report."""
-        return None if self.worst is None else self.worst.block
-
-    @property
-    def nearby(self) -> NearbyStationaryPoint | None:
-        """The stationary point near the weights of the first block that has one.
-
-        Returns:
-            The point, with its verdict; None where there is none.
-        """
-        return next((watch.nearby for watch in self.watched.values() if watch.nearby is not None), None)
-
-    @property
-    def judged_step(self) -> int | None:
-        """Step of the last verdict that was asked for; None before the first."""
-        steps = [watch.judged_step for watch in self.watched.values() if watch.judged_step is not None]
-        return max(steps, default=None)
-
-    @property
-    def history(self) -> TrainingHistory:
-        """The run of the first block so far, as `relu_diag.figures.training_figure` draws it.
-
-        Returns:
-            History, grouped as at the last report.
-
-        Raises:
-            MisconfigurationException: If nothing was seen yet.
-        """
-        seen = [watch for watch in self.watched.values() if watch.last is not None]
-        if not seen:
-            raise MisconfigurationException("Nothing was seen yet: fit with this callback first.")
-        return seen[0].history
 
     @property
     def state_key(self) -> str:
