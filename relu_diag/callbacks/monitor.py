@@ -66,6 +66,8 @@ class LandscapeMonitor(WatchedBlocks, Rides):
         verdict: "nearby": say at each report what stationary point is near, if the loss is the squared error of the
             block's output, from the rows of one epoch; after 20 reports when the run is a tenth longer than at the last
             verdict, and at the end. Logged as text, as the integer ``verdict`` (`relu_diag.training.VERDICT_CODES`).
+            Where the optimizer descends another loss (the decay of AdamW is no part of one) it is "undecided", and says
+            what the point is of the loss alone.
         exact: Make a pass over the data at fixed weights at every sampled step, in eval mode, in place of riding along.
             The loss of a batch is ``loss(module, batch)``, or ``module.batch_loss(batch)``. A module with a method
             ``batch_loss`` asks for it.

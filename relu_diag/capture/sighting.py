@@ -60,7 +60,15 @@ class Sighting:
     uncounted: tuple[str, ...] = ()
 
     @classmethod
-    def of_pass(cls, names: tuple[str, str], block: ShallowBlock, signal: BlockSignal, live: LiveBlock) -> Sighting:
+    def of_pass(
+        cls,
+        names: tuple[str, str],
+        block: ShallowBlock,
+        signal: BlockSignal,
+        live: LiveBlock,
+        parameters: tuple[nn.Parameter, ...] = (),
+        from_data: bool = False,
+    ) -> Sighting:
         """What a ride would have seen of a pass.
 
         Args:
@@ -68,6 +76,8 @@ class Sighting:
             block: The block, at the weights of the pass.
             signal: Its signal, with ``C``.
             live: A way to its parameters.
+            parameters: Its parameters.
+            from_data: Whether nothing below it is trained.
 
         Returns:
             The sighting.
@@ -81,10 +91,11 @@ class Sighting:
             ridden=Ridden(weights, (rows,)),
             dropout=False,
             tied=False,
-            from_data=False,
+            from_data=from_data,
             kinks_after=(),
             to_the_loss=True,
             live=live,
+            parameters=parameters,
         )
 
     @property

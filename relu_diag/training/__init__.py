@@ -47,14 +47,12 @@ from relu_diag.training.pace import (
     Schedule,
     Stretch,
     check_unclipped,
-    decaying,
     gradient_share,
     is_plain_descent,
-    largest_weight_decay,
     schedule_of,
     why_still,
 )
-from relu_diag.training.penalty import penalty_of, penalty_on
+from relu_diag.training.penalty import climbing, decaying, largest_weight_decay, penalty_of, penalty_on
 from relu_diag.training.plateaus import (
     EventKind,
     Plateau,
@@ -134,6 +132,7 @@ __all__ = [
     "check_iterable",
     "check_unclipped",
     "choose_widening",
+    "climbing",
     "coupled_decay",
     "data_of",
     "data_of_chains",

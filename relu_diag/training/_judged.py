@@ -18,6 +18,7 @@ from relu_diag.functional import (
 )
 from relu_diag.functional.assumptions import Assumptions, checked
 from relu_diag.training._dead import nothing_moves
+from relu_diag.training._trained_as import trained_as
 from relu_diag.training.agreement import agreement_words
 from relu_diag.training.descent import Descent, descent_of
 from relu_diag.training.examination import MINIMA, Examination
@@ -25,14 +26,12 @@ from relu_diag.training.judge import UNSETTLED, Training, judge, search_size, ve
 from relu_diag.training.pace import (
     NoForecast,
     check_unclipped,
-    decaying,
     gradient_share,
     is_plain_descent,
-    largest_weight_decay,
     schedule_of,
     why_still,
 )
-from relu_diag.training.penalty import penalty_of
+from relu_diag.training.penalty import decaying, largest_weight_decay, penalty_of
 from relu_diag.training.rows import KeptRows, TrainingData
 
 # Size of a search beyond which it is first seen whether the loss falls at once.
@@ -64,7 +63,7 @@ class Subject:
         decay = decaying(self.trainer, self.parameters)
         penalty = penalty_of(self.trainer, self.location) if decay and self.location is not None else None
         nearby, descent = self._nearby(data, penalty)
-        training = self._training(data, "" if penalty is not None else decay, penalty)
+        training = trained_as(self.trainer, self.parameters, self.block, data, penalty, self.alone, self.drop)
         verdict, descent = self._verdict(nearby, data, training, descent)
         forecast, no_forecast = self._forecast(data, verdict)
         return Examination(
@@ -99,17 +98,6 @@ class Subject:
         descent = self._descent(data) if search_size(self.block, data) > _QUICK else None
         falls = descent is not None and descent.slows and descent.fall > self.drop
         return None if falls else judge(self.block, data, penalty), descent
-
-    def _training(self, data: TrainingData | None, decay: str, penalty: WeightDecay | None) -> Training:
-        """What the verdict must know of the run."""
-        return Training(
-            decay=decay,
-            penalised=penalty is not None,
-            alone=self.alone,
-            whole=all(parameter.requires_grad for parameter in self.parameters),
-            drop=self.drop,
-            unit=0.0 if data is None else float(data.loss(data.X.new_zeros(len(data.X), len(self.block.H)))),
-        )
 
     def _verdict(
         self,

@@ -47,6 +47,7 @@ class Training:
     Attributes:
         decay: Name of the optimizer that decays the weights, so that it descends another function than the one judged;
             empty where none does.
+        climbs: Name of the optimizer that raises the loss; empty where none does.
         penalised: Whether weight decay is part of the loss that was judged.
         alone: Whether nothing but the block is trained under its loss.
         whole: Whether all of the block is trained.
@@ -64,6 +65,14 @@ class Training:
     drop: float = 0.01
     unit: float = 0.0
     penalised: bool = False
+    climbs: str = ""
+
+    @property
+    def apart(self) -> str:
+        """What the optimizer does that is no descent of the loss judged, in words; empty where it descends just it."""
+        if self.climbs:
+            return f"{self.climbs} climbs it (maximize=True)"
+        return f"{self.decay} decays the weights" if self.decay else ""
 
 
 def judge(block: ShallowBlock, data: TrainingData, penalty: WeightDecay | None = None) -> NearbyStationaryPoint | None:
@@ -182,20 +191,19 @@ def verdict_in_training(nearby: NearbyStationaryPoint | None, reason: str, train
     # The loss was found to be one of the outputs alone: only the optimizer can add to it.
     assumptions = nearby.verdict.assumptions | {
         ("no other regulariser" if training.penalised else "no regulariser"): checked(not training.decay),
+        "the loss is lowered": checked(not training.climbs),
         "nothing else is trained": checked(training.alone),
         "all of the block is trained": checked(training.whole),
     }
     verdict = replace(nearby.verdict, assumptions=assumptions)
-    if verdict.kind == "not stationary" and training.decay:
-        return replace(
-            verdict, reason=f"{verdict.reason}; that is the loss alone, and {training.decay} decays the weights"
-        )
+    if verdict.kind == "not stationary" and training.apart:
+        return replace(verdict, reason=f"{verdict.reason}; that is the loss alone, and {training.apart}")
     if verdict.kind not in _AT:
         return verdict
     if way := _on_the_way(nearby, training):
         return replace(verdict, kind="not stationary", direction=None, theorem="", reason=way)
-    if training.decay:
-        reason = f"of the loss alone a {verdict.kind}, but {training.decay} decays the weights"
+    if training.apart:
+        reason = f"of the loss alone a {verdict.kind}, but {training.apart}"
     elif verdict.kind in _MINIMA and not training.alone:
         reason = f"a {verdict.kind} in this block, but the layers below it are trained too"
     else:

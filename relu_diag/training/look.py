@@ -225,7 +225,8 @@ class Look:
             The sighting.
         """
         names = (self.location.hidden, self.location.output)
-        return Sighting.of_pass(names, block, one.signal, LiveBlock.at(module, self.location))
+        live = LiveBlock.at(module, self.location)
+        return Sighting.of_pass(names, block, one.signal, live, self.trained(module), self.alone(module))
 
     def loss_at(self, module: LightningModule, batches: Sequence[Any], outputs: Tensor) -> Tensor:
         """The mean loss over batches with the block's outputs replaced.

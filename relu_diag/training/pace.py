@@ -19,6 +19,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from relu_diag.functional import EscapeForecast, ShallowBlock
+from relu_diag.training._groups import groups_of
 from relu_diag.training.lightning_internals import batches_done_in_epoch
 from relu_diag.training.rows import TrainingData
 
@@ -164,49 +165,6 @@ def is_plain_descent(trainer: Trainer) -> bool:
     return plain and one_rate and not trainer.lr_scheduler_configs and not trainer.gradient_clip_val
 
 
-def decaying(trainer: Trainer, parameters: Sequence[nn.Parameter]) -> str:
-    """The optimizer that decays the weights of a block.
-
-    Args:
-        trainer: The trainer.
-        parameters: The parameters of the block.
-
-    Returns:
-        Name of its class; empty if none decays.
-
-    Example:
-        >>> trainer = Trainer(barebones=True, accelerator="cpu")
-        >>> layer = nn.Linear(2, 1)
-        >>> trainer.optimizers = [SGD(layer.parameters(), lr=0.1, weight_decay=1e-4)]
-        >>> decaying(trainer, list(layer.parameters()))
-        'SGD'
-    """
-    groups = _groups_of(trainer, parameters)
-    names = [type(one.optimizer).__name__ for one in groups if float(one.group.get("weight_decay", 0.0)) > 0]
-    return names[0] if names else ""
-
-
-def largest_weight_decay(trainer: Trainer, parameters: Sequence[nn.Parameter]) -> float:
-    """The largest weight decay on a block.
-
-    Args:
-        trainer: The trainer.
-        parameters: The parameters of the block.
-
-    Returns:
-        Weight decay, in the optimizer's own convention; 0 if it has none.
-
-    Example:
-        >>> trainer = Trainer(barebones=True, accelerator="cpu")
-        >>> layer = nn.Linear(2, 1)
-        >>> trainer.optimizers = [SGD(layer.parameters(), lr=0.1, weight_decay=1e-4)]
-        >>> largest_weight_decay(trainer, list(layer.parameters()))
-        0.0001
-    """
-    groups = _groups_of(trainer, parameters)
-    return max((float(one.group.get("weight_decay", 0.0)) for one in groups), default=0.0)
-
-
 def why_still(trainer: Trainer, parameters: Sequence[nn.Parameter]) -> str:
     """Why no step moves a block, whatever its gradient.
 
@@ -227,7 +185,7 @@ def why_still(trainer: Trainer, parameters: Sequence[nn.Parameter]) -> str:
         'no optimizer holds its weights'
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    groups = _groups_of(trainer, trained)
+    groups = groups_of(trainer, trained)
     if trained and trainer.optimizers and not groups:
         return "no optimizer holds its weights"
     if groups and all(float(one.group.get("lr", 1.0)) == 0 for one in groups):
@@ -257,7 +215,7 @@ def schedule_of(trainer: Trainer, module: LightningModule, parameters: Sequence[
         >>> round(schedule.steps_until(growth=2.0, rate=1.0), 2)
         20.98
     """
-    groups = _groups_of(trainer, parameters)
+    groups = groups_of(trainer, parameters)
     trained = sum(parameter.requires_grad for parameter in parameters)
     held = sum(parameter.requires_grad for one in groups for parameter in one.group["params"])
     if not groups or trained < len(parameters) or held < trained:
@@ -336,25 +294,6 @@ def check_unclipped(trainer: Trainer, block: ShallowBlock, data: TrainingData, f
         largest = math.hypot(float(flat.norm()), math.sqrt(2) * escaping)
     if largest >= trainer.gradient_clip_val:
         raise NoForecast(f"gradients are clipped at {trainer.gradient_clip_val}")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Group:
-    """A parameter group and the optimizer it belongs to."""
-
-    optimizer: Optimizer
-    group: dict[str, Any]
-
-
-def _groups_of(trainer: Trainer, parameters: Sequence[nn.Parameter]) -> list[_Group]:
-    """The parameter groups of all optimizers that hold one of the parameters."""
-    own = {id(parameter) for parameter in parameters}
-    return [
-        _Group(optimizer, group)
-        for optimizer in trainer.optimizers
-        for group in optimizer.param_groups
-        if any(id(parameter) in own for parameter in group["params"])
-    ]
 
 
 def _pace(group: dict[str, Any]) -> Pace:

@@ -2,15 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lightning.pytorch import Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, NAdam, Optimizer, RAdam, RMSprop
 
 from relu_diag.capture import BlockLocation, LiveBlock
 from relu_diag.functional import WeightDecay
+from relu_diag.training._groups import groups_of
 
 # These add the decay to the gradient, unless they are told to decouple it: it is that of a penalty.
 _COUPLED = (SGD, Adam, Adagrad, NAdam, RAdam, RMSprop)
+
+
+def decaying(trainer: Trainer, parameters: Sequence[nn.Parameter]) -> str:
+    """The optimizer that decays the weights of a block.
+
+    Args:
+        trainer: The trainer.
+        parameters: The parameters of the block.
+
+    Returns:
+        Name of its class; empty if none decays.
+
+    Example:
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> layer = nn.Linear(2, 1)
+        >>> trainer.optimizers = [SGD(layer.parameters(), lr=0.1, weight_decay=1e-4)]
+        >>> decaying(trainer, list(layer.parameters()))
+        'SGD'
+    """
+    groups = groups_of(trainer, parameters)
+    names = [type(one.optimizer).__name__ for one in groups if float(one.group.get("weight_decay", 0.0)) > 0]
+    return names[0] if names else ""
+
+
+def climbing(trainer: Trainer, parameters: Sequence[nn.Parameter]) -> str:
+    """The optimizer that raises the loss of a block instead of lowering it.
+
+    Args:
+        trainer: The trainer.
+        parameters: The parameters of the block.
+
+    Returns:
+        Name of its class; empty if all lower it.
+
+    Example:
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> layer = nn.Linear(2, 1)
+        >>> trainer.optimizers = [SGD(layer.parameters(), lr=0.1, maximize=True)]
+        >>> climbing(trainer, list(layer.parameters()))
+        'SGD'
+    """
+    groups = groups_of(trainer, parameters)
+    return next((type(one.optimizer).__name__ for one in groups if one.group.get("maximize")), "")
+
+
+def largest_weight_decay(trainer: Trainer, parameters: Sequence[nn.Parameter]) -> float:
+    """The largest weight decay on a block.
+
+    Args:
+        trainer: The trainer.
+        parameters: The parameters of the block.
+
+    Returns:
+        Weight decay, in the optimizer's own convention; 0 if it has none.
+
+    Example:
+        >>> trainer = Trainer(barebones=True, accelerator="cpu")
+        >>> layer = nn.Linear(2, 1)
+        >>> trainer.optimizers = [SGD(layer.parameters(), lr=0.1, weight_decay=1e-4)]
+        >>> largest_weight_decay(trainer, list(layer.parameters()))
+        0.0001
+    """
+    groups = groups_of(trainer, parameters)
+    return max((float(one.group.get("weight_decay", 0.0)) for one in groups), default=0.0)
 
 
 def penalty_of(trainer: Trainer, location: BlockLocation) -> WeightDecay | None:

@@ -14,11 +14,12 @@ from torchmetrics import MeanMetric
 
 from relu_diag.capture import Sighting
 from relu_diag.figures import TrainingHistory
-from relu_diag.functional import NearbyStationaryPoint
+from relu_diag.functional import NearbyStationaryPoint, ShallowBlock
 from relu_diag.functional.local import target_scale
 from relu_diag.metrics import landscape_scalars
+from relu_diag.training._trained_as import trained_as
 from relu_diag.training.history import HistoryRecorder, Moment
-from relu_diag.training.judge import VERDICT_CODES, escape_count, judge
+from relu_diag.training.judge import UNSETTLED, VERDICT_CODES, escape_count, judge, verdict_in_training
 from relu_diag.training.look import targets_of
 from relu_diag.training.penalty import penalty_on
 from relu_diag.training.report import Report
@@ -32,6 +33,8 @@ _SAMPLES_A_REPORT = 20
 # Reports with a verdict each; then one is looked for when the run is so many times as long as at the last verdict.
 _JUDGED = 20
 _AGAIN = 1.1
+# The line of a point says how far below its loss is: none is too far.
+_ANY_DROP = 1e300
 # Samples on which a neuron is to be silent before anyone is told to do something about it.
 _ENOUGH = 1000
 
@@ -310,13 +313,11 @@ class BlockWatch:
 
     def _judge(self, trainer: Trainer, found: BlockReport) -> dict[str, float]:
         """Judge and log the verdict; its integer, and the number of escape neurons."""
-        live = None if self._seen is None else self._seen.live
-        penalty = None if live is None else penalty_on(trainer, live)
-        self.nearby = None if self._data is None else judge(found.block, self._data, penalty)
+        self.nearby = self._near(trainer, found.block)
         self.judged_step = found.step
         self._judged_width = len(found.block.W)
         self._verdicts += 1
-        text = str(self.nearby) if self.nearby else f"undecided: {self.rows.reason}"
+        text = _words(self.nearby) if self.nearby else f"undecided: {self.rows.reason}"
         kind = self.nearby.verdict.kind if self.nearby else "undecided"
         self._report.log_text(trainer, found.step, "timeline", text, kind)
         scalars: dict[str, float] = {"verdict": VERDICT_CODES[kind]}
@@ -325,3 +326,21 @@ class BlockWatch:
         scalars["gap"] = self.nearby.loss_gap
         escape = escape_count(self.nearby.verdict)
         return scalars if escape is None else scalars | {"escape": escape}
+
+    def _near(self, trainer: Trainer, block: ShallowBlock) -> NearbyStationaryPoint | None:
+        """The point near a block, with the verdict that holds for its optimizer; None where the loss is not known."""
+        seen, data = self._seen, self._data
+        if seen is None or data is None:
+            return None
+        penalty = None if seen.live is None else penalty_on(trainer, seen.live)
+        nearby = judge(block, data, penalty)
+        if nearby is None:
+            return None
+        training = trained_as(trainer, seen.parameters, block, data, penalty, seen.from_data, _ANY_DROP)
+        return replace(nearby, verdict=verdict_in_training(nearby, "", training))
+
+
+def _words(nearby: NearbyStationaryPoint) -> str:
+    """A point in a line, and why its verdict is not that of the point where it settles nothing."""
+    why = nearby.verdict.reason if nearby.verdict.kind in UNSETTLED else ""
+    return f"{nearby}; {why}" if why and why not in str(nearby) else str(nearby)
