@@ -88,8 +88,9 @@ class LaterKink:
 
 def later_kinks(kinks: Iterable[LaterKink], like: Tensor) -> Tensor:
     """How many numbers sit on the kinks that could be counted, shape ``()``, on the device of `like`."""
-    counts = [kink.count.to(like.device) for kink in kinks if kink.count is not None]
-    return torch.stack(counts).sum() if counts else _none(like.device)
+    none = _none(like.device)
+    counts = [kink.count.to(like.device) for kink in kinks if kink.count is not None and kink.count is not none]
+    return torch.stack(counts).sum() if counts else none
 
 
 def _input(node: Node, inputs: Inputs) -> tuple[bool, Tensor | None]:

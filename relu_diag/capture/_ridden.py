@@ -70,7 +70,7 @@ class Application:
         heads: Gradient at the output of every head.
         factor: What gradients are to be multiplied by.
         gradients: Gradients by the weights, of this application; None where autograd computed none.
-        gradients_total: Sum of ``C`` and the heads, taken while they were in the cache, shape ``()``.
+        totals: Sums of ``C`` and of the heads over all rows at least, taken while they were in the cache.
         looked: Extremes of the pre-activations, if they were taken while they were there.
     """
 
@@ -81,7 +81,7 @@ class Application:
     heads: tuple[Tensor, ...]
     factor: float
     gradients: Gradients | None
-    gradients_total: Tensor
+    totals: tuple[Tensor, ...]
     looked: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -137,11 +137,12 @@ class Application:
             return self.looked
         return known.amin(0), known.amax(0)
 
-    def total(self) -> Tensor:
-        """A number that is finite only where all numbers are, float32 at least, shape ``()``."""
+    def shown(self) -> list[Tensor]:
+        """Numbers that are finite only where all numbers are, float32 at least."""
+        if self.looked is not None:
+            return [*self.totals, self.looked[0]]
         # A product shows what is not finite in either factor; what is too large in it comes back in the gradients.
-        shown = self.X if self.Z is None else self.Z
-        return self.gradients_total + sum_of(shown if self.looked is None else self.looked[0])
+        return [*self.totals, sum_of(self.X if self.Z is None else self.Z)]
 
 
 @dataclass(slots=True, eq=False)
@@ -207,8 +208,12 @@ class Ridden:
 
 
 def finite(passed: Iterable[Application]) -> bool:
-    """Whether all numbers are finite, or at least their sum."""
-    return math.isfinite(sum(one.total() for one in passed))
+    """Whether all numbers are finite, or at least their sums."""
+    shown: dict[torch.device, list[Tensor]] = {}
+    for one in passed:
+        for numbers in one.shown():
+            shown.setdefault(numbers.device, []).append(numbers.reshape(-1))
+    return all(math.isfinite(torch.cat(there).sum()) for there in shown.values())
 
 
 def joined_rows(parts: Sequence[Rows]) -> Rows:
@@ -235,6 +240,12 @@ def _spread(counts: tuple[int, ...], most: int, device: torch.device) -> tuple[T
 def sum_of(value: Tensor) -> Tensor:
     """A sum, float32 at least, shape ``()``."""
     return value.sum(dtype=torch.float32) if value.dtype in _HALF else value.sum()
+
+
+def sum_of_rows(value: Tensor) -> Tensor:
+    """Sums over all axes but the last, float32 at least, one number a column."""
+    rows = value if value.ndim == 2 else value.reshape(-1, value.shape[-1])
+    return rows.sum(0, dtype=torch.float32) if rows.dtype in _HALF else rows.sum(0)
 
 
 def _select(rows: Tensor, some: Tensor, into: Tensor) -> None:

@@ -24,7 +24,7 @@ from relu_diag.capture._kinks import Inputs, LaterKink
 from relu_diag.capture._nodes import below_layout, nodes_below
 from relu_diag.capture._reading import DERIVATIVES, Candidate, Use
 from relu_diag.capture._ridden import finite
-from relu_diag.capture._sighting import Block, Reader
+from relu_diag.capture._sighting import Block, Noted, Reader
 from relu_diag.capture._together import joined
 from relu_diag.capture.find import _fit_slopes
 from relu_diag.capture.memory import Memory
@@ -73,6 +73,7 @@ class Ride:
         self._inputs = Inputs()
         self._kinks: dict[Node, LaterKink] = {}
         self._blocks: dict[Node, Block] = {}
+        self._noted: dict[Node, Noted] = {}
         self._copies: dict[int, Tensor] = {}
         # How often each was written to when it was copied.
         self._versions: dict[int, int] = {}
@@ -137,21 +138,22 @@ class Ride:
             elif block is not None:
                 block.factor = factor
                 block.to_the_loss = to_the_loss
-                listening = (
-                    block.listen(self._guarded) if known is None else known.take_in(block.readers, self._guarded)
-                )
-                self._handles.extend(listening)
-                self._blocks.setdefault(node, block)
+                if known is not None:
+                    known.take_in(block.readers)
+                else:
+                    self._handles.append(block.listen(self._guarded))
+                    self._blocks[node] = block
         return at_first
 
     def _begin_loss(self, root: Node, derivatives: bool) -> None:
         """Forget what the blocks below a loss have noted of derivatives that the step took of something else."""
+        lasting = {id(noted) for block in self._blocks.values() if block.to_the_loss for noted in block.noted}
         for node in nodes_below(root):
             block = self._blocks.get(node)
+            if block is not None and (derivatives or not block.to_the_loss):
+                block.forget(but=lasting)
             if block is not None and derivatives:
                 del self._blocks[node]
-            elif block is not None and not block.to_the_loss:
-                block.forget()
 
     def end(self) -> list[Sighting]:
         """Take the hooks off, and tell what was seen.
@@ -166,7 +168,7 @@ class Ride:
         blocks = [block for block in self._blocks.values() if block.complete]
         behind: dict[int, dict[Node, LaterKink]] = {}
         for block in blocks:  # what is behind several applications of the same weights counts once
-            together = behind.setdefault(id(block.hidden.weight.parameter), {})
+            together = behind.setdefault(id(block.hidden.product.weight.parameter), {})
             together.update(block.kinks)
             block.kinks = together
         copies = dict(self._copies)
@@ -198,6 +200,7 @@ class Ride:
         self._inputs.clear()
         self._kinks.clear()
         self._blocks.clear()
+        self._noted.clear()
         self._copies.clear()
         self._versions.clear()
 
@@ -265,7 +268,7 @@ class Ride:
                 self._memory.overwritten.add(id(layer))
         tells = Z is None and slopes == (0.0, 1.0) and not passage.dropout
         return Block(
-            hidden=hidden,
+            hidden=self._note(hidden),
             passage=passage,
             readers=[self._reader(use, head) for use, head in zip(uses, heads, strict=True)],
             W=W,
@@ -275,14 +278,21 @@ class Ride:
             Z=Z if Z is None or fold is None else fold.pre_activations(Z),
             A=uses[0].product.X() if tells else None,
             kinks=self._kinks_behind(uses),
-            lent=self._lent,
             facts=candidate.facts if uses is candidate.uses else {},
             extremes=None if passed is None or fold is not None else passed.extremes,
         )
 
     def _reader(self, use: Use, H: Tensor) -> Reader:
         bias = None if use.bias is None else self._copied(use.bias)
-        return Reader(use.product, H, bias, use.bias)
+        return Reader(self._note(use.product), H, bias, use.bias)
+
+    def _note(self, product: Product) -> Noted:
+        """What a hook on a product notes, which other blocks may ask for too."""
+        noted = self._noted.get(product.node)
+        if noted is None:
+            noted = self._noted[product.node] = Noted(product, self._lent)
+            self._handles.append(noted.listen(self._guarded))
+        return noted
 
     def _kinks_behind(self, uses: Sequence[Use]) -> dict[Node, LaterKink]:
         """The kinks between readers and the loss, with a hook on each."""

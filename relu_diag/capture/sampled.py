@@ -17,8 +17,8 @@ from relu_diag.functional.local import NeuronSums, RunningSums
 from relu_diag.functional.tolerances import kink_tolerance
 
 # Numbers in the rows of a step that are copied, and rows that are copied at least.
-_NUMBERS = 2**16
-_FEWEST = 64
+_NUMBERS = 2**15
+_FEWEST = 32
 # Steps that wait for a report, and numbers in the rows of all of them.
 _STEPS = 32
 _WAITING = 2**22
@@ -84,9 +84,11 @@ class SampledSums:
         Args:
             seen: The block in the step, of the shape of the first one.
         """
-        if self._steps is None or not self._steps.fits(seen):
+        shape = _shape(seen)
+        if self._steps is not None and (self._steps.full or self._steps.shape != shape):
             self._work(seen.block)
-            self._steps = _Steps(seen)
+        if self._steps is None or self._steps.shape != shape:
+            self._steps = _Steps(seen, shape)
         self._steps.add(seen)
 
     def sums(self, block: ShallowBlock) -> NeuronSums:
@@ -125,8 +127,8 @@ class SampledSums:
 class _Steps:
     """Steps of one number of rows: copies of some rows of each, and what all their rows have in common."""
 
-    def __init__(self, seen: Sighting) -> None:
-        self.shape = _shape(seen)
+    def __init__(self, seen: Sighting, shape: tuple[int, ...]) -> None:
+        self.shape = shape
         self.rows = min(_rows(seen), seen.count)
         numbers = self.rows * (seen.inputs + 2 * seen.neurons + seen.outputs)
         self.room = min(max(_WAITING // numbers, 1), _STEPS)
@@ -134,9 +136,8 @@ class _Steps:
         self.by_W = torch.zeros_like(weights.W)
         self.by_bias = self.by_W.new_zeros(len(self.by_W))
         self.by_heads = [torch.zeros_like(head) for head in weights.heads]
-        self.low = self.by_bias + torch.inf
-        self.high = self.by_bias - torch.inf
         self.copies = seen.ridden.room(self.room * self.rows)
+        self.parts = [self.copies.part(step * self.rows, (step + 1) * self.rows) for step in range(self.room)]
         self.clear()
 
     def clear(self) -> None:
@@ -145,27 +146,29 @@ class _Steps:
         self.by_activations = False
         for total in (self.by_W, self.by_bias, *self.by_heads):
             total.zero_()
-        self.low.fill_(torch.inf)
-        self.high.fill_(-torch.inf)
+        # Extremes of the steps, put together at a report.
+        self.lows: list[Tensor] = []
+        self.highs: list[Tensor] = []
 
-    def fits(self, seen: Sighting) -> bool:
-        """Whether a step is one more of them, and there is room for it."""
-        return self.count < self.room and _shape(seen) == self.shape
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for one more of them."""
+        return self.count == self.room
 
     def add(self, seen: Sighting) -> None:
         """Add a step."""
-        seen.ridden.copy_rows(self.copies.part(self.count * self.rows, (self.count + 1) * self.rows))
+        seen.ridden.copy_rows(self.parts[self.count])
         self.count += 1
         for one in seen.ridden.applications:
-            assert one.gradients is not None
-            self.by_W.add_(one.gradients.W, alpha=one.factor)
-            self.by_bias.add_(one.gradients.bias, alpha=one.factor)
-            for total, gradient in zip(self.by_heads, one.gradients.heads, strict=True):
-                total.add_(gradient, alpha=one.factor)
+            known = one.gradients
+            assert known is not None
+            # One call for all of them: in the middle of a training step each costs as much as the adding.
+            totals = [self.by_W, self.by_bias, *self.by_heads]
+            torch._foreach_add_(totals, [known.W, known.bias, *known.heads], alpha=one.factor)
             if self.rows < seen.count:
                 low, high = one.extremes()
-                torch.minimum(self.low, low, out=self.low)
-                torch.maximum(self.high, high, out=self.high)
+                self.lows.append(low)
+                self.highs.append(high)
                 self.by_activations |= one.by_activations
 
     def sums(self, block: ShallowBlock) -> NeuronSums:
@@ -182,11 +185,11 @@ class _Steps:
         running = RunningSums()
         running.add(block, BlockSignal(X, rows.G, rows.C, rows.Z), weight=count * each, gradients=gradients)
         sums = running.sums()
-        z_min, z_max = self._extremes(block, X, sums)
+        if self.lows:
+            z_min, z_max = self._extremes(block, X, sums)
+            sums = replace(sums, z_min=z_min, z_max=z_max)
         return replace(
             sums,
-            z_min=z_min,
-            z_max=z_max,
             activation=sums.activation * each,
             squares=sums.squares / each,
             samples=torch.tensor(self.count * count, device=X.device),
@@ -195,7 +198,8 @@ class _Steps:
     def _extremes(self, block: ShallowBlock, X: Tensor, sums: NeuronSums) -> tuple[Tensor, Tensor]:
         """Least and largest pre-activation of all rows, 0 on the kink, inputs ``x = 0`` left out, shapes ``(I,)``."""
         reach = kink_tolerance(None, block.W.dtype) * block.W.norm(dim=1) * X.norm(dim=1).max()
-        low, high = (torch.where(one.abs() <= reach, 0.0, one).double() for one in (self.low, self.high))
+        extremes = torch.stack(self.lows).amin(0), torch.stack(self.highs).amax(0)
+        low, high = (torch.where(one.abs() <= reach, 0.0, one).double() for one in extremes)
         # Without a bias a row may be zero, which is on no kink; an activation of 0 is that of all that is below it.
         unbiased = X.shape[1] == self.by_W.shape[1]
         high = torch.where((high == 0) & (unbiased or self.by_activations), sums.z_max, high.maximum(sums.z_max))

@@ -84,7 +84,7 @@ class Sighting:
         """
         assert signal.C is not None
         weights = Weights(block.W, None, (block.H,), (block.output_bias,), block.slopes)
-        rows = Application(signal.X, signal.Z, None, signal.C, (signal.G,), 1.0, None, signal.G.sum() + signal.C.sum())
+        rows = Application(signal.X, signal.Z, None, signal.C, (signal.G,), 1.0, None, (signal.G.sum(), signal.C.sum()))
         return cls(
             hidden=names[0],
             readers=names[1:],
