@@ -14,9 +14,9 @@ from relu_diag.functional.block import BlockSignal, ShallowBlock
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import chunks, fan_rays, merge_collinear, one_sided
 from relu_diag.functional.tolerances import FLOAT64
+from relu_diag.functional.verdict._flat import flat_within
 from relu_diag.functional.verdict._output_parts import output_parts
 from relu_diag.functional.verdict._rounding import ResidualRounding
-from relu_diag.functional.verdict._weight import seen_by
 from relu_diag.functional.verdict.escape import EscapeNeurons
 from relu_diag.functional.verdict.stationarity import Stationarity
 
@@ -65,10 +65,8 @@ def flat_rays(
     """
     b = (block.slopes[1] - block.slopes[0]) / 2
     smooth = found.geometry.smooth.cpu().numpy()
-    hidden = seen_by(block, signal, kink_tol, torch.arange(len(block.W), device=block.W.device), rounding.usable).pull
-    # Where a slope downwards counts as none, one upwards does.
-    slope = found.tol * found.scale - found.slope.clamp(max=0.0)
-    flat = torch.maximum(slope, block.H.norm(dim=0) * hidden).cpu().numpy()
+    every_neuron = torch.arange(len(block.W), device=block.W.device)
+    flat = flat_within(block, signal, found, every_neuron, kink_tol, rounding).cpu().numpy()
     direction, escapes = escape.direction.cpu().numpy(), escape.mask.cpu().numpy()
     zero = ~block.W.any(dim=1).cpu().numpy()
     kinks = _kinks(block, signal, kink_tol, silent=~block.H.any(dim=0))

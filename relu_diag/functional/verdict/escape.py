@@ -17,6 +17,7 @@ from relu_diag.functional.local import (
     tangential_part,
 )
 from relu_diag.functional.tolerances import kink_tolerance
+from relu_diag.functional.verdict._flat import flat_within
 from relu_diag.functional.verdict._output_parts import output_parts
 from relu_diag.functional.verdict._reach import pull_beside_rounding, zero_neuron_pull
 from relu_diag.functional.verdict._rounding import ResidualRounding, rounding_of_signal
@@ -131,7 +132,7 @@ def escapes_at(
     numbers = (outputs + found.geometry.within) * inputs
     decided &= ~asked | (numbers <= BUDGETS.neuron_numbers)
     for index in _groups((asked & decided).nonzero().squeeze(1), numbers):
-        direction[index], D[index], decided[index] = _loudest(block, signal, found, index, kink_tol)
+        direction[index], D[index], decided[index] = _loudest(block, signal, found, index, kink_tol, rounding)
     strength = D.norm(dim=1)
     mask = torch.where(zero, strength > 0, strength > loud)
     mask &= zero | _weighty(block, signal, found, strength, mask & ~zero, kink_tol, rounding)
@@ -204,7 +205,12 @@ def _groups(index: Tensor, numbers: Tensor) -> Iterator[Tensor]:
 
 
 def _loudest(
-    block: ShallowBlock, signal: BlockSignal, found: Stationarity, index: Tensor, kink_tol: float | None
+    block: ShallowBlock,
+    signal: BlockSignal,
+    found: Stationarity,
+    index: Tensor,
+    kink_tol: float,
+    rounding: ResidualRounding | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Direction, ``D`` and decidedness of some neurons whose loss has no negative slope."""
     some = replace(block, W=block.W[index], H=block.H[:, index])
@@ -222,7 +228,7 @@ def _loudest(
         own = neuron == i
         x = tangential_part(U[i].expand(int(own.sum()), -1), X[own])
         problems.append(OneNeuron(*(part.cpu().numpy() for part in (g[i], b * c[own], parts[i], b * kinks[own], x))))
-    flat = (found.tol * found.scale - found.slope.clamp(max=0.0))[index[kinked]].tolist()
+    flat = flat_within(block, signal, found, index[kinked], kink_tol, rounding).tolist()
     for i, pull in zip(kinked, loudest_flat_directions(problems, flat, [loud[i] for i in kinked]), strict=True):
         decided[i] = pull.decided
         direction[i] = torch.as_tensor(pull.direction).to(D)

@@ -241,3 +241,10 @@ def test_what_of_a_pull_is_outside_the_kinks_by_rounding_alone_makes_no_escape_n
     rng = np.random.default_rng(1)
     kinds = {verdict_of(rotated(rng, problem)).kind for _ in range(12)}
     assert kinds == {verdict_of(problem).kind} == {"local minimum"}
+
+
+@pytest.mark.parametrize("name", ["long_samples_80117_39", "long_samples_80118_41"])
+def test_slopes_that_rounding_of_the_residuals_hides_are_flat_however_they_are_rounded(name: str) -> None:
+    problem = found_before(name)
+    for draw in range(10):
+        assert verdict_of(rotated(np.random.default_rng(draw), problem)).kind == "type-2 candidate"

@@ -14,7 +14,7 @@ from relu_diag import functional as F
 from .changes import CHANGES
 from .descent import largest_fall, lower_network
 from .first_order import Neuron, Point, bias_violation, first_order, lowest_by_programs, point_of
-from .line import change, profile
+from .line import change, profile, rounding_of_change
 from .problem import Array, Problem, loss, outputs, rho
 
 Rng = np.random.Generator
@@ -270,7 +270,8 @@ def check_witness(record: Record, truth: Truth, verdict: F.Verdict) -> None:
         record.wrong("witness rises on the way", f"{text}; {verdict.kind}")
     if seen.start > rounding or (seen.start >= 0 and seen.first > 1e-3 * direction.step):
         record.wrong("witness does not begin downhill", f"{text}, first piece {seen.start:.3g}; {verdict.kind}")
-    if abs(fall - direction.loss_change) > 0.01 * abs(fall) + 10 * rounding:
+    unknown = rounding + rounding_of_change(problem, *parts[:2], direction.step)
+    if abs(fall - direction.loss_change) > 0.01 * abs(fall) + 10 * unknown:
         record.wrong("witness misstates its fall", f"{text}; {verdict.kind}")
 
 

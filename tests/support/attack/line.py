@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .first_order import EPS
 from .problem import Array, Problem
 
 LONG = np.longdouble
@@ -59,6 +60,16 @@ def change(problem: Problem, dW: Array, dH: Array, db: Array, step: float) -> fl
     delta = _moved(problem, X @ W.T, X @ dW.T, (H, dH), db, t)
     error = _outputs(problem, W, H) - problem.Y
     return float(LONG(problem.factor) * (delta * (error + delta / 2)).sum())
+
+
+def rounding_of_change(problem: Problem, dW: Array, dH: Array, step: float) -> float:
+    """What one rounding of every product of an input and an input weight, before and after, makes of the change."""
+    W, H, X = (np.abs(value) for value in (problem.W, problem.H, problem.X))
+    W, H = W + step * np.abs(dW), H + step * np.abs(dH)
+    moved = dW.any(axis=1) | dH.any(axis=0)
+    wrong = EPS * max(map(abs, problem.slopes)) * (X @ W[moved].T) @ H[:, moved].T
+    before, after = (_outputs(problem, problem.W + t * dW, problem.H + t * dH) - problem.Y for t in (0.0, step))
+    return float(problem.factor * (wrong * (np.abs(before) + np.abs(after))).sum())
 
 
 def _stops(c: list[LONG], length: LONG) -> list[LONG]:
