@@ -229,7 +229,7 @@ class Budgets:
     course: int = 1500
     stages: int = 60
     descent: int = 100
-    long_descent: int = 10_000
+    long_descent: int = 40_000
     below: int = 20
     seen: int = 50
     leap_numbers: int = 300
