@@ -5,6 +5,23 @@ from __future__ import annotations
 from html import escape
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 neuron, 12 neurons.
+
+    Args:
+        number: How many.
+        noun: What, in the singular.
+
+    Returns:
+        Both, with a comma for thousands.
+
+    Example:
+        >>> counted(1, "neuron"), counted(1200, "kink")
+        ('1 neuron', '1,200 kinks')
+    """
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def html_table(summary: str) -> str:
     """A summary, one fact a line, as an HTML table. Names without a text are left out.
 

@@ -40,4 +40,5 @@ def nothing_moves(block: ShallowBlock, name: str, data: TrainingData | None) -> 
 
 def dead_words(block: ShallowBlock, name: str) -> str:
     """That every neuron of a block is dead, in words."""
-    return f"all {len(block.W)} neurons of {name or 'the block'} are dead"
+    where = name or "the block"
+    return f"all {len(block.W)} neurons of {where} are dead" if len(block.W) > 1 else f"the neuron of {where} is dead"

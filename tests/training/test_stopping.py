@@ -37,7 +37,7 @@ def examined(kind: str, steps: float | None = None, dead: bool = False) -> Exami
     ("examination", "waited_until", "stop", "reason"),
     [
         (None, None, True, "the loss is not finite"),
-        (examined("undecided", dead=True), None, True, "nothing can change any more: all 1 neurons of net.0 are dead"),
+        (examined("undecided", dead=True), None, True, "nothing can change any more: the neuron of net.0 is dead"),
         (examined("local minimum"), None, True, "near a local minimum"),
         (examined("global minimum"), None, True, "near a global minimum"),
         (examined("undecided"), None, False, "nothing is certain (undecided: a reason)"),

@@ -17,6 +17,7 @@ from relu_diag.functional.cells._reach import Choice, Reach
 from relu_diag.functional.cells._solver import Effort, relative_gradient, settle
 from relu_diag.functional.cells._stratum import Sign, Stratum, Weights, signs, stratum_of
 from relu_diag.functional.cells._term import Term
+from relu_diag.functional.tables import counted
 from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.verdict import NO_MINIMUM
 
@@ -208,7 +209,7 @@ def _missing(stratum: Stratum, term: Term, decay: Decay, start: Weights, at: Wei
     """What keeps weights from being a stationary point of their stratum, and which neurons are to blame."""
     vanishing = _vanishing(start, at)
     if vanishing.any():
-        return f"{NOWHERE} nearby: {int(vanishing.sum())} neurons would vanish", vanishing
+        return f"{NOWHERE} nearby: {counted(int(vanishing.sum()), 'neuron')} would vanish", vanishing
     outputs = stratum.outputs(at)
     endless = term.falls_for_ever(outputs - at.b) or term.falls_for_ever(outputs - stratum.outputs(start))
     if endless and not decay.any:
@@ -218,6 +219,6 @@ def _missing(stratum: Stratum, term: Term, decay: Decay, start: Weights, at: Wei
         return f"{NOWHERE} found: relative gradient {slope:.2g} where the search ended", np.ones_like(vanishing)
     crossing = np.asarray(~stratum.holds(at.W).all(axis=0))
     if crossing.any():
-        turning = f"{int(crossing.sum())} neurons would turn across the kink of a sample"
+        turning = f"{counted(int(crossing.sum()), 'neuron')} would turn across the kink of a sample"
         return f"{NOWHERE} nearby: {turning}", crossing
     return "", crossing

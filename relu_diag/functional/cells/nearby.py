@@ -22,6 +22,7 @@ from relu_diag.functional.cells._units import Units, decayed_units, own_units
 from relu_diag.functional.local import NeuronStates, neuron_states
 from relu_diag.functional.output_loss import Loss, SquaredError, as_loss
 from relu_diag.functional.problem import LossProblem, Problem, decayed_problem, loss_problem, squared_problem
+from relu_diag.functional.tables import counted
 from relu_diag.functional.tolerances import FLOAT64, kink_tolerance, training_kink_tolerance
 from relu_diag.functional.verdict import NO_MINIMUM, Verdict, classify
 from relu_diag.functional.weight_decay import WeightDecay, as_weight_decay
@@ -76,7 +77,8 @@ class NearbyStationaryPoint:
     def __str__(self) -> str:
         return (
             f"{self.verdict.kind} at distance {self.distance:.3g}, loss {self.loss:.6g} (gap {self.loss_gap:.3g}); "
-            f"{len(self.zeroed)} neurons put to zero, {self.kink_count} kinks within {self.kink_tol:.3g}"
+            f"{counted(len(self.zeroed), 'neuron')} put to zero, "
+            f"{counted(self.kink_count, 'kink')} within {self.kink_tol:.3g}"
             + (f"; {self.reason}" if self.reason else "")
         )
 
@@ -127,7 +129,7 @@ def nearby_stationary_point(
         >>> X, Y = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0], [-1.0]])
         >>> iterate = ShallowBlock(W=torch.tensor([[0.9, -0.9], [1e-3, 2e-3]]), H=torch.tensor([[1.0, -1e-3]]))
         >>> print(nearby_stationary_point(iterate, X, Y))  # the second neuron is about to grow
-        saddle at distance 0.0809, loss 0.5 (gap 0.005); 1 neurons put to zero, 0 kinks within 0.01
+        saddle at distance 0.0809, loss 0.5 (gap 0.005); 1 neuron put to zero, 0 kinks within 0.01
     """
     landscape = _landscape(Y, reduction, as_weight_decay(weight_decay))
     problem = landscape.problem(block, X)

@@ -20,7 +20,7 @@ from relu_diag.functional.dynamics._system import Objective, OfOutputs, Squares,
 from relu_diag.functional.local import target_scale
 from relu_diag.functional.output_loss import AbsoluteError, Huber, Loss, SquaredError
 from relu_diag.functional.problem import LossProblem, Problem, loss_problem, squared_problem
-from relu_diag.functional.tables import html_table, summary_of
+from relu_diag.functional.tables import counted, html_table, summary_of
 from relu_diag.functional.tolerances import FLOAT64, derivative_tolerance
 from relu_diag.functional.weight_decay import WeightDecay, as_weight_decay
 
@@ -62,7 +62,8 @@ class EscapeForecast:
     decided: bool = True
 
     def __str__(self) -> str:
-        growth = f"{len(self.neurons)} neurons of amplitude {self.amplitude:.3g} grow at rate {self.gain:.3g}"
+        many = counted(len(self.neurons), "neuron")
+        growth = f"{many} of amplitude {self.amplitude:.3g}, growth rate {self.gain:.3g}"
         if not self.decided:
             return f"not decided when the loss drops by {self.drop:.3g}, followed to {self.reached:.3g}: {growth}"
         if self.reached < self.drop:
@@ -138,7 +139,7 @@ def forecast_escape(
         >>> X, Y = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[3.0], [4.0]])
         >>> start = ShallowBlock(W=torch.tensor([[6e-6, 8e-6]]), H=torch.tensor([[1e-5]]))
         >>> print(forecast_escape(start, X, Y, lr=0.01))
-        escape in ~198 steps: 1 neurons of amplitude 1e-10 grow at rate 5, time 1.982
+        escape in ~198 steps: 1 neuron of amplitude 1e-10, growth rate 5, time 1.982
     """
     if not (math.isfinite(lr) and lr >= 0):
         raise ValueError(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from relu_diag.functional.integral._network import check_network
 from relu_diag.functional.integral.interval import Interval, check_interval
+from relu_diag.functional.tables import counted
 from relu_diag.functional.tolerances import kink_tolerance
 
 
@@ -46,7 +47,9 @@ class NeuronTypes:
     def __str__(self) -> str:
         names = ("inactive", "semi_inactive", "semi_active", "type_1_active", "type_2_active", "degenerate", "flat")
         counts = [(int(getattr(self, name).sum()), name.replace("_", "-")) for name in names]
-        return f"{len(self.flat)} neurons: " + ", ".join(f"{count} {name}" for count, name in counts if count)
+        return f"{counted(len(self.flat), 'neuron')}: " + ", ".join(
+            f"{count} {name}" for count, name in counts if count
+        )
 
 
 def neuron_types(w: Tensor, b: Tensor, h: Tensor, interval: Interval, tol: float | None = None) -> NeuronTypes:

@@ -13,6 +13,7 @@ from relu_diag.functional.block import BlockSignal, ShallowBlock, check_fit, chu
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local.neurons import repeated_neurons
 from relu_diag.functional.local.sums import neuron_sums
+from relu_diag.functional.tables import counted
 from relu_diag.functional.tolerances import derivative_tolerance, kink_tolerance
 
 _CURES = {
@@ -56,7 +57,7 @@ class DeadCauses:
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {word}" for word, count in Counter(self.cause).items())
         born = f"gamma {self.gamma:.3g}: {self.born_dead:.0%} of random neurons are born dead".replace("%", " %")
-        return f"{len(self.cause)} neurons: {counts}; {born}"
+        return f"{counted(len(self.cause), 'neuron')}: {counts}; {born}"
 
 
 def dead_causes(block: ShallowBlock, signal: BlockSignal, price: float = 0.0) -> DeadCauses:

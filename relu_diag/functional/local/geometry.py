@@ -15,7 +15,7 @@ from relu_diag.functional.local.directions import radial_directions, tangential_
 from relu_diag.functional.local.kink_samples import KinkSamples
 from relu_diag.functional.local.noise import kinks_beyond_chance, slope_noise, slope_to_noise
 from relu_diag.functional.local.sums import NeuronSums, neuron_sums, slopes_at
-from relu_diag.functional.tables import html_table, summary_of
+from relu_diag.functional.tables import counted, html_table, summary_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,8 +67,9 @@ class NeuronGeometry:
     def __str__(self) -> str:
         neuron = int(self.steepest.argmin())
         return (
-            f"{len(self.steepest)} neurons, {int((self.kink_count > 0).sum())} on a kink; steepest tangential slope "
-            f"{self.steepest[neuron]:.3g} (neuron {neuron}), largest |radial derivative| {self.radial.abs().max():.3g}"
+            f"{counted(len(self.steepest), 'neuron')}, {int((self.kink_count > 0).sum())} on a kink; "
+            f"steepest tangential slope {self.steepest[neuron]:.3g} (neuron {neuron}), "
+            f"largest |radial derivative| {self.radial.abs().max():.3g}"
         )
 
     def summary(self) -> str:
@@ -144,7 +145,7 @@ def neuron_geometry(block: ShallowBlock, signal: BlockSignal, kink_tol: float | 
         >>> block = ShallowBlock(W=torch.tensor([[1.0, 0.0]]), H=torch.tensor([[1.0]]))
         >>> signal = BlockSignal(X=torch.tensor([[0.0, 1.0]]), G=torch.tensor([[-1.0]]))  # on the kink
         >>> print(neuron_geometry(block, signal))
-        1 neurons, 1 on a kink; steepest tangential slope -1 (neuron 0), largest |radial derivative| 0
+        1 neuron, 1 on a kink; steepest tangential slope -1 (neuron 0), largest |radial derivative| 0
     """
     return geometry_from_sums(block, neuron_sums(block, signal, kink_tol))
 

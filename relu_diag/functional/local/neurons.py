@@ -17,7 +17,7 @@ from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local._lengths import column_lengths
 from relu_diag.functional.local.directions import radial_directions
 from relu_diag.functional.local.sums import NeuronSums, neuron_sums
-from relu_diag.functional.tables import html_table, summary_of
+from relu_diag.functional.tables import counted, html_table, summary_of
 from relu_diag.functional.tolerances import FLOAT64
 
 # Groups that a summary names.
@@ -73,9 +73,9 @@ class NeuronStates:
 
     def __str__(self) -> str:
         return (
-            f"{len(self.dead)} neurons: {int(self.dead.sum())} dead, {int(self.brink.sum())} on the brink, "
+            f"{counted(len(self.dead), 'neuron')}: {int(self.dead.sum())} dead, {int(self.brink.sum())} on the brink, "
             f"{int(self.linear.sum())} linear, {int(self.small_living.sum())} small living; "
-            f"{len(self.group_amplitude)} effective neurons"
+            f"{counted(len(self.group_amplitude), 'effective neuron')}"
         )
 
     def summary(self) -> str:
@@ -133,7 +133,7 @@ def neuron_states(
     Example:
         >>> block = ShallowBlock(W=torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), H=torch.tensor([[1.0, 1.0]]))
         >>> print(neuron_states(block, X=torch.tensor([[0.5, 1.0]]), Y=torch.ones(1, 1)))
-        2 neurons: 1 dead, 0 on the brink, 1 linear, 0 small living; 1 effective neurons
+        2 neurons: 1 dead, 0 on the brink, 1 linear, 0 small living; 1 effective neuron
     """
     BlockSignal(X, X)  # the checks every data set goes through
     silent = BlockSignal(X, G=X.new_zeros(len(X), len(block.H)))
@@ -189,7 +189,7 @@ def states_from_sums(
         >>> batches = [BlockSignal(torch.full((2, 1), x), torch.ones(2, 1)) for x in (3.0, -1.0)]
         >>> sums = neuron_sums(block, batches[0]) + neuron_sums(block, batches[1])
         >>> print(states_from_sums(block, sums, scale=1.0))
-        1 neurons: 0 dead, 0 on the brink, 0 linear, 0 small living; 1 effective neurons
+        1 neuron: 0 dead, 0 on the brink, 0 linear, 0 small living; 1 effective neuron
     """
     if not 0 <= group_angle <= math.pi:
         raise ValueError(f"`group_angle` is an angle in [0, pi] rad; got {group_angle!r}.")

@@ -12,6 +12,7 @@ from relu_diag.functional.block import Reduction, ShallowBlock, rho
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import chunks
 from relu_diag.functional.problem import SquaredProblem, squared_problem
+from relu_diag.functional.tables import counted
 from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.verdict.line import Move, entered
 
@@ -43,8 +44,8 @@ class PerturbationTest:
     def __str__(self) -> str:
         falls = int((self.changes < 0).sum())
         width = f"up to {self.zeta:.3g}" + (" of each neuron's weights" if self.relative else "")
-        less = f" ({self.narrowed} neurons less: a kink is near)" if self.narrowed else ""
-        cross = f" (samples may cross the kinks of {self.crossing} neurons)" if self.crossing else ""
+        less = f" ({counted(self.narrowed, 'neuron')} less: a kink is near)" if self.narrowed else ""
+        cross = f" (samples may cross the kinks of {counted(self.crossing, 'neuron')})" if self.crossing else ""
         return f"{falls} of {len(self.changes)} perturbations {width}{less}{cross} lower the loss"
 
 

@@ -13,6 +13,7 @@ from relu_diag.functional._checks import check_matrix
 from relu_diag.functional.block import Reduction, ShallowBlock, rho
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.output_loss import Loss, as_loss
+from relu_diag.functional.tables import counted
 from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.widening._factors import usual_length
 from relu_diag.functional.widening._pools import POOLS
@@ -47,7 +48,7 @@ class WideningCandidate:
 
     def __str__(self) -> str:
         after = "" if self.trained is None else f", {self.trained:.4g} after a few steps"
-        return f"{self.kind}: {self.units} neurons, loss {self.refitted:.4g} with fitted outputs{after}"
+        return f"{self.kind}: {counted(self.units, 'neuron')}, loss {self.refitted:.4g} with fitted outputs{after}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

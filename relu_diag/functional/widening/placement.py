@@ -11,6 +11,7 @@ from relu_diag.functional.block import BlockSignal, ShallowBlock, check_fit, chu
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.dynamics import climbed_directions, extremal_directions
 from relu_diag.functional.output_loss import Loss
+from relu_diag.functional.tables import counted
 from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.widening._amplitudes import (
     Remainder,
@@ -54,7 +55,7 @@ class Placement:
 
     def __str__(self) -> str:
         best = f", largest gain {self.gain[0]:.3g}" if len(self.gain) else ""
-        return f"{len(self.units)} neurons placed anew{best}; the loss drops by {self.drop:.3g}"
+        return f"{counted(len(self.units), 'neuron')} placed anew{best}; the loss drops by {self.drop:.3g}"
 
     def applied_to(self, block: ShallowBlock) -> ShallowBlock:
         """A block with these neurons.

@@ -146,11 +146,11 @@ def test_neuron_that_would_have_to_turn_round_or_vanish() -> None:
     block = ShallowBlock(torch.tensor([[1.0, -1.0]]).double(), torch.ones(1, 1).double())
     round_ = F.nearby_stationary_point(block, X, torch.tensor([[-1.0], [0.0]]).double())
     assert (round_.genuine, round_.verdict.kind) == (False, "undecided")
-    assert "1 neurons would turn across the kink of a sample" in round_.reason
+    assert "1 neuron would turn across the kink of a sample" in round_.reason
     both = ShallowBlock(torch.ones(1, 2).double(), torch.ones(1, 1).double())
     gone = F.nearby_stationary_point(both, X, torch.zeros(2, 1).double())
     assert (gone.genuine, gone.verdict.kind) == (False, "undecided")
-    assert "1 neurons would vanish" in gone.reason
+    assert "1 neuron would vanish" in gone.reason
 
 
 @pytest.mark.parametrize("outputs", [1, 2])

@@ -38,7 +38,7 @@ def test_a_drop_that_the_growing_neuron_cannot_reach_is_no_escape() -> None:
     assert forecast is not None
     assert forecast.steps == math.inf
     assert forecast.reached == pytest.approx(1e-4, rel=0.01)
-    assert str(forecast).startswith("no escape by 0.01 of the loss, at most 0.0001: 1 neurons")
+    assert str(forecast).startswith("no escape by 0.01 of the loss, at most 0.0001: 1 neuron")
 
 
 @pytest.mark.parametrize("seed", range(8))

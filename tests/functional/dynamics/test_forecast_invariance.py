@@ -119,7 +119,7 @@ def test_what_is_small_is_the_callers_choice() -> None:
 
 def test_forecast_says_itself() -> None:
     forecast = F.forecast_escape(neuron((6e-6, 8e-6), 1e-5), X2, Y2, lr=1e-5)
-    assert str(forecast) == "escape in ~193,375 steps: 1 neurons of amplitude 1e-10 grow at rate 5, time 1.934"
+    assert str(forecast) == "escape in ~193,375 steps: 1 neuron of amplitude 1e-10, growth rate 5, time 1.934"
 
 
 # Bad input

@@ -57,7 +57,7 @@ def test_types_forgive_rounding_at_the_ends_only_as_much_as_told() -> None:
     assert not bool(F.neuron_types(w, beside, h, (0.0, 1.0)).semi_inactive)
     assert bool(F.neuron_types(w, beside, h, (0.0, 1.0), tol=1e-7).semi_inactive)
     assert bool(F.neuron_types(w.float(), beside.float(), h.float(), (0.0, 1.0)).semi_inactive)
-    assert str(F.neuron_types(w, beside, h, (0.0, 1.0))) == "1 neurons: 1 type-2-active"
+    assert str(F.neuron_types(w, beside, h, (0.0, 1.0))) == "1 neuron: 1 type-2-active"
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 6])
