@@ -24,7 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from support.attack.any_loss import MAKERS, case_of, decayed_case
+from support.attack.any_loss import KINKED, MAKERS, case_of, decayed_case
 from support.attack.loss_oracle import complaints, largest_excess
 
 from relu_diag import functional as F
@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=400, help="of all losses together")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--loss", choices=sorted(MAKERS), action="append")
+    parser.add_argument("--loss", choices=[*sorted(MAKERS), *KINKED], action="append")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--number", type=int, help="one point by itself, the verdict in full")
     parser.add_argument("--decay", action="store_true", help="with --number: the point with weight decay")

@@ -63,6 +63,8 @@ class Budgets:
         ray_pairs: Pairs of rays, beside all single ones, from which such a form is lowered ray by ray.
         ray_steps: Steps of that.
         moves: Moves of a second-order form that are evaluated.
+        met_sides: Choices of the sides of kinks for each of which a gradient is looked for where targets are met.
+        cuts: Directions in which a neuron without weights is held, one after the other, by the gradient there.
         neurons_tried: Neurons whose own move is evaluated before a descent counts as not seen.
         crossings: Kinks crossed on the way along a move that are followed one by one.
         draw_numbers: Numbers in the activations of perturbations evaluated together.
@@ -210,6 +212,8 @@ class Budgets:
     ray_pairs: int = 64
     ray_steps: int = 100
     moves: int = 16
+    met_sides: int = 2**6
+    cuts: int = 16
     neurons_tried: int = 8
     crossings: int = 2**16
     draw_numbers: int = 2**22

@@ -94,6 +94,19 @@ class Loss(ABC):
             nothing is known.
         """
 
+    def slopes_within(self, outputs: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and the largest slope of every output within a distance: different ones around a kink.
+
+        Args:
+            outputs: Outputs of the block, shape ``(N, J)``.
+            reach: The distance, one for each sample, shape ``(N,)``.
+
+        Returns:
+            Both of shape ``(N, J)``: twice the gradient, but for a loss that bends so sharply.
+        """
+        G = self.gradient(outputs)
+        return G, G
+
     @property
     @abstractmethod
     def convex(self) -> bool:

@@ -159,6 +159,10 @@ class AbsoluteError(Elementwise):
         """False."""
         return False
 
+    def slopes_within(self, outputs: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+        """The slopes on both sides of every output, at a distance ``(N,)``; both of shape ``(N, J)``."""
+        return self.gradient(outputs - reach[:, None]), self.gradient(outputs + reach[:, None])
+
     def _value(self, outputs: Tensor, Y: Tensor) -> Tensor:
         return (outputs - Y).abs()
 

@@ -14,6 +14,7 @@ from relu_diag.functional.problem import LossProblem
 from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.verdict._endless import falls_for_ever
 from relu_diag.functional.verdict._loss_line import loss_line
+from relu_diag.functional.verdict._met_fall import fall_behind, steepest_fall
 from relu_diag.functional.verdict._orders import (
     CONVEX,
     ORTHOGONAL,
@@ -25,19 +26,63 @@ from relu_diag.functional.verdict._orders import (
     second_order,
 )
 from relu_diag.functional.verdict._rounding import curvature_of_rows, rounding_of_problem
+from relu_diag.functional.verdict._subgradient import Slopes, free_slopes, held_by, held_on_every_side
 from relu_diag.functional.verdict.direction import Direction
+from relu_diag.functional.verdict.escape import escapes_at
 from relu_diag.functional.verdict.line import Move
 from relu_diag.functional.verdict.stationarity import assess
-from relu_diag.functional.verdict.verdict import NO_MINIMUM, Verdict
+from relu_diag.functional.verdict.verdict import DESCENT, NO_MINIMUM, Verdict
 
 KINKED_THEOREM = "a stationary point without escape neurons is a local minimum of any convex loss"
 _NOT_CONVEX = "stationary, but the loss is not convex in the outputs: no theorem goes on from here"
 _NOT_SMOOTH = "targets that are met exactly, where this loss has a kink: one of its subgradients is not stationary"
+NOT_HELD = "targets are met where the loss has a kink: no one gradient there holds all weights, and no fall was found"
+_BY_EVERY = "targets are met where the loss has a kink: by each gradient there a neuron escapes, and no fall was found"
+_BY_SIDES = "stationary without escape neurons, by a gradient of the loss for each side of the kinks"
+_BEHIND = "stationary with escape neurons by every gradient of the loss"
 _MET = "no outputs at all have a lower loss"
 
 
 def of_any_loss(problem: LossProblem, tol: float) -> Verdict:
     """The verdict on a loss in its normal form, its assumptions left to be said."""
+    slopes = free_slopes(problem) if problem.output_loss.convex else None
+    return _by_gradient(problem, tol) if slopes is None else _where_met(slopes, tol)
+
+
+def _where_met(slopes: Slopes, tol: float) -> Verdict:
+    """The verdict where targets are met at a kink of the loss: by a gradient there that holds the weights, if any."""
+    problem = slopes.problem
+    block = problem.block
+    verdict = partial(Verdict, assumptions=Assumptions({}))
+    if slopes.at_best:
+        return verdict("global minimum", nobody(block), None, theorem=CONVEX, reason=_MET)
+    still = held_by(slopes, still=True)
+    if still is not None:
+        return _by_gradient(still, tol)
+    if held_on_every_side(slopes):
+        return verdict("local minimum", nobody(block), None, theorem=KINKED_THEOREM, reason=_BY_SIDES)
+    held = held_by(slopes, still=False)
+    if held is None:
+        fall = steepest_fall(slopes)
+        if fall is None:
+            return verdict("undecided", nobody(block), None, theorem=STATIONARY, reason=NOT_HELD)
+        return verdict("not stationary", named(fall.moved), fall, theorem=STATIONARY, reason=DESCENT)
+    said = _by_gradient(held, tol)
+    if said.kind not in {"undecided", "type-2 candidate"}:
+        return said
+    rounding = rounding_of_problem(held)
+    found = assess(block, held.signal, held.kink_tol, tol, rounding)
+    escape = escapes_at(block, held.signal, found, held.kink_tol, rounding)
+    fall = fall_behind(slopes, escape)
+    if fall is None:
+        return replace(said, reason=_BY_EVERY) if said.kind == "undecided" else said
+    return replace(
+        said, kind="saddle", neurons=named(escape.mask), direction=fall, theorem=KINKED_THEOREM, reason=_BEHIND
+    )
+
+
+def _by_gradient(problem: LossProblem, tol: float) -> Verdict:
+    """The verdict by the gradient of the loss at the outputs."""
     block, signal, loss = problem.block, problem.signal, problem.output_loss
     verdict = partial(Verdict, neurons=nobody(block), direction=None, assumptions=Assumptions({}))
     rounding = rounding_of_problem(problem)

@@ -39,10 +39,12 @@ from relu_diag.functional.local import (
 )
 from relu_diag.functional.problem import LossProblem
 from relu_diag.functional.tolerances import FLOAT64
-from relu_diag.functional.verdict._any_loss import assumptions_of
+from relu_diag.functional.verdict._any_loss import NOT_HELD, assumptions_of
 from relu_diag.functional.verdict._bend import least_bend
 from relu_diag.functional.verdict._largest_growth import Growth, largest_growth
+from relu_diag.functional.verdict._met_fall import steepest_fall
 from relu_diag.functional.verdict._orders import CONVEX, STATIONARY, TOO_MANY, named, nobody
+from relu_diag.functional.verdict._subgradient import free_slopes, held_against
 from relu_diag.functional.verdict._weight import positive
 from relu_diag.functional.verdict._witness import see_fall
 from relu_diag.functional.verdict.direction import Direction
@@ -103,6 +105,32 @@ def of_decayed_loss(problem: LossProblem, tol: float) -> Verdict:
         "weight decay is a gradient": "assumed",
     })
     verdict = partial(Verdict, assumptions=assumptions, loss=float(problem.loss))
+    slopes = free_slopes(problem)
+    if slopes is None:
+        return _by_gradient(problem, tol, verdict)
+    held = held_against(slopes, partial(_growth, tol=tol))
+    if held is not None:
+        return _by_gradient(held, tol, verdict)
+    fall = steepest_fall(slopes)
+    if fall is None:
+        return verdict("undecided", nobody(problem.block), None, theorem=STATIONARY, reason=NOT_HELD)
+    return verdict("not stationary", named(fall.moved), fall, theorem=STATIONARY, reason=DESCENT)
+
+
+def _growth(problem: LossProblem, tol: float) -> tuple[Array, float] | None:
+    """The direction in which a neuron without weights grows most, and the pull up to which it does not; or None."""
+    decay, block = problem.decay, problem.block
+    assert decay is not None
+    if bool((block.W.any(dim=1) | block.H.any(dim=0)).all()):
+        return None
+    by_input = decay.by_column(block)
+    growth = largest_growth(problem, by_input, decay.H, tol)
+    bound = math.sqrt(decay.H * float(by_input @ growth.v.square()))
+    return (growth.v.cpu().numpy(), bound) if growth.grows else None
+
+
+def _by_gradient(problem: LossProblem, tol: float, verdict: partial[Verdict]) -> Verdict:
+    """The verdict by the gradient of the loss at the outputs."""
     first = _first_order(problem)
     broken = first.violation > tol
     margins = {"largest violation": max(float(first.violation.max()), first.bias_violation), "tolerance": tol}

@@ -32,6 +32,11 @@ class Direction:
     loss_change: float
     db: Tensor | None = None
 
+    @property
+    def moved(self) -> Tensor:
+        """Which neurons it moves, bool, shape ``(I,)``."""
+        return self.dW.any(dim=1) | self.dH.any(dim=0)
+
     def applied_to(self, block: ShallowBlock, step: float | None = None) -> ShallowBlock:
         """The block a step along the direction.
 

@@ -60,6 +60,15 @@ def absolute(rng: Rng, out: Array, E: Array) -> tuple[Loss, OwnLoss]:
     return loss, own_losses.absolute(residual, np.abs(E))
 
 
+def met(rng: Rng, out: Array, E: Array) -> tuple[Loss, OwnLoss]:
+    """Absolute errors, half of them met exactly: any slope between minus and plus their weight is a gradient there."""
+    there = rng.random(E.shape) < 0.5
+    residual = np.where(there, 0.0, np.sign(E) * rng.uniform(0.1, 2, E.shape))
+    weight = np.abs(E) * np.where(there, rng.uniform(1.0, 3.0, E.shape), 1.0)
+    loss = F.AbsoluteError(tensor(out - residual), "sum", tensor(weight))
+    return loss, own_losses.absolute(residual, weight)
+
+
 def poisson(rng: Rng, out: Array, E: Array) -> tuple[Loss, OwnLoss]:
     size = float(np.abs(E).max()) or 1.0
     scale = 10 ** rng.uniform(-1, 1) / size
@@ -108,23 +117,26 @@ MAKERS: dict[str, Maker] = {
     "classes": classes,
     "log cosh": log_cosh,
 }
+# Points at which the gradient of the loss is not the one at hand: fewer of them are decided.
+KINKED: dict[str, Maker] = {"targets met": met}
+_EVERY = {**{name: MAKERS[name] for name in sorted(MAKERS)}, **KINKED}
 
 
 def case_of(name: str, seed: int, number: int) -> Case:
     """The same case for the same three; on half of them samples are on kinks, and all is stationary."""
-    rng = np.random.default_rng([seed, sorted(MAKERS).index(name), number])
+    rng = np.random.default_rng([seed, list(_EVERY).index(name), number])
     zero_sums = name == "classes"
     problem = backward(rng, zero_sums)
     if rng.random() < 0.15:
         problem = integers(rng) if rng.random() < 0.5 else random_targets(rng)
         while zero_sums and len(problem.H) < 2:
             problem = random_targets(rng)
-    return with_loss(rng, MAKERS[name], problem)
+    return with_loss(rng, _EVERY[name], problem)
 
 
 def decayed_case(name: str, seed: int, number: int) -> Case:
     """A stationary point under weight decay, samples on kinks and neurons without weights among the rest."""
-    rng = np.random.default_rng([seed, sorted(MAKERS).index(name), number])
+    rng = np.random.default_rng([seed, list(_EVERY).index(name), number])
     E = None
     while E is None:
         d, count, J = int(rng.integers(2, 4)), int(rng.integers(1, 4)), int(rng.integers(1, 4))
@@ -139,7 +151,7 @@ def decayed_case(name: str, seed: int, number: int) -> Case:
         mu = 10 ** rng.uniform(-1, 1)
         E = _decayed_gradient(rng, W, H, X, mu, name == "classes")
     out = np.maximum(X @ W.T, 0) @ H.T
-    return Case(ShallowBlock(tensor(W), tensor(H)), tensor(X), *MAKERS[name](rng, out, E), mu)
+    return Case(ShallowBlock(tensor(W), tensor(H)), tensor(X), *_EVERY[name](rng, out, E), mu)
 
 
 def _decayed_gradient(rng: Rng, W: Array, H: Array, X: Array, mu: float, zero_sums: bool) -> Array | None:
