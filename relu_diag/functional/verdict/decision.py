@@ -70,7 +70,7 @@ def classify(
     Under any convex loss a stationary point without escape neurons is a local minimum, kinks included. Where some
     weights can grow for ever and lower the loss all the way, as with labels that are separable, the loss has no minimum
     with these signs, and the reason says so. Of a loss that is not convex only descents are claimed. Where an absolute
-    error is zero, at a kink of the loss itself, the point is stationary if one of the gradients there holds all weights.
+    error is zero, at a kink of the loss itself, the point is stationary if a gradient there holds all weights.
 
     Weight decay is part of the loss, which has to be convex then. A stationary point is a local minimum if every neuron
     by itself is: if no direction of its input weights that costs nothing pulls by more than the decay. A neuron without
