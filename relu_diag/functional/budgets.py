@@ -133,6 +133,10 @@ class Budgets:
         placed_at_once: Neurons in one of them.
         held_out: Samples from which on every second one is held out.
         placement_starts: Samples from which is climbed at least, however few neurons are placed.
+        starts_for_one: Samples from which others like them are looked for, for each neuron asked for.
+        starts_alike: The same at least.
+        samples_alike: Samples on which a neuron that is found so is active, at most.
+        numbers_alike: Activations at once in that search.
         parts_held_out: Parts of those, by whose spread the drop of all of them is judged.
         amplitude_steps: Steps to the amplitudes of neurons that are placed together.
         listed_numbers: Numbers in the inputs up to which all maxima are looked for.
@@ -282,6 +286,10 @@ class Budgets:
     placed_at_once: int = 2048
     held_out: int = 256
     placement_starts: int = 64
+    starts_for_one: int = 8
+    starts_alike: int = 128
+    samples_alike: int = 128
+    numbers_alike: int = 2**22
     parts_held_out: int = 16
     amplitude_steps: int = 30
     listed_numbers: int = 2**10

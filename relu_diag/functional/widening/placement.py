@@ -9,7 +9,6 @@ from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock, check_fit, chunked_outputs, rho
 from relu_diag.functional.budgets import BUDGETS
-from relu_diag.functional.dynamics import climbed_directions, extremal_directions
 from relu_diag.functional.output_loss import Loss
 from relu_diag.functional.tables import counted
 from relu_diag.functional.tolerances import FLOAT64
@@ -19,9 +18,7 @@ from relu_diag.functional.widening._amplitudes import (
     size_when_active,
     usual_size_when_active,
 )
-
-# Numbers of steps uphill from samples.
-_STEPS = (0, 1, 3, 10)
+from relu_diag.functional.widening._candidates import placement_candidates
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -193,6 +190,7 @@ class _Search:
         self.price = price / self.lengths.fixed if self.lengths.fixed else price
         # A faint neuron that is often active is not what a price on activity is paid for.
         self.least_heard = FLOAT64.faint * usual_size_when_active(block, X, units) if price > 0 else 0.0
+        self.in_vain = False
         self.known: list[tuple[Tensor, Tensor]] = []
         self.W: list[Tensor] = []
         self.H: list[Tensor] = []
@@ -205,7 +203,7 @@ class _Search:
         room = min(len(self.units) - self.placed, BUDGETS.placed_at_once)
         if room < 1:
             return False
-        v, o, expected, promise = self._directions(max(room, BUDGETS.placement_starts))
+        v, o, expected, promise = self._directions(room)
         A = rho(self.check.X @ v.T, self.block.slopes)
         gain = self._gains(A, o)
         kept = (gain > self._least_gain(A, o, expected)).nonzero().squeeze(1)
@@ -214,48 +212,52 @@ class _Search:
         kept = kept[order]
         kept = kept[self._different(A[:, kept], o[kept])][:room]
         if not len(kept):
-            return self._with_the_mean()
+            return self._otherwise()
         v, o, A, gain = v[kept], o[kept], A[:, kept], gain[kept]
         if self.check.loss is None:
-            self.known.append((A, o))
+            self.known.append((v, o))
             self._add(v, o, gain, torch.zeros_like(gain))
-            return True
+            return self._on_the_other_half()
         amplitude = self._amplitudes(A, o, v)
         used = amplitude > 0
         if not bool(used.any()):
-            return self._with_the_mean()
+            return self._otherwise()
         v, o, A, gain, amplitude = v[used], o[used], A[:, used], gain[used], amplitude[used]
         self._add(v, o, gain, amplitude)
         self.drop += self._drop(A, o, amplitude)
         self.check = self.check.moved((A * amplitude) @ o)
         self.data = self.data.moved((rho(self.data.X @ v.T, self.block.slopes) * amplitude) @ o)
+        return self._on_the_other_half()
+
+    def _on_the_other_half(self) -> bool:
+        """Go on with the samples held out as those to choose by, and the reverse: each half knows other neurons."""
+        self.data, self.check = self.check, self.data
+        self.in_vain = False
         return True
 
-    def _with_the_mean(self) -> bool:
-        """Go on with gradients as they are: the output bias may be far from where it takes their mean away."""
+    def _otherwise(self) -> bool:
+        """Go on where nothing was placed: on the other half; then with gradients as they are, or not at all.
+
+        The output bias may be far from where it takes the mean of the gradients away.
+        """
+        if self.split and not self.in_vain:
+            self._on_the_other_half()
+            self.in_vain = True
+            return True
         again = self.data.biased
         self.data, self.check = replace(self.data, biased=False), replace(self.check, biased=False)
+        self.in_vain = False
         return again
 
-    def _directions(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Directions ``(n, d)``, outputs ``(n, J)``, gains ``(n,)``, and how much they promise to lower the loss.
-
-        Uphill is towards neurons that are active on much of the data; few steps from a sample find what few share.
-        """
-        X, G, slopes = self.data.X, self.data.felt, self.block.slopes
-        starts = _starts(X, G, count)
-        tried = [climbed_directions(X, G, slopes, starts, self.price, steps) for steps in _STEPS]
-        if len(X) * X.shape[1] <= BUDGETS.listed_numbers and not self.price:
-            tried.append(extremal_directions(X, G, slopes, starts))
-        v = torch.cat([one.v.to(X) for one in tried])
-        o = torch.cat([one.o.to(X) for one in tried])
-        gain = torch.cat([one.gain.to(X) for one in tried])
-        return v, o, gain, _promise(gain, rho(X @ v.T, slopes))
+    def _directions(self, room: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Directions ``(n, d)``, outputs ``(n, J)``, gains ``(n,)``, and how much they promise to lower the loss."""
+        found = placement_candidates(self.data.X, self.data.felt, self.block.slopes, self.price, room)
+        return found.v, found.o, found.gain, _promise(found.gain, rho(self.data.X @ found.v.T, self.block.slopes))
 
     def _different(self, A: Tensor, o: Tensor) -> Tensor:
         """Neurons, the best first, without those that do much of what one before does: ``A (N, n)``, long."""
         before = sum(len(one) for _, one in self.known)
-        A = torch.cat([*(known for known, _ in self.known), A], dim=1)
+        A = torch.cat([*(rho(self.check.X @ known.T, self.block.slopes) for known, _ in self.known), A], dim=1)
         o = torch.cat([*(known for _, known in self.known), o])
         size = A.norm(dim=0)
         U = A / size.clamp(min=torch.finfo(A.dtype).tiny)
@@ -405,21 +407,6 @@ class _Lengths:
         w = torch.where(silent, self.usual, (amplitude * self.ratio).sqrt())
         h = torch.where(silent, 0.0, (amplitude / self.ratio).sqrt())
         return w[:, None] * v, (h[:, None] * o).T
-
-
-def _starts(X: Tensor, G: Tensor, count: int) -> Tensor:
-    """The samples that weigh most, a little at random, as directions, shape ``(n, d)``."""
-    weight = X.norm(dim=1) * G.norm(dim=1)
-    draw = torch.Generator().manual_seed(len(X))
-    chance = torch.rand(len(X), generator=draw, dtype=torch.float64).to(X)
-    # The largest of these are a sample without replacement, by the squares of the weights.
-    key = torch.where(weight > 0, chance.log() / weight.square(), -torch.inf)
-    order = key.argsort(descending=True)[: min(count, int((weight > 0).sum()))]
-    starts = X[order].clone()
-    if X.shape[1] > 1 and bool((X[:, -1] == X[0, -1]).all()):
-        # Active where a sample is at least so much like this one.
-        starts[:, -1] = -FLOAT64.likeness * starts[:, :-1].square().sum(dim=1) / X[0, -1]
-    return starts
 
 
 def _promise(gain: Tensor, A: Tensor) -> Tensor:
