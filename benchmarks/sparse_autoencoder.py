@@ -3,8 +3,9 @@
     python benchmarks/sparse_autoencoder.py --device cuda --d 768 --width 24576 --batch 2048 --steps 5000 --l0 32
 
 Rows are sums of a few of many directions, of frequencies that fall as a power, plus noise, drawn on the device as they
-are needed; inputs are centred. The price of activity is steered until the mean number of active features is the one
-asked for, for every method alike; then the miss of the outputs is what is compared. Prints a table in Markdown.
+are needed; inputs are centred, or have an offset. The price of activity is steered until the mean number of active
+features is the one asked for, for every method alike; then the miss of the outputs is what is compared. Prints a table
+in Markdown.
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ class Rows(IterableDataset[Tensor]):
         frequency = rank.float().rsqrt()
         self.frequency = options.true * frequency / frequency.sum()
         self.mean = 0.75 * self.frequency.clamp(max=1) @ self.directions
+        if options.offset:
+            spread = self.batch(4096, draw).var(dim=0).sum().sqrt()
+            away = torch.randn(options.d, generator=draw, device=options.device)
+            self.mean -= options.offset * spread * functional.normalize(away, dim=0)
 
     def batch(self, rows: int, draw: torch.Generator) -> Tensor:
         device = self.options.device
@@ -220,6 +225,7 @@ def main() -> None:
     parser.add_argument("--dormant", type=float, default=0.025, help="below this share of the mean activation")
     parser.add_argument("--directions", type=int, default=0, help="of the data; 0: half as many as features")
     parser.add_argument("--born-dead", type=float, default=0.0, help="share of features that begin dead")
+    parser.add_argument("--offset", type=float, default=0.0, help="mean of the inputs over their spread; 0: centred")
     parser.add_argument("--true", type=float, default=3.0, help="mean number of directions in a row")
     parser.add_argument("--l0", type=float, default=6.0, help="mean number of active features")
     parser.add_argument("--price", type=float, default=0.3, help="price of activity at the start")

@@ -25,7 +25,6 @@ NO_THRESHOLDS: dict[str, set[str]] = {
     "local/neurons.py": {"_NAMED"},
     "verdict/_witness.py": {"_PARTS"},
     "verdict/verdict.py": {"_NAMED"},
-    "widening/placement.py": {"_STEPS"},
     "widening/proposal.py": {"_TURN"},
 }
 

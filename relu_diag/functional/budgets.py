@@ -133,6 +133,7 @@ class Budgets:
         placed_at_once: Neurons in one of them.
         held_out: Samples from which on every second one is held out.
         placement_starts: Samples from which is climbed at least, however few neurons are placed.
+        placement_climbs: Numbers of steps uphill from them, one after the other.
         starts_for_one: Samples from which others like them are looked for, for each neuron asked for.
         starts_alike: The same at least.
         samples_alike: Samples on which a neuron that is found so is active, at most.
@@ -286,6 +287,7 @@ class Budgets:
     placed_at_once: int = 2048
     held_out: int = 256
     placement_starts: int = 64
+    placement_climbs: tuple[int, ...] = (0, 1, 2, 7)
     starts_for_one: int = 8
     starts_alike: int = 128
     samples_alike: int = 128

@@ -47,6 +47,7 @@ class Tolerances:
         wide_overlap: The same where each is placed against all of the loss.
         agreement: Gain on samples held out over the one on those it was chosen by, from which it is no accident.
         sure: Standard errors above which a sum over samples is no accident.
+        accidents: Share of accidents among sums over samples, of many that were looked at, that are taken for none.
         faint: Contribution when active, over the usual one, of a neuron that is not worth a price on activity.
         same_neuron: Angle between the input weights of two neurons that do the same, rad.
         held: Neurons of one direction beside one kink from which they are there for a reason, not by accident.
@@ -168,6 +169,7 @@ class Tolerances:
     wide_overlap: float = 0.95
     agreement: float = 0.1
     sure: float = 1.0
+    accidents: float = 0.3
     faint: float = 0.5
     same_neuron: float = 1e-2
     held: int = 3

@@ -16,9 +16,6 @@ from relu_diag.functional.dynamics import ExtremalDirections, climbed_directions
 from relu_diag.functional.local import radial_directions
 from relu_diag.functional.tolerances import FLOAT64
 
-# Numbers of steps uphill from samples, one after the other.
-_STEPS = (0, 1, 2, 7)
-
 
 def placement_candidates(
     X: Tensor, G: Tensor, slopes: tuple[float, float], price: float, room: int
@@ -41,7 +38,7 @@ def placement_candidates(
     if not price or not _is_biased(X):
         starts = _likened(X, heavy[: max(room, BUDGETS.placement_starts)])
         climbed = starts
-        for steps in _STEPS:
+        for steps in BUDGETS.placement_climbs:
             found.append(climbed_directions(X, G, slopes, climbed, price, steps))
             climbed = found[-1].v
         if X.numel() <= BUDGETS.listed_numbers and not price:

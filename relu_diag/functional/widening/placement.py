@@ -206,7 +206,7 @@ class _Search:
         v, o, expected, promise = self._directions(room)
         A = rho(self.check.X @ v.T, self.block.slopes)
         gain = self._gains(A, o)
-        kept = (gain > self._least_gain(A, o, expected)).nonzero().squeeze(1)
+        kept = self._no_accidents(A, o, gain, expected).nonzero().squeeze(1)
         # What few samples promise is often less on others.
         order = torch.minimum(promise, _promise(gain, A))[kept].argsort(descending=True, stable=True)
         kept = kept[order]
@@ -276,12 +276,20 @@ class _Search:
         felt: Tensor = ((A.T @ self.check.felt) * o).sum(dim=1)
         return -felt - self.price * A.abs().mean(dim=0)
 
-    def _least_gain(self, A: Tensor, o: Tensor, expected: Tensor) -> Tensor:
-        """The gains above which those of directions are no accident of the samples, ``(n,)``."""
+    def _no_accidents(self, A: Tensor, o: Tensor, gain: Tensor, expected: Tensor) -> Tensor:
+        """Which gains are none of the samples held out, bool ``(n,)``: so many that chance would bring few of them."""
         if self.everything:
-            return torch.zeros_like(expected)
+            return gain > 0
         noise: Tensor = (A * (self.check.felt @ o.T)).square().sum(dim=0).sqrt()
-        return torch.maximum(FLOAT64.agreement * expected, FLOAT64.sure * noise)
+        noise = noise.clamp(min=torch.finfo(noise.dtype).tiny)
+        # The price is no accident.
+        errors = (gain + self.price * A.abs().mean(dim=0)) / noise
+        order = errors.argsort(descending=True)
+        by_chance = len(gain) * torch.special.ndtr(-errors[order])
+        few = (by_chance <= FLOAT64.accidents * torch.arange(1, len(gain) + 1, device=gain.device)).nonzero()
+        found = torch.zeros_like(gain, dtype=torch.bool)
+        found[order[: int(few.max()) + 1 if len(few) else 0]] = True
+        return found & (gain > torch.maximum(FLOAT64.agreement * expected, FLOAT64.sure * noise))
 
     def _amplitudes(self, A: Tensor, o: Tensor, v: Tensor) -> Tensor:
         """Amplitudes ``(n,)`` at which the loss of the samples that neurons were chosen by is lowest, some of them 0.

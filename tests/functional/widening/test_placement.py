@@ -114,14 +114,17 @@ def test_nothing_is_placed_where_nothing_gains_or_nothing_is_worth_the_price() -
 
 
 def test_noise_that_gains_only_where_it_was_chosen_is_not_placed_by_much() -> None:
-    """With pure noise as gradient, what every second sample suggests fails on the others."""
-    draw = torch.Generator().manual_seed(1)
-    X = torch.cat([normal(draw, 600, 20), torch.ones(600, 1).double()], dim=1).float()
-    block = ShallowBlock(normal(draw, 64, 21).float(), torch.zeros(8, 64))
-    G = normal(draw, 600, 8).float()
-    found = place_units(block, torch.arange(64), BlockSignal(X, G))
-    sure = place_units(block, torch.arange(64), BlockSignal(X, G), everything=True)
-    assert len(found.units) <= 0.6 * len(sure.units)
+    """With pure noise as gradient, what one half of the samples suggests fails on the other."""
+    found = 0
+    for seed in range(6):
+        draw = torch.Generator().manual_seed(seed)
+        X = torch.cat([normal(draw, 600, 20), torch.ones(600, 1).double()], dim=1).float()
+        block = ShallowBlock(normal(draw, 64, 21).float(), torch.zeros(8, 64))
+        signal = BlockSignal(X, normal(draw, 600, 8).float())
+        found += len(place_units(block, torch.arange(64), signal).units)
+        assert len(place_units(block, torch.arange(64), signal, everything=True).units) == 64
+    # In one of them the halves have the same mean by accident, and all neurons feel that.
+    assert found <= 0.2 * 6 * 64
 
 
 def test_merging_is_the_reverse_of_replication() -> None:
