@@ -14,6 +14,8 @@ from relu_diag.functional.block import chunk_rows, chunked_outputs
 from relu_diag.functional.local import repeated_neurons
 from relu_diag.functional.output_loss import Loss, joined, recognise
 from relu_diag.functional.widening import Placement, merge_units, output_length, place_units
+from relu_diag.training.recipe import Recipe
+from relu_diag.training.rows import tensors_of
 
 # Rows whose gradients tell the price of an activation.
 _ROWS = 256
@@ -91,8 +93,11 @@ class NewPlaces:
     counts: tuple[int, int, int]
 
     def better_than(self, other: NewPlaces | None) -> bool:
-        """Whether the loss falls by more than with another choice; both may leave the function."""
-        return other is None or self.placement.drop > other.placement.drop
+        """Whether the loss falls by more than with another choice, or by as much with more neurons."""
+        if other is None:
+            return True
+        mine, theirs = self.placement, other.placement
+        return mine.drop > theirs.drop or (mine.drop == theirs.drop and len(mine.units) > len(theirs.units))
 
     def cpu(self) -> NewPlaces:
         """The same in the memory of the CPU, to be sent to other processes."""
@@ -131,6 +136,7 @@ class BlockRevival:
         self.rows_a_step = 1
         self.everything = False
         self._gradients_tell = True
+        self._recipe: Recipe | None = None
         self._steps: list[_Step] = []
 
     @property
@@ -185,11 +191,22 @@ class BlockRevival:
         room = self.samples - self.rows
         if room < 1:
             return
-        loss = None
-        if not seen.dropout:
-            loss = recognise(chunked_outputs(seen.block, seen.signal.X), seen.signal.G, batch).loss
-        step = _Step(seen.signal.X, seen.signal.G, loss, _price(seen))
+        step = _Step(seen.signal.X, seen.signal.G, self._loss(seen, batch), _price(seen))
         self._steps.append(step if len(step.X) <= room else step.first(room))
+
+    def _loss(self, seen: Sighting, batch: Any) -> Loss | None:
+        """The loss of a step, where it is one of the block's outputs that is known."""
+        # Steps are joined, and one whose loss is not known hides that of all of them.
+        if seen.dropout or any(step.loss is None for step in self._steps):
+            return None
+        outputs = chunked_outputs(seen.block, seen.signal.X)
+        leaves = tensors_of(batch)
+        loss = None if self._recipe is None else self._recipe.loss_with_gradient(leaves, outputs, seen.signal.G)
+        if loss is None:
+            loss = recognise(outputs, seen.signal.G, leaves).loss
+            if loss is not None:
+                self._recipe = Recipe.of(seen.signal.X, loss, leaves, len(outputs))
+        return loss
 
     def find(self, alive: Tensor) -> NewPlaces | None:
         """The neurons that do nothing, and where they gain most.
@@ -206,20 +223,15 @@ class BlockRevival:
         block = self.live()
         states = _States.of(block, rows.X, alive.to(block.W.device), self.dormant)
         silent = torch.cat([states.dead, states.duplicate])
-        best = _placed(block, rows, states, silent, self.everything)
-        taken = 0 if best is None else len(best.placement.units)
-        if taken == len(silent):
-            # Where there is more to gain than by neurons that do nothing at all.
-            for count in dict.fromkeys(len(states.dormant) // 2**halving for halving in range(_TRIES)):
-                units = torch.cat([silent, states.dormant[:count]])
-                more = _placed(block, rows, states, units, self.everything)
-                if more is not None and len(more.placement.units) == len(units) and more.better_than(best):
-                    best = more
-                    break
+        # Where there is more to gain than by neurons that do nothing at all.
+        found = _searched(block, rows, states, torch.cat([silent, states.dormant]), self.everything)
+        sizes = dict.fromkeys(len(silent) + len(states.dormant) // 2**halving for halving in range(_TRIES))
+        best = _best_of(block, rows, states, found, [*sizes, len(silent)])
+        if best is None and len(silent) and len(states.dormant):
+            best = _best_of(block, rows, states, _searched(block, rows, states, silent, self.everything), [len(silent)])
         if best is not None:
             return best
-        nothing = place_units(block, silent[:0], BlockSignal(rows.X[:1], rows.G[:1]))
-        return NewPlaces(nothing, silent[:0], silent[:0], states.counts)
+        return NewPlaces(found.first(0), silent[:0], silent[:0], states.counts)
 
     def forget_rows(self) -> None:
         """Keep no rows that are long past when it is time."""
@@ -314,20 +326,30 @@ class _States:
         return len(self.dead), len(self.dormant), len(self.duplicate)
 
 
-def _placed(block: ShallowBlock, rows: _Step, states: _States, units: Tensor, everything: bool) -> NewPlaces | None:
-    """Some neurons placed anew, where that lowers the loss as evaluated or leaves the function; else None."""
-    if not len(units):
-        return None
+def _searched(block: ShallowBlock, rows: _Step, states: _States, units: Tensor, everything: bool) -> Placement:
+    """Where some neurons gain most, duplicates among them having handed their output weights over."""
+    without = merge_units(block, states.duplicate, states.repeated)
+    return place_units(without, units, BlockSignal(rows.X, rows.G), rows.loss, rows.price, everything)
+
+
+def _best_of(block: ShallowBlock, rows: _Step, states: _States, found: Placement, sizes: list[int]) -> NewPlaces | None:
+    """The best of a placement's first neurons, so many or so many; None where none of them may be placed."""
+    best = None
+    for size in dict.fromkeys(min(size, len(found.units)) for size in sizes):
+        one = _evaluated(block, rows, states, found.first(size)) if size else None
+        if one is not None and one.better_than(best):
+            best = one
+    return best
+
+
+def _evaluated(block: ShallowBlock, rows: _Step, states: _States, placement: Placement) -> NewPlaces | None:
+    """A placement whose drop is evaluated, where it lowers the loss or leaves the function; else None."""
     duplicate, into = states.duplicate, states.repeated
-    without = merge_units(block, duplicate, into) if len(duplicate) else block
-    placement = place_units(without, units, BlockSignal(rows.X, rows.G), rows.loss, rows.price, everything)
-    if not len(placement.units):
-        return None
     gone = torch.isin(duplicate, placement.units)
     duplicate, into = duplicate[gone], into[gone]
     moved = torch.cat([placement.units, torch.unique(into)])
     old = _part(block, moved)
-    new = _part(placement.applied_to(merge_units(block, duplicate, into) if len(duplicate) else block), moved)
+    new = _part(placement.applied_to(merge_units(block, duplicate, into)), moved)
     outputs = chunked_outputs(block, rows.X)
     change = chunked_outputs(new, rows.X) - chunked_outputs(old, rows.X)
     drop = 0.0

@@ -54,6 +54,20 @@ class Placement:
         best = f", largest gain {self.gain[0]:.3g}" if len(self.gain) else ""
         return f"{counted(len(self.units), 'neuron')} placed anew{best}; the loss drops by {self.drop:.3g}"
 
+    def first(self, count: int) -> Placement:
+        """The first neurons alone.
+
+        Args:
+            count: How many.
+
+        Returns:
+            The placement; where some are left out, nothing of it has been evaluated, and its drop is 0.
+        """
+        if count >= len(self.units):
+            return self
+        W, H = self.W[:count], self.H[:, :count]
+        return Placement(self.units[:count], W, H, self.gain[:count], drop=0.0, function_change=0.0)
+
     def applied_to(self, block: ShallowBlock) -> ShallowBlock:
         """A block with these neurons.
 
