@@ -33,6 +33,7 @@ from relu_diag.training import (
     check_count,
     check_fraction,
     gap_in_training,
+    lately,
     listeners,
     marks_of,
     show_in_bar,
@@ -152,11 +153,7 @@ class PlateauMonitor(Passenger):
 
     @property
     def timeline(self) -> list[str]:
-        """The run in text.
-
-        Returns:
-            Lines such as ``step 4,900 plateau ends (forecast 4,870 made at step 500)``.
-        """
+        """The run in text, in lines such as ``step 4,900 plateau ends (forecast 4,870 made at step 500)``."""
         end = [] if self.final is None else [f"step {self.final.step:,} training ends: {self.final.verdict.kind}"]
         return [line for plateau in self.plateaus for line in plateau.story()] + end
 
@@ -291,16 +288,18 @@ class PlateauMonitor(Passenger):
             pl_module: Its module.
         """
         self._look_for_plateaus(trainer, pl_module)
-        found = self.examiner.examine(trainer, pl_module, self.drop)
+        lasts = self._detector.loss is not None
+        since = self.plateaus[-1].start if lasts else lately(trainer)
+        found = self.examiner.examine(trainer, pl_module, self.drop, since)
         if found is None and self._finite:
             self._add(trainer, pl_module, trainer.global_step, math.nan)
         elif found:
             self.final = found[0]
-            if self._detector.loss is not None:
+            if lasts:
                 self._judged(trainer, pl_module, found, "update")
             else:
                 self._tell_gap(trainer, self.final)
-            words = self.final.ending(told=self._detector.loss is not None)
+            words = self.final.ending(lasts, named=len(found) > 1)
             tell_event(trainer, self.final.step, self.final.verdict.kind, words)
         self._progress(trainer)
         if self._curve.points:
@@ -309,8 +308,8 @@ class PlateauMonitor(Passenger):
     def _finish(self, trainer: Trainer) -> None:
         """Close what is logged, write the story, and say where it is."""
         step = trainer.global_step
-        open_plateau = self._detector.loss is not None
-        self._report.log_scalars(trainer, step, self.plateaus[-1].scalars() if open_plateau else _BETWEEN)
+        lasts = self._detector.loss is not None
+        self._report.log_scalars(trainer, step, self.plateaus[-1].scalars() if lasts else _BETWEEN)
         self._report.log_final_loss(trainer, step, self.final.loss if self.final else self._curve.points[-1][1])
         self._report.write_figures(trainer, step, lambda: self._figures(trainer))
         rows = self._rows(trainer)
@@ -365,9 +364,8 @@ class PlateauMonitor(Passenger):
             self._detector.add(change.step, math.nan)
             return
         reason = self.examiner.reason() if ready else _WAITS
-        nothing = verdict_in_training(None, reason)
-        seen = trainer.global_step
-        self.plateaus.append(Plateau(change.step, None, change.loss, nothing, None, seen, no_forecast=reason))
+        new = Plateau(change.step, None, change.loss, verdict_in_training(None, reason), None, no_forecast=reason)
+        self.plateaus.append(replace(new, seen=trainer.global_step))
         self._judged(trainer, module, found, "start")
         self._asked = not ready
 
@@ -382,7 +380,7 @@ class PlateauMonitor(Passenger):
                 self._judge_at = math.inf
                 return
             self._judged_loss = found[0].loss
-            plateau = plateau.judged_again(found[0], self._detector.loss)
+            plateau = plateau.judged_again(found[0], self._detector.loss, named=len(found) > 1)
             self.plateaus[-1] = plateau
         gap = self._tell_gap(trainer, found[0]) if found else None
         age = step - plateau.start
@@ -440,8 +438,8 @@ class PlateauMonitor(Passenger):
 
     def _progress(self, trainer: Trainer) -> None:
         """Show the current plateau in the progress bar."""
-        open_plateau = self._detector.loss is not None
-        show_in_bar(trainer, self._name, self.plateaus[-1].short(trainer.global_step) if open_plateau else "")
+        lasts = self._detector.loss is not None
+        show_in_bar(trainer, self._name, self.plateaus[-1].short(trainer.global_step) if lasts else "")
 
     def _figures(self, trainer: Trainer) -> dict[str, Figure]:
         """The story of the run so far."""

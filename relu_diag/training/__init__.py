@@ -4,7 +4,7 @@ It never changes weights, optimizers or modules. One file each reads Lightning's
 says what the optimizer is (`pace`) and gives verdicts (`judge`).
 """
 
-from relu_diag.training._data import is_epoch_of_all
+from relu_diag.training._data import is_epoch_of_all, lately
 from relu_diag.training.agreement import agreement, agreement_words
 from relu_diag.training.careful import Careful
 from relu_diag.training.chain import data_of_chains
@@ -156,6 +156,7 @@ __all__ = [
     "is_wandb",
     "judge",
     "largest_weight_decay",
+    "lately",
     "listeners",
     "location_of",
     "logged_metric",

@@ -77,6 +77,23 @@ def samples_of(trainer: Trainer) -> int:
     return -(-len(data) // trainer.world_size) if isinstance(data, Sized) else 0
 
 
+def lately(trainer: Trainer) -> int:
+    """The step from which on weights are nearly those of now: an epoch ago, or a tenth of the run where that is less.
+
+    Args:
+        trainer: The trainer, fitting.
+
+    Returns:
+        The step.
+
+    Example:
+        >>> lately(Trainer(barebones=True, accelerator="cpu"))  # nothing was trained yet
+        0
+    """
+    step = trainer.global_step
+    return step - int(min(trainer.num_training_batches, step / 10))
+
+
 def is_epoch_of_all(trainer: Trainer) -> bool:
     """Whether the epoch that ends here went over all of the training data, as far as the loader tells.
 

@@ -79,17 +79,19 @@ class Examination:
         """That every neuron is dead, in words."""
         return dead_words(self.block, self.name)
 
-    def ending(self, told: bool) -> str:
+    def ending(self, told: bool, named: bool) -> str:
         """What a line says of the end of training beside the verdict.
 
         Args:
             told: Whether it was already said why the verdict settles nothing.
+            named: Whether the block is to be named, as one of several.
 
         Returns:
             The words.
         """
         why = "" if told else why_unsettled(self.verdict, self.fact)
-        return f"training ends; {why}" if why else "training ends"
+        of = self.name if named else ""
+        return "; ".join(filter(None, ["training ends", ": ".join(filter(None, [of, why]))]))
 
     def has_grown(self, module: LightningModule) -> bool:
         """Whether the block is wider now.

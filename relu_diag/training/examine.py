@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
@@ -39,6 +40,7 @@ def examine_rows(
     kept: Mapping[str, KeptRows],
     loss: float,
     drop: float,
+    moved: Collection[str] = (),
 ) -> list[Examination] | None:
     """Judge blocks at the weights of now by rows that were kept. A collective: every rank must call it.
 
@@ -49,6 +51,7 @@ def examine_rows(
         kept: Rows of the blocks.
         loss: Loss of the last step that was seen.
         drop: Fraction by which the loss falls in an escape.
+        moved: Blocks whose inputs are computed by what has changed since their rows were kept.
 
     Returns:
         Their examinations, the one that says most about the loss first; None if weights are not finite on any rank.
@@ -81,7 +84,9 @@ def examine_rows(
     subjects: dict[str, Subject] = {}
     with later:
         try:
-            subjects = {name: _subject_of(trainer, module, one, kept[name], drop) for name, one in seen.items()}
+            for name, one in seen.items():
+                alone = one.from_data and name not in moved
+                subjects[name] = _subject_of(trainer, module, one, kept[name], drop, alone)
         except NotFiniteError:
             finite = False
     together = trainer.strategy.reduce_boolean_decision(finite and not later.failed)
@@ -100,11 +105,20 @@ def examine_rows(
     found = [
         replace(subject.judged(data[name], loss), deep_data=chains.get(name)) for name, subject in subjects.items()
     ]
-    # Of several that settle nothing, the one whose loss is known tells more.
-    return sorted(found, key=lambda one: (_TELLING.index(one.verdict.kind), one.data is None))
+    return sorted(found, key=partial(_rank, list(seen)))
 
 
-def _subject_of(trainer: Trainer, module: LightningModule, seen: Sighting, rows: KeptRows, drop: float) -> Subject:
+def _rank(order: Sequence[str], found: Examination) -> tuple[int, bool, int]:
+    """How much an examination says of the loss, the most first, of blocks in the order in which they ran."""
+    place = order.index(found.name)
+    unknown = found.data is None
+    # Of several that settle nothing, the one whose loss is known tells more, or else the one next to the loss.
+    return _TELLING.index(found.verdict.kind), unknown, -place if unknown else place
+
+
+def _subject_of(
+    trainer: Trainer, module: LightningModule, seen: Sighting, rows: KeptRows, drop: float, alone: bool
+) -> Subject:
     """A block at the weights of now."""
     block = seen.block if seen.live is None else seen.live()
     if seen.live is not None and not seen.live.stands_in(module):
@@ -116,7 +130,7 @@ def _subject_of(trainer: Trainer, module: LightningModule, seen: Sighting, rows:
         location=location_of(module, seen),
         block=block,
         parameters=seen.parameters,
-        alone=seen.from_data,
+        alone=alone,
         dead=all_dead(block, rows.inputs()),
         rows=rows,
         drop=drop,

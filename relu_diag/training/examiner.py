@@ -14,6 +14,7 @@ from torch import Tensor
 
 from relu_diag.capture import Sighting
 from relu_diag.training._data import is_epoch_of_all, samples_of
+from relu_diag.training._others import lengths_of_others
 from relu_diag.training.careful import Careful
 from relu_diag.training.checks import check_callable, check_count, check_iterable
 from relu_diag.training.examination import Examination
@@ -43,6 +44,8 @@ _ENDLESS = 2**14
 # Samples that are kept of any network.
 _FEWEST = 1024
 _OTHER_READERS = "other layers read it in other steps, so that no loss of its outputs is that of all of them"
+_UNASKED = "no rows of its data are kept before a verdict is asked for, as on a plateau"
+_MOVED = "its inputs have moved since its rows were kept: what computes them was trained"
 _NO_RECIPE = (
     "inputs and targets are not found in the batches as they are; give the loss of a batch, loss=lambda module, batch"
 )
@@ -116,6 +119,10 @@ class Examiner:
         self._reading = False
         self._batches = 0
         self._recipes: dict[str, Recipe] = {}
+        # Step at which the last rows were there, and the rest of the module when they began to be kept.
+        self._kept_at = 0
+        self._module: LightningModule | None = None
+        self._others: dict[str, list[float]] = {}
         self._reasons: dict[str, str] = {}
         # The batch of the present step, and a copy of the container it is.
         self._held: tuple[Any, Any] = None, None
@@ -152,6 +159,7 @@ class Examiner:
         """
         if self._look is not None or self.careful.off:
             return
+        self._module = module
         if batch_idx == 0 or self._whole or self._endless:
             self._begin_keeping(trainer)
         self._batches += 1
@@ -177,7 +185,7 @@ class Examiner:
         if self._reading:
             self._reading = False
             with self.careful:
-                self._missed = not self._read(batch, skipped) or self._missed
+                self._missed = not self._read(trainer, batch, skipped) or self._missed
         if not self.rider.riding:
             return
         with self.careful:
@@ -189,12 +197,12 @@ class Examiner:
                 self._keep(one, batch)
             self.seen.update({one.hidden: one for one in seen})
             if self._whole:
-                self._finish_keeping(complete=True)
+                self._finish_keeping(trainer, complete=True)
             elif self._ridden >= _FIRST and not self._worth_keeping(trainer):
                 self._rows = {}
                 self._keeping = False
             elif self._keeping and self._rows and all(rows.full for rows in self._rows.values()):
-                self._finish_keeping(complete=False)
+                self._finish_keeping(trainer, complete=False)
         self.rider.leave()
 
     def epoch_ended(self, trainer: Trainer) -> None:
@@ -205,12 +213,12 @@ class Examiner:
         """
         if self._keeping:
             with self.careful:
-                self._finish_keeping(complete=is_epoch_of_all(trainer))
+                self._finish_keeping(trainer, complete=is_epoch_of_all(trainer))
 
     def want(self) -> None:
         """Ask for a verdict. Inputs that layers below compute, and gradients, are kept anew from the next epoch on."""
         self._wanted = True
-        lasting = all(one.from_data for one in self.seen.values()) and not any(self._reasons.values())
+        lasting = not any(self._reasons.values()) and not any(map(self._moves, self.seen))
         if not self._keeping and not lasting:
             self._rows = {}
 
@@ -238,13 +246,17 @@ class Examiner:
         ready = needless or given or (bool(self._rows) and not self._keeping)
         return trainer.strategy.reduce_boolean_decision(ready)
 
-    def examine(self, trainer: Trainer, module: LightningModule, drop: float) -> list[Examination] | None:
+    def examine(
+        self, trainer: Trainer, module: LightningModule, drop: float, since: int | None = None
+    ) -> list[Examination] | None:
         """Judge every block at the weights of now, and forecast its escape. A collective: every rank must call it.
 
         Args:
             trainer: The trainer.
             module: Its module.
             drop: Fraction by which the loss falls in an escape.
+            since: Step from which on the loss stood still, or nearly: inputs that the module computes are taken for
+                those of now if they were kept since. None: as old as they are, they were asked for.
 
         Returns:
             The examinations, the block that says most about the loss first; none without a block, and where our own
@@ -256,11 +268,13 @@ class Examiner:
         # Early stopping calls this during validation, in inference mode, in which nothing has a gradient.
         found: list[Examination] | None = []
         with self.careful, torch.inference_mode(False):
-            found = self._examined(trainer, module, drop)
+            found = self._examined(trainer, module, drop, since)
         self._agree()
         return [] if self.careful.off else found
 
-    def _examined(self, trainer: Trainer, module: LightningModule, drop: float) -> list[Examination] | None:
+    def _examined(
+        self, trainer: Trainer, module: LightningModule, drop: float, since: int | None
+    ) -> list[Examination] | None:
         """The examinations, by a pass or by rows."""
         if self._look is not None:
             examination = examine_pass(trainer, module, self._look, drop)
@@ -273,8 +287,21 @@ class Examiner:
             self._agree()
             if self.careful.off:
                 return []
-        missing = {name: KeptRows(reason=self._reasons.get(name, NOT_SEEN)) for name in self.seen if name not in rows}
-        return examine_rows(trainer, module, self.seen, rows | missing, loss, drop)
+        moved = {name for name in self.seen if self._moves(name)}
+        missing = {name: KeptRows(reason=self._reasons.get(name) or _UNASKED) for name in self.seen if name not in rows}
+        if since is not None and self._kept_at < since and not self._keeping:
+            missing |= {name: KeptRows(reason=self._reasons.get(name) or _MOVED) for name in moved if name in rows}
+        return examine_rows(trainer, module, self.seen, rows | missing, loss, drop, moved)
+
+    def _moves(self, name: str) -> bool:
+        """Whether the inputs of a block may be others than when its rows were kept: not what batches hold as it is."""
+        seen, recipe = self.seen[name], self._recipes.get(name)
+        if recipe is not None and recipe.inputs is not None:
+            return False
+        known = self._others.get(name)
+        if not seen.from_data or known is None or self._module is None:
+            return True
+        return known != lengths_of_others(self._module, seen.parameters)
 
     def reason(self) -> str:
         """Why there is nothing to examine.
@@ -320,10 +347,11 @@ class Examiner:
         """Whether a ridden step costs next to nothing."""
         return sum(one.block.W.numel() + one.block.H.numel() for one in self.seen.values()) <= _SMALL
 
-    def _finish_keeping(self, complete: bool) -> None:
+    def _finish_keeping(self, trainer: Trainer, complete: bool) -> None:
         """The rows are those of an epoch, or as many as are to be kept."""
         for rows in self._rows.values():
             rows.finish(complete and not self._missed)
+        self._kept_at = trainer.global_step
         self._keeping = False
         self._wanted = False
 
@@ -333,6 +361,8 @@ class Examiner:
             expected = len(one.signal.X) if self._whole else self._expected
             self._rows[one.hidden] = KeptRows(self._most or self._affordable(one), expected)
             self._rows[one.hidden].recipe = self._recipes.get(one.hidden)
+            if one.from_data and self._module is not None:
+                self._others[one.hidden] = lengths_of_others(self._module, one.parameters)
         rows = self._rows[one.hidden]
         before = self.seen.get(one.hidden, one)
         if before.readers != one.readers:
@@ -357,7 +387,7 @@ class Examiner:
         recipes = [rows.recipe for rows in self._rows.values()]
         return bool(recipes) and all(recipe is not None and recipe.inputs is not None for recipe in recipes)
 
-    def _read(self, batch: Any, skipped: bool) -> bool:
+    def _read(self, trainer: Trainer, batch: Any, skipped: bool) -> bool:
         """Keep the rows of a batch that is not ridden; whether it has any to be kept."""
         if skipped:
             return False
@@ -365,7 +395,7 @@ class Examiner:
             if not rows.take(self._shown(batch)):
                 rows.reason = "a batch has other tensors than those before"
         if all(rows.full for rows in self._rows.values()):
-            self._finish_keeping(complete=False)
+            self._finish_keeping(trainer, complete=False)
         return True
 
     def _given_rows(self, trainer: Trainer, module: LightningModule) -> dict[str, KeptRows]:

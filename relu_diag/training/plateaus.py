@@ -21,7 +21,7 @@ EventKind = Literal["start", "update", "end", "slide"]
 # Number of forecasts whose disagreement makes the band of the last one.
 _COMPARED = 3
 # Fields of a plateau that are numbers and strings.
-_PLAIN = ("start", "end", "loss", "seen", "ended_by", "no_forecast", "fact")
+_PLAIN = ("start", "end", "loss", "seen", "ended_by", "no_forecast", "fact", "block")
 # Words of a timeline, by how a plateau ended.
 _ENDS = {
     "escape": "ends",
@@ -121,6 +121,7 @@ class Plateau:
         no_forecast: Why there is no forecast; empty if there is one.
         forecasts: All forecasts, oldest first.
         fact: What keeps the loss where it is, whatever the verdict, with a cure (`Examination.fact`); may be empty.
+        block: The block that the verdict is of, by its first layer; empty where there is one.
 
     Example:
         >>> import torch
@@ -139,6 +140,7 @@ class Plateau:
     no_forecast: str = ""
     forecasts: tuple[PlateauForecast, ...] = ()
     fact: str = ""
+    block: str = ""
 
     @property
     def neurons(self) -> Tensor:
@@ -230,10 +232,10 @@ class Plateau:
     @property
     def words(self) -> str:
         """The plateau in a line of the terminal: since when, its loss, its forecast, or what holds it."""
-        begun = f"since {self.start:,}, loss {self.loss:.4g}"
+        begun = f"since {self.start:,}, loss {self.loss:.4g}" + (f"; {self.block}" if self.block else "")
         if self.forecast is None:
             why = why_unsettled(self.verdict, self.fact)
-            return f"{begun}; {why}" if why else begun
+            return f"{begun}{':' if self.block else ';'} {why}" if why else begun
         never = not math.isfinite(self.forecast.end)
         return f"{begun}, {'no end ahead' if never else f'ends at ~{self.forecast.end:,.0f}'}"
 
@@ -250,9 +252,7 @@ class Plateau:
             Plain numbers, strings and tensors.
         """
         verdict = {name: getattr(self.verdict, name) for name in Verdict.__dataclass_fields__ if name != "direction"}
-        own = {
-            name: getattr(self, name) for name in ("start", "end", "loss", "seen", "ended_by", "no_forecast", "fact")
-        }
+        own = {name: getattr(self, name) for name in _PLAIN}
         verdict["assumptions"] = dict(self.verdict.assumptions)
         return own | {"verdict": verdict, "forecasts": [asdict(one) for one in self.forecasts]}
 
@@ -273,12 +273,13 @@ class Plateau:
         own = {name: state.get(name, "") for name in _PLAIN}
         return cls(**own, verdict=verdict, forecast=forecast, forecasts=forecasts)
 
-    def judged_again(self, examination: Examination, loss: float | None) -> Plateau:
+    def judged_again(self, examination: Examination, loss: float | None, named: bool = False) -> Plateau:
         """The plateau after another examination. An undecided verdict does not replace a decided one.
 
         Args:
             examination: The examination.
             loss: Loss of the plateau where it is flattest; None if unknown.
+            named: Whether the block is to be named, as one of several.
 
         Returns:
             The plateau with the new verdict and forecast.
@@ -295,6 +296,7 @@ class Plateau:
             no_forecast=examination.no_forecast,
             forecasts=forecasts,
             fact=examination.fact or examination.held,
+            block=(self.block if kept else examination.name) if named else "",
         )
 
 
