@@ -15,7 +15,7 @@ from relu_diag.functional._checks import check_matrix
 from relu_diag.functional.block import BlockSignal, Reduction, ShallowBlock, check_targets, chunked_outputs, rho
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.dynamics import extremal_directions
-from relu_diag.functional.local import neuron_states
+from relu_diag.functional.local import neuron_states, slopes_at
 from relu_diag.functional.output_loss import Loss, OutputLoss, as_loss
 from relu_diag.functional.tolerances import FLOAT64, tolerances
 from relu_diag.functional.widening._factors import usual_length
@@ -248,11 +248,16 @@ def _new_neurons(slope: _Slope, candidates: int) -> list[_Move]:
     """New neurons in extremal directions, and turned to where they lower the loss most, each of its best amplitude."""
     signal, slopes = slope.signal, slope.block.slopes
     found = extremal_directions(signal.X, signal.G, slopes, slope.block.W)
+    terms = signal.X.norm(dim=1) * signal.G.norm(dim=1)
     moves = []
     for v in promising_directions(found.v, signal, slopes, candidates):
-        felt = rho(signal.X @ v, slopes)
+        Z = signal.X @ v
+        felt = rho(Z, slopes)
         D = felt @ signal.G
-        gain, o = float(D.norm()), -D / D.norm()
+        gain = float(D.norm())
+        if gain <= FLOAT64.gain * float(slopes_at(Z, slopes).abs() @ terms):  # all rounding
+            continue
+        o = -D / gain
         outputs = torch.outer(felt, o)
         # To first order the whole loss is gone at a quarter of this amplitude, or outputs change by 1 where it is 0.
         first = 4 * abs(slope.loss) / gain if slope.loss else 1 / float(felt.abs().max())

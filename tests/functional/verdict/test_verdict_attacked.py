@@ -248,3 +248,11 @@ def test_slopes_that_rounding_of_the_residuals_hides_are_flat_however_they_are_r
     problem = found_before(name)
     for draw in range(10):
         assert verdict_of(rotated(np.random.default_rng(draw), problem)).kind == "type-2 candidate"
+
+
+def test_no_neuron_is_offered_that_only_rounding_tells_from_none() -> None:
+    """Two samples that are one but for their last digits, with two targets: weights of 1e7 would tell them apart."""
+    problem = found_before("low_rank_81017_54")
+    X, Y = problem.data()
+    assert 0 < float((X[0] - X[2]).norm()) < 1e-14
+    assert not F.growth_proposals(problem.block(), X, Y, problem.reduction)
