@@ -258,6 +258,8 @@ class ReviveDeadUnits(Rides):
         if not self._rider.finite or not (seen or self._rider.reasons):
             return
         for one in seen:
+            if one.outgrown:  # by another callback, since the step
+                continue
             known = self._blocks.setdefault(one.hidden, BlockRevival(one.hidden, self.samples, self.dormant))
             if one.hidden in self._state:
                 known.alive = self._state.pop(one.hidden).to(one.signal.X.device)

@@ -125,6 +125,15 @@ class Sighting:
         return sum(len(head) for head in self.ridden.weights.heads)
 
     @property
+    def outgrown(self) -> bool:
+        """Whether its weights have other shapes by now, as a layer was widened since."""
+        if self.live is None:
+            return False
+        weights = self.ridden.weights
+        now = [one.value().shape for one in (self.live.hidden, *self.live.readers)]
+        return now != [one.shape for one in (weights.W, *weights.heads)]
+
+    @property
     def rounding(self) -> float:
         """Relative rounding of the gradients as they passed by, which under autocast is not that of the weights."""
         dtypes = {head.dtype for one in self.ridden.applications for head in (one.C, *one.heads)}

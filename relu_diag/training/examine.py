@@ -21,6 +21,7 @@ from relu_diag.training.ranks import Later
 from relu_diag.training.rows import KeptRows, TrainingData
 
 _REPLACED = "its weights were replaced, or are computed from others now, since a step has shown them"
+_WIDENED = "a layer beside it was widened since its rows were kept"
 # Which block says most about where the loss of a module stands: one that has a way down; a
 # minimum only where all blocks are at one.
 _TELLING = (
@@ -100,7 +101,7 @@ def examine_rows(
         chains = data_of_chains(seen, {name: subject.block for name, subject in subjects.items()}, kept)
     for name in subjects:
         with later:
-            data[name] = kept[name].data()
+            data[name] = subjects[name].rows.data()
     later.settle()
     found = [
         replace(subject.judged(data[name], loss), deep_data=chains.get(name)) for name, subject in subjects.items()
@@ -123,6 +124,8 @@ def _subject_of(
     block = seen.block if seen.live is None else seen.live()
     if seen.live is not None and not seen.live.stands_in(module):
         rows.reason = _REPLACED
+    if (block.W.shape[1], len(block.H)) != (seen.inputs, seen.outputs):
+        rows = KeptRows(reason=_WIDENED)
     return Subject(
         trainer=trainer,
         module=module,

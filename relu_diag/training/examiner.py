@@ -357,6 +357,11 @@ class Examiner:
 
     def _keep(self, one: Sighting, batch: Any) -> None:
         """Keep the rows of a block; a batch that is the whole data set alone."""
+        before = self.seen.get(one.hidden, one)
+        if (before.inputs, before.outputs) != (one.inputs, one.outputs):  # a layer beside it was widened
+            self._missed = self._missed or one.hidden in self._rows
+            self._rows.pop(one.hidden, None)
+            self._recipes.pop(one.hidden, None)
         if self._whole or one.hidden not in self._rows:
             expected = len(one.signal.X) if self._whole else self._expected
             self._rows[one.hidden] = KeptRows(self._most or self._affordable(one), expected)
@@ -364,7 +369,6 @@ class Examiner:
             if one.from_data and self._module is not None:
                 self._others[one.hidden] = lengths_of_others(self._module, one.parameters)
         rows = self._rows[one.hidden]
-        before = self.seen.get(one.hidden, one)
         if before.readers != one.readers:
             rows.reason = _OTHER_READERS
         rows.keep(one, self.rider.loss, self._shown(batch), self._batches)

@@ -185,6 +185,10 @@ class BlockRevival:
         active = _active(seen)
         self._compare(active)
         self.alive = active if self.alive is None else self.alive_of(len(active)) | active
+        if self._steps and not _alike(self._steps[-1], seen):  # a layer before or behind was widened
+            self.begin_again()
+            self._recipe = None
+            self.alive = active
         self.everything = bool(self._steps) and _same(self._steps[-1].X, seen.signal.X)
         if self.everything:  # a batch that is the whole data set
             self._steps.clear()
@@ -267,6 +271,11 @@ class _Step:
         index = torch.arange(count, device=self.X.device)
         loss = None if self.loss is None else self.loss.rows(index).scaled(weight)
         return _Step(self.X[:count], weight * self.G[:count], loss, self.price)
+
+
+def _alike(step: _Step, seen: Sighting) -> bool:
+    """Whether rows have as many inputs and outputs as those of a step."""
+    return (step.X.shape[1], step.G.shape[1]) == (seen.inputs, seen.outputs)
 
 
 def _same(X: Tensor, other: Tensor) -> bool:
