@@ -55,6 +55,7 @@ class Budgets:
         flat_rays: Rays of zero slope in one second-order form.
         rays_weighed: Rays among which those are chosen.
         dense_step: Size up to which the Hessian of a search in a stratum is diagonalised, for all dampings of a step.
+        small_step: Size up to which it is diagonalised; a larger one is turned to a tridiagonal one.
         dense_form: Size up to which a second-order form is diagonalised; larger ones are searched by iteration.
         form_steps: Steps of an iteration on a second-order form.
         form_powers: Steps of a power iteration for its largest eigenvalue.
@@ -209,6 +210,7 @@ class Budgets:
     flat_rays: int = 64
     rays_weighed: int = 4096
     dense_step: int = 2500
+    small_step: int = 200
     dense_form: int = 600
     form_steps: int = 100
     form_powers: int = 5

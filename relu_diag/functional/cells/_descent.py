@@ -142,12 +142,20 @@ class _Walk:
         return self.line.term.excess(outputs) / 2 + self.line.decay.price(at)
 
     def slope(self, step: float, sign: Sign) -> float:
-        """Its derivative by the step, for signs on one side of a kink that is there."""
+        """Its derivative by the step."""
+        return self.slopes(step, sign, np.zeros_like(self.crossing, dtype=bool))[0]
+
+    def slopes(self, step: float, sign: Sign, crossed: Mask) -> tuple[float, float]:
+        """The derivative on both sides of a step at which pairs (sample, neuron) cross their kinks."""
         at, along = self.at(step), self.direction
         A = self._activations(step, sign)
         change = (self._slopes(sign) * self.dZ) @ at.H.T + A @ along.H.T + along.b
-        own = float((self.line.term.gradient(A @ at.H.T + at.b) * change).sum())
-        return own + float(self.line.decay.gradient(at).flat @ along.flat)
+        gradient = self.line.term.gradient(A @ at.H.T + at.b)
+        before = float((gradient * change).sum()) + float(self.line.decay.gradient(at).flat @ along.flat)
+        k, i = np.nonzero(crossed)
+        s_minus, s_plus = self.line.stratum.slopes
+        turn = -(s_plus - s_minus) * sign[k, i] * self.dZ[k, i]
+        return before, before + float(turn @ (gradient[k] * at.H.T[i]).sum(axis=1))
 
     def _slopes(self, sign: Sign) -> Array:
         s_minus, s_plus = self.line.stratum.slopes
@@ -184,14 +192,13 @@ def _end(walk: _Walk) -> tuple[float, Mask]:
     last, falling = 0.0, walk.slope(0.0, walk.sign)
     kinks = np.unique(walk.crossing[walk.crossing < 1])[: BUDGETS.events]
     for step in [*kinks.tolist(), 1.0]:
-        before = walk.slope(step, walk.signs(step, nowhere))
+        here = walk.crossing == step
+        before, beyond = walk.slopes(step, walk.signs(step, nowhere), here)
         if before >= 0:
             return last + (step - last) * falling / (falling - before), nowhere
         if step == 1.0:
             break
-        here = walk.crossing == step
-        beyond = np.where(here, -walk.sign, walk.signs(step, nowhere)).astype(np.int8)
-        falling = walk.slope(step, beyond)
+        falling = beyond
         if falling >= 0:
             return step, here
         last = step

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
-from scipy.linalg import block_diag
+from scipy.sparse import block_diag, csr_array, eye_array
 from scipy.sparse.linalg import LinearOperator, lsmr
 
 from relu_diag.functional._arrays import Array
@@ -16,6 +16,7 @@ from relu_diag.functional.cells._decay import Decay
 from relu_diag.functional.cells._fit import Coordinates, coordinates, split
 from relu_diag.functional.cells._stratum import Stratum, Weights
 from relu_diag.functional.cells._term import HalfSquares, LossTerm, Term
+from relu_diag.functional.cells._tridiagonal import Tridiagonal, tridiagonal_of
 from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.verdict import smooth_hessian
 
@@ -194,17 +195,17 @@ class Linearisation:
         return _with_decay(stratum, self.decay, along, Weights(dW, dH, dE.sum(0) * stratum.biased)).flat
 
     @cached_property
-    def form(self) -> tuple[Array, Array] | None:
+    def form(self) -> tuple[csr_array, Array] | None:
         """An orthonormal basis ``(n, m)`` of the stratum and the Hessian in it; None for a large one."""
         stratum, at = self.stratum, self.at
         size = len(self.gradient)
         if size > BUDGETS.dense_step or size * self.outputs.size > BUDGETS.fit_entries:
             return None
-        curved = partial(self.term.curvature, self.outputs)
+        curved = self.term.curved(self.outputs)
         hessian = smooth_hessian(stratum.X, stratum.slope, at.W, at.H, self.residual, curved)
         hessian[np.diag_indices(size)] += self.decay.factors(at)
         free = _free_directions(stratum, at)
-        return free, free.T @ hessian @ free
+        return free, np.asarray(free.T @ hessian @ free)
 
     @cached_property
     def spectrum(self) -> tuple[Array, Array] | None:
@@ -213,7 +214,12 @@ class Linearisation:
             return None
         free, hessian = self.form
         values, vectors = np.linalg.eigh(hessian)
-        return values, free @ vectors
+        return values, np.asarray(free @ vectors)
+
+    @cached_property
+    def tridiagonal(self) -> Tridiagonal | None:
+        """The Hessian inside the stratum, turned to a tridiagonal one; None for a large one."""
+        return None if self.form is None else tridiagonal_of(self.form[1])
 
     def damped_step(self, damping: float, most: int) -> tuple[Array, int]:
         """The minimum of ``||gradient + Hessian step||^2 + damping^2 curvature^2 ||step||^2``, and products spent."""
@@ -221,12 +227,15 @@ class Linearisation:
         operator = LinearOperator((size, size), matvec=self.product, rmatvec=self.product, dtype=np.float64)
         curvature = float(np.linalg.norm(self.product(self.gradient))) / self.size
         damp = math.sqrt(damping) * curvature
-        known = "spectrum" in vars(self)
+        known = {"spectrum", "tridiagonal"} & set(vars(self))
+        spent = 1 if known else 1 + size // 2  # what the Hessian costs
+        if size > BUDGETS.small_step and self.tridiagonal is not None and self.form is not None:
+            free = self.form[0]
+            return np.asarray(-(free @ self.tridiagonal.damped(free.T @ self.gradient, damp))), spent
         if self.spectrum is not None:
             values, vectors = self.spectrum
             felt = np.abs(values) > FLOAT64.rank * np.abs(values).max(initial=0.0)
             over = np.divide(values, values**2 + damp**2, out=np.zeros_like(values), where=felt)
-            spent = 1 if known else 1 + size // 2  # what the Hessian costs
             return -vectors @ (over * (vectors.T @ self.gradient)), spent
         most_iterations = max(1, most // 2)
         step, _, iterations, *_ = lsmr(
@@ -235,14 +244,14 @@ class Linearisation:
         return step, 2 * iterations
 
 
-def _free_directions(stratum: Stratum, at: Weights) -> Array:
+def _free_directions(stratum: Stratum, at: Weights) -> csr_array:
     """Orthonormal basis of the weights of the stratum, as columns of all weights, shape ``(n, m)``."""
-    blocks: list[Array] = [np.empty((0, 0))] * len(at.W)
+    blocks: list[Array | csr_array] = [np.empty((0, 0))] * len(at.W)
     for pattern in stratum.patterns:
         for i in pattern.members:
             blocks[i] = pattern.free
     biases = np.eye(len(at.b))[:, : len(at.b) * stratum.biased]
-    return np.asarray(block_diag(*blocks, np.eye(at.H.size), biases))
+    return csr_array(block_diag([*blocks, eye_array(at.H.size), biases]))
 
 
 def linearise(stratum: Stratum, term: Term, decay: Decay, at: Weights) -> Linearisation:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -49,6 +50,11 @@ class HalfSquares:
         """Change of that gradient when the outputs change, to first order, shape ``(N, J)``."""
         del outputs  # the gradient is linear
         return change
+
+    def curved(self, outputs: Array) -> Array:
+        """The same for the outputs of each sample by themselves, shape ``(N, J, J)``."""
+        samples, count = outputs.shape
+        return np.broadcast_to(np.eye(count), (samples, count, count))
 
     def falls_for_ever(self, change: Array) -> bool:
         """Whether the loss falls for ever along a change of the outputs."""
@@ -100,9 +106,17 @@ class LossTerm:
         if isinstance(self._loss, OutputLoss):
             product = self._loss.curvature(self._torch(outputs), self._torch(change))
             return np.asarray(self._unit * product.numpy())
+        return np.asarray((self._of_rows(outputs) @ change[:, :, None])[:, :, 0])
+
+    def curved(self, outputs: Array) -> Array | Callable[[Array], Array]:
+        """The same for the outputs of each sample, shape ``(N, J, J)``; as a function where samples are not apart."""
+        return partial(self.curvature, outputs) if isinstance(self._loss, OutputLoss) else self._of_rows(outputs)
+
+    def _of_rows(self, outputs: Array) -> Array:
+        """The curvature in the outputs of each sample, kept for the next question at the same outputs."""
         if self._bent is None or self._bent[0] is not outputs:
             self._bent = outputs, self._curvature_of_rows(outputs)
-        return np.asarray((self._bent[1] @ change[:, :, None])[:, :, 0])
+        return self._bent[1]
 
     def _curvature_of_rows(self, outputs: Array) -> Array:
         """The curvature in the outputs of each sample, shape ``(N, J, J)``: a search asks for many products with it."""
