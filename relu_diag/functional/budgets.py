@@ -56,6 +56,7 @@ class Budgets:
         rays_weighed: Rays among which those are chosen.
         dense_step: Size up to which the Hessian of a search in a stratum is diagonalised, for all dampings of a step.
         small_step: Size up to which it is diagonalised; a larger one is turned to a tridiagonal one.
+        reduced_at_once: Columns of a matrix that are turned to a tridiagonal one at once: memory that it works in.
         dense_form: Size up to which a second-order form is diagonalised; larger ones are searched by iteration.
         form_steps: Steps of an iteration on a second-order form.
         form_powers: Steps of a power iteration for its largest eigenvalue.
@@ -211,6 +212,7 @@ class Budgets:
     rays_weighed: int = 4096
     dense_step: int = 2500
     small_step: int = 200
+    reduced_at_once: int = 64
     dense_form: int = 600
     form_steps: int = 100
     form_powers: int = 5

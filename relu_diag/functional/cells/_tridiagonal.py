@@ -8,9 +8,7 @@ import numpy as np
 from scipy.linalg import lapack, solve_banded
 
 from relu_diag.functional._arrays import Array
-
-# Columns of a block of the reduction: memory that it works in.
-_BLOCK = 64
+from relu_diag.functional.budgets import BUDGETS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,13 +40,15 @@ class Tridiagonal:
         if len(b) < 2:
             return b
         rest = np.asfortranarray(b[1:, None])
-        turned, _, info = lapack.dormqr("L", which, self.reflectors[1:, :-1], self.factors, rest, _BLOCK)
+        turned, _, info = lapack.dormqr(
+            "L", which, self.reflectors[1:, :-1], self.factors, rest, BUDGETS.reduced_at_once
+        )
         assert info == 0
         return np.concatenate([b[:1], turned[:, 0]])
 
 
 def tridiagonal_of(A: Array) -> Tridiagonal:
     """A symmetric matrix ``(n, n)`` as a tridiagonal one."""
-    reflectors, diagonal, beside, factors, info = lapack.dsytrd(A, lower=1, lwork=_BLOCK * len(A))
+    reflectors, diagonal, beside, factors, info = lapack.dsytrd(A, lower=1, lwork=BUDGETS.reduced_at_once * len(A))
     assert info == 0
     return Tridiagonal(diagonal, beside, reflectors, factors)
