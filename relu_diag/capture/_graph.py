@@ -18,6 +18,7 @@ from relu_diag.capture._nodes import (
     KINKED,
     OPAQUE,
     PRODUCTS,
+    SUMS,
     below_dropout,
     below_layout,
     bends,
@@ -221,10 +222,23 @@ class Graph:
             else:
                 return f"{operation(node)} between"
         if len(ends) != 1:
-            return "several layers meet there"
+            return self._several([products[end].layer for end, _ in ends if end in products])
         (((end, _), (bias, fold)),) = ends.items()
         product = products[end]
         return Passage(product, product.bias if bias is None else bias, top, frozenset(nodes), dropout, fold)
+
+    def _several(self, layers: Sequence[str]) -> str:
+        """That several layers meet before an activation, and in what module: LoRA adds to a layer, a residual path."""
+        paths = [layer.split(".") for layer in layers]
+        common = [parts[0] for parts in zip(*paths, strict=False) if len(set(parts)) == 1]
+        holder = ".".join(common)
+        module = self._module.get_submodule(holder) if holder else None
+        known = module is None or isinstance(module, nn.Sequential | nn.ModuleList)
+        where = "" if known else f" in {holder}, a {type(module).__name__}"
+        return (
+            f"several layers meet{where}, and a block has one weight there (LoRA: merge it, or add it to the weight by "
+            "nn.utils.parametrize)"
+        )
 
     def kinks_behind(self, product: Product) -> list[Node]:
         """Operations with a kink that the loss is computed through behind a product.
@@ -359,6 +373,19 @@ def slopes_of(passage: Passage) -> tuple[float, float] | Tensor | None:
         weight = node._saved_weight.detach().flatten()  # type: ignore[attr-defined]
         return (float(weight[0]), 1.0) if len(weight) == 1 else torch.stack([weight, torch.ones_like(weight)], dim=1)
     return None
+
+
+def adds_untrained(passage: Passage) -> bool:
+    """Whether an activation begins with a sum of which one part is not trained.
+
+    Args:
+        passage: The activation.
+
+    Returns:
+        Whether there is such a sum.
+    """
+    sums = [node for node in passage.nodes if node.name() in SUMS]
+    return any(below is None for node in sums for below, _ in node.next_functions)
 
 
 def trained_slope(passage: Passage) -> nn.Parameter | None:

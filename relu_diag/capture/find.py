@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from relu_diag.capture.location import BlockLocation
 from relu_diag.capture.observation import undisturbed
@@ -24,7 +25,8 @@ def find_blocks(module: nn.Module, example: Any = None) -> list[BlockLocation]:
 
     The module is run on one batch in its current mode while each Linear returns a known probe in place of its output.
     If the input of one Linear is ``s+ z`` or ``s- z`` of another's probe ``z``, the two form a block with these slopes.
-    The module's state, gradients and random numbers stay as they are.
+    The module stays as it is: weights, buffers, gradients, modes, attributes and what they hold, random numbers
+    (`undisturbed` says what is restored). Layers without weights yet (nn.LazyLinear) are refused.
 
     Args:
         module: Any module.
@@ -37,13 +39,20 @@ def find_blocks(module: nn.Module, example: Any = None) -> list[BlockLocation]:
         The blocks, in the order in which they run.
 
     Raises:
-        ValueError: If there is no block; the message names what stands between each pair of Linear layers.
+        ValueError: If there is no block, the message names what stands between each pair of Linear layers; if a layer
+            has no weights yet.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.LeakyReLU(0.5), nn.Linear(8, 1))
         >>> print(find_blocks(net)[0])
         0 -> 2
     """
+    lazy = [name for name, parameter in module.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise ValueError(
+            f"{lazy[0]!r} of {type(module).__name__} has no values yet: run the module once on a batch, then find its "
+            "blocks."
+        )
     with undisturbed(module), torch.no_grad():
         run = _runner(module, example)
         traces = [trace_linears(module, run, seed) for seed in range(_PROBES)]

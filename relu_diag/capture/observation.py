@@ -1,20 +1,24 @@
-"""Run a user's module without changing it: buffers, random states, modes and metrics stay as they are."""
+"""Run a user's module without changing it: buffers, attributes, random states, modes and metrics stay as they are."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
-from torch import nn
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from relu_diag.capture.namespace import of_lightning
 
+# What every module has.
+_OF_ALL = frozenset(vars(nn.Module()))
 _LOGGING = ("log", "log_dict", "print", "toggle_optimizer", "untoggle_optimizer")
 
 
@@ -23,7 +27,10 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     """A context in which the module may run its forward or training_step without a lasting effect.
 
     On exit these are restored: random states (torch, CUDA, numpy, Python), buffers, the train/eval mode of every
-    submodule, and the states of torchmetrics. Inside, the module's logging calls do nothing.
+    submodule, and the states of torchmetrics; attributes of every submodule, and what is in those that are tensors,
+    lists, dicts, sets, deques or random generators; modules, parameters and buffers that were put in or exchanged.
+    Inside, the module's logging calls do nothing. What a forward writes to its parameters, to objects of the user's
+    own, or outside of the module, stays.
 
     Args:
         module: The module to be run.
@@ -40,6 +47,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     """
     modes = [(m, m.training) for m in module.modules()]
     buffers = [(b, b.detach().clone()) for b in module.buffers()]
+    restorers = [restore for m in module.modules() for restore in _restorers(m)]
     metrics = [(m, _lend_copies(m)) for m in module.modules() if isinstance(m, Metric)]
     with ExitStack() as stack:
         stack.enter_context(_same_random_numbers())
@@ -48,6 +56,9 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
+            with torch.no_grad():
+                for restore in restorers:
+                    restore()
             for submodule, training in modes:
                 submodule.training = training
             with torch.no_grad():
@@ -56,6 +67,53 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
                         buffer.copy_(value)
             for metric, state in metrics:
                 metric.__dict__.update(state)
+
+
+def _restorers(module: nn.Module) -> Iterator[Callable[[], object]]:
+    """What puts a module's own attributes back, submodules left alone, and what they hold."""
+    names = {name: value for name, value in vars(module).items() if name not in _OF_ALL}
+    for value in (module._modules, module._parameters, module._buffers, *names.values()):
+        restore = _restorer(value)
+        if restore is not None:
+            yield restore
+
+    def put_back() -> None:
+        own = vars(module)
+        for name in [name for name in own if name not in _OF_ALL and name not in names]:
+            del own[name]
+        own.update(names)
+
+    yield put_back
+
+
+def _restorer(value: Any) -> Callable[[], object] | None:
+    """What makes a value hold what it holds now; None for one that is not known to change."""
+    if isinstance(value, torch.Generator):
+        return partial(value.set_state, value.get_state())
+    if isinstance(value, random.Random):
+        return partial(value.setstate, value.getstate())
+    if isinstance(value, np.random.Generator):
+        return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    if isinstance(value, Tensor):
+        return partial(_write_back, value, value.detach().clone())
+    if isinstance(value, list | deque):
+        return partial(_refill, value, list(value), value.extend)
+    if isinstance(value, dict | set):
+        return partial(_refill, value, value.copy(), value.update)
+    return None
+
+
+def _write_back(value: Tensor, was: Tensor) -> None:
+    """Restore the numbers of a tensor that have changed."""
+    now = value.detach()
+    if now.shape == was.shape and not torch.equal(now, was):
+        now.copy_(was)
+
+
+def _refill(container: Any, content: Any, put: Callable[[Any], object]) -> None:
+    """Restore the content of a container."""
+    container.clear()
+    put(content)
 
 
 @contextmanager

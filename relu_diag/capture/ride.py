@@ -19,7 +19,7 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from relu_diag.capture._graph import Product, product_of, slopes_of
+from relu_diag.capture._graph import Product, adds_untrained, product_of, slopes_of
 from relu_diag.capture._kinks import Inputs, LaterKink
 from relu_diag.capture._nodes import below_layout, nodes_below
 from relu_diag.capture._reading import DERIVATIVES, Candidate, Use
@@ -30,6 +30,10 @@ from relu_diag.capture.find import _fit_slopes
 from relu_diag.capture.memory import Memory
 from relu_diag.capture.sighting import Sighting
 
+_ADDED = (
+    "something that is not trained is added to its outputs, as LoRA adds to a frozen layer: merge it, or add it to the "
+    "weight by nn.utils.parametrize"
+)
 # Rows whose numbers show the slopes of an activation that has no name.
 _ROWS = 256
 
@@ -256,7 +260,7 @@ class Ride:
         if slopes is None and not passage.dropout:
             slopes = _slopes_seen(X, W, bias, uses[0].product.X())
         if slopes is None:
-            return "what stands behind it is not ReLU-like"
+            return _ADDED if adds_untrained(passage) else "what stands behind it is not ReLU-like"
         if isinstance(slopes, Tensor):
             return (
                 f"its PReLU has a slope for each of {len(slopes)} neurons, and a block one pair for all: no states, "

@@ -358,7 +358,8 @@ class Examiner:
     def _keep(self, one: Sighting, batch: Any) -> None:
         """Keep the rows of a block; a batch that is the whole data set alone."""
         before = self.seen.get(one.hidden, one)
-        if (before.inputs, before.outputs) != (one.inputs, one.outputs):  # a layer beside it was widened
+        same_readers = before.readers == one.readers
+        if same_readers and (before.inputs, before.outputs) != (one.inputs, one.outputs):  # a layer beside was widened
             self._missed = self._missed or one.hidden in self._rows
             self._rows.pop(one.hidden, None)
             self._recipes.pop(one.hidden, None)
@@ -369,7 +370,7 @@ class Examiner:
             if one.from_data and self._module is not None:
                 self._others[one.hidden] = lengths_of_others(self._module, one.parameters)
         rows = self._rows[one.hidden]
-        if before.readers != one.readers:
+        if not same_readers:
             rows.reason = _OTHER_READERS
         rows.keep(one, self.rider.loss, self._shown(batch), self._batches)
         self._reasons[one.hidden] = rows.reason
