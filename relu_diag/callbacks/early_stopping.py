@@ -32,11 +32,12 @@ class SaddleAwareEarlyStopping(Passenger, EarlyStopping):
     """Lightning's EarlyStopping, with a verdict on the weights before it stops.
 
     It rides along on the user's own steps, and when patience is exhausted it judges the weights by the rows of the last
-    epoch; the training step is never run for it. It stops at a certified local or global minimum, or if
-    every neuron is dead. At a saddle it waits until the escape is due, plus a margin, and stops if the metric has not
-    improved by then. If the verdict is undecided or there is no forecast, it waits, and judges again each time patience
-    is exhausted once more, ``max_waits`` times; then it stops as `EarlyStopping` does. NaN and thresholds stop training
-    at once, as in `EarlyStopping`.
+    epoch; the training step is never run for it. It stops at a certified local or global minimum, if every neuron is
+    dead, or where the loss falls by more than ``drop`` in ten steps of descent on all data and no faster from step to
+    step: then no saddle holds it, and the metric does not follow the loss. At a saddle it waits until the escape is
+    due, plus a margin, and stops if the metric has not improved by then. If the verdict is undecided or there is no
+    forecast, it waits, and judges again each time patience is exhausted once more, ``max_waits`` times; then it stops
+    as `EarlyStopping` does. NaN and thresholds stop training at once, as in `EarlyStopping`.
 
     The decision and its reason are printed, and logged as the text ``early_stopping/decision``.
 

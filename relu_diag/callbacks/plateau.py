@@ -58,8 +58,8 @@ class PlateauMonitor(Passenger):
     and spikes (`relu_diag.training.PlateauDetector`). When a plateau is noticed, and each time it has become half as
     old again, it judges every block at the weights of then: by the rows of one epoch that it keeps while riding along
     on the user's own steps. The training step is never run for it. A batch that is the whole data set is judged at
-    once. There is a forecast if the optimizer is SGD, with or without momentum, weight decay and a schedule; otherwise
-    it says why there is none.
+    once. There is a forecast if no layer below the block is trained and the optimizer is SGD, with or without momentum,
+    weight decay and a schedule; otherwise it says why there is none.
 
     Each event logs, under the prefix ``plateau/`` (or ``plateau/<block>/``): ``verdict``
     (`relu_diag.training.VERDICT_CODES`, -1 between plateaus), ``escape`` (number of escape neurons), ``escape_step``

@@ -36,6 +36,7 @@ from relu_diag.training.rows import KeptRows, TrainingData
 
 # Size of a search beyond which it is first seen whether the loss falls at once.
 _QUICK = 2**15
+_NOT_ALONE = "the layers below the block are trained too, and move its inputs: its own growth says little of when"
 _NOT_CONVEX = "the loss is not known to be convex in the outputs"
 
 
@@ -143,6 +144,8 @@ class Subject:
             return None, f"a {verdict.kind} has no escape"
         if data is None:
             return None, self.rows.reason
+        if not self.alone:
+            return None, _NOT_ALONE
         try:
             return self._escape(data), ""
         except NoForecast as reason:

@@ -43,6 +43,8 @@ _SHORT = 0.05
 _TRIED = 10
 # Share of a fall in the first half of these steps that makes it one that slows down.
 _MOST = 0.6
+# The same of one that keeps its pace: leaving a saddle, a fall grows.
+_EVEN = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Descent:
         bound: What it must stay below.
         speed: What momentum multiplies the rate by.
         whole: Whether every batch is the whole data set.
+        early: Share of the fall that came in the first half of the steps.
         slows: Whether most of the fall came in the first half of the steps; leaving a saddle, a loss falls ever faster.
 
     Example:
@@ -76,11 +79,17 @@ class Descent:
     speed: float = 1.0
     whole: bool = False
     slows: bool = False
+    early: float = 0.0
 
     @property
     def overshoots(self) -> bool:
         """Whether the steps of the optimizer are longer than the curvature lets them be."""
         return self.product > _BEYOND * self.bound
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the optimizer takes it: it grows no faster, and steps are neither too long nor too short for it."""
+        return self.early >= _EVEN and not self.overshoots and self.product * self.speed >= _SHORT
 
     def holds(self, drop: float) -> str:
         """What holds a loss that stands.
@@ -159,7 +168,9 @@ def descent_of(
     if not 0 <= fall < math.inf:  # beyond the range of the curvature, which says nothing of the loss
         return None
     speed = pace.push / (1 - pace.momentum) if pace.momentum < 1 else 1.0
-    return Descent(fall, pace.rate, pace.rate * sharpness, pace.bound, speed, whole, slows=half > _MOST * fall)
+    product = pace.rate * sharpness
+    early = half / fall if fall > 0 else 0.0
+    return Descent(fall, pace.rate, product, pace.bound, speed, whole, slows=half > _MOST * fall, early=early)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -35,7 +35,7 @@ def stop_or_wait(
     margin: float,
     last: bool = False,
 ) -> Decision:
-    """Stop at a minimum, or if nothing can change or the loss falls for ever; wait at a saddle until its escape is due.
+    """Stop at a minimum, or if nothing can change or the loss falls anyway; wait at a saddle until its escape is due.
 
     Args:
         examinations: The blocks, examined, the one that says most about the loss first; None if weights or loss are not
@@ -75,7 +75,7 @@ def _by_verdict(
     verdict = examination.verdict
     if verdict.kind in MINIMA:
         return Decision(True, f"near a {verdict.kind}", wait_until)
-    if verdict.reason.startswith(NO_MINIMUM):
+    if verdict.reason.startswith(NO_MINIMUM) or _falls(examination):
         reason = f"no saddle is near, and the metric does not follow the loss: {verdict.reason}"
         return Decision(True, reason, wait_until)
     if verdict.kind != "saddle":
@@ -91,3 +91,11 @@ def _by_verdict(
     until = examination.step + (1 + margin) * steps
     end = examination.step + steps
     return Decision(False, f"near a saddle; escape forecast at step {end:,.0f}, awaited until {until:,.0f}", until)
+
+
+def _falls(examination: Examination) -> bool:
+    """Whether the loss falls as it does far from any saddle, so that no escape is to be waited for."""
+    descent = examination.descent
+    if descent is None or examination.verdict.kind != "not stationary":
+        return False
+    return descent.is_taken and examination.verdict.reason == str(descent)
