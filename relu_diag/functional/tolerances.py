@@ -172,7 +172,7 @@ class Tolerances:
     accidents: float = 0.3
     faint: float = 0.5
     same_neuron: float = 1e-2
-    held: int = 3
+    held: int = 4
     wider: float = 10.0
     near: float = 0.1
     as_near: float = 1.1

@@ -102,7 +102,7 @@ def nearby_stationary_point(
     ``||w_i||^2 - ||h_i||^2`` stays. The stationary point nearest in distance and loss wins. Small living neurons that
     nothing pulls there are kept, and dead ones are left as they are.
 
-    Of weights that are free to turn at one loss, up to a kink, two points may be the answer. Where three neurons of one
+    Of weights that are free to turn at one loss, up to a kink, two points may be the answer. Where four neurons of one
     direction or more are beside the same kink, they are put on it: training held them there.
 
     Weight decay is part of the loss, which has to be convex then. The search takes damped Newton steps to a zero of the

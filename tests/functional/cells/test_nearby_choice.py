@@ -90,7 +90,7 @@ def test_neurons_held_on_a_kink_are_put_there_though_the_weights_beside_it_are_s
     )
     H = torch.where(group, scale * block.H, block.H)[:, few]
     alone = F.nearby_stationary_point(ShallowBlock(block.W[few], H), X, Y, reduction)
-    assert alone.kink_count == 0  # two neurons may be beside a kink by accident
+    assert alone.kink_count == 0  # so few may be beside a kink by accident
 
 
 def test_far_from_every_stationary_point_it_says_so() -> None:

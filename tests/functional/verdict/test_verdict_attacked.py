@@ -256,3 +256,9 @@ def test_no_neuron_is_offered_that_only_rounding_tells_from_none() -> None:
     X, Y = problem.data()
     assert 0 < float((X[0] - X[2]).norm()) < 1e-14
     assert not F.growth_proposals(problem.block(), X, Y, problem.reduction)
+
+
+def test_few_neurons_beside_a_kink_at_an_exact_minimum_stay_there() -> None:
+    problem = found_before("trained_81031_5")
+    near = F.nearby_stationary_point(problem.block(), *problem.data(), problem.reduction)
+    assert (near.verdict.kind, near.distance, near.kink_count) == ("local minimum", 0.0, 0)
