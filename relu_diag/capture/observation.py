@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -19,6 +19,7 @@ from relu_diag.capture.namespace import of_lightning
 
 # What every module has.
 _OF_ALL = frozenset(vars(nn.Module()))
+_CONTAINERS = (list, deque, dict, set, OrderedDict, defaultdict, Counter)
 _LOGGING = ("log", "log_dict", "print", "toggle_optimizer", "untoggle_optimizer")
 
 
@@ -71,7 +72,8 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
 
 def _restorers(module: nn.Module) -> Iterator[Callable[[], object]]:
     """What puts a module's own attributes back, submodules left alone, and what they hold."""
-    names = {name: value for name, value in vars(module).items() if name not in _OF_ALL}
+    apart = _OF_ALL.union(_LOGGING)
+    names = {name: value for name, value in vars(module).items() if name not in apart}
     for value in (module._modules, module._parameters, module._buffers, *names.values()):
         restore = _restorer(value)
         if restore is not None:
@@ -79,7 +81,7 @@ def _restorers(module: nn.Module) -> Iterator[Callable[[], object]]:
 
     def put_back() -> None:
         own = vars(module)
-        for name in [name for name in own if name not in _OF_ALL and name not in names]:
+        for name in own.keys() - names.keys() - apart:
             del own[name]
         own.update(names)
 
@@ -96,11 +98,9 @@ def _restorer(value: Any) -> Callable[[], object] | None:
         return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
     if isinstance(value, Tensor):
         return partial(_write_back, value, value.detach().clone())
-    if isinstance(value, list | deque):
-        return partial(_refill, value, list(value), value.extend)
-    if isinstance(value, dict | set):
-        return partial(_refill, value, value.copy(), value.update)
-    return None
+    if type(value) not in _CONTAINERS:  # others may refuse to be written to
+        return None
+    return partial(_refill, value, value.copy(), value.extend if isinstance(value, list | deque) else value.update)
 
 
 def _write_back(value: Tensor, was: Tensor) -> None:

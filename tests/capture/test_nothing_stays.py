@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from relu_diag.capture import find_blocks, riding
@@ -65,6 +66,25 @@ def test_looking_for_blocks_leaves_nothing_behind() -> None:
     assert repr(state(module)) == before
     assert module.mean is mean
     assert not hasattr(module, "last")
+
+
+def test_a_module_of_lightning_logs_nothing_and_stays() -> None:
+    class Logging(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Keeping()
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.log("calls", 1.0)
+            self.last = x
+            out: Tensor = self.net(x)
+            return out
+
+    module = Logging()
+    before, own = repr(state(module.net)), dict(vars(module))
+    assert [str(block) for block in find_blocks(module, torch.ones(2, 3))] == ["net.net.0 -> net.net.2"]
+    assert repr(state(module.net)) == before
+    assert vars(module) == own
 
 
 def test_layers_without_weights_are_refused() -> None:
