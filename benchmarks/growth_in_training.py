@@ -1,18 +1,19 @@
-"""Compare GrowOnPlateau, the callback, with what people do by hand when a network grows, at the same number of steps.
+"""Compare GrowOnPlateau, the callback, with what people do by hand when a network grows, at equal steps and equal time.
 
-    python benchmarks/growth_in_training.py                    # digits, 3 seeds
-    python benchmarks/growth_in_training.py --depth 3          # three hidden layers, the block is ours to choose
-    python benchmarks/growth_in_training.py --first 20         # seeds 20, 21 and 22
+    python benchmarks/growth_in_training.py                              # digits, 3 seeds
+    python benchmarks/growth_in_training.py --problems all --depth 3     # deep: the block is ours to choose
+    python benchmarks/growth_in_training.py --first 20                   # seeds 20, 21 and 22
 
-An MLP of 8 neurons a layer is trained by Adam on minibatches of 64 images of digits under the cross-entropy. After some
-steps 8 neurons are added (deeper networks: 8 to the first hidden layer, ours to the layer that gains most), and
-training goes on for as many steps. All methods grow the live module, and the moments of the old weights are kept
-(`relu_diag.growth.grow`). By hand: random units as torch's Linear draws them, outputs on or zero; Net2Net: copies of
-random neurons with half the output weight and 5 % noise; GradMax: input weights near zero, output weights the top left
-singular vectors of sum_k e_k x_k^T.
+A narrow MLP is trained by Adam, classifiers (digits, wine, breast cancer) on minibatches of 64 under the cross-entropy,
+the reference regressions on all points. After some steps as many neurons are added as a layer has (deeper networks: to
+the first hidden layer, ours to the layer that gains most), and training goes on for as many steps. All methods grow the
+live module, and the moments of the old weights are kept (`relu_diag.growth.grow`). By hand: random units as torch's
+Linear draws them, outputs on or zero; Net2Net: copies of random neurons with half the output weight and 5 % noise;
+GradMax: input weights near zero, output weights the top left singular vectors of sum_k e_k x_k^T.
 
-"rel" is the geometric mean over the seeds of the final loss over that without growth, all rows; "growth" the CPU time
-of the growth, in steps of training.
+Prints a table in Markdown: the geometric mean over the seeds of the final loss over that without growth, all rows; ours
+over the best of the others in that mean, at equal steps, and with the CPU time of our growth given to the others as
+further steps; that time, in steps of training; and the loss right after our growth over the one right before it.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -36,37 +38,80 @@ from torch.utils.data import DataLoader, TensorDataset
 from relu_diag import ShallowBlock
 from relu_diag.callbacks import GrowOnPlateau
 from relu_diag.capture import BlockLocation
+from relu_diag.experiments import reference_problem
 from relu_diag.growth import grow_in_training
 
-WIDTH, BATCH = 8, 64
+BATCH = 64
+# A loss below it is zero.
+TINY = 1e-12
 
 
-def digits() -> tuple[Tensor, Tensor]:
-    images, labels = load_digits(return_X_y=True)
-    X = torch.tensor(images).float()
-    return (X - X.mean(dim=0)) / X.std(), torch.tensor(labels)
+@dataclass(frozen=True)
+class Problem:
+    """What is learned, by how many neurons a layer, from initial weights so many times torch's."""
+
+    X: Tensor
+    y: Tensor
+    width: int
+    rate: float
+    scale: float = 1.0
+
+    @property
+    def outputs(self) -> int:
+        return self.y.shape[1] if self.y.is_floating_point() else int(self.y.max()) + 1
+
+    def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        error = functional.mse_loss if y.is_floating_point() else functional.cross_entropy
+        return error(outputs, y)
+
+
+def classes(load: Callable[..., Any], each: bool) -> Problem:
+    rows, labels = load(return_X_y=True)
+    X = torch.tensor(rows).float()
+    X = (X - X.mean(dim=0)) / (X.std(dim=0) if each else X.std())
+    return Problem(X, torch.tensor(labels), 2 if each else 8, 2e-3)
+
+
+def points(name: Any, width: int, scale: float = 1.0) -> Problem:
+    X, Y = (part.float() for part in reference_problem(name).tensors())
+    constant = bool((X[:, -1] == 1).all())
+    return Problem(X[:, :-1] if constant else X, Y, width, 1e-2, scale)
+
+
+PROBLEMS: dict[str, Callable[[], Problem]] = {
+    "digits": lambda: classes(load_digits, each=False),
+    "wine": lambda: classes(load_wine, each=True),
+    "breast cancer": lambda: classes(load_breast_cancer, each=True),
+    "five points": lambda: points("five_points", 2, 0.3),
+    "five points, wide": lambda: points("five_points_wide_init", 2),
+    "three inputs": lambda: points("three_inputs", 1),
+    "two outputs": lambda: points("two_outputs", 1),
+}
 
 
 class Net(LightningModule):
     """An MLP of narrow hidden layers."""
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, problem: Problem, depth: int) -> None:
         super().__init__()
-        sizes = [64, *depth * [WIDTH], 10]
+        self.problem = problem
+        sizes = [problem.X.shape[1], *depth * [problem.width], problem.outputs]
         layers = [layer for pair in itertools.pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
         self.net = nn.Sequential(*layers[:-1])
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.mul_(problem.scale)
 
     def training_step(self, batch: list[Tensor]) -> Tensor:
-        return functional.cross_entropy(self.net(batch[0]), batch[1])
+        return self.problem.loss(self.net(batch[0]), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=2e-3)
+        return torch.optim.Adam(self.parameters(), lr=self.problem.rate)
 
 
 def loss_of(module: Net) -> float:
-    X, y = digits()
     with torch.no_grad():
-        return float(functional.cross_entropy(module.net(X), y))
+        return float(module.problem.loss(module.net(module.problem.X), module.problem.y))
 
 
 Embed = Callable[[Net, ShallowBlock], ShallowBlock]
@@ -78,9 +123,9 @@ def joined(block: ShallowBlock, W: Tensor, H: Tensor) -> ShallowBlock:
 
 def random_units(on: bool) -> Embed:
     def embed(module: Net, block: ShallowBlock) -> ShallowBlock:
-        inputs = block.W.shape[1]
-        W = (2 * torch.rand(WIDTH, inputs) - 1) / (inputs - 1) ** 0.5
-        H = (2 * torch.rand(len(block.H), WIDTH) - 1) / (2 * WIDTH) ** 0.5
+        width, inputs = block.W.shape
+        W = (2 * torch.rand(width, inputs) - 1) / (inputs - 1) ** 0.5
+        H = (2 * torch.rand(len(block.H), width) - 1) / (2 * width) ** 0.5
         return joined(block, W, on * H)
 
     return embed
@@ -93,12 +138,12 @@ def net2net(module: Net, block: ShallowBlock) -> ShallowBlock:
 
 
 def gradmax(module: Net, block: ShallowBlock) -> ShallowBlock:
-    X, y = digits()
+    X, y = module.problem.X, module.problem.y
     outputs = module.net[:3](X).detach().requires_grad_()
-    (G,) = torch.autograd.grad(functional.cross_entropy(module.net[3:](outputs), y), outputs)
+    (G,) = torch.autograd.grad(module.problem.loss(module.net[3:](outputs), y), outputs)
     M = G.T @ torch.cat([X, torch.ones(len(X), 1)], dim=1)
     U = torch.linalg.svd(M, full_matrices=False)[0]
-    columns = [(-1.0) ** (index // U.shape[1]) * U[:, index % U.shape[1]] for index in range(WIDTH)]
+    columns = [(-1.0) ** (index // U.shape[1]) * U[:, index % U.shape[1]] for index in range(len(block.W))]
     H = block.H.norm(dim=0).mean() * torch.stack(columns, dim=1)
     # At 0 itself autograd's gradient of a ReLU is 0.
     return joined(block, -1e-3 * functional.normalize(H.T @ M), H)
@@ -144,61 +189,84 @@ class After(Watch):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *args)
-        if trainer.global_step == self.step:
+        if trainer.global_step in {self.step, 2 * self.step}:
             self.losses.append(loss_of(pl_module))
 
 
-METHODS: dict[str, Callable[[int], list[Callback]]] = {
-    "no growth": lambda step: [],
-    "random on": lambda step: [ByHand(step, random_units(True))],
-    "random zero": lambda step: [ByHand(step, random_units(False))],
-    "Net2Net": lambda step: [ByHand(step, net2net)],
-    "GradMax": lambda step: [ByHand(step, gradmax)],
-    "ours": lambda step: [GrowOnPlateau(at_steps=(step,), units=WIDTH)],
+Make = Callable[[int, int], list[Callback]]
+METHODS: dict[str, Make] = {
+    "ours": lambda step, width: [GrowOnPlateau(at_steps=(step,), units=width)],
+    "no growth": lambda step, width: [],
+    "random on": lambda step, width: [ByHand(step, random_units(True))],
+    "random zero": lambda step, width: [ByHand(step, random_units(False))],
+    "Net2Net": lambda step, width: [ByHand(step, net2net)],
+    "GradMax": lambda step, width: [ByHand(step, gradmax)],
 }
+BY_HAND = list(METHODS)[2:]
 
 
-def run(method: str, depth: int, steps: int, seed: int) -> dict[str, float]:
+def run(method: str, problem: Problem, depth: int, steps: int, further: int, seed: int) -> dict[str, float]:
     torch.manual_seed(seed)
-    X, y = digits()
-    loader = DataLoader(TensorDataset(X, y), BATCH, shuffle=True, generator=torch.Generator().manual_seed(seed))
-    module, before, after = Net(depth), Before(steps), After(steps)
+    batch = BATCH if len(problem.X) > BATCH else len(problem.X)
+    draw = torch.Generator().manual_seed(seed)
+    loader = DataLoader(TensorDataset(problem.X, problem.y), batch, shuffle=True, generator=draw)
+    module, before, after = Net(problem, depth), Before(steps), After(steps)
     trainer = Trainer(
-        max_steps=2 * steps, max_epochs=-1, callbacks=[before, *METHODS[method](steps), after], logger=False,
-        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, accelerator="cpu",
+        max_steps=2 * steps + further, max_epochs=-1, callbacks=[before, *METHODS[method](steps, problem.width), after],
+        logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        accelerator="cpu",
     )  # fmt: skip
     trainer.fit(module, loader)
     usual = statistics.median(after.seconds)
     return {
-        "before": before.losses[0],
-        "after": after.losses[0],
-        "end": loss_of(module),
-        "growth": (after.seconds[steps - 1] - usual) / usual,
+        "fall": after.losses[0] / before.losses[0],
+        "steps": after.losses[1],
+        "time": loss_of(module),
+        "growth": max((after.seconds[steps - 1] - usual) / usual, 0.0),
     }
+
+
+def compare(name: str, depth: int, steps: int, seeds: range) -> str:
+    """A row of the table."""
+    problem = PROBLEMS[name]()
+    ours = [run("ours", problem, depth, steps, 0, seed) for seed in seeds]
+    cost = round(statistics.median(one["growth"] for one in ours))
+    others = {
+        other: [run(other, problem, depth, steps, cost, seed) for seed in seeds] for other in METHODS if other != "ours"
+    }
+    found = {"ours": ours, **others}
+
+    def mean(method: str, budget: str) -> float:
+        return statistics.geometric_mean(max(one[budget], TINY) for one in found[method])
+
+    alone = mean("no growth", "steps")
+    best = {
+        budget: mean("ours", budget) / min(mean(other, budget) for other in BY_HAND) for budget in ("steps", "time")
+    }
+    columns = [f"{mean(method, 'steps') / alone:.3f}" for method in [*BY_HAND, "ours"]]
+    fall = statistics.geometric_mean(one["fall"] for one in ours)
+    return (
+        f"| {name} | {depth} | {' | '.join(columns)} | {best['steps']:.2f} | {best['time']:.2f} | {cost} | {fall:.2f} |"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problems", nargs="+", default=["digits"], choices=[*PROBLEMS, "all"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--steps", type=int, default=600, help="before the growth, and after it")
-    parser.add_argument("--depth", type=int, default=1, help="number of hidden layers")
+    parser.add_argument("--depth", type=int, nargs="+", default=[1], help="number of hidden layers")
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    seeds = range(args.first, args.first + args.seeds)
-    found = {name: [run(name, args.depth, args.steps, seed) for seed in seeds] for name in METHODS}
-    alone = [one["end"] for one in found["no growth"]]
-    print(f"digits, {args.depth} hidden layers of {WIDTH}, {args.seeds} seeds, {args.steps} steps before and after")
-    for name, runs in found.items():
-        relative = [one["end"] / last for one, last in zip(runs, alone, strict=True)]
-        middle = {key: statistics.median(one[key] for one in runs) for key in runs[0]}
-        print(
-            f"  {name:12} before {middle['before']:<7.3g} after {middle['after']:<7.3g} end {middle['end']:<8.3g} "
-            f"rel {statistics.geometric_mean(relative):.3f} ({min(relative):.3f} to {max(relative):.3f}) "
-            f"growth {max(middle['growth'], 0):.0f} steps"
-        )
+    columns = ["problem", "depth", *BY_HAND, "ours", "ours / best, steps", "ours / best, time", "growth", "fall"]
+    print(f"| {' | '.join(columns)} |")
+    print(f"|---|{'---:|' * (len(columns) - 1)}")
+    names = list(PROBLEMS) if "all" in args.problems else args.problems
+    for depth, name in itertools.product(args.depth, names):
+        print(compare(name, depth, args.steps, range(args.first, args.first + args.seeds)), flush=True)
 
 
 if __name__ == "__main__":

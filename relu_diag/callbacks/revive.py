@@ -20,6 +20,7 @@ from relu_diag.growth import check_strategy, replace_in_training
 from relu_diag.training import (
     BlockRevival,
     Careful,
+    LossJumps,
     NewPlaces,
     Report,
     Revival,
@@ -92,6 +93,9 @@ class ReviveDeadUnits(Rides):
 
     def _begin(self) -> None:
         """Forget the run before, not its revivals."""
+        self._jumps = LossJumps()
+        # Step of a revival besides the regular ones.
+        self._soon: int | None = None
         self._careful = Careful(type(self).__name__)
         self._rider = Rider(self.block, self._careful)
         self._blocks: dict[str, BlockRevival] = {}
@@ -195,8 +199,11 @@ class ReviveDeadUnits(Rides):
             self._leave()
             self._refuse()
         now = trainer.global_step
-        if now // self.every_n_steps == self._step // self.every_n_steps:
+        regular = now // self.every_n_steps > self._step // self.every_n_steps
+        if not regular and (self._soon is None or now < self._soon):
+            self._look_for_jumps(trainer, outputs, now)
             return
+        self._soon = None
         # A decision of all processes: one that is off would leave the others waiting.
         together = trainer.strategy.reduce_boolean_decision(not self.off, all=True)
         if together and not trainer.should_stop and not _is_last(trainer):
@@ -244,11 +251,25 @@ class ReviveDeadUnits(Rides):
         self._rider.leave()
         self._uncompiled.close()
 
+    def _look_for_jumps(self, trainer: Trainer, outputs: Any, now: int) -> None:
+        """After a jump of the loss what was known is of other data: soon there is a revival by rows of the new ones."""
+        jumped = self._jumps.note(outputs)
+        if jumped is None or not trainer.strategy.reduce_boolean_decision(jumped, all=True):
+            return
+        for one in self._blocks.values():
+            one.begin_again()
+        needed = max((one.steps_needed for one in self._blocks.values() if not one.reason), default=0)
+        left = self.every_n_steps - now % self.every_n_steps
+        soon = trainer.strategy.broadcast(needed)
+        self._soon = now + soon if 0 < soon < left else None
+
     def _near(self) -> bool:
         """Whether a step is ridden: the first, and as many before a revival as it takes to keep the rows."""
         if not self._ridden:
             return True
         left = self.every_n_steps - self._step % self.every_n_steps
+        if self._soon is not None:
+            left = min(left, self._soon - self._step)
         able = [one for one in self._blocks.values() if not one.reason]
         return any(one.rows < one.samples and left <= one.steps_needed for one in able)
 

@@ -27,6 +27,7 @@ from relu_diag.training.judge import (
     verdict_in_training,
     why_unsettled,
 )
+from relu_diag.training.jumps import LossJumps
 from relu_diag.training.lightning_internals import (
     batches_done_in_epoch,
     device_batches,
@@ -98,6 +99,7 @@ __all__ = [
     "Look",
     "LossCurve",
     "LossFunction",
+    "LossJumps",
     "LossStream",
     "Moment",
     "NewPlaces",
