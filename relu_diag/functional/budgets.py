@@ -291,7 +291,7 @@ class Budgets:
     placed_at_once: int = 2048
     held_out: int = 256
     placement_starts: int = 64
-    placement_climbs: tuple[int, ...] = (0, 1, 2, 7)
+    placement_climbs: tuple[int, ...] = (0, 3)
     starts_for_one: int = 8
     starts_alike: int = 128
     samples_alike: int = 128

@@ -19,6 +19,8 @@ _SCALES = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "exp_inf", "acc_
 _INDIVISIBLE = {"ax"}
 # Copies of the parameter, by the names of schedule-free optimizers, Prodigy, and several versions of Lookahead.
 _COPIES = {"ax", "z", "p0", "slow_param", "slow_params", "slow_weights", "slow_buffer", "cached_params"}
+# Containers within containers of an optimizer in which copies are looked for.
+_DEEPEST = 3
 # A state this close to the parameters, over their length, is a copy of them whatever its name.
 _CLOSE = 0.5
 
@@ -71,9 +73,10 @@ def widen_state(optimizer: Optimizer, parameter: nn.Parameter, axis: int, added:
     width = parameter.shape[axis] - added
     new = parameter.detach().narrow(axis, width, added)
     before = parameter.detach().narrow(axis, 0, width)
-    for slots, key in _beside_the_state(optimizer, parameter):
-        if slots[key].shape == before.shape:
-            slots[key] = torch.cat([slots[key], new.to(slots[key])], dim=axis)
+    for copy in _beside_the_state(optimizer, parameter):
+        if copy.shape == before.shape:
+            # The tensor itself: who holds it may be a tuple.
+            copy.data = torch.cat([copy.detach(), new.to(copy)], dim=axis)
     state = optimizer.state.get(parameter)
     if not state:
         return
@@ -105,9 +108,9 @@ def restart_rows(optimizer: Optimizer, parameter: nn.Parameter, axis: int, units
     if isinstance(optimizer, LBFGS):
         _forget_curvature(optimizer)
         return
-    for slots, key in _beside_the_state(optimizer, parameter):
-        if slots[key].shape == parameter.shape:
-            slots[key].index_copy_(axis, units, values.to(slots[key]))
+    for copy in _beside_the_state(optimizer, parameter):
+        if copy.shape == parameter.shape:
+            copy.detach().index_copy_(axis, units, values.to(copy))
     state = optimizer.state.get(parameter)
     if not state:
         return
@@ -166,37 +169,43 @@ def _copies(optimizer: Optimizer) -> set[str]:
     return _COPIES | {name for name in miss if miss[name] < _CLOSE**2 * size[name]}
 
 
-def _beside_the_state(optimizer: Optimizer, parameter: nn.Parameter) -> Iterator[tuple[Any, Any]]:
-    """Containers outside ``state`` that hold a tensor for a parameter, as copies kept in lists, and the key in each."""
-    first = 0
+def _beside_the_state(optimizer: Optimizer, parameter: nn.Parameter) -> list[Tensor]:
+    """Tensors outside ``state`` that an optimizer holds for a parameter, as copies kept in lists."""
+    known = [one for group in optimizer.param_groups for one in group["params"]]
+    found: dict[int, Tensor] = {}
     for group in optimizer.param_groups:
         members = group["params"]
-        index = next((i for i, own in enumerate(members) if own is parameter), None)
-        if index is not None:
+        if any(own is parameter for own in members):
+            places = {len(ones): _place_of(parameter, ones) for ones in (known, members)}
             own = [value for name, value in group.items() if name != "params"]
             others = [value for name, value in vars(optimizer).items() if name not in {"state", "param_groups"}]
-            known = [one for other in optimizer.param_groups for one in other["params"]]
             for value in (*own, *others):
-                yield from _slots(value, parameter, {len(members): index, len(known): first + index})
-        first += len(members)
+                found.update((id(one), one) for one in _held_for(value, parameter, places))
+    return [one for one in found.values() if all(one is not own for own in known)]
 
 
-def _slots(value: Any, parameter: nn.Parameter, places: dict[int, int]) -> Iterator[tuple[Any, Any]]:
-    """The tensor for a parameter in a mapping by parameters, or in a list as long as the list of parameters."""
+def _place_of(parameter: nn.Parameter, among: Sequence[Tensor]) -> int:
+    """Which of some tensors a parameter is."""
+    return next(i for i, own in enumerate(among) if own is parameter)
+
+
+def _held_for(value: Any, parameter: nn.Parameter, places: dict[int, int], depth: int = 0) -> Iterator[Tensor]:
+    """Tensors for a parameter in a mapping by parameters or their ids, or in a container as long as their list."""
+    if isinstance(value, Optimizer | nn.Module | Tensor) or depth > _DEEPEST:
+        return
     if isinstance(value, dict):
-        held = value.get(parameter)
-        if isinstance(held, Tensor) and held is not parameter:
-            yield value, parameter
-        elif isinstance(held, dict):
-            yield from ((held, name) for name, one in held.items() if _has_entries(one))
-    elif isinstance(value, list):
-        if value and all(isinstance(one, list) for one in value):
-            for one in value:
-                yield from _slots(one, parameter, places)
-        elif len(value) in places and all(isinstance(one, Tensor) for one in value):
-            index = places[len(value)]
-            if not any(one is parameter for one in value):
-                yield value, index
+        # A parameter's hash is its id: a look-up would compare the two.
+        for held in [held for key, held in value.items() if key is parameter or key == id(parameter)]:
+            parts = held.values() if isinstance(held, dict) else [held]
+            yield from (one for one in parts if _has_entries(one))
+        value = list(value.values())
+    elif hasattr(value, "__dict__") and not callable(value):
+        value = list(vars(value).values())
+    if isinstance(value, list | tuple):
+        if len(value) in places and all(isinstance(one, Tensor) for one in value):
+            yield value[places[len(value)]]
+        for one in value:
+            yield from _held_for(one, parameter, places, depth + 1)
 
 
 def _has_entries(value: Any) -> bool:

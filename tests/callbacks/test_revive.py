@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from support.dictionary import Dictionary, dead_share, fit, loss_of, sparse_rows
 from support.quiet import QUIET
 from torch import Tensor, nn
 from torch.testing import assert_close
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from relu_diag.callbacks import ReviveDeadUnits
 
@@ -330,3 +331,25 @@ def test_two_processes_decide_the_same_and_keep_the_same_weights(tmp_path: Any) 
     assert off == ""
     assert float(apart) == 0
     assert int(revived) > 0
+
+
+class TwoStreams(IterableDataset[list[Tensor]]):
+    """Batches of a regression whose targets are others after some steps."""
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        draw = torch.Generator().manual_seed(0)
+        for step in range(260):
+            X = torch.randn(32, 3, generator=draw)
+            Y = torch.stack([X.sum(dim=1), X[:, 0].abs()], dim=1)
+            yield [X, Y if step < 150 else 20 - 20 * Y]
+
+
+def test_after_a_jump_of_the_loss_neurons_are_placed_by_rows_of_the_new_data() -> None:
+    revive = ReviveDeadUnits(every_n_steps=100, samples=128)
+    trainer = Trainer(callbacks=[revive], **{**QUIET, "max_steps": 260})
+    trainer.fit(Regression(), DataLoader(TwoStreams(), batch_size=None))
+    steps = [one.step for one in revive.revivals]
+    assert [step for step in steps if step % 100 == 0] == [100, 200]
+    (early,) = (step for step in steps if step % 100)
+    # Ten to twenty steps show the jump, and four have the rows.
+    assert 150 + 10 + 4 <= early <= 150 + 20 + 4
