@@ -133,7 +133,7 @@ def random_units(on: bool) -> Embed:
 
 def net2net(module: Net, block: ShallowBlock) -> ShallowBlock:
     H = block.H.clone() / 2
-    noisy = [part + 0.05 * part.std() * torch.randn(part.shape) for part in (block.W, H)]
+    noisy = [part + 0.05 * part.std(correction=0) * torch.randn(part.shape) for part in (block.W, H)]
     return joined(ShallowBlock(block.W, H, block.slopes, block.output_bias), *noisy)
 
 

@@ -44,6 +44,9 @@ class ReviveDeadUnits(Rides):
     activations is read off and counted. Output weights that are kept at one length, as a dictionary's, stay at it.
     Raw parameters are blocks as well (sparse autoencoders).
 
+    Where the loss has jumped, as it does where the data become others, a revival follows as soon as there are rows of
+    after the jump.
+
     Shapes, Parameters and compiled code stay; optimizers start again for these neurons only, averaged copies follow,
     all processes do the same (`relu_diag.growth.replace_units`). Whether a neuron is silent is read off the gradient of
     its bias at every step, where it has one, else off the steps that are ridden. On those, compiled modules run
