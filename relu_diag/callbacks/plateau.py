@@ -224,7 +224,8 @@ class PlateauMonitor(Passenger):
             trainer: The trainer.
             pl_module: Unused.
         """
-        if trainer.max_epochs == trainer.current_epoch + 1:
+        steps = trainer.global_step + trainer.num_training_batches
+        if trainer.max_epochs == trainer.current_epoch + 1 or 0 <= trainer.max_steps <= steps < math.inf:
             self.examiner.want_if_cheap(trainer)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:

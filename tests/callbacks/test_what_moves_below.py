@@ -68,17 +68,21 @@ class Frozen(Tuned):
         self.features.requires_grad_(False)
 
 
-def watched(module: Tuned, size: int, epochs: int, monitor: PlateauMonitor | None = None) -> PlateauMonitor:
+def watched(
+    module: Tuned, size: int, epochs: int, monitor: PlateauMonitor | None = None, steps: int = -1
+) -> PlateauMonitor:
     monitor = monitor or PlateauMonitor()
-    Trainer(max_epochs=epochs, callbacks=[monitor], **QUIET).fit(module, batches(size))
+    Trainer(max_epochs=epochs, max_steps=steps, callbacks=[monitor], **QUIET).fit(module, batches(size))
     return monitor
 
 
+@pytest.mark.parametrize("steps", [-1, 120])
 @pytest.mark.parametrize("module", [Tuned, Followed, Frozen])
-def test_rows_are_kept_anew_where_what_computes_them_has_moved(module: type[Tuned]) -> None:
+def test_rows_are_kept_anew_where_what_computes_them_has_moved(module: type[Tuned], steps: int) -> None:
     network = module()
-    final = watched(network, 16, 30).final
+    final = watched(network, 16, 30 if steps < 0 else -1, steps=steps).final
     assert final is not None
+    assert final.data is not None
     X, Y = samples()
     with torch.no_grad():
         loss = float(functional.mse_loss(network(X), Y))
