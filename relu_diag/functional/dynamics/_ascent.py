@@ -105,7 +105,17 @@ def climb_to_maxima(V: Tensor, height: Height, climbs: int = BUDGETS.climbs) -> 
         rising = along.any(dim=1)
         found.append(V[~rising])
         V = _distinct(_climb(V[rising], D[rising], along[rising], height))
+    if len(V):
+        found.append(V[_at_rest(V, height)])
     return _distinct(torch.cat(found))
+
+
+def _at_rest(V: Tensor, height: Height) -> Tensor:
+    """Which climb no higher, though kinks that all but coincide leave them a slope of rounding, bool ``(n,)``."""
+    D = height.pull(V)
+    ahead = _climb(V, D, _steepest(V, D, height), height)
+    still: Tensor = height.of(height.pull(ahead)) <= (1 + FLOAT64.roundings * FLOAT64.eps) * height.of(D)
+    return still
 
 
 def _steepest(V: Tensor, D: Tensor, height: Height) -> Tensor:

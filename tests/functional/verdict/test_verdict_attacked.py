@@ -262,3 +262,11 @@ def test_few_neurons_beside_a_kink_at_an_exact_minimum_stay_there() -> None:
     problem = found_before("trained_81031_5")
     near = F.nearby_stationary_point(problem.block(), *problem.data(), problem.reduction)
     assert (near.verdict.kind, near.distance, near.kink_count) == ("local minimum", 0.0, 0)
+
+
+def test_a_maximum_of_the_pull_between_kinks_that_all_but_coincide_is_offered() -> None:
+    """Two samples 1e-8 apart leave an ascent a slope of rounding there: it never seems to arrive."""
+    problem = found_before("rescaled_82006_3")
+    X, Y = problem.data()
+    G = F.squared_error_signal(problem.block(), X, Y, problem.reduction).G
+    assert float(F.extremal_directions(X, G, problem.slopes).gain[0]) == pytest.approx(36.3168, rel=1e-5)

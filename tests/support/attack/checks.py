@@ -78,7 +78,7 @@ class Truth:
 
     def violates(self, one: Neuron) -> bool:
         """Whether a neuron violates its conditions by more than the tolerance, and the loss can be seen to fall."""
-        return one.least > 100 * self.point.tol and self.visible(one.fall)
+        return one.least > 100 * self.point.tol and self.visible(one.descent)
 
     @property
     def stationary(self) -> bool | None:
