@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,6 +18,8 @@ from relu_diag.growth.graph import in_a_graph
 
 # Words in the name of a hyper-parameter that counts hidden neurons.
 _WIDTH_WORDS = ("width", "hidden", "units", "neurons")
+# Where a number stands among hyper-parameters: the name of one, then keys and indices within it.
+_Place = tuple[Any, ...]
 
 
 def resize_on_load(module: nn.Module, location: BlockLocation | None = None) -> None:
@@ -84,18 +87,40 @@ def _update_hparams(module: nn.Module, before: int, after: int) -> None:
     if not of_lightning(module, "LightningModule"):
         return
     module = cast(LightningModule, module)
-    equal = [name for name, value in module.hparams.items() if type(value) is int and value == before]
-    made = {name: _makes(module, name, after) for name in equal}
+    equal = [(name, *place) for name, value in module.hparams.items() for place in _places(value, before)]
+    made = {place: _makes(module, place, after) for place in equal}
     # A name says something only where the module cannot be made to see what it makes.
-    name = next((name for name in equal if made[name]), None)
-    if name is None and made and all(one is None for one in made.values()):
-        name = _width_name(equal)
-    if name is not None:
-        module.hparams[name] = after
+    place = next((place for place in equal if made[place]), None)
+    if place is None and made and all(one is None for one in made.values()):
+        place = _width_place(equal)
+    if place is not None:
+        module.hparams[place[0]] = _replaced(module.hparams[place[0]], place[1:], after)
 
 
-def _makes(module: LightningModule, name: str, width: int) -> bool | None:
-    """Whether a module made with that hyper-parameter has the shapes of this one; None where it cannot be made.
+def _places(value: Any, number: int) -> Iterator[_Place]:
+    """Where a number stands in a hyper-parameter, which may be a configuration of many: keys and indices."""
+    if type(value) is int and value == number:
+        yield ()
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if type(value) in {list, tuple} else ()
+    for key, part in parts:
+        for place in _places(part, number):
+            yield (key, *place)
+
+
+def _replaced(value: Any, place: _Place, number: int) -> Any:
+    """A hyper-parameter with another number at a place; the one given stays as it is."""
+    if not place:
+        return number
+    part = _replaced(value[place[0]], place[1:], number)
+    if isinstance(value, tuple):
+        return (*value[: place[0]], part, *value[place[0] + 1 :])
+    changed = copy.copy(value)
+    changed[place[0]] = part
+    return changed
+
+
+def _makes(module: LightningModule, place: _Place, width: int) -> bool | None:
+    """Whether a module made with the width there has the shapes of this one; None where it cannot be made.
 
     It is made without memory, and without drawing random numbers that anything else would have drawn.
     """
@@ -104,20 +129,23 @@ def _makes(module: LightningModule, name: str, width: int) -> bool | None:
     named = {one.name for one in known if one.kind in {one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY}}
     open_ended = any(one.kind is one.VAR_KEYWORD for one in known)
     given = {key: value for key, value in module.hparams.items() if open_ended or key in named}
+    changed = {place[0]: _replaced(module.hparams[place[0]], place[1:], width)}
     try:
         with torch.random.fork_rng(), torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            other = type(module)(**copy.deepcopy(given | {name: width}))
+            other = type(module)(**copy.deepcopy(given | changed))
             return {key: value.shape for key, value in other.state_dict().items()} == wanted
     except Exception:  # A user's constructor may raise anything, and may need what is no hyper-parameter.
         return None
 
 
-def _width_name(equal: list[str]) -> str | None:
-    """The hyper-parameter of a width's value whose name says so: ``width``, or the only one with such a name."""
-    if "width" in equal:
-        return "width"
-    meant = [name for name in equal if any(word in name.lower() for word in _WIDTH_WORDS) and "layers" not in name]
+def _width_place(equal: list[_Place]) -> _Place | None:
+    """The place of a width's value whose name says so: ``width``, or the only one with such a name."""
+    named = [(place, next(key for key in reversed(place) if isinstance(key, str)).lower()) for place in equal]
+    for place, name in named:
+        if name == "width":
+            return place
+    meant = [place for place, name in named if any(word in name for word in _WIDTH_WORDS) and "layers" not in name]
     return meant[0] if len(meant) == 1 else None
 
 

@@ -52,6 +52,25 @@ class NeedsMore(LightningModule):
         self.net = nn.Sequential(nn.Linear(3, hidden), nn.ReLU(), nn.Linear(hidden, 2))
 
 
+class Configured(LightningModule):
+    """All hyper-parameters in one mapping, with other fours beside the width."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        sizes = config["sizes"]
+        self.net = nn.Sequential(nn.Linear(sizes[0], sizes[1]), nn.ReLU(), nn.Linear(sizes[1], sizes[2]))
+
+
+class Sizes(LightningModule):
+    """The sizes of all layers as positional numbers of one tuple."""
+
+    def __init__(self, sizes: tuple[int, ...] = (4, 4, 4)) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(nn.Linear(sizes[0], sizes[1]), nn.ReLU(), nn.Linear(sizes[1], sizes[2]))
+
+
 def grown(module: LightningModule) -> LightningModule:
     block = read_block(module, LOCATION)
     wider = ShallowBlock(
@@ -68,6 +87,8 @@ def grown(module: LightningModule) -> LightningModule:
         (TwoWidths(), {"width": 9, "classes": 8}),
         (FixedHidden(), {"width": 4}),
         (NeedsMore(nn.Linear(1, 1)), {"hidden": 6}),
+        (Configured({"batch": 4, "sizes": [4, 4, 4]}), {"config": {"batch": 4, "sizes": [4, 5, 4]}}),
+        (Sizes(), {"sizes": (4, 5, 4)}),
     ],
     ids=lambda value: type(value).__name__,
 )
