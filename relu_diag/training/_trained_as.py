@@ -25,7 +25,6 @@ def trained_as(
     """How a block is trained, its decay named where it is not the penalty ``(mu / 2) ||w||^2`` that was judged with."""
     decay = decaying(trainer, parameters)
     penalised = penalty is not None and penalty.any
-    zero = None if data is None else data.X.new_zeros(len(data.X), len(block.H))
     return Training(
         decay="" if penalised else decay,
         climbs=climbing(trainer, parameters),
@@ -33,5 +32,5 @@ def trained_as(
         alone=alone,
         whole=all(parameter.requires_grad for parameter in parameters),
         drop=drop,
-        unit=0.0 if data is None else float(data.loss(zero)),
+        unit=0.0 if data is None else float(data.loss(data.X.new_zeros(len(data.X), len(block.H)))),
     )

@@ -172,7 +172,8 @@ def test_where_there_is_no_forecast_it_is_said_why(name: str) -> None:
     first, *_ = watched(module, 200).plateaus
     assert first.forecast is None
     assert first.no_forecast == reason
-    assert first.short(200) == "saddle"
+    # Whoever climbs the loss is at no saddle of what it descends.
+    assert first.short(200) == ("undecided" if name == "ascent" else "saddle")
     assert reason in str(first)
 
 
