@@ -70,7 +70,8 @@ class Truth:
     @property
     def rounding(self) -> float:
         """What float64 may get wrong of a loss change."""
-        return float(np.linalg.norm(self.point.E.astype(float), axis=1) @ self.point.noise) / self.point.problem.factor
+        error = np.linalg.norm(self.point.E.astype(float), axis=1) + self.point.noise
+        return float(error @ self.point.noise) / self.point.problem.factor
 
     def visible(self, fall: float) -> bool:
         """Whether a fall stands out of that."""
