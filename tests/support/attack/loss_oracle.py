@@ -46,10 +46,18 @@ def _about_witness(case: Case, verdict: Verdict) -> list[str]:
     dW, dH = steps * direction.dW.numpy(), steps * direction.dH.numpy()
     db = 0 * dH[:, :, 0] if direction.db is None else steps[:, 0] * direction.db.numpy()
     W, H, X = block.W.numpy(), block.H.numpy(), case.X.numpy()
-    A, there = rho(X @ W.T, block.slopes), rho(X @ np.swapaxes(W + dW, 1, 2), block.slopes)
-    moved = (there - A) @ np.swapaxes(H + dH, 1, 2) + A @ np.swapaxes(dH, 1, 2) + db[:, None]
     paid = case.mu / 2 * (((2 * W + dW) * dW).sum((1, 2)) + ((2 * H + dH) * dH).sum((1, 2)))
-    changes = case.own.change(moved).sum((1, 2)) + paid
+
+    def changes_from(Z: Array) -> Array:
+        A, there = rho(Z, block.slopes), rho(Z + X @ np.swapaxes(dW, 1, 2), block.slopes)
+        moved = (there - A) @ np.swapaxes(H + dH, 1, 2) + A @ np.swapaxes(dH, 1, 2) + db[:, None]
+        return case.own.change(moved).sum((1, 2)) + paid
+
+    Z = X @ W.T
+    changes = changes_from(Z)
+    # On the way, samples within the kink's tolerance count as on it.
+    reach = np.linalg.norm(X, axis=1)[:, None] * np.linalg.norm(W, axis=1)
+    on_the_way = changes_from(np.where(np.abs(Z) <= KINK * reach, 0.0, Z))
     outputs = block(case.X)
     blur = BLUR * max(abs(float(case.value(block))), float(case.loss.gradient(outputs).abs().sum()))
     said = []
@@ -57,8 +65,8 @@ def _about_witness(case: Case, verdict: Verdict) -> list[str]:
         said.append(f"{verdict.kind}: the loss changes by {changes[-1]:.3g} along the witness")
     if not abs(changes[-1] - direction.loss_change) <= 0.02 * abs(changes[-1]) + 2 * blur:
         said.append(f"{verdict.kind}: fall {changes[-1]:.6g}, said to be {direction.loss_change:.6g}")
-    if not changes.max() <= blur:
-        said.append(f"{verdict.kind}: the loss rises by {changes.max():.3g} on the way")
+    if not on_the_way.max() <= blur:
+        said.append(f"{verdict.kind}: the loss rises by {on_the_way.max():.3g} on the way")
     return said
 
 
