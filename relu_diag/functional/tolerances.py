@@ -24,6 +24,7 @@ class Tolerances:
         derivative: A derivative over the sum of the absolute terms it is made of that counts as zero: what is left
             where an optimizer has converged in this dtype.
         same_line: Sine of the angle between two kink samples that cut space along one hyperplane.
+        all_but_one: The same, of hyperplanes that are looked at as one besides, where their rays are nearly one line.
         rank: Singular value over the largest that counts as zero: vectors apart by `same_line` must be independent.
         alike: Difference of two small problems, over their size, at which the answer to one serves the other.
         same_side: Sine of the angle between a ray and a hyperplane within which the ray lies in it: the rounding of
@@ -147,6 +148,7 @@ class Tolerances:
     derivative: float
     roundings: float = 4.0
     same_line: float = 1e-10
+    all_but_one: float = 1e-6
     rank: float = 1e-12
     alike: float = 1e-12
     same_side: float = 1e-9

@@ -9,6 +9,7 @@ import numpy as np
 from relu_diag.functional._arrays import Array, rounded_key, row_space, unit_rows
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local.fan import all_fan_rays, fan_rays, merge_collinear, one_sided
+from relu_diag.functional.tolerances import FLOAT64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,7 +164,20 @@ def _loudest_on(fan: _SharedFan, neuron: OneNeuron, flat: float, loud: float) ->
     V = np.concatenate([fan.outside(neuron.parts), fan.rays[level]])
     V = V[np.abs(one_sided(V, neuron.g, neuron.q, neuron.X)) <= flat]
     nothing = Pull(np.zeros_like(neuron.g), np.zeros(len(neuron.parts)), decided=fan.decided)
-    return _louder(nothing, V, one_sided(V, neuron.parts, neuron.kinks, neuron.X), loud)
+    found = _louder(nothing, V, one_sided(V, neuron.parts, neuron.kinks, neuron.X), loud)
+    return found if found.D.any() else _loudest_between(found, neuron, flat, loud)
+
+
+def _loudest_between(found: Pull, neuron: OneNeuron, flat: float, loud: float) -> Pull:
+    """The same where hyperplanes all but coincide: each ray is deaf to what rays add up to with large factors only."""
+    near = 1 - np.abs(neuron.X @ neuron.X.T) <= FLOAT64.all_but_one**2 / 2
+    apart = ~np.tril(near, -1).any(axis=1)
+    rays = None if apart.all() else fan_rays(neuron.X[apart])
+    if rays is None:
+        return found
+    V = np.concatenate([_SharedFan(neuron.X[apart], rays).outside(neuron.parts), rays])
+    V = V[np.abs(one_sided(V, neuron.g, neuron.q, neuron.X)) <= flat]
+    return _louder(found, V, one_sided(V, neuron.parts, neuron.kinks, neuron.X), loud)
 
 
 def _louder(best: Pull, V: Array, D: Array, loud: float) -> Pull:

@@ -191,3 +191,9 @@ def test_a_loss_of_other_samples_is_refused() -> None:
         F.classify(ShallowBlock(zeros(1, 2), zeros(1, 1)), zeros(2, 2), F.Huber(zeros(3, 1)))
     with pytest.raises(TypeError, match="OutputLoss"):
         F.classify(ShallowBlock(zeros(1, 2), zeros(1, 1)), zeros(2, 2), torch.nn.functional.mse_loss)  # type: ignore[arg-type]
+
+
+def test_a_flat_direction_between_kinks_that_all_but_coincide_is_felt() -> None:
+    """Two samples 6e-10 apart: their rays, one line but for that, add up to the direction with factors of 1e9."""
+    case = case_of("absolute", 95020, 170)
+    assert F.classify(case.block, case.X, case.loss).kind == "type-2 candidate"
