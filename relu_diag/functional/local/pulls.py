@@ -162,9 +162,8 @@ def _loudest_on(fan: _SharedFan, neuron: OneNeuron, flat: float, loud: float) ->
     """The loudest of the flat directions that generate all, for a neuron with one kink per hyperplane of the fan."""
     level = np.abs(fan.rays @ neuron.g + fan.reach @ neuron.q) <= flat
     V = np.concatenate([fan.outside(neuron.parts), fan.rays[level]])
-    V = V[np.abs(one_sided(V, neuron.g, neuron.q, neuron.X)) <= flat]
     nothing = Pull(np.zeros_like(neuron.g), np.zeros(len(neuron.parts)), decided=fan.decided)
-    found = _louder(nothing, V, one_sided(V, neuron.parts, neuron.kinks, neuron.X), loud)
+    found = _loudest_flat(nothing, V, neuron, flat, loud)
     return found if found.D.any() else _loudest_between(found, neuron, flat, loud)
 
 
@@ -176,8 +175,13 @@ def _loudest_between(found: Pull, neuron: OneNeuron, flat: float, loud: float) -
     if rays is None:
         return found
     V = np.concatenate([_SharedFan(neuron.X[apart], rays).outside(neuron.parts), rays])
+    return _loudest_flat(found, V, neuron, flat, loud)
+
+
+def _loudest_flat(best: Pull, V: Array, neuron: OneNeuron, flat: float, loud: float) -> Pull:
+    """The louder of a pull and the best of those directions ``(n, d)`` on which the loss is flat."""
     V = V[np.abs(one_sided(V, neuron.g, neuron.q, neuron.X)) <= flat]
-    return _louder(found, V, one_sided(V, neuron.parts, neuron.kinks, neuron.X), loud)
+    return _louder(best, V, one_sided(V, neuron.parts, neuron.kinks, neuron.X), loud)
 
 
 def _louder(best: Pull, V: Array, D: Array, loud: float) -> Pull:
