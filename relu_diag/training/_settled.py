@@ -52,10 +52,9 @@ def with_own_digits(wider: ShallowBlock, block: ShallowBlock, unit: int | None) 
     """
     W = wider.W.clone()
     H = wider.H.clone()
-    for old in range(len(block.W)):
-        if old != unit:
-            W[old] = block.W[old]
-            H[:, old] = block.H[:, old]
+    same = [old for old in range(len(block.W)) if old != unit]
+    W[same] = block.W[same]
+    H[:, same] = block.H[:, same]
     return replace(block, W=W, H=H)
 
 

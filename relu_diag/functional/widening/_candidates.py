@@ -33,10 +33,11 @@ def placement_candidates(
         Directions, output weights and gains, in no order.
     """
     heavy = _heaviest(X, G, max(BUDGETS.starts_for_one * room, BUDGETS.starts_alike))
-    found = [_shared(X, G, slopes, heavy, price)]
+    biased = _is_biased(X)
+    found = [_shared(X, G, slopes, heavy, price, biased)]
     # What is active on much of the data is not worth a price, if a bias can keep it from that.
-    if not price or not _is_biased(X):
-        starts = _likened(X, heavy[: max(room, BUDGETS.placement_starts)])
+    if not price or not biased:
+        starts = _likened(X, heavy[: max(room, BUDGETS.placement_starts)], biased)
         climbed = starts
         for steps in BUDGETS.placement_climbs:
             found.append(climbed_directions(X, G, slopes, climbed, price, steps))
@@ -64,20 +65,22 @@ def _is_biased(X: Tensor) -> bool:
     return X.shape[1] > 1 and bool((X[:, -1] == X[0, -1]).all())
 
 
-def _likened(X: Tensor, samples: Tensor) -> Tensor:
+def _likened(X: Tensor, samples: Tensor, biased: bool) -> Tensor:
     """Input weights of neurons that are active where a sample is like a certain one, shape ``(n, d)``."""
     starts = X[samples]
-    if _is_biased(X):
+    if biased:
         # Active where a sample is at least so much like this one.
         starts[:, -1] = -FLOAT64.likeness * starts[:, :-1].square().sum(dim=1) / X[0, -1]
     return starts
 
 
-def _shared(X: Tensor, G: Tensor, slopes: tuple[float, float], starts: Tensor, price: float) -> ExtremalDirections:
+def _shared(
+    X: Tensor, G: Tensor, slopes: tuple[float, float], starts: Tensor, price: float, biased: bool
+) -> ExtremalDirections:
     """What samples share that feel the loss as one of the ``starts (n,)`` does, where a neuron gains by it."""
     side = 1.0 if abs(slopes[1]) >= abs(slopes[0]) else -1.0
     parts = torch.split(starts, max(1, BUDGETS.numbers_alike // len(X)))
-    v = torch.cat([_means_of_alike(X, G, part, price) for part in parts]) * side
+    v = torch.cat([_means_of_alike(X, G, part, price, biased) for part in parts]) * side
     A = rho(X @ v.T, slopes)
     D = A.T @ G
     gain = D.norm(dim=1) - price * A.abs().mean(dim=0)
@@ -85,9 +88,8 @@ def _shared(X: Tensor, G: Tensor, slopes: tuple[float, float], starts: Tensor, p
     return ExtremalDirections(v[kept], gain[kept], -radial_directions(D[kept]), exhaustive=False)
 
 
-def _means_of_alike(X: Tensor, G: Tensor, starts: Tensor, price: float) -> Tensor:
+def _means_of_alike(X: Tensor, G: Tensor, starts: Tensor, price: float, biased: bool) -> Tensor:
     """Unit directions ``(n, d)`` for a ReLU: from samples like each start, then from those where it is active."""
-    biased = _is_biased(X)
     own = X[:, :-1] if biased else X
     worth = _worth(G, -radial_directions(G[starts]), price)
     weight = worth.clamp(min=0) * (own[starts] @ own.T).clamp(min=0)
