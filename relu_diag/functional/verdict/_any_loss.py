@@ -36,7 +36,7 @@ from relu_diag.functional.verdict.verdict import DESCENT, NO_MINIMUM, Verdict
 KINKED_THEOREM = "a stationary point without escape neurons is a local minimum of any convex loss"
 _NOT_CONVEX = "stationary, but the loss is not convex in the outputs: no theorem goes on from here"
 _NOT_SMOOTH = "targets that are met exactly, where this loss has a kink: one of its subgradients is not stationary"
-NOT_HELD = "targets are met where the loss has a kink: no one gradient there holds all weights, and no fall was found"
+_NOT_HELD = "targets are met where the loss has a kink: no one gradient there holds all weights, and no fall was found"
 _BY_EVERY = "targets are met where the loss has a kink: by each gradient there a neuron escapes, and no fall was found"
 _BY_SIDES = "stationary without escape neurons, by a gradient of the loss for each side of the kinks"
 _BEHIND = "stationary with escape neurons by every gradient of the loss"
@@ -63,10 +63,7 @@ def _where_met(slopes: Slopes, tol: float) -> Verdict:
         return verdict("local minimum", nobody(block), None, theorem=KINKED_THEOREM, reason=_BY_SIDES)
     held = held_by(slopes, still=False)
     if held is None:
-        fall = steepest_fall(slopes)
-        if fall is None:
-            return verdict("undecided", nobody(block), None, theorem=STATIONARY, reason=NOT_HELD)
-        return verdict("not stationary", named(fall.moved), fall, theorem=STATIONARY, reason=DESCENT)
+        return held_by_none(slopes, verdict)
     said = _by_gradient(held, tol)
     if said.kind not in {"undecided", "type-2 candidate"}:
         return said
@@ -79,6 +76,14 @@ def _where_met(slopes: Slopes, tol: float) -> Verdict:
     return replace(
         said, kind="saddle", neurons=named(escape.mask), direction=fall, theorem=KINKED_THEOREM, reason=_BEHIND
     )
+
+
+def held_by_none(slopes: Slopes, verdict: partial[Verdict]) -> Verdict:
+    """The verdict where targets are met and no gradient of the loss there holds all weights."""
+    fall = steepest_fall(slopes)
+    if fall is None:
+        return verdict("undecided", nobody(slopes.problem.block), None, theorem=STATIONARY, reason=_NOT_HELD)
+    return verdict("not stationary", named(fall.moved), fall, theorem=STATIONARY, reason=DESCENT)
 
 
 def _by_gradient(problem: LossProblem, tol: float) -> Verdict:

@@ -39,10 +39,9 @@ from relu_diag.functional.local import (
 )
 from relu_diag.functional.problem import LossProblem
 from relu_diag.functional.tolerances import FLOAT64
-from relu_diag.functional.verdict._any_loss import NOT_HELD, assumptions_of
+from relu_diag.functional.verdict._any_loss import assumptions_of, held_by_none
 from relu_diag.functional.verdict._bend import least_bend
 from relu_diag.functional.verdict._largest_growth import Growth, largest_growth
-from relu_diag.functional.verdict._met_fall import steepest_fall
 from relu_diag.functional.verdict._orders import CONVEX, STATIONARY, TOO_MANY, named, nobody
 from relu_diag.functional.verdict._subgradient import free_slopes, held_against
 from relu_diag.functional.verdict._weight import positive
@@ -109,12 +108,7 @@ def of_decayed_loss(problem: LossProblem, tol: float) -> Verdict:
     if slopes is None:
         return _by_gradient(problem, tol, verdict)
     held = held_against(slopes, partial(_growth, tol=tol))
-    if held is not None:
-        return _by_gradient(held, tol, verdict)
-    fall = steepest_fall(slopes)
-    if fall is None:
-        return verdict("undecided", nobody(problem.block), None, theorem=STATIONARY, reason=NOT_HELD)
-    return verdict("not stationary", named(fall.moved), fall, theorem=STATIONARY, reason=DESCENT)
+    return held_by_none(slopes, verdict) if held is None else _by_gradient(held, tol, verdict)
 
 
 def _growth(problem: LossProblem, tol: float) -> tuple[Array, float] | None:
