@@ -133,7 +133,8 @@ def compare(name: str, problem: Problem, width: int, optimizer: str, epochs: int
     for line in [*monitor.timeline, *(plateau.words for plateau in monitor.plateaus)]:
         print(f"    monitor: {line}")
     if monitor.final is not None:
-        print(f"    monitor, at the end: {monitor.final.verdict.kind}{monitor.final.why}")
+        ending = monitor.final.ending(told=False, named=False)
+        print(f"    monitor, at the end: {monitor.final.verdict.kind}; {ending}")
     if stopping.decision:
         print(f"    early stopping: {stopping.decision}")
     print(f"    {len(escape.escapes)} escapes, {len(growth.growths)} growths", flush=True)
