@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from relu_diag.callbacks import LandscapeMonitor, PlateauMonitor
-from relu_diag.capture import Memory, Ride
+from relu_diag.capture import Glance, Memory, Ride
 from relu_diag.training import Window
 
 
@@ -73,8 +73,8 @@ WATCHING: dict[str, Callable[[], list[Callback]]] = {
 }
 
 
-# Ridden steps for each repeat, and how many at the beginning are not counted.
-RIDDEN = 20
+# Sampled steps that make a report, and how many at the beginning are not counted.
+REPORTED = 20
 WARM = 5
 
 
@@ -86,33 +86,42 @@ def fit_seconds(net: nn.Module, data: DataLoader[tuple[Tensor, ...]], steps: int
     return time.process_time() - start
 
 
-def ridden_steps(net: nn.Module, X: Tensor, y: Tensor, count: int) -> tuple[list[float], list[float], float]:
-    """Processor time of steps alone and of steps ridden as a monitor does, in turn, and of a report over these."""
+def sampled_steps(net: nn.Module, X: Tensor, y: Tensor, count: int) -> dict[str, list[float]]:
+    """Processor time of steps alone, and of steps ridden or glanced at as a monitor does, in turn; and of reports."""
     module = Classifier(net)
     optimizer = module.configure_optimizers()
     memory = Memory()
     windows: dict[str, Window] = {}
-    times: dict[bool, list[float]] = {False: [], True: []}
-    for number, riding in itertools.product(range(count), (False, True)):
+    times: dict[str, list[float]] = {"alone": [], "ridden": [], "glanced": [], "report": []}
+    for number, sampled in itertools.product(range(count), (False, True)):
         inputs = X + number  # the same batch twice would be the whole data set
+        enough = bool(windows) and all(window.glances for window in windows.values())
+        kind = ("glanced" if enough else "ridden") if sampled else "alone"
         start = time.process_time()
         optimizer.zero_grad()
-        ride = Ride(module, memory, lent=True)
-        if riding:
+        if kind == "ridden":
+            ride = Ride(module, memory, lent=True)
             ride.begin()
+        elif kind == "glanced":
+            glance = Glance(memory.telling)
         loss = functional.cross_entropy(net(inputs), y)
-        if riding:
+        if kind == "ridden":
             ride.board(loss)
         loss.backward()
-        if riding:
+        if kind == "ridden":
             for seen in ride.end():
                 windows.setdefault(seen.hidden, Window(seen.hidden)).add(seen, number, 1.0)
+        elif kind == "glanced":
+            for glimpse in glance.end():
+                windows[glimpse.hidden].glance(glimpse, number)
         optimizer.step()
-        times[riding].append(time.process_time() - start)
-    start = time.process_time()
-    for window in windows.values():
-        window.report()
-    return times[False], times[True], time.process_time() - start
+        times[kind].append(time.process_time() - start)
+        if sampled and (number + 1) % REPORTED == 0:
+            start = time.process_time()
+            for window in windows.values():
+                window.report()
+            times["report"].append(time.process_time() - start)
+    return times
 
 
 def main() -> None:
@@ -144,14 +153,17 @@ def main() -> None:
                 f"{len(ratios)}; least over least {min(taken) / min(none):.4f}",
                 flush=True,
             )
-        alone, ridden, report = ridden_steps(make(), X[:batch], y[:batch], RIDDEN * arguments.repeats)
-        alone, ridden = alone[WARM:], ridden[WARM:]
-        print(
-            f"  a ridden step / a step: least {min(ridden) / min(alone):.3f}, medians "
-            f"{statistics.median(ridden) / statistics.median(alone):.3f}, of {1e3 * statistics.median(alone):.2f} ms; "
-            f"adding up a report {1e3 * report:.2f} ms",
-            flush=True,
-        )
+        sampled = sampled_steps(make(), X[:batch], y[:batch], REPORTED * arguments.repeats)
+        alone, ridden, glanced = (sampled[kind][WARM:] for kind in ("alone", "ridden", "glanced"))
+        share = len(sampled["ridden"]) / (len(sampled["ridden"]) + len(sampled["glanced"]))
+        for word, middle in (("least", min), ("medians", statistics.median)):
+            one, other = middle(ridden) / middle(alone), middle(glanced) / middle(alone)
+            print(
+                f"  a sampled step / a step, {word}: {share * one + (1 - share) * other:.3f}; ridden {one:.3f} "
+                f"({share:.0%} of them), glanced at {other:.3f}, of {1e3 * middle(alone):.2f} ms; adding up a report "
+                f"{1e3 * middle(sampled['report']):.2f} ms",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

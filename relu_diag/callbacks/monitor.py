@@ -42,8 +42,9 @@ class LandscapeMonitor(WatchedBlocks, Rides):
     buffers, logged metrics, the samples drawn and the number of calls are the same to the bit.
 
     The sampled steps since the last report add up to one, at the end of an epoch once there are two of them, and after
-    every 20: "dead" is silent on each of the samples seen, slopes are means over them. A batch that is the whole data
-    set is reported at each sampled step, and exactly.
+    every 20: "dead" is silent on each of the samples seen, slopes are means over them: once the gradients of 256 rows
+    were read, over those of every fifth step, and the others are only asked for silent neurons. A batch that is the
+    whole data set is reported at each sampled step, and exactly.
 
     Logged to every logger at each report and put into ``trainer.callback_metrics``, prefix ``landscape/`` (for several
     blocks ``landscape/<first layer>/``): ``loss``, ``samples``; the scalars of `relu_diag.metrics.landscape_scalars`:
@@ -217,7 +218,9 @@ class LandscapeMonitor(WatchedBlocks, Rides):
         elif not self.off:
             self._batch = batch
             self._alone = trainer.num_training_batches == 1
-            self._rider.begin(pl_module)
+            enough = bool(self.watched) and not self._alone and all(watch.glances for watch in self.watched.values())
+            if not enough or not self._rider.glance(pl_module, self.watched):
+                self._rider.begin(pl_module)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take in a step that is ridden, before the optimizer moves.
@@ -228,7 +231,9 @@ class LandscapeMonitor(WatchedBlocks, Rides):
         """
         if self._rider.riding:
             super().on_after_backward(trainer, pl_module)
-            if self._rider.taken:
+            if self._rider.taken and self._rider.glancing:
+                self._take_glimpses()
+            elif self._rider.taken:
                 self._take_in()
 
     def on_train_batch_end(
@@ -243,7 +248,9 @@ class LandscapeMonitor(WatchedBlocks, Rides):
             batch: Unused.
             batch_idx: Unused.
         """
-        if self._rider.riding:
+        if self._rider.glancing:
+            self._take_glimpses()
+        elif self._rider.riding:
             self._take_in()
         seen = self._seen
         if seen is None and not self._meets:
@@ -342,6 +349,18 @@ class LandscapeMonitor(WatchedBlocks, Rides):
                     self._watch(one.hidden, named)
                 self.watched[one.hidden].add(one, self._sampled or 0, self._rider.loss, self._batch, self._alone)
             self._seen = seen
+        self._batch = None
+        self._rider.leave()
+
+    def _take_glimpses(self) -> None:
+        """Take in a step that was glanced at."""
+        with self._careful:
+            seen = self._rider.glimpses()
+            if self._rider.loss is not None and seen:
+                self._losses.append((self._rider.loss, seen[0].count))
+            for one in seen:
+                self.watched[one.hidden].glance(one, self._sampled or 0)
+            self._seen = []
         self._batch = None
         self._rider.leave()
 

@@ -2,6 +2,7 @@
 
 from relu_diag.capture._graph import NOTHING_BETWEEN
 from relu_diag.capture.find import choose_block, find_blocks, read_block, write_block
+from relu_diag.capture.glance import Glance, Glimpse, extremes_of
 from relu_diag.capture.live import LiveBlock, NeuronRows
 from relu_diag.capture.location import BlockLocation
 from relu_diag.capture.memory import Memory
@@ -17,6 +18,8 @@ from relu_diag.capture.signal import read_signal
 __all__ = [
     "NOTHING_BETWEEN",
     "BlockLocation",
+    "Glance",
+    "Glimpse",
     "LiveBlock",
     "Memory",
     "NeuronRows",
@@ -26,6 +29,7 @@ __all__ = [
     "check_plain",
     "choose_block",
     "exactness",
+    "extremes_of",
     "find_blocks",
     "is_sharded",
     "loss_at_outputs",

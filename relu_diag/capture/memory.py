@@ -49,6 +49,8 @@ class Memory:
         self.hidden: set[int] = set()
         self.overwritten: set[int] = set()
         self.kinked: set[int] = set()
+        # First layers whose outputs tell all about silent neurons, by name.
+        self.telling: dict[str, nn.Linear] = {}
 
     def copy(self, parameter: nn.Parameter) -> Tensor:
         """A copy of a parameter, in the memory of an old one: fresh pages cost more than copying.

@@ -27,6 +27,7 @@ from relu_diag.capture._ridden import finite
 from relu_diag.capture._sighting import Block, Noted, Reader
 from relu_diag.capture._together import joined
 from relu_diag.capture.find import _fit_slopes
+from relu_diag.capture.glance import extremes_of
 from relu_diag.capture.memory import Memory
 from relu_diag.capture.sighting import Sighting
 
@@ -176,6 +177,8 @@ class Ride:
             together.update(block.kinks)
             block.kinks = together
         copies = dict(self._copies)
+        if self._lent:
+            self._memory.telling = self._telling(blocks)
         self.leave()
         seen = [block.sighting() for block in blocks]
         if not finite(part for one in seen for part in one.ridden.applications):
@@ -184,6 +187,17 @@ class Ride:
         if self._lent:
             self._memory.keep(copies)
         return [joined(alike) for alike in self._alike(seen)]
+
+    def _telling(self, blocks: Sequence[Block]) -> dict[str, nn.Linear]:
+        """First layers all of whose passes were passes through their block, by name: a glance at them tells enough."""
+        beside = {node: layer for node, layer in self._layers.items() if node in self._passed}
+        telling = {}
+        for block in blocks:
+            layer = beside.pop(block.hidden.product.node, None)
+            if layer is not None and block.passage.fold is None:
+                telling[block.hidden.product.layer] = layer
+        others = {id(layer) for layer in beside.values()}
+        return {name: layer for name, layer in telling.items() if id(layer) not in others}
 
     def _alike(self, seen: Sequence[Sighting]) -> Iterator[list[Sighting]]:
         """The applications of each first layer."""
@@ -228,7 +242,7 @@ class Ride:
         if args:  # not where the inputs were given by keyword
             weight = None if catch is None else catch.weight
             kept = Z.detach().clone() if id(layer) in self._memory.overwritten else Z.detach()
-            extremes = _extremes(kept) if id(layer) in self._memory.hidden else None
+            extremes = extremes_of(kept) if id(layer) in self._memory.hidden else None
             self._passed[node] = _Passed(args[0].detach(), kept, kept._version, weight, extremes)
         if self._board_outputs:
             self._board(Z, 1.0, to_the_loss=False)
@@ -371,12 +385,6 @@ def riding(module: nn.Module) -> Iterator[Ride]:
         yield ride
     finally:
         ride.leave()
-
-
-def _extremes(Z: Tensor) -> tuple[Tensor, Tensor]:
-    """Least and largest pre-activation of every neuron, shapes ``(I,)``."""
-    rows = Z.reshape(-1, Z.shape[-1])
-    return rows.amin(0), rows.amax(0)
 
 
 def _slopes_seen(X: Tensor, W: Tensor, bias: Tensor | None, A: Tensor | None) -> tuple[float, float] | None:

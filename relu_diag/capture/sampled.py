@@ -6,6 +6,7 @@ are means and their spread, for which some rows do. These are copied in the step
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -90,6 +91,22 @@ class SampledSums:
         if self._steps is None or self._steps.shape != shape:
             self._steps = _Steps(seen, shape)
         self._steps.add(seen)
+
+    @property
+    def takes_glimpses(self) -> bool:
+        """Whether silent neurons are found by the extremes of all rows of a step, which a glance shows as well."""
+        return self._steps is not None and bool(self._steps.lows)
+
+    def add_extremes(self, lows: Sequence[Tensor], highs: Sequence[Tensor]) -> None:
+        """Add extremes of pre-activations in further steps.
+
+        Args:
+            lows: Least ones of every neuron, shapes ``(I,)``.
+            highs: Largest ones.
+        """
+        assert self._steps is not None
+        self._steps.lows.extend(lows)
+        self._steps.highs.extend(highs)
 
     def sums(self, block: ShallowBlock) -> NeuronSums:
         """What was added since the last call. Kinks are counted among the rows that were copied.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from relu_diag.capture import NOTHING_BETWEEN, Memory, Ride, Sighting
+from relu_diag.capture import NOTHING_BETWEEN, Glance, Glimpse, Memory, Ride, Sighting
 from relu_diag.functional import NotFiniteError
 from relu_diag.training.careful import Careful
 from relu_diag.training.lightning_internals import loss_scale
@@ -44,6 +44,7 @@ class Rider:
         self.reasons: dict[str, str] = {}
         self.finite = True
         self._ride: Ride | None = None
+        self._glance: Glance | None = None
         self._seen: list[Sighting] | None = None
         self._losses: list[Tensor] = []
         self._automatic = True
@@ -52,8 +53,13 @@ class Rider:
 
     @property
     def riding(self) -> bool:
-        """Whether the present step is being ridden."""
-        return self._ride is not None
+        """Whether the present step is being ridden, or glanced at."""
+        return self._ride is not None or self.glancing
+
+    @property
+    def glancing(self) -> bool:
+        """Whether the present step is only glanced at."""
+        return self._glance is not None
 
     @property
     def taken(self) -> bool:
@@ -96,10 +102,32 @@ class Rider:
         self._module = module
         self._losses = []
         with self._careful:
-            # The gradients of several processes, and of several optimizers, change before the step is over.
-            lent = self._at_once and self._automatic and module.trainer.world_size == 1
-            self._ride = Ride(module, self._memory, lent)
+            self._ride = Ride(module, self._memory, self._is_lent(module))
             self._ride.begin(board_outputs=not self._automatic)
+
+    def glance(self, module: LightningModule, blocks: Collection[str]) -> bool:
+        """Glance at the step that is about to begin, if that is enough.
+
+        Args:
+            module: The module in training.
+            blocks: First layers of the blocks.
+
+        Returns:
+            Whether it is: a step before has shown that the outputs of these layers tell all of their silent neurons.
+        """
+        layers = {name: layer for name, layer in self._memory.telling.items() if name in blocks}
+        if len(layers) < len(blocks) or not self._is_lent(module):
+            return False
+        self.leave()
+        self._automatic = True
+        self._losses = []
+        with self._careful:
+            self._glance = Glance(layers)
+        return True
+
+    def _is_lent(self, module: LightningModule) -> bool:
+        """Whether gradients stand still until they are read: several processes, or optimizers, change them before."""
+        return self._at_once and module.automatic_optimization and module.trainer.world_size == 1
 
     def board(self, trainer: Trainer, loss: Tensor) -> None:
         """Get on a backward pass. An optimizer that evaluates the loss again, LBFGS say, is seen at its first one.
@@ -108,14 +136,15 @@ class Rider:
             trainer: The trainer.
             loss: The loss whose backward pass is about to run.
         """
-        if self._ride is None or self._seen is not None or self._careful.off:
+        if not self.riding or self.taken or self._careful.off:
             return
         with self._careful:
             factor = 1.0 / loss_scale(trainer)
             if self._automatic:
                 factor *= trainer.accumulate_grad_batches
-            self._ride.board(loss, factor)
-            if not self._ride.moved:
+            if self._ride is not None:
+                self._ride.board(loss, factor)
+            if self._ride is None or not self._ride.moved:
                 self._losses.append(factor * loss.detach())
 
     def after_backward(self) -> None:
@@ -125,9 +154,9 @@ class Rider:
 
     def let_go(self) -> None:
         """Let go of the graph of a step all of whose backward passes are over."""
-        if self._ride is not None and self._seen is None and not self._careful.off:
+        if self.riding and not self.taken and not self._careful.off:
             with self._careful:
-                self._seen = self._take(self._ride)
+                self._seen = [] if self._ride is None else self._take(self._ride)
 
     def end(self) -> list[Sighting]:
         """What was seen of the step; from now on nothing is watched.
@@ -140,9 +169,27 @@ class Rider:
         seen = self._take(self._ride) if self._seen is None else self._seen
         if not seen and self._module is not None:
             self._missing = _missing(self._module)
+        self._sum_up()
+        return [one for one in seen if any(fnmatchcase(one.hidden, pattern) for pattern in self.patterns)]
+
+    def glimpses(self) -> list[Glimpse]:
+        """What a glance at the step has shown; from now on nothing is watched.
+
+        Returns:
+            The blocks asked for. None where a number was not finite, or one of them did not take part.
+        """
+        assert self._glance is not None
+        seen = self._glance.end()
+        self.finite = True
+        if not seen:
+            self._memory.telling = {}
+        self._sum_up()
+        return seen
+
+    def _sum_up(self) -> None:
+        """Add up the losses of the step, and leave it."""
         self.loss = float(torch.stack(self._losses).sum()) if self._losses else None
         self.leave()
-        return [one for one in seen if any(fnmatchcase(one.hidden, pattern) for pattern in self.patterns)]
 
     def _take(self, ride: Ride) -> list[Sighting]:
         """What a ride saw, without its hooks and graph."""
@@ -161,7 +208,10 @@ class Rider:
         """Take all hooks off, whatever happened."""
         if self._ride is not None:
             self._ride.leave()
+        if self._glance is not None:
+            self._glance.leave()
         self._ride = None
+        self._glance = None
         self._seen = None
         self._module = None
 

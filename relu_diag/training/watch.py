@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from relu_diag.capture import Sighting
+from relu_diag.capture import Glimpse, Sighting
 from relu_diag.figures import TrainingHistory
 from relu_diag.functional import NearbyStationaryPoint, ShallowBlock
 from relu_diag.functional.local import target_scale
@@ -122,6 +122,20 @@ class BlockWatch:
             if self.whole:
                 self.rows.finish(complete=True)
             self.rows.keep(seen, loss, batch)
+
+    @property
+    def glances(self) -> bool:
+        """Whether a glance at the step to come is enough."""
+        return self._window.glances and not self.wants_rows
+
+    def glance(self, seen: Glimpse, step: int) -> None:
+        """Add what a glance at a step has shown.
+
+        Args:
+            seen: The block, as the glance saw it.
+            step: The step.
+        """
+        self._window.glance(seen, step)
 
     def look(self, seen: Iterable[tuple[Sighting, Tensor, Any]], step: int, everything: bool) -> float:
         """Take a pass at fixed weights in place of sampled steps.

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from relu_diag.capture import SampledSums, Sighting, exactness, samples_cheaply
+from relu_diag.capture import Glimpse, SampledSums, Sighting, exactness, samples_cheaply
 from relu_diag.functional import NeuronGeometry, NeuronStates, ShallowBlock
 from relu_diag.functional.local import (
     NeuronSlopes,
@@ -21,6 +21,10 @@ from relu_diag.functional.local import (
 )
 from relu_diag.metrics import sums_of_all_ranks
 
+# Rows whose gradients are read before steps are glanced at, and how many of the steps are still read.
+_ENOUGH = 256
+_READ = 5
+
 
 @dataclass(frozen=True, eq=False)
 class BlockReport:
@@ -29,10 +33,11 @@ class BlockReport:
     Attributes:
         name: The block, ``net.0 -> net.2``.
         step: Step of the last sample.
-        block: Its weights there.
+        block: Its weights at the last step whose gradients were read.
         slopes: One-sided derivatives, means over the samples; exact where the weights stood still.
         states: Neuron states: dead is silent on every sample seen.
-        samples: Number of samples, of all ranks.
+        samples: Number of samples, of all ranks: silent on all of them is dead. Slopes are means over ``sums.samples``
+            of these, as of some steps nothing else is looked at.
         exact: Whether the window is one batch that is the whole data set.
         sums: What all of that is made of.
         caveats: What keeps the slopes from being those of the loss along the block's weights, in words.
@@ -108,6 +113,7 @@ class Window:
         self._last: Sighting | None = None
         self._inputs: list[Tensor] = []
         self._scale = (0.0, 0)
+        self._glanced = 0
         self._step = -2
         # Later kinks of every sighting, None where nobody counted, and operations that were not counted.
         self._later: list[Tensor | None] = []
@@ -133,6 +139,7 @@ class Window:
             self._sums.clear()
             self.sightings = 0
             self._scale = (0.0, 0)
+            self._glanced = 0
             self._later = []
             self._uncounted = set()
         self._inputs = inputs
@@ -143,6 +150,32 @@ class Window:
         self.sightings += 1
         squares, rows = self._scale
         self._scale = squares + seen.count * scale**2, rows + seen.count
+
+    @property
+    def glances(self) -> bool:
+        """Whether a glance at the step to come is enough: gradients of many rows were read since the last report."""
+        read = self._scale[1]
+        at_fixed_weights = self.whole or self.suspects or self.one_pass
+        due = (self.sightings + 1) % _READ == 0
+        return self.sightings > 0 and read >= _ENOUGH and self._sums.takes_glimpses and not (due or at_fixed_weights)
+
+    def glance(self, seen: Glimpse, step: int) -> None:
+        """Add a step of which nothing but extremes of pre-activations is known.
+
+        Args:
+            seen: What a glance at it has shown.
+            step: The step.
+        """
+        assert self._last is not None
+        inputs = list(seen.X)
+        # The step to come is read where it may be the same batch again, or a layer has grown.
+        self.suspects = _same(inputs, self._inputs) or len(seen.lows[0]) != self._last.neurons
+        self._inputs = inputs
+        self._step = step
+        if not self.suspects:
+            self._sums.add_extremes(seen)
+            self._glanced += seen.count
+            self.sightings += 1
 
     def prepare(self) -> None:
         """Add up what this rank has seen, so that nothing can fail where ranks wait for each other.
@@ -185,7 +218,7 @@ class Window:
             block=block,
             slopes=slopes_from_sums(block, sums),
             states=states_from_sums(block, sums, (squares / rows) ** 0.5),
-            samples=int(sums.samples),
+            samples=int(sums.samples) + self._glanced,
             exact=self.whole,
             sums=sums,
             caveats=_caveats(self._last),
@@ -224,6 +257,15 @@ class _Sums:
             return
         self._exact = self._exact or RunningSums()
         self._exact.add(seen.block, seen.signal, weight=seen.count, gradients=seen.gradients)
+
+    @property
+    def takes_glimpses(self) -> bool:
+        """Whether a glance shows all there is to know of silent neurons."""
+        return self._sampled.takes_glimpses
+
+    def add_extremes(self, seen: Glimpse) -> None:
+        """Add what a glance at a step has shown."""
+        self._sampled.add_extremes(seen.lows, seen.highs)
 
     def sums(self, block: ShallowBlock) -> NeuronSums:
         """The sums of all steps, the last of which had the weights of a block."""
