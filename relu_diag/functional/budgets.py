@@ -124,6 +124,7 @@ class Budgets:
         steps_below: Steps along a move at which a loss is evaluated below the one that derivatives tell, each a fourth.
         steps_above: The same above it.
         steps_between: Steps on the way to the chosen one.
+        crossed: Kinks crossed on the way along a move that are kept, so that no other pair is looked at again.
         peaks: Kinks on the way at which a loss is evaluated as well; where there are more it is not.
         newton_in_cell: Newton steps to the least loss at fixed signs.
         proportions: Output weights over input weights of moves that are tried against weight decay.
@@ -280,6 +281,7 @@ class Budgets:
     steps_below: int = 20
     steps_above: int = 1
     steps_between: int = 14
+    crossed: int = 2**19
     peaks: int = 64
     newton_in_cell: int = 200
     proportions: tuple[float, ...] = (1.0, 0.1, 10.0)

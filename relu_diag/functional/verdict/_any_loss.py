@@ -25,7 +25,7 @@ from relu_diag.functional.verdict._orders import (
     nobody,
     second_order,
 )
-from relu_diag.functional.verdict._rounding import curvature_of_rows, rounding_of_problem
+from relu_diag.functional.verdict._rounding import curvature_of_rows, reach, rounding_of_problem
 from relu_diag.functional.verdict._subgradient import Slopes, free_slopes, held_by, held_on_every_side
 from relu_diag.functional.verdict.direction import Direction
 from relu_diag.functional.verdict.escape import escapes_at
@@ -35,7 +35,7 @@ from relu_diag.functional.verdict.verdict import DESCENT, NO_MINIMUM, Verdict
 
 KINKED_THEOREM = "a stationary point without escape neurons is a local minimum of any convex loss"
 _NOT_CONVEX = "stationary, but the loss is not convex in the outputs: no theorem goes on from here"
-_NOT_SMOOTH = "targets that are met exactly, where this loss has a kink: one of its subgradients is not stationary"
+_NOT_SMOOTH = "targets are met where the loss has a kink: one of its gradients there is not stationary, others may be"
 _NOT_HELD = "targets are met where the loss has a kink: no one gradient there holds all weights, and no fall was found"
 _BY_EVERY = "targets are met where the loss has a kink: by each gradient there a neuron escapes, and no fall was found"
 _BY_SIDES = "stationary without escape neurons, by a gradient of the loss for each side of the kinks"
@@ -126,13 +126,8 @@ def _as_far_as_known(problem: LossProblem, said: Verdict) -> Verdict:
     loss = problem.output_loss
     if not loss.convex and said.kind in {"local minimum", "type-2 candidate"}:
         return replace(said, kind="undecided", theorem=STATIONARY, reason=_NOT_CONVEX)
-    if not loss.smooth:
-        met = said.kind == "undecided" and said.reason.startswith(("slopes above", "an escape neuron"))
-        bent = (
-            said.kind == "not stationary" and said.direction is not None and not _starts_down(problem, said.direction)
-        )
-        if met or bent:
-            return replace(said, kind="undecided", direction=None, theorem=STATIONARY, reason=_NOT_SMOOTH)
+    if not loss.smooth and _may_be_bent(problem, said):
+        return replace(said, kind="undecided", direction=None, theorem=STATIONARY, reason=_NOT_SMOOTH)
     if said.kind in {"local minimum", "type-2 candidate", "saddle"}:
         return replace(said, theorem=KINKED_THEOREM)
     return said
@@ -151,10 +146,31 @@ def _no_lower_outputs(problem: LossProblem, tol: float) -> bool:
     return float(miss.norm()) <= tol * float(size.norm())
 
 
+def _may_be_bent(problem: LossProblem, said: Verdict) -> bool:
+    """Whether a loss has a kink at its outputs, and another of its gradients there may hold all weights."""
+    unseen = said.kind == "undecided" and said.reason.startswith(("slopes above", "an escape neuron"))
+    falls = said.kind == "not stationary" and said.direction is not None
+    if not (unseen or falls) or not _on_kink(problem):
+        return False
+    return said.direction is None or not _starts_down(problem, said.direction)
+
+
+def _on_kink(problem: LossProblem) -> bool:
+    """Whether gradients of a loss differ within rounding of its outputs, to opposite sides of them."""
+    outputs = problem.outputs
+    signs = torch.randint(2, outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs) * 2 - 1
+    size = problem.signal.X.norm(dim=1) * reach(problem.block) + outputs.norm(dim=1)
+    near = signs * (FLOAT64.residual * size)[:, None].clamp_min(torch.finfo(outputs.dtype).tiny)
+    ahead, behind = (problem.output_loss.gradient(outputs + step) for step in (near, -near))
+    return float((ahead - behind).norm()) > FLOAT64.blurred * float(torch.maximum(ahead.norm(), behind.norm()))
+
+
 def _starts_down(problem: LossProblem, direction: Direction) -> bool:
-    """Whether the loss falls to first order along a direction: in proportion to short steps."""
+    """Whether the loss falls to first order along a direction: in proportion to short steps.
+
+    The gradient of a convex loss a little ahead bounds its slope here, whatever kinks are on the way.
+    """
     db = torch.zeros_like(problem.outputs[0]) if direction.db is None else direction.db
-    line = loss_line(problem, Move(direction.dW, direction.dH, db))
-    short = min(direction.step, line.eps_max) * torch.tensor([FLOAT64.short**2, FLOAT64.short], dtype=torch.float64)
-    (near, far), (blur, _) = line.changes(short)
-    return bool(near < -blur) and bool(2 * near < FLOAT64.short * far)
+    first = loss_line(problem, Move(direction.dW, direction.dH, db)).first
+    terms = problem.output_loss.gradient(problem.outputs + FLOAT64.short * direction.step * first) * first
+    return bool(terms.sum() < -FLOAT64.roundings * FLOAT64.eps * terms.abs().sum())

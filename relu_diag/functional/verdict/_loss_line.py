@@ -22,6 +22,33 @@ P = TypeVar("P", LossProblem, SquaredProblem)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Crossed:
+    """The pairs of a sample and a neuron that cross their kink up to a step, in order.
+
+    Attributes:
+        end: The step.
+        time: Steps at which they cross, shape ``(M,)``.
+        sample: Samples, long, shape ``(M,)``.
+        neuron: Neurons, long, shape ``(M,)``.
+        depth: Minus the sizes of their pre-activations, shape ``(M,)``.
+        towards: What these grow by per step, shape ``(M,)``.
+    """
+
+    end: float
+    time: Tensor
+    sample: Tensor
+    neuron: Tensor
+    depth: Tensor
+    towards: Tensor
+
+    @classmethod
+    def nobody(cls, end: float, like: Tensor) -> _Crossed:
+        """No pair up to a step; numbers like those of a tensor."""
+        none = like.new_empty(0)
+        return cls(end, none, none.long(), none.long(), none, none)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class LossLine:
     """The outputs along a move, a quadratic in the step up to the first kink, and the loss of them.
 
@@ -34,6 +61,7 @@ class LossLine:
         eps_max: Step to the first kink.
         bend: Largest curvature of the loss of every sample, shape ``(N,)``.
         price: What weight decay adds per step and per squared step.
+        crossed: The pairs that cross their kink, up to a step behind which all pairs are looked at.
     """
 
     problem: LossProblem
@@ -44,14 +72,31 @@ class LossLine:
     eps_max: float
     bend: Tensor
     price: tuple[float, float]
+    crossed: _Crossed
+
+    def followed(self, end: float) -> LossLine:
+        """The line with the pairs that cross their kink before an end, the first of them where they are many."""
+        if end <= self.eps_max:
+            return self
+        found = [self.first.new_empty(5, 0)]
+        for here, Z, dZ in _by_rows(self.problem, self.move):
+            root = (Z / dZ).neg_()
+            row, neuron = ((root > 0) & (root < end)).nonzero().unbind(1)
+            z, dz = Z[row, neuron], dZ[row, neuron]
+            found.append(torch.stack([root[row, neuron], here[row].to(z), neuron.to(z), -z.abs(), -z.sign() * dz]))
+            if sum(part.shape[1] for part in found) > 2 * BUDGETS.crossed:
+                found, end = _earliest(found, end)
+        found, end = _earliest(found, end)
+        pairs = found[0]
+        time, sample, neuron, depth, towards = pairs[:, pairs[0].argsort()]
+        return replace(self, crossed=_Crossed(end, time, sample.long(), neuron.long(), depth, towards))
 
     def changes(self, steps: Tensor) -> tuple[Tensor, Tensor]:
         """Changes of the loss at steps ``(S,)`` in order, and their rounding, each of shape ``(S,)``."""
-        near = steps[steps <= self.eps_max]
-        far = steps[steps > self.eps_max]
-        outputs = [step * (self.first + step * self.second) for step in near]
-        if len(far):
-            outputs += list(self._across(far))
+        near = steps <= self.crossed.end
+        outputs = [self._near(step) for step in steps[near].tolist()]
+        if not bool(near.all()):
+            outputs += list(self._across(steps[~near]))
         found = []
         for step, change in zip(steps, outputs, strict=True):
             value = self.problem.output_loss.change(self.problem.outputs, change)
@@ -65,15 +110,9 @@ class LossLine:
 
     def crossings(self, end: float) -> Tensor:
         """Steps before an end at which samples cross kinks, ``(S,)``; none where they are many."""
-        if end <= self.eps_max:
-            return self.first.new_empty(0)
-        found = []
-        for _, Z, dZ in _by_rows(self.problem, self.move):
-            root = (Z / dZ).neg_()
-            found.append(root[(root > 0) & (root < end)])
-        steps = torch.cat(found)
+        steps = self.crossed.time[self.crossed.time < end]
         # Of many each bends the loss too little for a peak of its own.
-        return steps if len(steps) <= BUDGETS.peaks else steps[:0]
+        return steps if end <= self.crossed.end and len(steps) <= BUDGETS.peaks else steps[:0]
 
     @property
     def end(self) -> float:
@@ -91,8 +130,19 @@ class LossLine:
         minima = TaylorExpansion(torch.stack(coefficients), self.eps_max).minima
         return minima[0] if minima else 0.0
 
+    def _near(self, step: float) -> Tensor:
+        """Changes of the outputs at a step up to which all pairs that cross are known, shape ``(N, J)``."""
+        block, crossed = self.problem.block, self.crossed
+        change = step * (self.first + step * self.second)
+        count = int((crossed.time < step).sum())
+        if not count:
+            return change
+        neuron, behind = crossed.neuron[:count], crossed.depth[:count] + step * crossed.towards[:count]
+        bend = (block.slopes[1] - block.slopes[0]) * (block.H + step * self.move.dH).T
+        return change.index_add_(0, crossed.sample[:count], behind.relu_()[:, None] * bend[neuron])
+
     def _across(self, steps: Tensor) -> Tensor:
-        """Changes of the outputs at steps behind a kink, shape ``(S, N, J)``."""
+        """The same at steps behind so many kinks that all pairs are looked at, shape ``(S, N, J)``."""
         block, move = self.problem.block, self.move
         far = steps[:, None, None]
         changes = far * (self.first + far * self.second)
@@ -126,7 +176,17 @@ def loss_line(problem: LossProblem, move: Move) -> LossLine:
         root = (Z / dZ).neg_()
         eps_max = min(eps_max, float(torch.where(root > 0, root, torch.inf).amin()))
     price = _price(problem, move)
-    return LossLine(problem, move, first, second, terms, eps_max, curvature_of_rows(problem), price)
+    nobody = _Crossed.nobody(eps_max, first)
+    return LossLine(problem, move, first, second, terms, eps_max, curvature_of_rows(problem), price, nobody)
+
+
+def _earliest(pairs: list[Tensor], end: float) -> tuple[list[Tensor], float]:
+    """As many of the pairs ``(5, m)`` that cross first as a budget, and the step up to which these are all."""
+    together = torch.cat(pairs, dim=1)
+    if together.shape[1] <= BUDGETS.crossed:
+        return [together], end
+    end = float(together[0].kthvalue(BUDGETS.crossed).values)
+    return [together[:, together[0] < end]], end
 
 
 def _by_rows(problem: LossProblem, move: Move) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -164,6 +224,7 @@ def see_fall_of_loss(problem: LossProblem, move: Move) -> Direction | None:
     """
     line = loss_line(*moving_part(problem, move))
     scale = _scale_of_steps(line).to(line.first.device)
+    line = line.followed(float(scale[-1]))
     values, rounding = line.changes(scale)
     # Points between those of the scale, denser near the start, where a rise would be small.
     between = torch.linspace(0, 1, BUDGETS.steps_between + 1, dtype=torch.float64)[1:].square()

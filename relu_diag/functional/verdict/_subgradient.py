@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from scipy.linalg import null_space
 from scipy.optimize import linprog
+from torch import Tensor
 
 from relu_diag.functional._arrays import Array, Index, Mask, row_space
 from relu_diag.functional.block import rho
@@ -25,7 +26,7 @@ from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import fan_rays, hyperplanes, slopes_at
 from relu_diag.functional.problem import LossProblem
 from relu_diag.functional.tolerances import FLOAT64
-from relu_diag.functional.verdict._rounding import seen_terms
+from relu_diag.functional.verdict._rounding import reach, seen_terms
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,9 +106,10 @@ class Slopes:
         return _Rows(own, T.T @ self.fixed, size.T @ largest)
 
     def at(self, free: Array) -> LossProblem:
-        """The loss with a choice of its slopes ``(m,)``."""
+        """The loss with a choice of its slopes ``(m,)``, zero where they are so but for rounding."""
         G = self.fixed.copy()
-        G[self.sample, self.output] = free
+        none = np.abs(free) <= FLOAT64.residual * np.maximum(np.abs(self.least), np.abs(self.most))
+        G[self.sample, self.output] = np.where(none, 0.0, free)
         signal = self.problem.signal
         return replace(self.problem, signal=replace(signal, G=torch.as_tensor(G).to(signal.G)))
 
@@ -141,13 +143,24 @@ class _Rows:
 
 def free_slopes(problem: LossProblem) -> Slopes | None:
     """The slopes of a loss that are free at its outputs; None where none is, or where there are too many."""
+    if problem.output_loss.smooth:
+        return None
     outputs = problem.outputs
     block = problem.block
-    bias = 0.0 if block.output_bias is None else block.output_bias.norm()
-    size = seen_terms(block, problem.signal, problem.kink_tol) + outputs.norm(dim=1) + bias
-    # A sample that no neuron sees may be met with both numbers zero.
-    reach = (FLOAT64.residual * size).clamp_min(torch.finfo(size.dtype).tiny)
-    least, most = problem.output_loss.slopes_within(outputs, reach)
+    given = outputs.norm(dim=1)
+    if block.output_bias is not None:
+        given = given + block.output_bias.norm()
+
+    def within(size: Tensor) -> tuple[Tensor, Tensor]:
+        # A sample that no neuron sees may be met with both numbers zero.
+        near = (FLOAT64.residual * size).clamp_min(torch.finfo(size.dtype).tiny)
+        return problem.output_loss.slopes_within(outputs, near)
+
+    # As if each sample saw all neurons: almost always nothing is met within that, and no look at them is needed.
+    least, most = within(problem.signal.X.norm(dim=1) * reach(block) + given)
+    if bool((least == most).all()):
+        return None
+    least, most = within(seen_terms(block, problem.signal, problem.kink_tol) + given)
     largest = float(torch.maximum(least.abs(), most.abs()).max())
     free = most - least > FLOAT64.blurred * largest
     if not bool(free.any()):

@@ -114,3 +114,34 @@ def test_a_minimum_by_another_gradient_than_autograds_is_undecided_under_a_loss_
     own = F.OutputLoss(lambda outputs: (outputs - Y).abs().sum(), convex=True, smooth=False)
     assert F.classify(block, X, F.AbsoluteError(Y, "sum")).kind == "global minimum"
     assert F.classify(block, X, own).kind == "undecided"
+
+
+def test_a_slope_that_is_zero_but_for_rounding_holds_all_weights() -> None:
+    X = torch.tensor([[1.3, 0.7], [-1.0, -0.4]], dtype=torch.float64)
+    block = ShallowBlock(torch.tensor([[0.7, 0.9], [0.3, -0.2]]).double(), torch.tensor([[0.37, 0.61]]).double())
+    # The first sample alone is seen, and met; nothing can help the other one.
+    Y = block(X) - torch.tensor([[0.0], [1.0]])
+    verdict = F.classify(block, X, F.AbsoluteError(Y))
+    assert verdict.kind == "local minimum"
+
+
+def test_no_kink_of_the_loss_is_blamed_where_no_target_is_met() -> None:
+    draw = torch.Generator().manual_seed(0)
+    X = torch.randn(20, 3, generator=draw, dtype=torch.float64)
+    block = ShallowBlock(1e-7 * torch.randn(3, 3, generator=draw).double(), 1e-7 * torch.ones(1, 3).double())
+    # So far away that no fall is seen above the rounding of the loss.
+    Y = 1e12 * (1 + X[:, :1].square())
+    for loss in (F.AbsoluteError(Y), F.OutputLoss(lambda outputs: (outputs - Y).abs().mean(), True, smooth=False)):
+        verdict = F.classify(block, X, loss)
+        assert verdict.kind == "undecided"
+        assert "rounding of the loss" in verdict.reason
+
+
+def test_a_loss_of_the_users_is_not_decided_by_one_of_its_gradients_on_a_kink() -> None:
+    X = torch.tensor([[1.0, 0.5], [-1.0, -1.0]], dtype=torch.float64)
+    block = ShallowBlock(torch.tensor([[0.8, 0.1]]).double(), torch.tensor([[0.7]]).double())
+    Y = block(X) - torch.tensor([[0.0], [1.0]])
+    pinball = F.OutputLoss(lambda outputs: torch.maximum(0.3 * (Y - outputs), 0.7 * (outputs - Y)).mean(), True, False)
+    verdict = F.classify(block, X, pinball)
+    assert verdict.kind == "undecided"
+    assert "others may be" in verdict.reason
