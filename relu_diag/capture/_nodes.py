@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -216,6 +217,13 @@ def bends(node: Node) -> bool:
     return node.name() in BENDING or hasattr(node, "_forward_cls")
 
 
+def makes_one_number(node: Node) -> bool:
+    """Whether a single number comes out of an operation."""
+    return all(math.prod(one.shape) == 1 for one in node._input_metadata)
+
+
 def operation(node: Node) -> str:
     """What a node is the derivative of: ``NativeLayerNormBackward0`` is a LayerNorm."""
+    if hasattr(node, "_forward_cls"):
+        return f"own function {node.name().removesuffix('Backward')}"
     return node.name().rstrip("0123456789").removesuffix("Backward").removeprefix("Native")

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from relu_diag.capture._graph import Passage, Product, trained_slope
 from relu_diag.capture._kinks import LaterKink, later_kinks
-from relu_diag.capture._nodes import operation
+from relu_diag.capture._nodes import makes_one_number, operation
 from relu_diag.capture._reading import Facts
 from relu_diag.capture._ridden import Application, Gradients, Ridden, Weights, sum_of, sum_of_rows
 from relu_diag.capture.live import LiveBlock
@@ -175,8 +175,15 @@ class Block:
             live=self._live(heads, facts),
             later_kinks=later_kinks(self.kinks.values(), self.W),
             uncounted=tuple(sorted({operation(node) for node, kink in self.kinks.items() if not kink.counted})),
+            choosing=self._choosing(),
             parameters=facts.parameters,
         )
+
+    def _choosing(self) -> tuple[str, ...]:
+        """Operations with a kink that make one number of many."""
+        if len(self.X) == 1:
+            return ()
+        return tuple(sorted({operation(node) for node in self.kinks if makes_one_number(node)}))
 
     def _facts(self, heads: list[Reader]) -> Facts:
         """What is the same in every step with these heads."""

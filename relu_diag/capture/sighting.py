@@ -32,6 +32,8 @@ class Sighting:
         later_kinks: Number of inputs of those operations that sit on their kinks and get a gradient, shape ``()``, on
             the block's device; None where nobody counted.
         uncounted: Those operations whose inputs are not known: their kinks are missing from the count.
+        choosing: Those operations that make a single number, as the larger one of two losses; the loss is then another
+            function elsewhere.
 
     Example:
         >>> import torch
@@ -58,6 +60,7 @@ class Sighting:
     parameters: tuple[nn.Parameter, ...] = ()
     later_kinks: Tensor | None = None
     uncounted: tuple[str, ...] = ()
+    choosing: tuple[str, ...] = ()
 
     @classmethod
     def of_pass(

@@ -4,7 +4,7 @@ It never changes weights, optimizers or modules. One file each reads Lightning's
 says what the optimizer is (`pace`) and gives verdicts (`judge`).
 """
 
-from relu_diag.training._data import is_epoch_of_all, lately
+from relu_diag.training._data import is_epoch_of_all, lately, tensors_of
 from relu_diag.training.agreement import agreement, agreement_words
 from relu_diag.training.careful import Careful
 from relu_diag.training.chain import data_of_chains
@@ -42,6 +42,7 @@ from relu_diag.training.lightning_internals import (
 from relu_diag.training.loggers import is_mlflow, is_tensorboard, is_wandb
 from relu_diag.training.look import BatchSignal, Look, LossFunction, targets_of
 from relu_diag.training.moves import Escape, lowest_along, trained_loss
+from relu_diag.training.obstacle import reads_activations
 from relu_diag.training.pace import (
     NoForecast,
     Pace,
@@ -68,7 +69,7 @@ from relu_diag.training.recipe import Recipe
 from relu_diag.training.report import Report, say
 from relu_diag.training.revival import BlockRevival, NewPlaces, Revival
 from relu_diag.training.rider import Rider
-from relu_diag.training.rows import KeptRows, TrainingData, reads_activations, tensors_of
+from relu_diag.training.rows import KeptRows, TrainingData
 from relu_diag.training.stopping import Decision, stop_or_wait
 from relu_diag.training.story import STORY, event_line, first_few, story_rows, tell, tell_event, text_table
 from relu_diag.training.stream import LossStream

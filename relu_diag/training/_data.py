@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Sequence, Sized
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
+
+from relu_diag.capture import Sighting
 
 # Relative deviation at which gradients, or losses, of a step are the same: they may have passed through 16 bits.
 SAME = 1e-3
 # Numbers of a data set that are held at once.
 MAX_ELEMENTS = 2**26
 TOO_MANY = "the data are too many to hold at once; give the monitor max_samples"
+# Products of a sample, an input and a neuron that a verdict is made of at most, where the user has set no limit.
+_PRODUCTS = 2**29
+# Samples that are kept of any network.
+_FEWEST = 1024
+
+
+def affordable(seen: Sighting) -> int:
+    """Number of samples whose verdict costs no more than a few steps.
+
+    Args:
+        seen: The block.
+
+    Returns:
+        The number.
+    """
+    return max(_PRODUCTS // (seen.neurons * (seen.inputs + seen.outputs)), _FEWEST)
 
 
 def own_loader(trainer: Trainer, given: Iterable[Any] | None, max_samples: int | None, owner: str) -> Iterable[Any]:
@@ -132,3 +153,38 @@ def _batch_size(loader: DataLoader[Any]) -> int | None:
         return None
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
     return size or 1024
+
+
+def tensors_of(batch: Any) -> list[Tensor]:
+    """The tensors in a batch, in order.
+
+    Args:
+        batch: Whatever a loader yields.
+
+    Returns:
+        Its tensors.
+
+    Example:
+        >>> tensors_of({"x": torch.zeros(2), "targets": (torch.ones(1), "a name")})
+        [tensor([0., 0.]), tensor([1.])]
+    """
+    if isinstance(batch, list | tuple) and all(isinstance(part, Tensor) for part in batch):
+        return list(batch)
+    found: list[Tensor] = []
+    apply_to_collection(batch, Tensor, found.append)
+    return found
+
+
+def are_equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether tensors are equal, one by one.
+
+    Args:
+        some: Tensors.
+        others: As many, or not.
+
+    Returns:
+        Whether all are.
+    """
+    return len(some) == len(others) and all(
+        one.shape == other.shape and torch.equal(one, other) for one, other in zip(some, others, strict=True)
+    )

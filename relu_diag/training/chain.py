@@ -14,8 +14,9 @@ from relu_diag.functional.widening import LaterLayer, LossThroughLayers
 from relu_diag.training._data import SAME
 from relu_diag.training._sample import in_order
 from relu_diag.training._settled import steady
+from relu_diag.training.obstacle import reads_activations
 from relu_diag.training.ranks import Later, of_all_ranks
-from relu_diag.training.rows import KeptRows, TrainingData, reads_activations
+from relu_diag.training.rows import KeptRows, TrainingData
 
 
 def data_of_chains(

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from relu_diag.capture import Sighting
-from relu_diag.training._data import is_epoch_of_all, samples_of
+from relu_diag.training._data import affordable, are_equal, is_epoch_of_all, samples_of, tensors_of
 from relu_diag.training._others import lengths_of_others
 from relu_diag.training.careful import Careful
 from relu_diag.training.checks import check_callable, check_count, check_iterable
@@ -24,7 +24,7 @@ from relu_diag.training.look import Look, LossFunction
 from relu_diag.training.ranks import agree
 from relu_diag.training.recipe import Recipe
 from relu_diag.training.rider import Rider
-from relu_diag.training.rows import NOT_SEEN, KeptRows, tensors_of
+from relu_diag.training.rows import NOT_SEEN, KeptRows, rows_of_batches
 
 # Steps that are ridden at the beginning: two with the same inputs are steps on the whole data set.
 _FIRST = 2
@@ -35,20 +35,15 @@ _EARLY = 2**16
 _EARLY_NUMBERS = 2**22
 # Weights of blocks whose steps may be ridden although nobody has asked.
 _SMALL = 2**14
-# Products of a sample, an input and a neuron that a verdict is made of at most, where the user has set no limit.
-_PRODUCTS = 2**29
 # One step of so many is ridden while rows are read off batches: inputs and loss may change.
 _RIDDEN = 32
+# One step of so many confirms the loss of rows kept before.
+_CONFIRMED = 256
 # Samples that are kept of data without an end.
 _ENDLESS = 2**14
-# Samples that are kept of any network.
-_FEWEST = 1024
 _OTHER_READERS = "other layers read it in other steps, so that no loss of its outputs is that of all of them"
 _UNASKED = "no rows of its data are kept before a verdict is asked for, as on a plateau"
 _MOVED = "its inputs have moved since its rows were kept: what computes them was trained"
-_NO_RECIPE = (
-    "inputs and targets are not found in the batches as they are; give the loss of a batch, loss=lambda module, batch"
-)
 
 
 class Examiner:
@@ -118,6 +113,12 @@ class Examiner:
         # Whether the present step is read off its batch, and the number of steps.
         self._reading = False
         self._batches = 0
+        # Whether the present step only confirms the loss of rows, and whether the next one is to.
+        self._confirming = False
+        self._unconfirmed = False
+        self._first = False
+        # Whether the loss has become another one: then each batch is asked anew.
+        self._changing = False
         self._recipes: dict[str, Recipe] = {}
         # Step at which the last rows were there, and the rest of the module when they began to be kept.
         self._kept_at = 0
@@ -163,11 +164,13 @@ class Examiner:
         if batch_idx == 0 or self._whole or self._endless:
             self._begin_keeping(trainer)
         self._batches += 1
-        if not self._keeping and self._ridden >= _FIRST:
+        self._first = batch_idx == 0
+        self._confirming = not self._keeping and self._ridden >= _FIRST
+        if self._confirming and not (self._rows and self._due(trainer)):
             return
         # A step may take the targets out of its batch.
         self._held = batch, copy.copy(batch) if isinstance(batch, Mapping | list) else batch
-        self._reading = self._ridden >= _FIRST and self._readable and self._batches % _RIDDEN != 0
+        self._reading = self._keeping and self._ridden >= _FIRST and self._readable and self._batches % _RIDDEN != 0
         if not self._reading:
             self.rider.begin(module)
 
@@ -191,19 +194,49 @@ class Examiner:
         with self.careful:
             seen = self.rider.end()
             self._ridden += 1
-            self._missed = self._missed or not seen
-            self._whole = self._is_whole(trainer, batch)
-            for one in seen:
-                self._keep(one, batch)
-            self.seen.update({one.hidden: one for one in seen})
-            if self._whole:
-                self._finish_keeping(trainer, complete=True)
-            elif self._ridden >= _FIRST and not self._worth_keeping(trainer):
-                self._rows = {}
-                self._keeping = False
-            elif self._keeping and self._rows and all(rows.full for rows in self._rows.values()):
-                self._finish_keeping(trainer, complete=False)
+            if not self._confirming or self._begins_again(seen, batch):
+                self._take(trainer, seen, batch)
         self.rider.leave()
+
+    def _take(self, trainer: Trainer, seen: Sequence[Sighting], batch: Any) -> None:
+        """Keep the rows of a step."""
+        self._missed = self._missed or not seen
+        self._whole = self._is_whole(trainer, batch)
+        for one in seen:
+            self._keep(one, batch)
+        self.seen.update({one.hidden: one for one in seen})
+        if self._whole:
+            self._finish_keeping(trainer, complete=True)
+        elif self._ridden >= _FIRST and not self._worth_keeping(trainer):
+            self._rows = {}
+            self._keeping = False
+        elif self._keeping and self._rows and all(rows.full for rows in self._rows.values()):
+            self._finish_keeping(trainer, complete=False)
+
+    def _due(self, trainer: Trainer) -> bool:
+        """Whether a step is to confirm the loss of the rows kept: one of many, one before a verdict, and the last."""
+        steps = trainer.global_step + 1
+        ends = trainer.current_epoch + 1 == trainer.max_epochs and trainer.is_last_batch
+        due = self._unconfirmed or self._batches % _CONFIRMED == 0 or ends or steps == trainer.max_steps
+        self._unconfirmed = False
+        return due
+
+    def _begins_again(self, seen: Sequence[Sighting], batch: Any) -> bool:
+        """Compare the loss of a step with that of the rows kept; whether it is another one, and an epoch begins."""
+        for one in seen:
+            rows = self._rows.get(one.hidden)
+            if rows is None or rows.recipe is None:
+                continue
+            rows.confirm(one, self.rider.loss, self._shown(batch))
+            self._reasons[one.hidden] = rows.reason
+            self._recipes[one.hidden] = rows.recipe
+            if rows.reason:
+                self._changing = True
+                del self._recipes[one.hidden]
+        if self._first and self._wanted and any(rows.reason for rows in self._rows.values()):
+            self._rows = {}
+            self._keeping = True
+        return self._keeping
 
     def epoch_ended(self, trainer: Trainer) -> None:
         """The rows of an epoch are kept, if its first step was ridden.
@@ -218,6 +251,7 @@ class Examiner:
     def want(self) -> None:
         """Ask for a verdict. Inputs that layers below compute, and gradients, are kept anew from the next epoch on."""
         self._wanted = True
+        self._unconfirmed = True
         lasting = not any(self._reasons.values()) and not any(map(self._moves, self.seen))
         if not self._keeping and not lasting:
             self._rows = {}
@@ -365,7 +399,7 @@ class Examiner:
             self._recipes.pop(one.hidden, None)
         if self._whole or one.hidden not in self._rows:
             expected = len(one.signal.X) if self._whole else self._expected
-            self._rows[one.hidden] = KeptRows(self._most or self._affordable(one), expected)
+            self._rows[one.hidden] = KeptRows(self._most or affordable(one), expected)
             self._rows[one.hidden].recipe = self._recipes.get(one.hidden)
             if one.from_data and self._module is not None:
                 self._others[one.hidden] = lengths_of_others(self._module, one.parameters)
@@ -381,16 +415,12 @@ class Examiner:
         """A batch that shows its targets."""
         return batch if self.targets is None else (batch, self.targets(batch))
 
-    def _affordable(self, one: Sighting) -> int:
-        """Number of samples whose verdict costs no more than a few steps."""
-        neurons, inputs = one.block.W.shape
-        return max(_PRODUCTS // (neurons * (inputs + len(one.block.H))), _FEWEST)
-
     @property
     def _readable(self) -> bool:
         """Whether rows can be read off batches, without riding along."""
         recipes = [rows.recipe for rows in self._rows.values()]
-        return bool(recipes) and all(recipe is not None and recipe.inputs is not None for recipe in recipes)
+        known = all(recipe is not None and recipe.inputs is not None for recipe in recipes)
+        return bool(recipes) and known and not self._changing
 
     def _read(self, trainer: Trainer, batch: Any, skipped: bool) -> bool:
         """Keep the rows of a batch that is not ridden; whether it has any to be kept."""
@@ -405,29 +435,13 @@ class Examiner:
 
     def _given_rows(self, trainer: Trainer, module: LightningModule) -> dict[str, KeptRows]:
         """The rows of the data given, read as those of the training steps were found."""
-        known = [name for name in self.seen if not self._reasons.get(name)]
-        given = {name: KeptRows(self.max_samples) for name in known}
-        for name, rows in given.items():
-            rows.recipe = self._recipes.get(name)
-            rows.reason = "" if rows.recipe else _NO_RECIPE
-        for batch in device_batches(trainer, module, self.dataloader or ()):
-            for rows in given.values():
-                if not rows.reason and not rows.take(self._shown(batch)):
-                    rows.reason = _NO_RECIPE
-        for rows in given.values():
-            rows.finish(complete=True)
-        return self._rows | given
+        recipes = {name: self._recipes.get(name) for name in self.seen if not self._reasons.get(name)}
+        batches = map(self._shown, device_batches(trainer, module, self.dataloader or ()))
+        return self._rows | rows_of_batches(batches, recipes, self.max_samples)
 
     def _is_whole(self, trainer: Trainer, batch: Any) -> bool:
         """Whether a batch is the whole data set: an epoch has only one, or the one just before was the same."""
         before = self._batch if self._batches == self._compared + 1 else []
         self._batch = [leaf.detach().clone() for leaf in tensors_of(batch)]
         self._compared = self._batches
-        return trainer.num_training_batches == 1 or (bool(before) and _same(before, self._batch))
-
-
-def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    """Whether tensors are equal, one by one."""
-    return len(some) == len(others) and all(
-        one.shape == other.shape and torch.equal(one, other) for one, other in zip(some, others, strict=True)
-    )
+        return trainer.num_training_batches == 1 or (bool(before) and are_equal(before, self._batch))

@@ -197,18 +197,50 @@ class Recipe:
             The loss; None where it has no such gradient.
         """
         loss = self.loss_of(leaves, len(outputs))
-        if loss is None:
-            return None
-        own = loss.gradient(outputs)
-        square = float(own.double().square().sum())
-        factor = float((own.double() * G.double()).sum()) / square if square > 0 else 0.0
-        fits = factor > 0 and bool((G - factor * own).norm() <= SAME * G.norm())
-        return loss.scaled(factor) if fits else None
+        factor = 0.0 if loss is None else factor_between(loss, outputs, G)
+        return loss.scaled(factor) if loss is not None and factor > 0 else None
+
+    def scaled(self, factor: float) -> Recipe:
+        """The recipe of a loss times a factor.
+
+        Args:
+            factor: The factor.
+
+        Returns:
+            The recipe.
+        """
+        return replace(self, loss=self.loss.scaled(factor))
 
     def _row(self, name: str) -> torch.Size:
         """Shape of the targets of one row."""
         shape: torch.Size = getattr(self.loss, name).shape[1:]
         return shape
+
+
+def factor_between(loss: Loss, outputs: Tensor, G: Tensor, rounding: float = 0.0) -> float:
+    """By what a loss has to be multiplied to have a gradient.
+
+    Args:
+        loss: The loss.
+        outputs: Outputs of a block, shape ``(N, J)``.
+        G: Gradient of another loss at them, shape ``(N, J)``.
+        rounding: Relative rounding of the outputs.
+
+    Returns:
+        The factor; 0 where no factor will do.
+
+    Example:
+        >>> from relu_diag.functional import SquaredError
+        >>> loss = SquaredError(torch.zeros(2, 1))
+        >>> factor_between(loss, torch.ones(2, 1), 3 * loss.gradient(torch.ones(2, 1)))
+        3.0
+    """
+    own = loss.gradient(outputs)
+    moved = (loss.gradient(outputs + rounding * (1 + outputs.abs())) - own).norm() if rounding else 0.0
+    square = float(own.double().square().sum())
+    factor = float((own.double() * G.double()).sum()) / square if square > 0 else 0.0
+    fits = factor > 0 and bool((G - factor * own).norm() <= SAME * G.norm() + factor * moved)
+    return factor if fits else 0.0
 
 
 def _is_finite(values: Tensor) -> bool:

@@ -14,8 +14,8 @@ from relu_diag.functional.block import chunk_rows, chunked_outputs
 from relu_diag.functional.local import repeated_neurons
 from relu_diag.functional.output_loss import Loss, joined, recognise
 from relu_diag.functional.widening import Placement, merge_units, output_length, place_units
+from relu_diag.training._data import tensors_of
 from relu_diag.training.recipe import Recipe
-from relu_diag.training.rows import tensors_of
 
 # Rows whose gradients tell the price of an activation.
 _ROWS = 256

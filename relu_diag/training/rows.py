@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from relu_diag.capture import Sighting
 from relu_diag.functional import BlockSignal, ShallowBlock
 from relu_diag.functional.block import chunked_outputs
 from relu_diag.functional.output_loss import Loss, joined, recognise
-from relu_diag.training._data import MAX_ELEMENTS, SAME, TOO_MANY
+from relu_diag.training._data import MAX_ELEMENTS, SAME, TOO_MANY, tensors_of
 from relu_diag.training.evidence import Evidence
+from relu_diag.training.obstacle import ACTIVATIONS_READ, obstacle_of
 from relu_diag.training.ranks import of_all_ranks
-from relu_diag.training.recipe import Recipe
+from relu_diag.training.recipe import Recipe, factor_between
 
 NOT_SEEN = "no step of the training was seen yet"
 # Steps whose rows are kept of a loss that is not known; and rows, while those of other blocks are waited for.
@@ -26,11 +26,6 @@ _STEPS = 32
 _ROWS = 4096
 # Parts in which samples are kept at most, where not all are.
 _PARTS = 64
-# A gradient at the activations is off by the rounding of the one at the outputs, of weights, and its own.
-_ROUNDED = 4
-_ACTIVATIONS = "the loss reads the hidden activations besides the outputs of the block"
-_COMPUTED = "its weights are computed from others (weight_norm, pruning, batch norm), which may not follow every move"
-_DROPOUT = "dropout stands behind the activations, so that the loss of a step is not the loss of the network"
 # A root is twice what has its gradient.
 _OF_A_ROOT = 2.0
 # How a reason begins that is no matter of targets, and what helps where it is one.
@@ -38,7 +33,15 @@ _NO_GRADIENT = "the gradient"
 _HINT = "; where a step computes its targets, give the callback targets=lambda batch: ..."
 # Where one of the operations with a kink stands there, the block is no last one, or its loss none of those known.
 _BETWEEN = "; between them and the loss stands a later {}"
+_NO_RECIPE = (
+    "inputs and targets are not found in the batches as they are; give the loss of a batch, loss=lambda module, batch"
+)
 _CHANGES = "the loss changes from batch to batch"
+_ANOTHER = "the loss is another one than when its rows were kept"
+# Factors of a mean that depend on the batch, as weights of classes make them, differ by no more than that.
+_OF_A_BATCH = 1.25
+# Roundings of outputs that a gradient may be off by.
+_ROUNDINGS = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,6 +123,8 @@ class KeptRows:
         self._passed = 0
         self._evidence = Evidence()
         self._steps_of_evidence: list[int | None] = []
+        # By how much factors of the loss may differ from batch to batch.
+        self._slack = 1 + SAME
         # What the loss of the evidence is not, so far.
         self._unknown = NOT_SEEN
         self._hint = _HINT
@@ -136,7 +141,7 @@ class KeptRows:
         if self.full and (self._finished or not self._signals or step is None or self._kept >= _ROWS):
             return
         if not self.reason or self.reason == NOT_SEEN:
-            self.reason = _obstacle(seen)
+            self.reason = obstacle_of(seen)
             self._hint = _BETWEEN.format(" and ".join(seen.kinks_after)) if seen.kinks_after else _HINT
             if not self.reason:
                 self._evidence.add(seen, loss, tensors_of(batch))
@@ -149,10 +154,36 @@ class KeptRows:
             self._batches.append(_Batch(seen.signal.X.clone(), None, step, None))
             self._kept_batches += 1
             self._kept += len(seen.signal.X)
-            if self.reason != _ACTIVATIONS and not self.full:
+            if self.reason != ACTIVATIONS_READ and not self.full:
                 self._signals.append(seen.signal)
             self.full = len(self._batches) >= _STEPS
             self._passed += len(seen.signal.X)
+
+    def confirm(self, seen: Sighting, loss: float | None, batch: Any) -> None:
+        """Compare the loss of a later step with that of the rows, which may have another factor by then.
+
+        Args:
+            seen: The block, as the step saw it.
+            loss: The loss of the step.
+            batch: Its batch.
+        """
+        recipe = self.recipe
+        if self.reason or not self.full or recipe is None:
+            return
+        step = Evidence()
+        step.add(seen, loss, tensors_of(batch))
+        same = recipe.loss_of(step.leaves(), step.count)
+        if same is None:
+            return
+        factor = factor_between(same, step.outputs(), step.G(), _ROUNDINGS * seen.rounding)
+        stands = not bool(same.gradient(step.outputs()).any())  # all targets are met: nothing tells the factor
+        if obstacle_of(seen) or not (stands or (factor > 0 and step.is_all(same.scaled(factor)))):
+            self.reason = _ANOTHER
+        elif factor > 0 and not 1 / self._slack <= factor <= self._slack:
+            self.recipe = recipe.scaled(factor)
+            self._batches = [
+                replace(one, loss=None if one.loss is None else one.loss.scaled(factor)) for one in self._batches
+            ]
 
     def take(self, batch: Any) -> bool:
         """Keep the rows of a batch by the recipe, nothing being ridden: they are copied now, and read later.
@@ -320,6 +351,10 @@ class KeptRows:
         evidence = self._evidence
         if self.recipe is None:
             self.recipe = Recipe.of(evidence.X(), found, evidence.leaves(), evidence.count)
+        elif (same := self.recipe.loss_of(evidence.leaves(), evidence.count)) is not None:
+            factor = factor_between(same, evidence.outputs(), evidence.G())
+            if factor > 0 and not 1 / self._slack <= factor <= self._slack:
+                self._slack = _OF_A_BATCH
         for step, (X, own) in zip(self._steps_of_evidence, evidence.steps(found), strict=True):
             self._add(X, own, step)
         self._evidence = Evidence()
@@ -368,55 +403,31 @@ class KeptRows:
         return (self._kept + count) * numbers <= MAX_ELEMENTS
 
 
-def tensors_of(batch: Any) -> list[Tensor]:
-    """The tensors in a batch, in order.
+def rows_of_batches(
+    batches: Iterable[Any], recipes: Mapping[str, Recipe | None], max_samples: int | None
+) -> dict[str, KeptRows]:
+    """Rows of data that somebody gives, read as those of training steps were found.
 
     Args:
-        batch: Whatever a loader yields.
+        batches: The batches.
+        recipes: Where inputs and targets of each block are; None: not known.
+        max_samples: Keep no more than so many; None: as many as memory allows.
 
     Returns:
-        Its tensors.
+        The rows of each block.
 
     Example:
-        >>> tensors_of({"x": torch.zeros(2), "targets": (torch.ones(1), "a name")})
-        [tensor([0., 0.]), tensor([1.])]
+        >>> rows_of_batches([], {"net.0": None}, None)["net.0"].reason.partition(";")[0]
+        'inputs and targets are not found in the batches as they are'
     """
-    if isinstance(batch, list | tuple) and all(isinstance(part, Tensor) for part in batch):
-        return list(batch)
-    found: list[Tensor] = []
-    apply_to_collection(batch, Tensor, found.append)
-    return found
-
-
-def reads_activations(block: ShallowBlock, signal: BlockSignal, rounding: float = 0.0) -> bool:
-    """Whether a loss reads the activations of a block besides its outputs.
-
-    Args:
-        block: The block.
-        signal: Its signal under the loss.
-        rounding: Relative rounding of the signal.
-
-    Returns:
-        Whether the gradient at the activations is another one than that through the outputs.
-
-    Example:
-        >>> block = ShallowBlock(torch.ones(3, 2), torch.ones(1, 3))
-        >>> reads_activations(block, BlockSignal(torch.eye(2), torch.ones(2, 1)))
-        False
-        >>> sparse = torch.ones(2, 3) + 0.1  # a penalty on the activations adds to what comes through the outputs
-        >>> reads_activations(block, BlockSignal(torch.eye(2), torch.ones(2, 1), sparse))
-        True
-    """
-    if signal.C is None:
-        return False
-    through = signal.G @ block.H
-    return bool((signal.C - through).norm() > max(SAME, _ROUNDED * rounding) * through.norm())
-
-
-def _obstacle(seen: Sighting) -> str:
-    """What keeps the loss of a step from being one of the block's outputs."""
-    if seen.dropout:
-        return _DROPOUT
-    if seen.live is None:
-        return _COMPUTED
-    return _ACTIVATIONS if reads_activations(seen.block, seen.signal, seen.rounding) else ""
+    given = {name: KeptRows(max_samples) for name in recipes}
+    for name, rows in given.items():
+        rows.recipe = recipes[name]
+        rows.reason = "" if rows.recipe else _NO_RECIPE
+    for batch in batches:
+        for rows in given.values():
+            if not rows.reason and not rows.take(batch):
+                rows.reason = _NO_RECIPE
+    for rows in given.values():
+        rows.finish(complete=True)
+    return given

@@ -121,6 +121,7 @@ class BlockWatch:
         if self.judging:
             if self.whole:
                 self.rows.finish(complete=True)
+            self.rows.confirm(seen, loss, batch)
             self.rows.keep(seen, loss, batch)
 
     @property

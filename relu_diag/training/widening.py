@@ -36,7 +36,8 @@ from relu_diag.training.examination import Examination
 from relu_diag.training.felt import data_of, signal_of, some_rows
 from relu_diag.training.gap import coupled_decay, gap_in_training
 from relu_diag.training.look import Look
-from relu_diag.training.rows import TrainingData, reads_activations
+from relu_diag.training.obstacle import reads_activations
+from relu_diag.training.rows import TrainingData
 
 # Copies that are tried under any other loss, where a trial takes a dozen passes over the data.
 _CANDIDATES = 4
