@@ -1,7 +1,9 @@
-"""Cost of watching: processor time of whole fits with monitors at their defaults against none, and of a ridden step.
+"""Cost of watching: time of whole fits with monitors at their defaults against none, and of a sampled step.
 
 Fits without a callback, with LandscapeMonitor(), with PlateauMonitor() and with both take turns, in one process and one
-thread. Prints minimum and median of the ratios, and the ratio of the least times.
+thread. Two fits alike differ by more than monitors cost. So the time that the thread spends in hooks is counted, in
+steps and at the beginning and end of a fit: Lightning's calls of callbacks, less those of a fit without any, and ours
+on layers and nodes. What a callback costs that does nothing, and the ratio of the least times of fits, stand beside it.
 """
 
 from __future__ import annotations
@@ -12,10 +14,13 @@ import logging
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer import call
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -67,6 +72,7 @@ PROBLEMS = {
 
 WATCHING: dict[str, Callable[[], list[Callback]]] = {
     "none": list,
+    "a callback that does nothing": lambda: [Callback()],
     "LandscapeMonitor": lambda: [LandscapeMonitor()],
     "PlateauMonitor": lambda: [PlateauMonitor()],
     "both": lambda: [LandscapeMonitor(), PlateauMonitor()],
@@ -76,14 +82,85 @@ WATCHING: dict[str, Callable[[], list[Callback]]] = {
 # Sampled steps that make a report, and how many at the beginning are not counted.
 REPORTED = 20
 WARM = 5
+# Hooks that a fit calls once.
+ONCE = {"setup", "on_fit_start", "on_train_start", "on_train_end", "on_fit_end", "teardown"}
 
 
-def fit_seconds(net: nn.Module, data: DataLoader[tuple[Tensor, ...]], steps: int, callbacks: list[Callback]) -> float:
+class Counted:
+    """Adds up the time that some functions take, by a name: that of a hook of callbacks, or of ours on a node."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self._inside = False
+        self._undo: list[tuple[Any, str, Any]] = []
+
+    def add(self, owner: Any, function: str) -> None:
+        """Time a function from now on, unless another one calls it."""
+        original = getattr(owner, function)
+        self._undo.append((owner, function, original))
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if self._inside:
+                return original(*args, **kwargs)
+            self._inside = True
+            start = time.thread_time()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                name = args[1] if isinstance(args[1], str) else "on_node"
+                self.seconds[name] += time.thread_time() - start
+                self._inside = False
+
+        setattr(owner, function, timed)
+
+    def __enter__(self) -> Counted:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for owner, name, function in self._undo:
+            setattr(owner, name, function)
+
+    @property
+    def once(self) -> float:
+        """Seconds in what is called once in a fit."""
+        return sum(seconds for name, seconds in self.seconds.items() if name in ONCE)
+
+    @property
+    def in_steps(self) -> float:
+        """Seconds in all the rest."""
+        return sum(self.seconds.values()) - self.once
+
+
+def fit(
+    net: nn.Module, data: DataLoader[tuple[Tensor, ...]], steps: int, callbacks: list[Callback]
+) -> tuple[float, Counted]:
+    """Processor time of a fit, and that in hooks."""
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     trainer = Trainer(max_steps=steps, callbacks=callbacks, enable_model_summary=False, **quiet)
-    start = time.process_time()
-    trainer.fit(Classifier(net), data)
-    return time.process_time() - start
+    with Counted() as counted:
+        counted.add(call, "_call_callback_hooks")
+        counted.add(Ride, "_guarded")
+        counted.add(Glance, "_note")
+        start = time.process_time()
+        trainer.fit(Classifier(net), data)
+        return time.process_time() - start, counted
+
+
+def print_fits(fits: Mapping[str, Sequence[tuple[float, Counted]]], steps: int) -> None:
+    """Print what each way of watching costs of a fit with none."""
+    alone = fits["none"]
+    least = min(seconds for seconds, _ in alone)
+    in_steps = min(counted.in_steps for _, counted in alone)
+    print(f"  {steps} steps of {1e3 * least / steps:.2f} ms", flush=True)
+    for watching, watched in fits.items():
+        costs = [(counted.in_steps - in_steps) / least for _, counted in watched]
+        ends = [counted.once for _, counted in watched]
+        print(
+            f"  {watching}: steps {1 + min(costs):.4f}, median {1 + statistics.median(costs):.4f} of {len(costs)}; "
+            f"beginning and end {1e3 * statistics.median(ends):.1f} ms; least time of a fit over least "
+            f"{min(seconds for seconds, _ in watched) / least:.3f}",
+            flush=True,
+        )
 
 
 def sampled_steps(net: nn.Module, X: Tensor, y: Tensor, count: int) -> dict[str, list[float]]:
@@ -139,20 +216,13 @@ def main() -> None:
         X, y = torch.randn(200 * batch, inputs), torch.randint(10, (200 * batch,))
         data = DataLoader(TensorDataset(X, y), batch_size=batch, shuffle=True)
         count = int(arguments.steps * steps)
-        fit_seconds(make(), data, 20, [])
-        times: dict[str, list[float]] = {watching: [] for watching in WATCHING}
+        fit(make(), data, 20, [])
+        fits: dict[str, list[tuple[float, Counted]]] = {watching: [] for watching in WATCHING}
         for _ in range(arguments.repeats):
             for watching, callbacks in WATCHING.items():
-                times[watching].append(fit_seconds(make(), data, count, callbacks()))
-        none = times.pop("none")
-        print(f"{name}, {count} steps of {1e3 * min(none) / count:.2f} ms", flush=True)
-        for watching, taken in times.items():
-            ratios = [one / other for one, other in zip(taken, none, strict=True)]
-            print(
-                f"  fit with {watching}: minimum {min(ratios):.4f}, median {statistics.median(ratios):.4f} of "
-                f"{len(ratios)}; least over least {min(taken) / min(none):.4f}",
-                flush=True,
-            )
+                fits[watching].append(fit(make(), data, count, callbacks()))
+        print(name, flush=True)
+        print_fits(fits, count)
         sampled = sampled_steps(make(), X[:batch], y[:batch], REPORTED * arguments.repeats)
         alone, ridden, glanced = (sampled[kind][WARM:] for kind in ("alone", "ridden", "glanced"))
         share = len(sampled["ridden"]) / (len(sampled["ridden"]) + len(sampled["glanced"]))

@@ -71,7 +71,9 @@ class Rides(Callback):
             pl_module: Unused.
             loss: The loss.
         """
-        self.rider.board(trainer, loss)
+        rider = self.rider
+        if rider.riding:
+            rider.board(trainer, loss)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let go of the graph of a step that is ridden.
@@ -80,7 +82,9 @@ class Rides(Callback):
             trainer: Unused.
             pl_module: Unused.
         """
-        self.rider.after_backward()
+        rider = self.rider
+        if rider.riding:
+            rider.after_backward()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no hook behind.

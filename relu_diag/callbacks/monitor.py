@@ -30,8 +30,10 @@ from relu_diag.training import (
     steps_logged,
 )
 
-# Sampled steps that make a report at least, at the end of an epoch.
+# Sampled steps that make a report at least, at the end of an epoch; more where blocks have many weights.
 _SAMPLES_AN_EPOCH = 2
+_SAMPLES_IF_LARGE = 4
+_LARGE = 2**17
 
 
 class LandscapeMonitor(WatchedBlocks, Rides):
@@ -41,10 +43,10 @@ class LandscapeMonitor(WatchedBlocks, Rides):
     the user's runs twice, and training goes on as if nobody had looked: weights, optimizer states, random numbers,
     buffers, logged metrics, the samples drawn and the number of calls are the same to the bit.
 
-    The sampled steps since the last report add up to one, at the end of an epoch once there are two of them, and after
-    every 20: "dead" is silent on each of the samples seen, slopes are means over them: once the gradients of 256 rows
-    were read, over those of every fifth step, and the others are only asked for silent neurons. A batch that is the
-    whole data set is reported at each sampled step, and exactly.
+    The sampled steps since the last report add up to one, at the end of an epoch once there are two of them (four where
+    the blocks have more than 131,072 weights), and after every 20: "dead" is silent on each of the samples seen, slopes
+    are means over them: once the gradients of 256 rows were read, over those of every fifth step, and the others are
+    only asked for silent neurons. A batch that is the whole data set is reported at each sampled step, and exactly.
 
     Logged to every logger at each report and put into ``trainer.callback_metrics``, prefix ``landscape/`` (for several
     blocks ``landscape/<first layer>/``): ``loss``, ``samples``; the scalars of `relu_diag.metrics.landscape_scalars`:
@@ -276,7 +278,9 @@ class LandscapeMonitor(WatchedBlocks, Rides):
             watch.rows.finish(complete=is_epoch_of_all(trainer))
         if self._look is not None:
             return
-        least = max(trainer.log_every_n_steps, _SAMPLES_AN_EPOCH * self.every_n_steps)  # type: ignore[attr-defined]
+        large = sum(watch.weights for watch in self.watched.values()) > _LARGE
+        samples = _SAMPLES_IF_LARGE if large else _SAMPLES_AN_EPOCH
+        least = max(trainer.log_every_n_steps, samples * self.every_n_steps)  # type: ignore[attr-defined]
         self._report(trainer, self.step is None or steps_logged(trainer) - self.step >= least)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -54,7 +54,7 @@ class Rider:
     @property
     def riding(self) -> bool:
         """Whether the present step is being ridden, or glanced at."""
-        return self._ride is not None or self.glancing
+        return self._ride is not None or self._glance is not None
 
     @property
     def glancing(self) -> bool:

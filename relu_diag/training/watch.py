@@ -165,6 +165,12 @@ class BlockWatch:
         """Inputs, neurons and outputs of the block as they were last seen."""
         return () if self._seen is None else (self._seen.inputs, self._seen.neurons, self._seen.outputs)
 
+    @property
+    def weights(self) -> int:
+        """Number of weights of the block as it was last seen."""
+        inputs, neurons, outputs = self.shapes or (0, 0, 0)
+        return neurons * (inputs + outputs)
+
     def prepare(self) -> None:
         """Add up what this rank has seen."""
         self._window.prepare()
