@@ -131,6 +131,8 @@ class Budgets:
         nodes_of_change: Gradients that a small change of a loss without a formula is added up from.
         curvature_probes: Products with the curvature of a loss that its size is read off where outputs are many.
         leaves: Tensors of a batch among which targets and weights of a loss are looked for, the last ones.
+        told_apart: Different numbers of a gradient from which on it is asked whether they have passed through 16 bits.
+        seen_again: Samples beyond the first of each class from which on weights of classes are read off.
         weighted_classes: Classes whose weights are read off a smoothed cross-entropy.
         placements: Batches in which neurons are placed one after the other.
         placed_at_once: Neurons in one of them.
@@ -288,6 +290,8 @@ class Budgets:
     nodes_of_change: int = 4
     curvature_probes: int = 8
     leaves: int = 16
+    told_apart: int = 16
+    seen_again: int = 8
     weighted_classes: int = 64
     placements: int = 8
     placed_at_once: int = 2048

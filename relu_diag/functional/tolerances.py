@@ -126,6 +126,7 @@ class Tolerances:
         worth_a_neuron: Drop of the loss over the loss from which on a neuron is added where nobody said how many.
         rival: Drop of the loss by a set of new neurons, over the largest, from which on it may turn out to be better.
         explained: Part of a gradient that the loss recognised in it may leave open, however coarse its numbers are.
+        telling: Smallest residual over the middle one that still tells the absolute error from Huber's.
         gain: Gain of a widening, or drop of the loss by one, over its terms that counts as none.
         enclosed: Bound of a maximum over the largest value found, less 1, at which the two are one.
         balanced: Sum of numbers over the sum of their sizes that counts as zero where it has been solved for.
@@ -246,6 +247,7 @@ class Tolerances:
     worth_a_neuron: float = 1e-2
     rival: float = 0.8
     explained: float = 0.05
+    telling: float = 0.1
     gain: float = 1e-12
     enclosed: float = 1e-5
     balanced: float = 1e-12

@@ -15,6 +15,8 @@ from relu_diag.training._data import SAME
 _ROUNDINGS = 8
 # Numbers of a gradient below which further steps may tell more.
 _FEW = 32
+# Steps after which none is waited for any more.
+_MOST = 16
 
 
 class Evidence:
@@ -50,8 +52,21 @@ class Evidence:
 
     @property
     def few(self) -> bool:
-        """Whether further steps may tell more."""
-        return sum(G.numel() for G in self._gradients) < _FEW
+        """Whether further steps may tell more: numbers are few, or all are the same, as of an absolute error."""
+        if sum(G.numel() for G in self._gradients) < _FEW:
+            return True
+        return len(self._gradients) < _MOST and self.one_sided
+
+    @property
+    def one_sided(self) -> bool:
+        """Whether all numbers of each gradient are the same: all targets are on one side of the outputs."""
+        firsts = [G[0, 0] for G in self._gradients]
+        return all(bool(one != 0) and bool(G.eq(one).all()) for one, G in zip(firsts, self._gradients, strict=True))
+
+    @property
+    def valued(self) -> bool:
+        """Whether the loss of some step is known."""
+        return any(loss is not None for loss in self._losses)
 
     @property
     def count(self) -> int:

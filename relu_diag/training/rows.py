@@ -342,6 +342,9 @@ class KeptRows:
             recognition = recognise(outputs, G, order)
             hidden = not recognition.candidates and not recognition.reason.startswith(_NO_GRADIENT)
             self._unknown = recognition.reason + (self._hint if hidden else "")
+            # Of several the value of the loss tells which it is, unless no target has been on the other side yet.
+            if recognition.loss is None and evidence.valued and not evidence.one_sided:
+                yield from recognition.candidates
             if recognition.loss is None:
                 return
             yield recognition.loss

@@ -41,6 +41,9 @@ class Evidence:
         coarse = max((outputs.dtype, G.dtype), key=lambda dtype: torch.finfo(dtype).eps)
         yield cls(*double, _rounding(coarse), outputs.dtype)
         mantissa, _ = torch.frexp(double[1])
+        # A few numbers, such as one over a number of samples, fit 16 bits by themselves.
+        if int((double[1].abs().flatten().sort().values.diff() > 0).sum()) < BUDGETS.told_apart:
+            return
         for dtype in _SIXTEEN_BITS:
             scaled = 2 * mantissa / torch.finfo(dtype).eps
             if _rounding(dtype) > _rounding(coarse) and bool((scaled == scaled.round()).all()):
@@ -49,7 +52,8 @@ class Evidence:
     def constants(self, bases: list[Tensor], terms: Tensor) -> list[float] | None:
         """Factors with which gradients ``(N, J)`` made of some terms add up to the one given; None if they do not."""
         A = torch.stack([base.flatten() for base in bases], dim=1)
-        if int((A != 0).any(dim=1).sum()) <= len(bases):
+        told = (A != 0).any(dim=1).sum() if len(bases) == 1 else (A != 0).sum(dim=0).min() / 2
+        if told <= 1:
             return None
         factors = _least_squares(A, self.G.flatten())
         fitted = (A @ factors).view_as(self.G)
@@ -174,7 +178,7 @@ def _huber(evidence: Evidence, Y: Tensor, weight: Tensor) -> Huber | None:
 
 
 def _absolute(evidence: Evidence, Y: Tensor, weight: Tensor) -> list[Loss | None]:
-    """The absolute error; where all residuals are large, Huber's loss with torch's default distance as well."""
+    """The absolute error, and Huber's loss where no residual is small, or all have one sign: it might be others."""
     residual = evidence.outputs - Y
     rounding = residual.abs() <= evidence.tol * (evidence.outputs.abs() + Y.abs())
     unit = weight * torch.where(rounding & (evidence.G == 0), 0.0, residual.sign())
@@ -183,8 +187,12 @@ def _absolute(evidence: Evidence, Y: Tensor, weight: Tensor) -> list[Loss | None
         return []
     weights = _weight(evidence, weight)
     found: list[Loss | None] = [AbsoluteError(*_cast(evidence, Y), "sum", weights, factor[0])]
-    if bool((residual.abs() >= 1).all()):
-        found.append(Huber(*_cast(evidence, Y), 1.0, "sum", weights, factor[0]))
+    counted = residual[weight.expand_as(residual) > 0]
+    one_sided = bool((counted > 0).all()) or bool((counted < 0).all())
+    least = float(counted.abs().min())
+    if one_sided or least >= FLOAT64.telling * float(counted.abs().median()):
+        delta = min(least, 1.0) or 1.0
+        found.append(Huber(*_cast(evidence, Y), delta, "sum", weights, factor[0] / delta))
     return found
 
 
@@ -233,7 +241,8 @@ def _smoothed(evidence: Evidence, labels: Tensor, shares: Tensor, weight: Tensor
     if factor is not None and factor[0] > 0:
         return _classes(evidence, labels, weight, 0.0, factor[0])
     both = evidence.constants([unit, given * (shares - 1 / shares.shape[1])], terms + given / shares.shape[1])
-    if both is None or both[0] <= 0 or not 0 < both[1] <= both[0]:
+    numbers = int(unit.any(dim=1).sum()) * (shares.shape[1] - 1)
+    if both is None or numbers <= 2 * len(both) or both[0] <= 0 or not 0 < both[1] <= both[0]:
         return None
     return _classes(evidence, labels, weight, _rounded(both[1] / both[0], evidence.tol), both[0])
 
@@ -246,10 +255,9 @@ def _by_class(evidence: Evidence, labels: Tensor, shares: Tensor, weight: Tensor
     square = zero.index_add(0, index, unit.square().sum(1))
     along = zero.index_add(0, index, (unit * evidence.G).sum(1))
     factors = (along / torch.where(square > 0, square, 1.0))[index]
-    numbers = int((unit.abs().amax(1) > 0).sum()) * (shares.shape[1] - 1)
     fitted = unit * factors[:, None]
     terms = (weight * factors)[:, None] * _terms(evidence.outputs, shares)
-    if numbers <= int((square > 0).sum()) or bool((factors < 0).any()) or not evidence.met(fitted, terms):
+    if not _enough(unit, labels) or bool((factors < 0).any()) or not evidence.met(fitted, terms):
         return None
     return _classes(evidence, labels, weight * factors, 0.0, 1.0)
 
@@ -257,9 +265,10 @@ def _by_class(evidence: Evidence, labels: Tensor, shares: Tensor, weight: Tensor
 def _weighted_classes(evidence: Evidence, labels: Tensor, shares: Tensor, weight: Tensor) -> CrossEntropy | None:
     """Cross-entropy with weights of the classes and smoothing, as ``m p - t`` with ``t = a y + b`` for each class."""
     samples, classes = shares.shape
-    if classes > BUDGETS.weighted_classes or samples * classes <= 2 * classes:
-        return None
     p = evidence.outputs.softmax(1)
+    unit = weight[:, None] * (p - shares)
+    if classes > BUDGETS.weighted_classes or samples * (classes - 1) <= 4 * classes or not _enough(unit, labels):
+        return None
     toward = weight[:, None, None] * (p[:, :, None] - torch.eye(classes).to(p))  # (N, J, class)
     present = (shares.sum(1) > 0).to(shares)[:, None]
     A = torch.cat([toward * shares[:, None, :], toward * present[:, None, :]], dim=2).reshape(-1, 2 * classes)
@@ -271,14 +280,26 @@ def _weighted_classes(evidence: Evidence, labels: Tensor, shares: Tensor, weight
         return None
     sharp, spread = solution[:classes], solution[classes:]
     seen = shares.sum(0) > 0
-    part = float((sharp[seen] * spread[seen]).sum() / sharp[seen].square().sum())  # s / (J (1 - s))
+    size = float(sharp[seen].square().sum())
+    if size == 0:
+        return None
+    part = float((sharp[seen] * spread[seen]).sum()) / size  # s / (J (1 - s))
     smoothing = _rounded(classes * part / (1 + classes * part), evidence.tol) if part > evidence.tol else 0.0
+    if smoothing >= 1:
+        return None
     own = sharp / (1 - smoothing)
     whole = torch.where(seen, own, spread * classes / smoothing if smoothing > 0 else own)
     whole = whole.clamp(min=0)
     loss = _classes(evidence, labels, weight, smoothing, 1.0, whole)
     fits = evidence.met(loss.double().gradient(evidence.outputs), scale * _terms(evidence.outputs, shares))
     return loss if fits else None
+
+
+def _enough(unit: Tensor, labels: Tensor) -> bool:
+    """Whether enough classes are seen again to tell weights of classes from those of samples, or a mask."""
+    felt = unit.any(dim=1)
+    classes = labels if labels.dim() == 1 else labels.argmax(1)
+    return int(felt.sum()) >= len(set(classes[felt].tolist())) + BUDGETS.seen_again
 
 
 def _least_squares(A: Tensor, b: Tensor) -> Tensor:

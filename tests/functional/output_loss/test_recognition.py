@@ -203,6 +203,46 @@ def test_both_are_named_where_two_fit() -> None:
     assert len(twice.candidates) == 1
 
 
+def test_residuals_of_one_sign_do_not_tell_the_absolute_error_from_a_quantile() -> None:
+    d = data()
+    above = d["out"] - d["Y"].abs()
+    found = seen(lambda o, _: torch.maximum(0.9 * (above - o), 0.1 * (o - above)).mean(), (d["X"], above), d)
+    assert found.loss is None
+    assert "more samples would tell" in found.reason
+
+
+def test_no_residual_so_small_that_it_tells_leaves_two_losses() -> None:
+    d = data()
+    Y = d["out"] + d["Y"].sign() * (0.2 + d["Y"].abs())
+    for loss in (tf.l1_loss, lambda o, Y: tf.smooth_l1_loss(o, Y, beta=0.1)):
+        found = seen(lambda o, _, loss=loss: loss(o, Y), (d["X"], Y), d)
+        assert found.loss is None
+        assert len(found.candidates) == 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_of_classes_are_not_read_off_classes_seen_once(dtype: torch.dtype) -> None:
+    d = {name: part[:3] for name, part in data(dtype).items()}  # a sample of each class
+    focal = lambda o, d: (1 - o.softmax(1).gather(1, d["labels"][:, None])).square().mean()  # noqa: E731
+    assert seen(focal, (d["X"], d["labels"]), d).loss is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_of_few_different_numbers_are_none_of_16_bits(dtype: torch.dtype) -> None:
+    d = data(dtype)
+    d["out"] = 0.01 * d["out"]  # there the binary cross-entropy has nearly the gradient of a hinge
+    d = {name: part[:8] for name, part in d.items()}
+    assert seen(OTHERS["hinge"], (d["X"], d["bits"]), d).loss is None
+
+
+def test_a_mask_without_any_sample_of_a_class_is_no_error() -> None:
+    d = data()
+    mask = torch.zeros(N)
+    mask[d["labels"] == 1] = 1.0
+    focal = lambda o, d: (mask * tf.cross_entropy(o, d["labels"], reduction="none").square()).mean()  # noqa: E731
+    assert seen(focal, (d["X"], d["labels"], mask), d).loss is None
+
+
 def test_a_single_number_tells_nothing() -> None:
     out, Y = torch.tensor([[0.3]]), torch.tensor([[1.0]])
     found = recognise(out, out - Y, (torch.ones(1, 4), Y))
