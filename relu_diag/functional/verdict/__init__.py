@@ -7,9 +7,10 @@ from relu_diag.functional.verdict.decision import classify, classify_signal, is_
 from relu_diag.functional.verdict.direction import Direction
 from relu_diag.functional.verdict.escape import EscapeNeurons, escape_neurons, escapes_at, silent_escapes
 from relu_diag.functional.verdict.hessian import smooth_hessian
-from relu_diag.functional.verdict.line import Move, TaylorExpansion, entered, expand, taylor_expansion
+from relu_diag.functional.verdict.line import Move, TaylorExpansion, entered, expand
 from relu_diag.functional.verdict.perturbation import PerturbationTest, perturbation_test
 from relu_diag.functional.verdict.stationarity import Stationarity, assess, stationarity
+from relu_diag.functional.verdict.taylor import taylor_expansion
 from relu_diag.functional.verdict.verdict import DESCENT, NO_MINIMUM, Kind, Verdict
 
 __all__ = [

@@ -9,9 +9,9 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from relu_diag.functional.block import Reduction, ShallowBlock, rho
+from relu_diag.functional.block import rho
 from relu_diag.functional.local import chunks, slopes_at
-from relu_diag.functional.problem import SquaredProblem, squared_problem
+from relu_diag.functional.problem import SquaredProblem
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,24 +52,26 @@ class Move:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TaylorExpansion:
-    """The loss ``sum_m coefficients[m] eps**m`` at ``P + eps D``, exact for ``0 <= eps <= eps_max``.
+    """The loss ``sum_m coefficients[m] eps**m`` at ``P + eps D``, for ``0 <= eps <= eps_max``.
 
     Attributes:
         coefficients: Constant (the loss at ``P``) to fourth order, float64, shape ``(5,)``.
         eps_max: Where the first pre-activation reaches its kink, infinite where none does.
         slope_terms: Sum of the absolute terms of the first-order coefficient, whose rounding is a few ``eps`` of it.
+        exact: Whether the loss is this quartic, as the squared error is; else it agrees to fourth order in ``eps``.
 
     Example:
-        >>> block = ShallowBlock(W=torch.ones(1, 1), H=torch.ones(1, 1))
-        >>> one = torch.ones(1, 1)
-        >>> line = taylor_expansion(block, one, one, dW=one, dH=0 * one, reduction="half_sum")
-        >>> line.coefficients.tolist(), line.eps_max
-        ([0.0, 0.0, 0.5, 0.0, 0.0], inf)
+        >>> line = TaylorExpansion(torch.tensor([1.0, 0.0, -2.0, 0.0, 1.0]).double(), eps_max=1.0)
+        >>> print(line)
+        slope 0, curvature -4, exact up to 1
+        >>> float(line(0.5)), [round(step, 6) for step in line.minima]
+        (0.5625, [1.0])
     """
 
     coefficients: Tensor
     eps_max: float
     slope_terms: float = 0.0
+    exact: bool = True
 
     def __call__(self, eps: Tensor | float) -> Tensor:
         """The quartic.
@@ -98,52 +100,8 @@ class TaylorExpansion:
 
     def __str__(self) -> str:
         first, second = self.coefficients[1:3].tolist()
-        return f"slope {first:.3g}, curvature {2 * second:.3g}, exact up to {self.eps_max:.3g}"
-
-
-def taylor_expansion(
-    block: ShallowBlock,
-    X: Tensor,
-    Y: Tensor,
-    dW: Tensor,
-    dH: Tensor,
-    reduction: Reduction = "mean",
-    kink_tol: float | None = None,
-) -> TaylorExpansion:
-    """The squared loss along ``(W + eps dW, H + eps dH)``, a quartic until a sample crosses a kink.
-
-    Samples on the kink take the side that ``dW`` enters.
-
-    Source: Wu et al., appendices F and G.
-
-    Args:
-        block: The network.
-        X: Inputs, shape ``(N, d)``.
-        Y: Targets, shape ``(N, J)``.
-        dW: Direction of the input weights, shape ``(I, d)``.
-        dH: Direction of the output weights, shape ``(J, I)``.
-        reduction: "mean", "sum" or "half_sum".
-        kink_tol: Relative distance that counts as on the kink; None: by dtype.
-
-    Returns:
-        Coefficients and the step up to which they are exact.
-
-    Raises:
-        ValueError: If ``dW`` or ``dH`` has not the shape of the weights or is not finite.
-
-    Example:
-        >>> block = ShallowBlock(W=torch.ones(1, 1), H=torch.ones(1, 1))
-        >>> one = torch.ones(1, 1)
-        >>> line = taylor_expansion(block, X=one, Y=0 * one, dW=-one, dH=one)
-        >>> line.coefficients.tolist(), line.eps_max  # (1 - eps)^2 (1 + eps)^2
-        ([1.0, 0.0, -2.0, 0.0, 1.0], 1.0)
-    """
-    for name, value, like in (("dW", dW, block.W), ("dH", dH, block.H)):
-        if value.shape != like.shape or not bool(torch.isfinite(value).all()):
-            raise ValueError(f"`{name}` must be finite, of shape {tuple(like.shape)}; got {tuple(value.shape)}.")
-    problem = squared_problem(block, X, Y, reduction, kink_tol)
-    dW, dH = dW.detach().double(), dH.detach().double()
-    return expand(problem, Move(dW, dH, dH.new_zeros(len(dH))))
+        how = "exact" if self.exact else "to fourth order"
+        return f"slope {first:.3g}, curvature {2 * second:.3g}, {how} up to {self.eps_max:.3g}"
 
 
 def expand(problem: SquaredProblem, move: Move) -> TaylorExpansion:
@@ -157,6 +115,7 @@ def expand(problem: SquaredProblem, move: Move) -> TaylorExpansion:
         Coefficients and the step up to which they are exact.
 
     Example:
+        >>> from relu_diag import ShallowBlock
         >>> from relu_diag.functional.problem import squared_problem
         >>> one = torch.ones(1, 1, dtype=torch.float64)
         >>> problem = squared_problem(ShallowBlock(one, one, output_bias=one[0]), X=one, Y=one, reduction="sum")
