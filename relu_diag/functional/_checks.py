@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -73,6 +74,31 @@ def check_together(name: str, value: Tensor, other_name: str, other: Tensor) -> 
         raise ValueError(
             f"`{name}` is {value.dtype}, `{other_name}` is {other.dtype}: convert one, {name}.to({other.dtype})."
         )
+
+
+def is_number(value: object) -> bool:
+    """Whether an argument is one real number: a string or a list is refused by its name, not by an operator's error.
+
+    Args:
+        value: The argument.
+
+    Returns:
+        True for numbers, infinite ones and tensors of one element among them.
+    """
+    return isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
+
+
+def is_count(value: object, least: int = 1) -> bool:
+    """Whether an argument is a whole number, large enough.
+
+    Args:
+        value: The argument.
+        least: The smallest one allowed.
+
+    Returns:
+        True for such numbers, not for True and False.
+    """
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= least
 
 
 def check_slopes(slopes: tuple[float, float]) -> None:

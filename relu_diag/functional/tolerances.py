@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from relu_diag.functional._checks import is_number
+
 
 @dataclass(frozen=True, slots=True)
 class Tolerances:
@@ -302,7 +304,7 @@ def kink_tolerance(kink_tol: float | None, dtype: torch.dtype) -> float:
     """
     if kink_tol is None:
         return tolerances(dtype).kink
-    if not 0.0 <= kink_tol < 1.0:
+    if not (is_number(kink_tol) and 0.0 <= kink_tol < 1.0):
         raise ValueError(f"`kink_tol` is relative to ||w|| ||x|| and must lie in [0, 1); got {kink_tol!r}.")
     return float(kink_tol)
 
@@ -327,7 +329,7 @@ def derivative_tolerance(tol: float | None, kink_tol: float | None, dtype: torch
     """
     if tol is None:
         return tolerances(dtype).derivative
-    if not 0.0 <= tol < 1.0:
+    if not (is_number(tol) and 0.0 <= tol < 1.0):
         raise ValueError(f"`tol` is relative to the natural scale of a derivative, in [0, 1); got {tol!r}.")
     if kink_tol is not None and kink_tolerance(kink_tol, dtype) ** 2 > tol:
         raise ValueError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from relu_diag.functional._checks import is_number
 from relu_diag.functional.block import ShallowBlock
 
 
@@ -41,7 +42,7 @@ class WeightDecay:
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
+            if value is not None and not (is_number(value) and math.isfinite(value) and value >= 0):
                 raise ValueError(f"`{name}` must be a finite factor, 0 or more; got {value!r}.")
 
     @property
@@ -91,8 +92,18 @@ def as_weight_decay(weight_decay: float | WeightDecay) -> WeightDecay:
     Returns:
         The factors.
 
+    Raises:
+        TypeError: If it is neither.
+
     Example:
         >>> as_weight_decay(0.1)
         WeightDecay(W=0.1, H=0.1, hidden_bias=None, output_bias=0.0)
     """
-    return weight_decay if isinstance(weight_decay, WeightDecay) else WeightDecay(W=weight_decay, H=weight_decay)
+    if isinstance(weight_decay, WeightDecay):
+        return weight_decay
+    if not is_number(weight_decay):
+        raise TypeError(
+            "`weight_decay` must be one number, or a factor for each part as WeightDecay(W=..., H=...); got "
+            f"{weight_decay!r}."
+        )
+    return WeightDecay(W=float(weight_decay), H=float(weight_decay))

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from relu_diag.functional._checks import check_matrix
+from relu_diag.functional._checks import check_matrix, is_count, is_number
 from relu_diag.functional.block import BlockSignal, Reduction, ShallowBlock, check_targets, chunked_outputs, rho
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.dynamics import extremal_directions
 from relu_diag.functional.local import neuron_states, slopes_at
 from relu_diag.functional.output_loss import Loss, OutputLoss, as_loss
 from relu_diag.functional.tolerances import FLOAT64, tolerances
+from relu_diag.functional.weight_decay import WeightDecay, as_weight_decay
 from relu_diag.functional.widening._factors import usual_length
 from relu_diag.functional.widening._gain import CopyGain, copy_gains
 from relu_diag.functional.widening._new_neuron import promising_directions
@@ -42,8 +43,9 @@ class GrowthProposal:
         gain: First-order rate at which the loss falls: per unit length of the copy's input weights, or per unit of a
             new neuron's amplitude ``||w|| ||h||``.
         new_block: The network with the neuron, last.
-        predicted_drop: First-order drop of the loss that the move of the new neuron gives, 0 without a move.
-        measured_drop: Drop of the loss as evaluated.
+        predicted_drop: First-order drop of the loss that the move of the new neuron gives, 0 without a move; less what
+            weight decay takes of the new weights.
+        measured_drop: Drop of the loss as evaluated, weight decay included.
         function_change: Largest change of an output on the data.
         displacement: Move of the copy's input weights, relative to their length, shape ``(d,)``.
 
@@ -94,6 +96,7 @@ def growth_proposals(
     nudge: bool = True,
     gamma: tuple[float, float] = (1.5, -0.5),
     candidates: int = 32,
+    weight_decay: float | WeightDecay = 0.0,
 ) -> list[GrowthProposal]:
     """Ways to add a neuron at a point where the loss has no way down, the best first.
 
@@ -117,6 +120,9 @@ def growth_proposals(
         gamma: Factors of the output weights of the two copies; they add up to 1.
         candidates: No more than so many of a kind are evaluated: copies, of the largest gain; new neurons in extremal
             directions, and turned from them, of what promises the largest drop at the same curvature for all outputs.
+        weight_decay: Factor ``mu`` of ``mu / 2`` times the squared weights, an output bias being free; or one for each
+            part. It is part of the loss: drops are of both together, and a new neuron gains what its pull exceeds the
+            decay by.
 
     Returns:
         Proposals with a gain. With ``nudge`` only those that lower the loss, largest drop first; without, largest gain
@@ -135,14 +141,18 @@ def growth_proposals(
         new neuron, gain 1; outputs change by 1, the loss drops by 0.5
         >>> print(growth_proposals(stuck, X, lambda outputs: (outputs - Y).abs().sum())[0])
         new neuron, gain 1; outputs change by 1, the loss drops by 1
+        >>> print(growth_proposals(stuck, X, Y, weight_decay=0.5)[0])
+        new neuron, gain 0.5; outputs change by 0.5, the loss drops by 0.125
+        >>> growth_proposals(stuck, X, Y, weight_decay=1.0)
+        []
     """
-    if not 0 < reach < math.pi / 4:
+    if not (is_number(reach) and 0 < reach < math.pi / 4):
         raise ValueError(f"`reach` is an angle in (0, pi / 4) rad; got {reach!r}.")
     if len(gamma) != 2 or abs(sum(gamma) - 1) > FLOAT64.gain:
         raise ValueError(f"`gamma` must be two factors that add up to 1; got {gamma!r}.")
-    if candidates < 1:
+    if not is_count(candidates):
         raise ValueError(f"`candidates` must be a positive number; got {candidates!r}.")
-    slope = _slope(block, X, Y, reduction)
+    slope = replace(_slope(block, X, Y, reduction), decay=as_weight_decay(weight_decay))
     copies = copy_gains(slope.block, slope.signal, _living(slope), reach, gamma)[:candidates]
     new = _new_neurons(slope, candidates) if nudge else _still_neurons(slope, candidates)
     moves = [*(_copy_move(slope, one, gamma) for one in copies), *new]
@@ -157,7 +167,8 @@ def growth_proposals(
 class _Slope:
     """A loss around the outputs of a block, in float64.
 
-    ``drop`` says how much the loss falls under a change of the outputs, ``rounding`` what of that is none.
+    ``drop`` says how much the loss falls under a change of the outputs, ``rounding`` what of that is none; ``decay`` is
+    part of the loss besides.
     """
 
     block: ShallowBlock
@@ -166,6 +177,11 @@ class _Slope:
     loss: float
     drop: Callable[[Tensor], float]
     rounding: float
+    decay: WeightDecay = field(default_factory=WeightDecay)
+
+    def price(self, v: Tensor) -> float:
+        """What a neuron of input weights along a unit vector costs, per unit of its amplitude."""
+        return math.sqrt(self.decay.H * float(self.decay.by_column(self.block) @ v.square()))
 
 
 def _slope(block: ShallowBlock, X: Tensor, Y: Tensor | Loss | _Loss, reduction: Reduction) -> _Slope:
@@ -255,15 +271,19 @@ def _new_neurons(slope: _Slope, candidates: int) -> list[_Move]:
         felt = rho(Z, slopes)
         D = felt @ signal.G
         gain = float(D.norm())
-        if gain <= FLOAT64.gain * float(slopes_at(Z, slopes).abs() @ terms):  # all rounding
+        price = slope.price(v)
+        if gain - price <= FLOAT64.gain * float(slopes_at(Z, slopes).abs() @ terms):  # all rounding
             continue
         o = -D / gain
         outputs = torch.outer(felt, o)
         # To first order the whole loss is gone at a quarter of this amplitude, or outputs change by 1 where it is 0.
         first = 4 * abs(slope.loss) / gain if slope.loss else 1 / float(felt.abs().max())
-        amplitude = _best_amplitude(partial(_drop_at, slope, outputs), first)
+        amplitude = _best_amplitude(partial(_drop_at, slope, outputs, price), first)
         root = math.sqrt(amplitude)
-        moves.append(_Move(gain, None, (), root * v, root * o, amplitude * outputs))
+        # Of an amplitude the cheapest split has both weights cost the same.
+        share = price / slope.decay.H if price > 0 else 1.0
+        w, h = root * v / math.sqrt(share), root * o * math.sqrt(share)
+        moves.append(_Move(gain - price, None, (), w, h, amplitude * outputs))
     return moves
 
 
@@ -272,14 +292,15 @@ def _still_neurons(slope: _Slope, candidates: int) -> list[_Move]:
     signal, slopes = slope.signal, slope.block.slopes
     found = extremal_directions(signal.X, signal.G, slopes, slope.block.W)
     silent = torch.zeros_like(slope.outputs)
-    return [
-        _Move(float(gain), None, (), usual_length(slope.block) * v, torch.zeros_like(o), silent)
+    felt = [
+        _Move(float(gain) - slope.price(v), None, (), usual_length(slope.block) * v, torch.zeros_like(o), silent)
         for v, gain, o in zip(found.v[:candidates], found.gain, found.o, strict=False)
     ]
+    return [move for move in felt if move.gain > 0]
 
 
-def _drop_at(slope: _Slope, outputs: Tensor, amplitude: float) -> float:
-    return slope.drop(amplitude * outputs)
+def _drop_at(slope: _Slope, outputs: Tensor, price: float, amplitude: float) -> float:
+    return slope.drop(amplitude * outputs) - price * amplitude
 
 
 def _best_amplitude(drop: Callable[[float], float], first: float) -> float:
@@ -329,6 +350,7 @@ def _proposal(slope: _Slope, block: ShallowBlock, move: _Move, nudge: bool) -> G
         displacement = (move.w - w) / w.norm() if nudge else displacement
         new = _displaced(replicate_unit(block, move.unit, beta, move.gamma), displacement)
     change = chunked_outputs(new, slope.signal.X.to(block.W)).double() - slope.outputs
+    cost = float(slope.decay.cost(new.double()) - slope.decay.cost(slope.block))
     return GrowthProposal(
         kind,
         move.unit,
@@ -336,8 +358,8 @@ def _proposal(slope: _Slope, block: ShallowBlock, move: _Move, nudge: bool) -> G
         move.gamma,
         move.gain,
         new,
-        float(-(slope.signal.G * move.outputs).sum()) if nudge else 0.0,
-        slope.drop(move.outputs) if nudge else 0.0,
+        (float(-(slope.signal.G * move.outputs).sum()) if nudge else 0.0) - cost,
+        (slope.drop(move.outputs) if nudge else 0.0) - cost,
         float(change.abs().max()),
         displacement,
     )
