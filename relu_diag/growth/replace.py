@@ -40,14 +40,14 @@ def replace_units(
         module: The module that holds the block, not a wrapper of it.
         location: Which block; or its parameters, as a ride has seen them (`relu_diag.capture.Sighting.live`), for
             blocks of raw parameters.
-        units: The neurons to replace.
+        units: The neurons to replace: their indices, or a mask of all neurons.
         block: Their new weights: a block of all neurons, of which only the rows of ``units`` are read; or one of as
             many neurons as ``units``, in their order.
         optimizers: All optimizers in use.
         restart: Whether the neurons start again in them; False where they are the same neurons, corrected.
 
     Raises:
-        TypeError: If the module is a wrapper, or its parameters are sharded.
+        TypeError: If the module is a wrapper, its parameters are sharded, or the block is none.
         ValueError: If the block does not fit, a unit is none or named twice; or if a parameter is frozen, is shared
             with another layer, or belongs to none of the optimizers.
 
@@ -70,6 +70,8 @@ def replace_units(
             if layer.bias is not None:
                 check_whole(f"{name}.bias", layer.bias)
     live = LiveBlock.at(module, location) if isinstance(location, BlockLocation) else location
+    if not isinstance(block, ShallowBlock):
+        raise TypeError(f"`block` must be a ShallowBlock with the new weights; got {type(block).__name__}.")
     if block.slopes != live.slopes():
         raise ValueError(f"`block` has slopes {block.slopes}, the block in the module has {live.slopes()}.")
     at = _indices(units, len(live.hidden.value()))
@@ -133,7 +135,12 @@ def _indices(units: Sequence[int] | Tensor, width: int) -> Tensor:
     Raises:
         ValueError: If one is none of the block's, or is named twice.
     """
-    at = torch.as_tensor(units, dtype=torch.long).reshape(-1)
+    given = torch.as_tensor(units).reshape(-1)
+    if given.dtype == torch.bool and len(given) == width:  # a mask, as of neuron states
+        return given.nonzero().squeeze(1).cpu()
+    if len(given) and (given.dtype == torch.bool or given.is_floating_point()):
+        raise ValueError(f"`units` must be indices of neurons, or a mask of all {width}; got {units!r}.")
+    at = given.long()
     if len(at) and (int(at.min()) < 0 or int(at.max()) >= width):
         raise ValueError(f"`units` must be neurons of the block, 0 to {width - 1}; got {at.tolist()}.")
     if len(set(at.tolist())) < len(at):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional._arrays import row_space
+from relu_diag.functional._checks import is_number
 from relu_diag.functional.block import BlockSignal, ShallowBlock
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.dynamics._ascent import ascend, climb_to_maxima, near_maxima
@@ -97,7 +98,7 @@ def extremal_directions(
         starts = X[:0]
     if starts.ndim != 2 or starts.shape[1] != X.shape[1]:
         raise ValueError(f"`starts` needs the columns of X {tuple(X.shape)}; got {tuple(starts.shape)}.")
-    if not (math.isfinite(price) and price >= 0):
+    if not (is_number(price) and math.isfinite(price) and price >= 0):
         raise ValueError(f"`price` is loss per unit of mean activation, finite and not negative; got {price!r}.")
     if price and 0.0 not in slopes:
         raise ValueError(f"`price` needs an activation with one zero slope, as the ReLU has; got slopes {slopes}.")

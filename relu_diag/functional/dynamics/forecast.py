@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from relu_diag.functional._checks import is_number
 from relu_diag.functional.block import Reduction, ShallowBlock
 from relu_diag.functional.dynamics._escape import Plateau, escape
 from relu_diag.functional.dynamics._system import Objective, OfOutputs, Squares, System
@@ -141,11 +142,11 @@ def forecast_escape(
         >>> print(forecast_escape(start, X, Y, lr=0.01))
         escape in ~198 steps: 1 neuron of amplitude 1e-10, growth rate 5, time 1.982
     """
-    if not (math.isfinite(lr) and lr >= 0):
+    if not (is_number(lr) and math.isfinite(lr) and lr >= 0):
         raise ValueError(
             f"`lr` must be finite and not negative; got {lr!r}. Pass the optimizer's present learning rate."
         )
-    if not 0 < drop < 1:
+    if not (is_number(drop) and 0 < drop < 1):
         raise ValueError(f"`drop` is a fraction of the loss, in (0, 1); got {drop!r}.")
     problem = loss_problem(block, X, Y) if isinstance(Y, Loss) else squared_problem(block, X, Y, reduction)
     if _fitted(problem, block):

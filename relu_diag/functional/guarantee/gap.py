@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from relu_diag.functional._checks import is_count
 from relu_diag.functional.block import BlockSignal, Reduction, ShallowBlock, rho
 from relu_diag.functional.dynamics import extremal_directions
 from relu_diag.functional.guarantee._duals import silent_part
@@ -137,7 +138,7 @@ def optimality_gap(
         The gap, and the neuron to add.
 
     Raises:
-        ValueError: If the number of rounds is negative.
+        ValueError: If the number of rounds is none.
 
     Example:
         >>> X = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
@@ -149,8 +150,8 @@ def optimality_gap(
         >>> gap.neuron.tolist(), gap.output.tolist(), gap.certified
         ([0.0, 1.0], [-1.0], True)
     """
-    if rounds < 0:
-        raise ValueError(f"`rounds` must not be negative; got {rounds!r}.")
+    if not is_count(rounds, 0):
+        raise ValueError(f"`rounds` must be a whole number, 0 or more; got {rounds!r}.")
     objective = decayed_objective(block, X, as_loss(loss, reduction), as_weight_decay(weight_decay))
     E = objective.dual_variables(objective.outputs)
     if objective.mu == 0:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from relu_diag.functional._checks import is_number
 from relu_diag.functional.block import BlockSignal, ShallowBlock, check_fit, chunk_rows, rho
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local.neurons import repeated_neurons
@@ -85,7 +86,7 @@ def dead_causes(block: ShallowBlock, signal: BlockSignal, price: float = 0.0) ->
         >>> dead_causes(block, signal).cause, dead_causes(block, signal, price=3.0).cause
         (('bias',), ('price',))
     """
-    if not (math.isfinite(price) and price >= 0):
+    if not (is_number(price) and math.isfinite(price) and price >= 0):
         raise ValueError(f"`price` is loss per unit of mean activation, finite and not negative; got {price!r}.")
     check_fit(block, signal)
     inputs = _Inputs.of(block, signal.X)

@@ -43,7 +43,8 @@ def directional_derivative(
         The derivative, loss per unit of the direction, shape ``()``.
 
     Raises:
-        TypeError: If the loss is no tensor.
+        TypeError: If the module is none, the loss no function that returns a tensor, or the direction no mapping of
+            names to tensors.
         ValueError: If a name is no parameter, a shape differs, or the loss is not a scalar.
         NotFiniteError: If the derivative is not finite.
 
@@ -58,6 +59,7 @@ def directional_derivative(
 
     Source: the chain rule of one-sided derivatives, which holds for Lipschitz functions (Shapiro 1990).
     """
+    _check_arguments(module, loss, direction)
     _load_formulas()
     tangents = _Tangents(kink_tol)
     for parameter, along in _moves(module, direction):
@@ -76,6 +78,20 @@ def directional_derivative(
             "data needs cleaning, or an operation such as sqrt is infinitely steep there."
         )
     return found
+
+
+def _check_arguments(module: nn.Module, loss: Callable[[], Tensor], direction: Mapping[str, Tensor]) -> None:
+    """Refuse what cannot be called, or has no names.
+
+    Raises:
+        TypeError: If an argument is of another type than expected.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"`module` must be a torch.nn.Module; got {type(module).__name__}.")
+    if not callable(loss):
+        raise TypeError(f"`loss` must compute the loss when it is called; got {type(loss).__name__}. Pass a lambda.")
+    if not isinstance(direction, Mapping) or not all(isinstance(along, Tensor) for along in direction.values()):
+        raise TypeError("`direction` must be a dict of parameter names and tensors, as of module.named_parameters().")
 
 
 def _moves(module: nn.Module, direction: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

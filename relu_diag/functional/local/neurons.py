@@ -12,11 +12,13 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from relu_diag.functional._arrays import Index
+from relu_diag.functional._checks import is_number
 from relu_diag.functional.block import BlockSignal, ShallowBlock, rho
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local._lengths import column_lengths
 from relu_diag.functional.local.directions import radial_directions
 from relu_diag.functional.local.sums import NeuronSums, neuron_sums
+from relu_diag.functional.output_loss import Loss
 from relu_diag.functional.tables import counted, html_table, summary_of
 from relu_diag.functional.tolerances import FLOAT64
 
@@ -105,7 +107,7 @@ class NeuronStates:
 def neuron_states(
     block: ShallowBlock,
     X: Tensor,
-    Y: Tensor,
+    Y: Tensor | Loss,
     kink_tol: float | None = None,
     group_angle: float = 0.05,
     small: float = 0.01,
@@ -119,7 +121,8 @@ def neuron_states(
     Args:
         block: The network.
         X: Inputs, shape ``(N, d)``.
-        Y: Targets, shape ``(N, J)``; their root mean square is the scale of "small".
+        Y: Targets, shape ``(N, J)``; their root mean square is the scale of "small". Or a loss of the outputs, whose
+            targets they are; 1 is the scale of logits.
         kink_tol: Relative distance that counts as on the kink; None: by dtype.
         group_angle: Neurons whose input weights differ by at most this angle belong together, rad.
         small: Largest contribution of a small group, as a fraction of the target scale.
@@ -137,9 +140,12 @@ def neuron_states(
     """
     BlockSignal(X, X)  # the checks every data set goes through
     silent = BlockSignal(X, G=X.new_zeros(len(X), len(block.H)))
-    if len(Y) != len(X):
-        raise ValueError(f"`Y` needs one row per sample: X is {tuple(X.shape)}, Y is {tuple(Y.shape)}.")
-    return states_from_sums(block, neuron_sums(block, silent, kink_tol), target_scale(Y), group_angle, small)
+    samples = Y.samples if isinstance(Y, Loss) else len(Y)
+    if samples not in {len(X), None}:
+        given = f"for {samples} samples" if isinstance(Y, Loss) else tuple(Y.shape)
+        raise ValueError(f"`Y` needs one row per sample: X is {tuple(X.shape)}, Y is {given}.")
+    scale = Y.output_scale if isinstance(Y, Loss) else target_scale(Y)
+    return states_from_sums(block, neuron_sums(block, silent, kink_tol), scale, group_angle, small)
 
 
 def target_scale(Y: Tensor) -> float:
@@ -191,9 +197,9 @@ def states_from_sums(
         >>> print(states_from_sums(block, sums, scale=1.0))
         1 neuron: 0 dead, 0 on the brink, 0 linear, 0 small living; 1 effective neuron
     """
-    if not 0 <= group_angle <= math.pi:
+    if not (is_number(group_angle) and 0 <= group_angle <= math.pi):
         raise ValueError(f"`group_angle` is an angle in [0, pi] rad; got {group_angle!r}.")
-    if not (math.isfinite(small * scale) and small >= 0 and scale >= 0):
+    if not (is_number(small) and math.isfinite(small * scale) and small >= 0 and scale >= 0):
         raise ValueError(f"`small` and `scale` must be finite and not negative; got {small!r} and {scale!r}.")
     W = block.W.detach()
     w_norm = torch.linalg.vector_norm(W, dim=1, dtype=torch.float64)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relu_diag.functional._checks import check_matrix, check_values
+from relu_diag.functional._checks import check_matrix, check_values, is_number
 from relu_diag.functional.tolerances import FLOAT64
 
 
@@ -65,7 +65,7 @@ def check_constants(reduction: str, known: tuple[str, ...], factor: float) -> No
     """
     if reduction not in known:
         raise ValueError(f"`reduction` must be one of {list(known)}; got {reduction!r}.")
-    if not (math.isfinite(factor) and factor >= 0):
+    if not (is_number(factor) and math.isfinite(factor) and factor >= 0):
         raise ValueError(f"`factor` must be finite and not negative; got {factor!r}.")
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from relu_diag.functional._checks import check_values
+from relu_diag.functional._checks import check_values, is_number
 from relu_diag.functional.output_loss._elementwise import Elementwise, slack, within
 from relu_diag.functional.output_loss._targets import (
     as_targets,
@@ -140,7 +140,7 @@ class CrossEntropy(Loss):
 
     def __post_init__(self) -> None:
         check_constants(self.reduction, ("mean", "sum"), self.factor)
-        if not 0 <= self.label_smoothing <= 1:
+        if not (is_number(self.label_smoothing) and 0 <= self.label_smoothing <= 1):
             raise ValueError(f"`label_smoothing` must lie in [0, 1]; got {self.label_smoothing!r}.")
         object.__setattr__(self, "labels", _as_labels(self.labels))
         if self.weight is not None:
@@ -265,7 +265,7 @@ class CrossEntropy(Loss):
         ]
         factor = max(scales) or 1.0
         parts = [None if loss.sample_weight is None else loss.sample_weight[:, None] for loss in losses]
-        like = [torch.ones(len(loss.labels), 1, device=loss.labels.device) for loss in losses]
+        like = [loss.labels.new_ones(len(loss.labels), 1, dtype=torch.float64) for loss in losses]
         weight = joined_weights(parts, [scale / factor for scale in scales], like)
         return replace(
             self,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,7 +45,7 @@ def recognise(outputs: Tensor, G: Tensor, batch: Any) -> Recognition:
     Args:
         outputs: Outputs of the block, shape ``(N, J)``.
         G: Gradient of the loss at them, shape ``(N, J)``.
-        batch: Tensors, or tuples, lists, dicts and dataclasses of them.
+        batch: Tensors or arrays, or tuples, lists, dicts and dataclasses of them.
 
     Returns:
         The loss, or why it is not known.
@@ -132,6 +133,8 @@ def _leaves(batch: Any) -> list[Tensor]:
     """The tensors of a nested batch, in order."""
     if isinstance(batch, Tensor):
         return [] if batch.is_complex() or batch.is_sparse else [batch.detach()]
+    if isinstance(batch, np.ndarray) and batch.dtype.kind in "biuf":
+        return [torch.as_tensor(batch)]
     if isinstance(batch, Mapping):
         parts = list(batch.values())
     elif isinstance(batch, list | tuple):

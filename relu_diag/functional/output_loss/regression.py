@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from relu_diag.functional._checks import is_number
 from relu_diag.functional.output_loss._elementwise import Elementwise, slack, within
 from relu_diag.functional.output_loss.loss import Loss
 
@@ -91,7 +92,7 @@ class Huber(Elementwise):
     constants: ClassVar[tuple[str, ...]] = ("delta",)
 
     def __post_init__(self) -> None:
-        if not self.delta > 0:
+        if not (is_number(self.delta) and self.delta > 0):
             raise ValueError(f"`delta` must be positive; got {self.delta!r}.")
         Elementwise.__post_init__(self)
 

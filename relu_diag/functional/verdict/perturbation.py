@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from relu_diag.functional._checks import is_count, is_number
 from relu_diag.functional.block import Reduction, ShallowBlock, rho
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import chunks
@@ -92,9 +93,9 @@ def perturbation_test(
         >>> print(perturbation_test(block, torch.ones(1, 1), torch.ones(1, 1), zeta=0.5))
         0 of 5000 perturbations up to 0.5 lower the loss
     """
-    if draws < 1:
+    if not is_count(draws):
         raise ValueError(f"`draws` must be at least 1; got {draws!r}.")
-    if zeta is not None and not 0 < zeta < torch.inf:
+    if zeta is not None and not (is_number(zeta) and 0 < zeta < torch.inf):
         raise ValueError(f"`zeta` is the half width of the noise and must be positive and finite; got {zeta!r}.")
     problem = squared_problem(block, X, Y, reduction)
     room = _room(problem)

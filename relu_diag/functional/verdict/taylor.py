@@ -14,8 +14,6 @@ from relu_diag.functional.verdict._loss_line import LossLine, loss_line
 from relu_diag.functional.verdict.line import Move, TaylorExpansion, expand
 from relu_diag.functional.weight_decay import WeightDecay, as_weight_decay
 
-_ORDER = 4
-
 
 def taylor_expansion(
     block: ShallowBlock,
@@ -86,7 +84,7 @@ def _coefficients(line: LossLine) -> Tensor:
         eps = line.first.new_zeros((), requires_grad=True)
         value = loss(line.problem.outputs + eps * (line.first + eps * line.second))
         found = [value.detach() + line.problem.loss - loss(line.problem.outputs)]
-        for order in range(1, _ORDER + 1):
+        for order in range(1, 5):
             if value.requires_grad:
                 (value,) = torch.autograd.grad(value, eps, create_graph=True, materialize_grads=True)
             else:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from relu_diag.functional._checks import check_matrix
+from relu_diag.functional._checks import check_matrix, is_count, is_number
 from relu_diag.functional.block import Reduction, ShallowBlock, rho
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.output_loss import Loss, as_loss
@@ -186,10 +186,10 @@ def _check_options(units: int | Literal["auto"], kinds: Sequence[str], held_out:
         raise ValueError(f'`units` must be a number of neurons, at least 1, or "auto"; got {units!r}.')
     if not kinds or set(kinds) - set(POOLS):
         raise ValueError(f"`kinds` must be some of {list(POOLS)}; got {list(kinds)!r}.")
-    if not 0 <= held_out < 1:
+    if not (is_number(held_out) and 0 <= held_out < 1):
         raise ValueError(f"`held_out` is a share of the rows in [0, 1); got {held_out!r}.")
-    if steps < 0:
-        raise ValueError(f"`steps` must not be negative; got {steps!r}.")
+    if not is_count(steps, 0):
+        raise ValueError(f"`steps` must be a whole number, 0 or more; got {steps!r}.")
 
 
 def _loss_of(one: UnitSet) -> float:

@@ -7,6 +7,7 @@ from torch import Tensor
 from relu_diag import ShallowBlock
 from relu_diag import functional as F
 from relu_diag.functional.output_loss import Loss
+from relu_diag.functional.verdict import TaylorExpansion
 
 
 def draw(*shape: int) -> Tensor:
@@ -45,7 +46,7 @@ def test_what_is_left_is_of_fifth_order(outputs: int, decay: float | F.WeightDec
     for loss in losses(outputs):
         line = F.taylor_expansion(block, X, loss, dW, dH, weight_decay=decay)
 
-        def miss(step: float, loss: Loss = loss, line: F.verdict.TaylorExpansion = line) -> float:
+        def miss(step: float, loss: Loss = loss, line: TaylorExpansion = line) -> float:
             moved = ShallowBlock(block.W + step * dW, block.H + step * dH, block.slopes, block.output_bias)
             cost = decay.cost(moved) if isinstance(decay, F.WeightDecay) else 0.0
             return float((loss(moved(X)) + cost - line(step)).abs())
