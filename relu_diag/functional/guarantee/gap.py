@@ -138,7 +138,7 @@ def optimality_gap(
         The gap, and the neuron to add.
 
     Raises:
-        ValueError: If the number of rounds is none.
+        ValueError: If the number of rounds is negative, or no number.
 
     Example:
         >>> X = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
@@ -151,7 +151,7 @@ def optimality_gap(
         ([0.0, 1.0], [-1.0], True)
     """
     if not is_count(rounds, 0):
-        raise ValueError(f"`rounds` must be a whole number, 0 or more; got {rounds!r}.")
+        raise ValueError(f"`rounds` must not be negative, a whole number; got {rounds!r}.")
     objective = decayed_objective(block, X, as_loss(loss, reduction), as_weight_decay(weight_decay))
     E = objective.dual_variables(objective.outputs)
     if objective.mu == 0:

@@ -189,7 +189,7 @@ def _check_options(units: int | Literal["auto"], kinds: Sequence[str], held_out:
     if not (is_number(held_out) and 0 <= held_out < 1):
         raise ValueError(f"`held_out` is a share of the rows in [0, 1); got {held_out!r}.")
     if not is_count(steps, 0):
-        raise ValueError(f"`steps` must be a whole number, 0 or more; got {steps!r}.")
+        raise ValueError(f"`steps` must not be negative, a whole number; got {steps!r}.")
 
 
 def _loss_of(one: UnitSet) -> float:
