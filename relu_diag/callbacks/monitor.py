@@ -363,7 +363,7 @@ class LandscapeMonitor(WatchedBlocks, Rides):
             if self._rider.loss is not None and seen:
                 self._losses.append((self._rider.loss, seen[0].count))
             for one in seen:
-                self.watched[one.hidden].glance(one, self._sampled or 0)
+                self.watched[one.hidden].glance(one, self._sampled or 0, self._batch)
             self._seen = []
         self._batch = None
         self._rider.leave()

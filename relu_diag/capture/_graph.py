@@ -32,6 +32,7 @@ from relu_diag.capture._weights import Factors, Weight
 
 Edge = tuple[Node, int]
 NOTHING_BETWEEN = "nothing between"
+_REPEATED = "Expand between, as where several networks run at once with weights of their own"
 
 
 @dataclass(slots=True, eq=False)
@@ -54,7 +55,7 @@ class Product:
     def layer(self) -> str:
         """Name of the layer: of the module that holds the weight, or of the weight where that has another name."""
         module, _, parameter = self.weight.name.rpartition(".")
-        if parameter == "weight" or self.weight.derived:
+        if parameter == "weight" or (self.weight.derived and ("parametrizations" in module or "weight" in parameter)):
             return module.partition(".parametrizations")[0].removeprefix("parametrizations") or "module"
         return self.weight.name
 
@@ -220,7 +221,7 @@ class Graph:
                 nodes.add(node)
                 waiting.extend(one for one, _ in node.next_functions if one is not None and not is_slope(node, one))
             else:
-                return f"{operation(node)} between"
+                return _REPEATED if operation(node) == "Expand" else f"{operation(node)} between"
         if len(ends) != 1:
             return self._several([products[end].layer for end, _ in ends if end in products])
         (((end, _), (bias, fold)),) = ends.items()

@@ -116,7 +116,7 @@ class Examiner:
         # Whether the present step only confirms the loss of rows, and whether the next one is to.
         self._confirming = False
         self._unconfirmed = False
-        self._first = False
+        self._batch_idx = 0
         # Whether the loss has become another one: then each batch is asked anew.
         self._changing = False
         self._recipes: dict[str, Recipe] = {}
@@ -164,7 +164,7 @@ class Examiner:
         if batch_idx == 0 or self._whole or self._endless:
             self._begin_keeping(trainer)
         self._batches += 1
-        self._first = batch_idx == 0
+        self._batch_idx = batch_idx
         self._confirming = not self._keeping and self._ridden >= _FIRST
         if self._confirming and not (self._rows and self._due(trainer)):
             return
@@ -216,7 +216,9 @@ class Examiner:
     def _due(self, trainer: Trainer) -> bool:
         """Whether a step is to confirm the loss of the rows kept: one of many, one before a verdict, and the last."""
         steps = trainer.global_step + 1
-        ends = trainer.current_epoch + 1 == trainer.max_epochs and trainer.is_last_batch
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        # The last batch may be a smaller one, which does not tell the factor of the others.
+        ends = last and self._batch_idx >= trainer.num_training_batches - _FIRST
         due = self._unconfirmed or self._batches % _CONFIRMED == 0 or ends or steps == trainer.max_steps
         self._unconfirmed = False
         return due
@@ -233,7 +235,7 @@ class Examiner:
             if rows.reason:
                 self._changing = True
                 del self._recipes[one.hidden]
-        if self._first and self._wanted and any(rows.reason for rows in self._rows.values()):
+        if self._batch_idx == 0 and self._wanted and any(rows.reason for rows in self._rows.values()):
             self._rows = {}
             self._keeping = True
         return self._keeping
@@ -420,7 +422,8 @@ class Examiner:
         """Whether rows can be read off batches, without riding along."""
         recipes = [rows.recipe for rows in self._rows.values()]
         known = all(recipe is not None and recipe.inputs is not None for recipe in recipes)
-        return bool(recipes) and known and not self._changing
+        uneven = self._changing or any(rows.uneven for rows in self._rows.values())
+        return bool(recipes) and known and not uneven
 
     def _read(self, trainer: Trainer, batch: Any, skipped: bool) -> bool:
         """Keep the rows of a batch that is not ridden; whether it has any to be kept."""

@@ -38,8 +38,8 @@ _NO_RECIPE = (
 )
 _CHANGES = "the loss changes from batch to batch"
 _ANOTHER = "the loss is another one than when its rows were kept"
-# Factors of a mean that depend on the batch, as weights of classes make them, differ by no more than that.
-_OF_A_BATCH = 1.25
+# Factors that depend on the batch, as those of a mean by weights of classes, are no further off the others than that.
+_OF_A_BATCH = 1.1
 # Roundings of outputs that a gradient may be off by.
 _ROUNDINGS = 8
 
@@ -123,8 +123,8 @@ class KeptRows:
         self._passed = 0
         self._evidence = Evidence()
         self._steps_of_evidence: list[int | None] = []
-        # By how much factors of the loss may differ from batch to batch.
-        self._slack = 1 + SAME
+        # Factors of the losses of batches, in units of that of the first.
+        self._factors = [1.0]
         # What the loss of the evidence is not, so far.
         self._unknown = NOT_SEEN
         self._hint = _HINT
@@ -176,14 +176,26 @@ class KeptRows:
         if same is None:
             return
         factor = factor_between(same, step.outputs(), step.G(), _ROUNDINGS * seen.rounding)
+        # The factor of a sum over a batch of another size is another one.
+        mean = sum(self._factors) / len(self._factors) if step.count == recipe.count else factor
         stands = not bool(same.gradient(step.outputs()).any())  # all targets are met: nothing tells the factor
         if obstacle_of(seen) or not (stands or (factor > 0 and step.is_all(same.scaled(factor)))):
             self.reason = _ANOTHER
-        elif factor > 0 and not 1 / self._slack <= factor <= self._slack:
-            self.recipe = recipe.scaled(factor)
+        elif factor > 0 and not self._has_seen(factor) and factor != mean:
+            self.recipe = recipe.scaled(factor / mean)
             self._batches = [
-                replace(one, loss=None if one.loss is None else one.loss.scaled(factor)) for one in self._batches
+                replace(one, loss=None if one.loss is None else one.loss.scaled(factor / mean)) for one in self._batches
             ]
+
+    @property
+    def uneven(self) -> bool:
+        """Whether batches weigh their rows differently, as a mean by weights of classes does: each is to be asked."""
+        return not 1 - SAME <= max(self._factors) / min(self._factors) <= 1 + SAME
+
+    def _has_seen(self, factor: float) -> bool:
+        """Whether a factor is one that a batch had, or that another batch may have."""
+        slack = _OF_A_BATCH if self.uneven else 1 + SAME
+        return min(self._factors) / slack <= factor <= max(self._factors) * slack
 
     def take(self, batch: Any) -> bool:
         """Keep the rows of a batch by the recipe, nothing being ridden: they are copied now, and read later.
@@ -356,8 +368,8 @@ class KeptRows:
             self.recipe = Recipe.of(evidence.X(), found, evidence.leaves(), evidence.count)
         elif (same := self.recipe.loss_of(evidence.leaves(), evidence.count)) is not None:
             factor = factor_between(same, evidence.outputs(), evidence.G())
-            if factor > 0 and not 1 / self._slack <= factor <= self._slack:
-                self._slack = _OF_A_BATCH
+            if factor > 0 and evidence.count == self.recipe.count:
+                self._factors.append(factor)
         for step, (X, own) in zip(self._steps_of_evidence, evidence.steps(found), strict=True):
             self._add(X, own, step)
         self._evidence = Evidence()

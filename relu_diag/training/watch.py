@@ -17,6 +17,7 @@ from relu_diag.figures import TrainingHistory
 from relu_diag.functional import NearbyStationaryPoint, ShallowBlock
 from relu_diag.functional.local import target_scale
 from relu_diag.metrics import landscape_scalars
+from relu_diag.training._data import tensors_of
 from relu_diag.training._trained_as import trained_as
 from relu_diag.training.history import HistoryRecorder, Moment
 from relu_diag.training.judge import UNSETTLED, VERDICT_CODES, escape_count, judge, verdict_in_training
@@ -114,7 +115,8 @@ class BlockWatch:
             alone: Whether its epoch has no other batch.
         """
         targets = targets_of(batch)
-        self._window.add(seen, step, 1.0 if targets is None else target_scale(targets), alone)
+        scale = 1.0 if targets is None else target_scale(targets)
+        self._window.add(seen, step, scale, alone, tensors_of(batch))
         if seen.inputs == 2:
             self._report.keep_data(seen.block, seen.signal.X, batch)
         self._seen = seen
@@ -129,14 +131,15 @@ class BlockWatch:
         """Whether a glance at the step to come is enough."""
         return self._window.glances and not self.wants_rows
 
-    def glance(self, seen: Glimpse, step: int) -> None:
+    def glance(self, seen: Glimpse, step: int, batch: Any) -> None:
         """Add what a glance at a step has shown.
 
         Args:
             seen: The block, as the glance saw it.
             step: The step.
+            batch: Its batch.
         """
-        self._window.glance(seen, step)
+        self._window.glance(seen, step, tensors_of(batch))
 
     def look(self, seen: Iterable[tuple[Sighting, Tensor, Any]], step: int, everything: bool) -> float:
         """Take a pass at fixed weights in place of sampled steps.

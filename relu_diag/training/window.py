@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,6 +25,8 @@ from relu_diag.metrics import sums_of_all_ranks
 # Rows whose gradients are read before steps are glanced at, and how many of the steps are still read.
 _ENOUGH = 256
 _READ = 5
+# Numbers of a tensor that are kept of a step, to be compared with the next one.
+_PRINTED = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +115,7 @@ class Window:
         self._gathered: NeuronSums | None = None
         self._last: Sighting | None = None
         self._inputs: list[Tensor] = []
+        self._prints: list[Tensor] = []
         self._scale = (0.0, 0)
         self._glanced = 0
         self._step = -2
@@ -119,20 +123,20 @@ class Window:
         self._later: list[Tensor | None] = []
         self._uncounted: set[str] = set()
 
-    def add(self, seen: Sighting, step: int, scale: float, alone: bool = False) -> None:
+    def add(self, seen: Sighting, step: int, scale: float, alone: bool = False, batch: Sequence[Tensor] = ()) -> None:
         """Add a step. A batch that is the whole data set begins a window of its own.
 
-        That is one with the inputs of the step before. A batch that comes again later may be one of many, each in its
-        place in every epoch.
+        That is one with the inputs of the step before, and the same batch. A batch that comes again later may be one of
+        many, each in its place in every epoch.
 
         Args:
             seen: The block, as the step saw it.
             step: The step.
             scale: Scale of the targets of its batch.
             alone: Whether its epoch has no other batch.
+            batch: The tensors of its batch, on which a loss depends whatever goes into the block.
         """
-        inputs = [one.X for one in seen.ridden.applications]
-        same = _same(inputs, self._inputs) and not self.one_pass
+        same = self._comes_again([one.X for one in seen.ridden.applications], batch) and not self.one_pass
         self.whole = same and (self.whole or alone or step <= self._step + 1)
         self.suspects = same and not self.whole
         if self.whole or not self.sightings or self._grown(seen):
@@ -142,7 +146,6 @@ class Window:
             self._glanced = 0
             self._later = []
             self._uncounted = set()
-        self._inputs = inputs
         self._later.append(seen.later_kinks)
         self._uncounted.update(seen.uncounted)
         self._sums.add(seen, exactly=self.whole or self.one_pass)
@@ -159,18 +162,17 @@ class Window:
         due = (self.sightings + 1) % _READ == 0
         return self.sightings > 0 and read >= _ENOUGH and self._sums.takes_glimpses and not (due or at_fixed_weights)
 
-    def glance(self, seen: Glimpse, step: int) -> None:
+    def glance(self, seen: Glimpse, step: int, batch: Sequence[Tensor] = ()) -> None:
         """Add a step of which nothing but extremes of pre-activations is known.
 
         Args:
             seen: What a glance at it has shown.
             step: The step.
+            batch: The tensors of its batch.
         """
         assert self._last is not None
-        inputs = list(seen.X)
         # The step to come is read where it may be the same batch again, or a layer has grown.
-        self.suspects = _same(inputs, self._inputs) or len(seen.lows[0]) != self._last.neurons
-        self._inputs = inputs
+        self.suspects = self._comes_again(list(seen.X), batch) or len(seen.lows[0]) != self._last.neurons
         self._step = step
         if not self.suspects:
             self._sums.add_extremes(seen)
@@ -227,6 +229,16 @@ class Window:
         self.sightings = 0
         return report
 
+    def _comes_again(self, inputs: list[Tensor], batch: Sequence[Tensor]) -> bool:
+        """Whether inputs and batch of a step are those of the one before, which may have been written over since."""
+        before, prints = self._inputs, self._prints
+        self._inputs = inputs
+        self._prints = [_some(one) for one in (*inputs, *batch)]
+        if [one.shape for one in inputs] != [one.shape for one in before] or len(self._prints) != len(prints):
+            return False
+        pairs = [*zip(self._prints, prints, strict=True), *zip(inputs, before, strict=True)]
+        return all(torch.equal(*pair) for pair in pairs)
+
     def _exactness(self, last: Sighting) -> str:
         """Whether later units sat on a kink in any of the sightings."""
         counts = [count for count in self._later if count is not None]
@@ -276,12 +288,10 @@ class _Sums:
         return sampled if exact is None else sampled + exact
 
 
-def _same(some: list[Tensor], others: list[Tensor]) -> bool:
-    """Whether the inputs of two steps are equal; the first rows mostly say that they are not."""
-    if [one.shape for one in some] != [other.shape for other in others]:
-        return False
-    pairs = list(zip(some, others, strict=True))
-    return all(torch.equal(one[:1], other[:1]) for one, other in pairs) and all(torch.equal(*pair) for pair in pairs)
+def _some(values: Tensor) -> Tensor:
+    """A copy of some numbers, spread over all, which tell most tensors from each other."""
+    flat = values.detach().reshape(-1)
+    return flat[:: max(len(flat) // _PRINTED, 1)].clone()
 
 
 def _caveats(seen: Sighting) -> tuple[str, ...]:

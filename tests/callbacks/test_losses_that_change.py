@@ -66,11 +66,18 @@ class Growing(Net):
         return (1 + self.current_epoch / 20) * squared
 
 
+class Weighted(Net):
+    """A mean by weights of classes, in which each batch weighs its rows differently."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return functional.cross_entropy(self.net(batch[0]), batch[2], weight=torch.tensor([1.0, 8.0]))
+
+
 def fit(module: Net) -> tuple[LandscapeMonitor, PlateauMonitor, float]:
     """Monitors after a run, and the mean loss of its data at its end."""
     generator = torch.Generator().manual_seed(1)
     X = torch.randn(96, 4, generator=generator)
-    data = TensorDataset(X, torch.stack([X.sin().sum(1), (2 * X).sin().sum(1)], 1))
+    data = TensorDataset(X, torch.stack([X.sin().sum(1), (2 * X).sin().sum(1)], 1), (X[:, 0] > 1).long())
     monitors = LandscapeMonitor(every_n_steps=1, verdict="nearby"), PlateauMonitor()
     trainer = Trainer(**QUIET, callbacks=list(monitors), max_epochs=30, log_every_n_steps=1)
     trainer.fit(module, DataLoader(data, batch_size=16))
@@ -91,7 +98,7 @@ def test_a_loss_that_is_chosen_among_others_is_not_known(module: type[Net], word
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(Switched, "absolute error"), (Growing, "squared error")],
+    [(Switched, "absolute error"), (Growing, "squared error"), (Weighted, "cross-entropy")],
 )
 def test_the_weights_at_the_end_are_judged_by_the_loss_of_then(module: type[Net], name: str) -> None:
     landscape, plateau, loss = fit(module())
@@ -100,7 +107,7 @@ def test_the_weights_at_the_end_are_judged_by_the_loss_of_then(module: type[Net]
     assert plateau.final.data.loss.name == name
     assert plateau.final.loss == pytest.approx(loss, rel=1e-5)
     rows = landscape.watched["net.0"].rows
-    if name == "squared error":
+    if name != "absolute error":
         assert landscape.nearby is not None
         assert landscape.nearby.loss + landscape.nearby.loss_gap == pytest.approx(loss, rel=1e-5)
     else:
@@ -111,3 +118,17 @@ def test_a_loss_that_is_another_one_in_some_batches_is_not_known() -> None:
     _, plateau, _ = fit(LargerByPython())
     assert plateau.final is not None
     assert plateau.final.verdict.reason == "the loss changes from batch to batch"
+
+
+def test_the_sum_over_a_smaller_batch_tells_no_other_factor() -> None:
+    class Summed(Net):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return functional.mse_loss(self.net(batch[0]), batch[1], reduction="sum") / 50
+
+    generator = torch.Generator().manual_seed(1)
+    data = TensorDataset(torch.randn(90, 4, generator=generator), torch.randn(90, 2, generator=generator))
+    module, plateau = Summed(), PlateauMonitor()
+    Trainer(**QUIET, callbacks=[plateau], max_epochs=5).fit(module, DataLoader(data, batch_size=16))
+    assert plateau.final is not None
+    whole = module.training_step(list(data.tensors), 0)
+    assert plateau.final.loss == pytest.approx(float(whole.detach()) * 16 / 90, rel=1e-5)

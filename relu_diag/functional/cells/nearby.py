@@ -19,6 +19,7 @@ from relu_diag.functional.cells._solver import Effort
 from relu_diag.functional.cells._stratum import weights_of
 from relu_diag.functional.cells._term import HalfSquares, LossTerm, Term
 from relu_diag.functional.cells._units import Units, decayed_units, own_units
+from relu_diag.functional.errors import NotFiniteError
 from relu_diag.functional.local import NeuronStates, neuron_states
 from relu_diag.functional.output_loss import Loss, SquaredError, as_loss
 from relu_diag.functional.problem import LossProblem, Problem, decayed_problem, loss_problem, squared_problem
@@ -249,8 +250,11 @@ class _Start:
         """What was found, with its verdict."""
         before = weights_of(self.problem.block)
         after = before.replaced(self.neurons, self.units.back(found.at))
+        try:
+            there = self.landscape.problem(after.as_block(self.problem.block), self.problem.signal.X)
+        except NotFiniteError:  # the end of a fall without end
+            after, there = before, self.problem
         block = after.as_block(self.problem.block)
-        there = self.landscape.problem(block, self.problem.signal.X)
         verdict = self.landscape.classify(block, self.problem.signal.X)
         reason = found.reason
         if reason:

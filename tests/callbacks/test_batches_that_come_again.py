@@ -1,0 +1,99 @@
+"""Inputs that are equal from step to step are those of the whole data set only where the batch comes again too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from support.quiet import QUIET
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+from relu_diag.callbacks import LandscapeMonitor
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
+
+
+def samples() -> TensorDataset:
+    generator = torch.Generator().manual_seed(1)
+    X = torch.randn(40, 3, generator=generator)
+    return TensorDataset(X, X[:, :2].sin())
+
+
+class Refilled:
+    """Batches in one piece of memory, written over from step to step."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        X, Y = samples().tensors
+        kept = [X[:8].clone(), Y[:8].clone()]
+        for start in range(0, 40, 8):
+            for held, data in zip(kept, (X, Y), strict=True):
+                held.numpy()[:] = data[start : start + 8].numpy()
+            yield kept
+
+
+class Net(LightningModule):
+    """A regression."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return functional.mse_loss(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class OfTable(Net):
+    """A network of a constant table makes the weights of the samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.randn(3, 3))
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return functional.mse_loss(batch[0] @ self.net(self.table), batch[1])
+
+
+class OfParameter(OfTable):
+    """The table is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(self._buffers.pop("table"))
+
+
+def whole() -> DataLoader[Any]:
+    return DataLoader(samples(), batch_size=40)
+
+
+def parts() -> DataLoader[Any]:
+    return DataLoader(samples(), batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("module", "data", "exact"),
+    [
+        (Net, whole, True),
+        (Net, parts, False),
+        (Net, Refilled, False),
+        (OfTable, whole, True),
+        (OfTable, parts, False),
+        (OfParameter, parts, False),
+    ],
+)
+def test_only_the_whole_data_set_is_exact(module: type[Net], data: Any, exact: bool) -> None:
+    landscape = LandscapeMonitor(every_n_steps=1)
+    Trainer(**QUIET, callbacks=[landscape], max_epochs=3, log_every_n_steps=1).fit(module(), data())
+    assert landscape.off == ""
+    assert landscape.reports["net.0"].exact is exact
