@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from relu_diag.capture import BlockLocation, Sighting
-from relu_diag.growth import check_growable
+from relu_diag.growth import OtherOptimizers, check_growable, other_optimizers
 from relu_diag.training import Examination, drop_by_widening, growth_gain, location_of
 
 _NO_PLACE = (
@@ -24,10 +24,14 @@ class Growable:
 
     Args:
         only: Name of the only block to grow; None: all.
+
+    Attributes:
+        others: Optimizers besides those of the trainer, from the end of the first step on.
     """
 
     def __init__(self, only: str | None) -> None:
         self.only = only
+        self.others: OtherOptimizers | None = None
         self._seen: set[str] = set()
         self._told: set[str] = set()
 
@@ -37,12 +41,17 @@ class Growable:
         Args:
             trainer: The trainer, about to train.
         """
+        self.end()
         self._seen = set()
         self._told = set()
         module = trainer.lightning_module
         layer = None if self.only is None else dict(module.named_modules()).get(self.only)
         if self.only is not None and isinstance(layer, nn.Linear):
-            self._warn(self.only, _obstacle(trainer, self.only))
+            self._warn(self.only, self._obstacle(trainer, self.only))
+
+    def end(self) -> None:
+        """Let go of the optimizers of a run."""
+        self.others = None
 
     def check(self, trainer: Trainer, seen: Mapping[str, Sighting]) -> None:
         """Check blocks at their first sighting.
@@ -51,12 +60,15 @@ class Growable:
             trainer: The trainer, fitting.
             seen: Sightings by the names of the blocks.
         """
+        if self.others is None:
+            # Once a run: it takes as long as many small steps.
+            self.others = other_optimizers(trainer.lightning_module, trainer.optimizers)
         for name, sighting in seen.items():
             if name in self._seen or self.only not in {None, name}:
                 continue
             self._seen.add(name)
             place = location_of(trainer.lightning_module, sighting)
-            self._warn(name, _NO_PLACE if place is None else _obstacle(trainer, place))
+            self._warn(name, _NO_PLACE if place is None else self._obstacle(trainer, place))
 
     def allows(self, trainer: Trainer, examination: Examination) -> bool:
         """Whether a block can grow, with a word if not.
@@ -69,7 +81,7 @@ class Growable:
             Whether nothing forbids it for ever.
         """
         place = examination.location
-        obstacle = _NO_PLACE if place is None else _obstacle(trainer, place)
+        obstacle = _NO_PLACE if place is None else self._obstacle(trainer, place)
         self._warn(examination.name, obstacle)
         return not obstacle
 
@@ -107,11 +119,10 @@ class Growable:
         self._told.add(name)
         rank_zero_warn(f"GrowOnPlateau: {name or 'the block'} can never grow: {obstacle.rstrip('.')}.")
 
-
-def _obstacle(trainer: Trainer, place: BlockLocation | str) -> str:
-    """Why a block, or what the first layer of one allows, can never grow; empty where nothing is known."""
-    try:
-        check_growable(trainer.lightning_module, place, trainer.optimizers)
-    except (TypeError, ValueError) as why:
-        return str(why)
-    return ""
+    def _obstacle(self, trainer: Trainer, place: BlockLocation | str) -> str:
+        """Why a block, or what the first layer of one allows, can never grow; empty where nothing is known."""
+        try:
+            check_growable(trainer.lightning_module, place, trainer.optimizers, self.others)
+        except (TypeError, ValueError) as why:
+            return str(why)
+        return ""

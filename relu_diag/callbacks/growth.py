@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Literal, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -43,8 +44,6 @@ from relu_diag.training import (
 )
 
 Embedding = Literal["best", "replication", "inactive propagation"]
-# Fraction of the loss for the forecast of an examination; growing does not depend on it.
-_DROP = 0.01
 
 
 class GrowOnPlateau(Passenger, PlateauListener):
@@ -259,13 +258,23 @@ class GrowOnPlateau(Passenger, PlateauListener):
         super().on_train_epoch_end(trainer, pl_module)
         self._grow_if_due(trainer)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let go of what belongs to the run.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+        """
+        super().on_train_end(trainer, pl_module)
+        self._growable.end()
+
     def _grow_if_due(self, trainer: Trainer) -> None:
         """Grow where one of the given steps is reached."""
         due = sum(step <= trainer.global_step for step in self.at_steps)
         if due <= self._scheduled or not self.examiner.agreed_ready(trainer):
             return
         self._scheduled = due
-        found = self.examiner.examine(trainer, trainer.lightning_module, _DROP)
+        found = self.examiner.examine(trainer, trainer.lightning_module, drop=None)
         if found is None:
             rank_zero_warn(f"GrowOnPlateau: no growth at step {trainer.global_step:,}: the loss is not finite.")
             return
@@ -331,7 +340,8 @@ class GrowOnPlateau(Passenger, PlateauListener):
             rank_zero_warn(f"GrowOnPlateau: no growth of {location} at step {examination.step:,}: {why}.")
             return
         try:
-            grow_in_training(trainer, location, lambda block: choice.embed(block, examination.block))
+            embed = partial(choice.embed, live=examination.block)
+            grow_in_training(trainer, location, embed, self._growable.others)
         except (RuntimeError, TypeError, ValueError) as why:
             rank_zero_warn(f"GrowOnPlateau: no growth of {location} at step {examination.step:,}: {why}")
             return

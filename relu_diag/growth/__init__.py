@@ -5,13 +5,14 @@ Nothing else in the package changes the shape of a module.
 
 from relu_diag.growth.checkpoint import GrowingModule, resize_on_load
 from relu_diag.growth.graph import drop_graphs, in_a_graph
-from relu_diag.growth.live import check_growable, grow
+from relu_diag.growth.live import OtherOptimizers, check_growable, grow, other_optimizers
 from relu_diag.growth.replace import replace_in_training, replace_units
 from relu_diag.growth.spawned import accept_grown_results
 from relu_diag.growth.training import averaged_copies, check_strategy, grow_in_training, unwrapped
 
 __all__ = [
     "GrowingModule",
+    "OtherOptimizers",
     "averaged_copies",
     "check_growable",
     "check_strategy",
@@ -19,6 +20,7 @@ __all__ = [
     "grow",
     "grow_in_training",
     "in_a_graph",
+    "other_optimizers",
     "replace_in_training",
     "replace_units",
     "resize_on_load",

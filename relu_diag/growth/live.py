@@ -27,8 +27,29 @@ from relu_diag.growth.optimizer_state import all_within, plain, widen_state
 _AXES = {"hidden.weight": 0, "hidden.bias": 0, "output.weight": 1}
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class OtherOptimizers:
+    """Living optimizers that may hold parameters of a module besides those in use.
+
+    Attributes:
+        of_ended_trainers: Left over from trainers that have ended; their state follows a growth.
+        in_use: The rest: a parameter of theirs cannot grow.
+
+    Example:
+        >>> OtherOptimizers((), ()).in_use
+        ()
+    """
+
+    of_ended_trainers: tuple[Optimizer, ...]
+    in_use: tuple[Optimizer, ...]
+
+
 def grow(
-    module: nn.Module, location: BlockLocation, new_block: ShallowBlock, optimizers: Iterable[Optimizer] = ()
+    module: nn.Module,
+    location: BlockLocation,
+    new_block: ShallowBlock,
+    optimizers: Iterable[Optimizer] = (),
+    others: OtherOptimizers | None = None,
 ) -> None:
     """Replace the parameters of a block by those of a wider one, in place.
 
@@ -46,6 +67,8 @@ def grow(
         location: Which block.
         new_block: The new parameters: first the neurons that the block has, in the same order, then the new ones.
         optimizers: All optimizers in use.
+        others: Further ones, looked for before (`other_optimizers`); None: they are looked for now, which takes a tenth
+            of a second where many objects are alive.
 
     Raises:
         TypeError: If the module is a wrapper, or its parameters are sharded.
@@ -78,7 +101,8 @@ def grow(
         raise ValueError(f"`new_block` has slopes {new_block.slopes}, {location} has {location.slopes_now(module)}.")
     values = _values(hidden, output, location, new_block)
     counted = {name: parameters[name] for name in _AXES if name in parameters}
-    others = _other_optimizers(counted, owners)
+    if others is None:
+        others = _others_of(counted.values(), owners)
     _check_owners(module, counted, owners, others.in_use)
     if obstacle := _obstacle(parameters.values()):
         raise RuntimeError(f"{location} cannot grow now: {obstacle}.")
@@ -92,16 +116,22 @@ def grow(
     remember_growth(module, location, added)
 
 
-def check_growable(module: nn.Module, location: BlockLocation | str, optimizers: Iterable[Optimizer] = ()) -> None:
+def check_growable(
+    module: nn.Module,
+    location: BlockLocation | str,
+    optimizers: Iterable[Optimizer] = (),
+    others: OtherOptimizers | None = None,
+) -> None:
     """Refuse a block that could never grow, before any training, with the error that `grow` would end in.
 
-    That is: a parameter is sharded over processes, computed by a parametrization, frozen, shared, or belongs to none of
-    the optimizers.
+    That is: a parameter is sharded over processes, computed by a parametrization, frozen, shared, belongs to none of
+    the optimizers, or to another one.
 
     Args:
         module: The module that holds the block.
         location: Which block; or the name of its first layer, to check that alone.
         optimizers: All optimizers in use; none where they are not known yet.
+        others: Further ones (`other_optimizers`); None: not looked for.
 
     Raises:
         ValueError: If the layer named is no Linear; and for the reasons above.
@@ -122,7 +152,7 @@ def check_growable(module: nn.Module, location: BlockLocation | str, optimizers:
     else:
         parameters = _parameters(*location.linears(module))
     counted = {name: parameters[name] for name in _AXES if name in parameters}
-    _check_owners(module, counted, all_within(optimizers), [])
+    _check_owners(module, counted, all_within(optimizers), () if others is None else others.in_use)
 
 
 def _parameters(hidden: nn.Linear, output: nn.Linear | None = None) -> dict[str, nn.Parameter]:
@@ -180,7 +210,7 @@ def _values(
 
 
 def _check_owners(
-    module: nn.Module, parameters: dict[str, nn.Parameter], owners: list[Optimizer], others: list[Optimizer]
+    module: nn.Module, parameters: dict[str, nn.Parameter], owners: list[Optimizer], others: Iterable[Optimizer]
 ) -> None:
     """Refuse parameters that are shared or frozen, or that another optimizer than the owners holds.
 
@@ -207,21 +237,32 @@ def _check_owners(
                 )
 
 
-@dataclass(frozen=True, slots=True)
-class _OtherOptimizers:
-    """Living optimizers that were not given: those left over from trainers that have ended, and the rest."""
+def other_optimizers(module: nn.Module, optimizers: Iterable[Optimizer]) -> OtherOptimizers:
+    """The living optimizers besides those in use.
 
-    of_ended_trainers: list[Optimizer]
-    in_use: list[Optimizer]
+    Args:
+        module: The module that is to grow.
+        optimizers: All optimizers in use.
+
+    Returns:
+        The others; none where nothing but those in use holds a parameter of the module.
+
+    Example:
+        >>> net = nn.Linear(2, 3)
+        >>> used, other = torch.optim.SGD(net.parameters(), lr=0.1), torch.optim.Adam(net.parameters())
+        >>> other in other_optimizers(net, [used]).in_use
+        True
+    """
+    return _others_of(module.parameters(), all_within(optimizers))
 
 
-def _other_optimizers(parameters: dict[str, nn.Parameter], owners: list[Optimizer]) -> _OtherOptimizers:
-    """The living optimizers besides the owners; empty if no other can hold one of the parameters."""
+def _others_of(parameters: Iterable[nn.Parameter], owners: list[Optimizer]) -> OtherOptimizers:
+    """The living optimizers besides the owners; none if no other can hold one of the parameters."""
     # An optimizer holds its parameters in lists, and to find the lists that refer to a few parameters is faster than
     # to search all objects.
     known = {id(group["params"]) for owner in owners for group in owner.param_groups}
-    if all(id(thing) in known for thing in gc.get_referrers(*parameters.values()) if type(thing) is list):
-        return _OtherOptimizers([], [])
+    if all(id(thing) in known for thing in gc.get_referrers(*parameters) if type(thing) is list):
+        return OtherOptimizers((), ())
     gc.collect()  # An optimizer that is garbage will not step again: it must not count as in use.
     things = gc.get_objects()
     ended = [
@@ -234,7 +275,8 @@ def _other_optimizers(parameters: dict[str, nn.Parameter], owners: list[Optimize
         left.pop(id(owner), None)
     asked = {id(owner) for owner in owners} | left.keys()
     living = [plain(thing) for thing in things if issubclass(type(thing), Optimizer)]
-    return _OtherOptimizers([*left.values()], [optimizer for optimizer in living if id(optimizer) not in asked])
+    in_use = (optimizer for optimizer in living if id(optimizer) not in asked)
+    return OtherOptimizers(tuple(left.values()), tuple(in_use))
 
 
 def _obstacle(parameters: Collection[nn.Parameter]) -> str | None:

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from relu_diag.capture import BlockLocation, of_lightning, read_block
 from relu_diag.functional import ShallowBlock
-from relu_diag.growth.live import grow
+from relu_diag.growth.live import OtherOptimizers, grow
 
 
 def check_strategy(trainer: Trainer) -> None:
@@ -35,7 +35,12 @@ def check_strategy(trainer: Trainer) -> None:
         )
 
 
-def grow_in_training(trainer: Trainer, location: BlockLocation, embed: Callable[[ShallowBlock], ShallowBlock]) -> None:
+def grow_in_training(
+    trainer: Trainer,
+    location: BlockLocation,
+    embed: Callable[[ShallowBlock], ShallowBlock],
+    others: OtherOptimizers | None = None,
+) -> None:
     """Widen a block of the module in training, and its averaged copies (EMA, SWA) in the same way.
 
     Call it between steps, on every process with the same embedding. Under DDP the module is taken out of its wrapper
@@ -45,6 +50,7 @@ def grow_in_training(trainer: Trainer, location: BlockLocation, embed: Callable[
         trainer: The trainer, fitting.
         location: Which block of its module.
         embed: Maps a block to the wider one that replaces it.
+        others: Optimizers besides those of the trainer, looked for before; None: they are looked for now.
 
     Example:
         >>> import torch
@@ -64,9 +70,9 @@ def grow_in_training(trainer: Trainer, location: BlockLocation, embed: Callable[
     check_strategy(trainer)
     module = trainer.lightning_module
     with unwrapped(trainer):
-        grow(module, location, embed(read_block(module, location)), trainer.optimizers)
+        grow(module, location, embed(read_block(module, location)), trainer.optimizers, others)
         for copy in averaged_copies(trainer):
-            grow(copy, location, embed(read_block(copy, location)))
+            grow(copy, location, embed(read_block(copy, location)), others=others)
 
 
 def averaged_copies(trainer: Trainer) -> list[nn.Module]:

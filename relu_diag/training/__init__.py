@@ -17,6 +17,7 @@ from relu_diag.training.examine import examine_pass, examine_rows, location_of
 from relu_diag.training.examiner import Examiner
 from relu_diag.training.felt import data_of, drop_by_widening, growth_gain, signal_of, some_rows
 from relu_diag.training.gap import against_growing, coupled_decay, gap_in_training
+from relu_diag.training.growths import Growth
 from relu_diag.training.history import HistoryRecorder, LossCurve, Moment
 from relu_diag.training.judge import (
     VERDICT_CODES,
@@ -74,7 +75,7 @@ from relu_diag.training.stopping import Decision, stop_or_wait
 from relu_diag.training.story import STORY, event_line, first_few, story_rows, tell, tell_event, text_table
 from relu_diag.training.stream import LossStream
 from relu_diag.training.watch import BlockWatch
-from relu_diag.training.widening import Growth, NoWidening, WideningChoice, choose_widening
+from relu_diag.training.widening import NoWidening, WideningChoice, choose_widening
 from relu_diag.training.window import BlockReport, Window
 
 __all__ = [

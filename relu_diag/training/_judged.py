@@ -22,7 +22,7 @@ from relu_diag.training._trained_as import trained_as
 from relu_diag.training.agreement import agreement_words
 from relu_diag.training.descent import Descent, descent_of
 from relu_diag.training.examination import MINIMA, Examination
-from relu_diag.training.judge import UNSETTLED, Training, judge, search_size, verdict_in_training
+from relu_diag.training.judge import SEARCHED_AT_ONCE, UNSETTLED, Training, judge, search_size, verdict_in_training
 from relu_diag.training.pace import (
     NoForecast,
     check_unclipped,
@@ -34,9 +34,8 @@ from relu_diag.training.pace import (
 from relu_diag.training.penalty import decaying, largest_weight_decay, penalty_of
 from relu_diag.training.rows import KeptRows, TrainingData
 
-# Size of a search beyond which it is first seen whether the loss falls at once.
-_QUICK = 2**15
 _NOT_ALONE = "the layers below the block are trained too, and move its inputs: its own growth says little of when"
+_UNASKED = "no verdict was asked for"
 _NOT_CONVEX = "the loss is not known to be convex in the outputs"
 
 
@@ -86,6 +85,24 @@ class Subject:
             held="" if descent is None or self.dead else descent.holds(self.drop),
         )
 
+    def unjudged(self, data: TrainingData | None, loss: float) -> Examination:
+        """The block and its data without a verdict, which takes as long as many steps."""
+        return Examination(
+            step=self.trainer.global_step,
+            name=self.name,
+            location=self.location,
+            block=self.block,
+            loss=loss,
+            verdict=verdict_in_training(None, _UNASKED),
+            nearby=None,
+            data=data,
+            forecast=None,
+            no_forecast=self.rows.reason,
+            dead=self.dead,
+            parameters=self.parameters,
+            signals=self.rows.signals(),
+        )
+
     def _nearby(
         self, data: TrainingData | None, penalty: WeightDecay | None
     ) -> tuple[NearbyStationaryPoint | None, Descent | None]:
@@ -96,7 +113,7 @@ class Subject:
         """
         if data is None:
             return None, None
-        descent = self._descent(data) if search_size(self.block, data) > _QUICK else None
+        descent = self._descent(data) if search_size(self.block, data) > SEARCHED_AT_ONCE else None
         falls = descent is not None and descent.slows and descent.fall > self.drop
         return None if falls else judge(self.block, data, penalty), descent
 

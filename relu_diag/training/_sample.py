@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from relu_diag.training.rows import TrainingData
+
+# Inputs that are turned to float64 at once.
+_COLUMNS = 64
 
 
 def in_order(data: TrainingData) -> TrainingData:
@@ -19,9 +22,29 @@ def in_order(data: TrainingData) -> TrainingData:
     Returns:
         They, sorted by their inputs; as they are where their loss is not known as a sum over samples.
     """
-    order = torch.as_tensor(np.lexsort(data.X.double().cpu().numpy().T)).to(data.X.device)
+    order = _order(data.X)
     try:
         return replace(data, X=data.X[order], loss=data.loss.rows(order))
+    except NotImplementedError:
+        return data
+
+
+def some_in_order(data: TrainingData, count: int) -> TrainingData:
+    """A sample that does not depend on the order in which the samples came in, in an order of its own.
+
+    Args:
+        data: The data.
+        count: Number of samples at most.
+
+    Returns:
+        The data, not complete where samples are left out; as they are where their loss is not known as a sum over
+        samples.
+    """
+    if len(data.X) <= count:
+        return in_order(data)
+    order = _order(data.X)
+    try:
+        return _part(data, order[_drawn(data, count)])
     except NotImplementedError:
         return data
 
@@ -38,9 +61,28 @@ def sampled(data: TrainingData, count: int) -> TrainingData:
     """
     if len(data.X) <= count:
         return data
-    some = torch.randperm(len(data.X), generator=torch.Generator().manual_seed(0))[:count].to(data.X.device)
     try:
-        loss = data.loss.rows(some).scaled(len(data.X) / count)
+        return _part(data, _drawn(data, count))
     except NotImplementedError:
         return data
+
+
+def _order(X: Tensor) -> Tensor:
+    """The order of samples ``(N, d)`` along a random direction, long, shape ``(N,)``: no two that differ are alike."""
+    direction = torch.randn(X.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    along = torch.zeros(len(X), dtype=torch.float64)
+    # In pieces: a copy of all samples in float64 would be large. On the CPU: not every device has float64.
+    for columns, part in zip(X.split(_COLUMNS, dim=1), direction.split(_COLUMNS), strict=True):
+        along += columns.cpu().double() @ part
+    return torch.argsort(along, stable=True).to(X.device)
+
+
+def _drawn(data: TrainingData, count: int) -> Tensor:
+    """Places of samples that are drawn, the same ones for data as long, shape ``(count,)``."""
+    return torch.randperm(len(data.X), generator=torch.Generator().manual_seed(0))[:count].to(data.X.device)
+
+
+def _part(data: TrainingData, some: Tensor) -> TrainingData:
+    """Some of the samples, the loss scaled as if they were all."""
+    loss = data.loss.rows(some).scaled(len(data.X) / len(some))
     return replace(data, X=data.X[some], loss=loss, complete=False)

@@ -12,11 +12,14 @@ from relu_diag.functional import ShallowBlock
 from relu_diag.functional.block import rho
 from relu_diag.functional.widening import LaterLayer, LossThroughLayers
 from relu_diag.training._data import SAME
-from relu_diag.training._sample import in_order
+from relu_diag.training._sample import some_in_order
 from relu_diag.training._settled import steady
 from relu_diag.training.obstacle import reads_activations
 from relu_diag.training.ranks import Later, of_all_ranks
 from relu_diag.training.rows import KeptRows, TrainingData
+
+# Rows of a chain: more than neurons are chosen by.
+_ROWS = 4096
 
 
 def data_of_chains(
@@ -107,7 +110,7 @@ def _along(blocks: list[ShallowBlock], names: list[str], data: TrainingData) -> 
 
     In an order of their own and by weights of few digits, so that activations are the same to the bit in any order.
     """
-    data = in_order(data)
+    data = some_in_order(data, _ROWS)
     blocks = [steady(block) for block in blocks]
     X = data.X
     for place, (name, block) in enumerate(zip(names, blocks, strict=True)):

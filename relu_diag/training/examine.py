@@ -40,7 +40,7 @@ def examine_rows(
     seen: Mapping[str, Sighting],
     kept: Mapping[str, KeptRows],
     loss: float,
-    drop: float,
+    drop: float | None,
     moved: Collection[str] = (),
 ) -> list[Examination] | None:
     """Judge blocks at the weights of now by rows that were kept. A collective: every rank must call it.
@@ -51,7 +51,7 @@ def examine_rows(
         seen: The last sighting of every block.
         kept: Rows of the blocks.
         loss: Loss of the last step that was seen.
-        drop: Fraction by which the loss falls in an escape.
+        drop: Fraction by which the loss falls in an escape; None: no verdict is asked for.
         moved: Blocks whose inputs are computed by what has changed since their rows were kept.
 
     Returns:
@@ -87,7 +87,7 @@ def examine_rows(
         try:
             for name, one in seen.items():
                 alone = one.from_data and name not in moved
-                subjects[name] = _subject_of(trainer, module, one, kept[name], drop, alone)
+                subjects[name] = _subject_of(trainer, module, one, kept[name], drop or 0.0, alone)
         except NotFiniteError:
             finite = False
     together = trainer.strategy.reduce_boolean_decision(finite and not later.failed)
@@ -103,8 +103,9 @@ def examine_rows(
         with later:
             data[name] = subjects[name].rows.data()
     later.settle()
+    judged = Subject.unjudged if drop is None else Subject.judged
     found = [
-        replace(subject.judged(data[name], loss), deep_data=chains.get(name)) for name, subject in subjects.items()
+        replace(judged(subject, data[name], loss), deep_data=chains.get(name)) for name, subject in subjects.items()
     ]
     return sorted(found, key=partial(_rank, list(seen)))
 
@@ -140,14 +141,14 @@ def _subject_of(
     )
 
 
-def examine_pass(trainer: Trainer, module: LightningModule, look: Look, drop: float) -> Examination | None:
+def examine_pass(trainer: Trainer, module: LightningModule, look: Look, drop: float | None) -> Examination | None:
     """Look at a block once, judge it, and forecast its escape. A collective: every rank must call it.
 
     Args:
         trainer: The trainer.
         module: Its module.
         look: The look that reads the block's signals.
-        drop: Fraction by which the loss falls in an escape.
+        drop: Fraction by which the loss falls in an escape; None: no verdict is asked for.
 
     Returns:
         The examination; None if the weights or the loss are not finite on any rank.
@@ -175,7 +176,7 @@ def examine_pass(trainer: Trainer, module: LightningModule, look: Look, drop: fl
     finite = True
     with later:
         try:
-            subject = _subject_of_pass(trainer, module, look, rows, drop)
+            subject = _subject_of_pass(trainer, module, look, rows, drop or 0.0)
             for seen, loss, batch in look.sightings(trainer, module):
                 mean.update(loss, weight=len(seen.signal.X))
                 rows.keep(seen, float(loss), batch)
@@ -189,7 +190,8 @@ def examine_pass(trainer: Trainer, module: LightningModule, look: Look, drop: fl
     data = rows.data()
     loss_of_all = float(mean.compute())
     subject = replace(subject, dead=all_dead(subject.block, rows.inputs()))
-    return replace(subject.judged(data, loss_of_all), look=look)
+    judged = Subject.unjudged if drop is None else Subject.judged
+    return replace(judged(subject, data, loss_of_all), look=look)
 
 
 def _subject_of_pass(trainer: Trainer, module: LightningModule, look: Look, rows: KeptRows, drop: float) -> Subject:

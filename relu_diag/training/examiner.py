@@ -283,14 +283,14 @@ class Examiner:
         return trainer.strategy.reduce_boolean_decision(ready)
 
     def examine(
-        self, trainer: Trainer, module: LightningModule, drop: float, since: int | None = None
+        self, trainer: Trainer, module: LightningModule, drop: float | None, since: int | None = None
     ) -> list[Examination] | None:
         """Judge every block at the weights of now, and forecast its escape. A collective: every rank must call it.
 
         Args:
             trainer: The trainer.
             module: Its module.
-            drop: Fraction by which the loss falls in an escape.
+            drop: Fraction by which the loss falls in an escape; None: no verdict and no forecast are asked for.
             since: Step from which on the loss stood still, or nearly: inputs that the module computes are taken for
                 those of now if they were kept since. None: as old as they are, they were asked for.
 
@@ -309,7 +309,7 @@ class Examiner:
         return [] if self.careful.off else found
 
     def _examined(
-        self, trainer: Trainer, module: LightningModule, drop: float, since: int | None
+        self, trainer: Trainer, module: LightningModule, drop: float | None, since: int | None
     ) -> list[Examination] | None:
         """The examinations, by a pass or by rows."""
         if self._look is not None:

@@ -30,6 +30,8 @@ VERDICT_CODES = {
 }
 # Entries of a Jacobian, samples times outputs times weights, up to which the point nearby is searched: about a second.
 _SEARCHED = 2**21
+# The same, up to which it takes so little that nothing else is tried before.
+SEARCHED_AT_ONCE = 2**15
 # Loss over that of outputs that are zero with which nobody trains on: it is on the way to zero for ever.
 _NOTHING = 1e-9
 # Slope of an output weight over the sum of its absolute terms beyond which a point is not stationary in any precision.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -25,28 +24,34 @@ from relu_diag.functional import (
     classify,
     growth_proposals,
 )
-from relu_diag.functional.block import chunked_outputs
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.widening import add_inactive_propagation, add_silent_units
 from relu_diag.training._data import MAX_ELEMENTS, TOO_MANY
-from relu_diag.training._sample import in_order, sampled
+from relu_diag.training._falls import Falls
+from relu_diag.training._sample import some_in_order
 from relu_diag.training._settled import settled, steady, with_own_digits
 from relu_diag.training.examination import Examination
 from relu_diag.training.felt import data_of, signal_of, some_rows
 from relu_diag.training.gap import coupled_decay, gap_in_training
+from relu_diag.training.judge import SEARCHED_AT_ONCE, search_size
 from relu_diag.training.look import Look
 from relu_diag.training.obstacle import reads_activations
 from relu_diag.training.rows import TrainingData
 
 # Copies that are tried under any other loss, where a trial takes a dozen passes over the data.
 _CANDIDATES = 4
-# Rows by which neurons are chosen, and the share that judges where these are not all.
+# Rows by which neurons are chosen, fewer where inputs are long so that a choice costs no more than a few steps of
+# training, and the share that judges where these are not all.
 _ROWS = 4096
+_FEWEST = 1024
+_NUMBERS = 2**19
 _JUDGING = 0.25
-# Numbers of the inputs, and new neurons, up to which neurons are proposed one by one besides.
+# Numbers of the inputs, and new neurons, up to which neurons are proposed one by one besides; and numbers up to which
+# they are where no set lowers the loss: more would take minutes.
 _FEW_NUMBERS = 4096
 _FEW_NEURONS = 4
+_NUMBERS_ONE_BY_ONE = 2**16
 # How often new neurons are made quieter, where they cost more than they gain.
 _HALVINGS = 12
 _NO_GAIN = "no neuron and no direction gains anything"
@@ -62,56 +67,14 @@ class NoWidening(Exception):
     """
 
 
-@dataclass(frozen=True, slots=True)
-class Growth:
-    """A block made wider in the middle of training.
-
-    Attributes:
-        step: Gradient steps done.
-        block: Qualified name of the block's first Linear.
-        before: Width before.
-        after: Width after.
-        embedding: What was done, one line for each new neuron.
-        verdict_before: Verdict on the weights before.
-        verdict_after: Verdict on the weights after.
-        function_change: Largest change of an output on the data.
-        predicted_drop: First-order prediction of the immediate drop of the loss.
-        measured_drop: Immediate drop of the loss, evaluated.
-
-    Example:
-        >>> growth = Growth(9000, "net.0", 50, 51, ("replication",), "local minimum", "saddle", 0.0, 0.0021, 0.002)
-        >>> growth.step, growth.after, growth.measured_drop
-        (9000, 51, 0.002)
-    """
-
-    step: int
-    block: str
-    before: int
-    after: int
-    embedding: tuple[str, ...]
-    verdict_before: str
-    verdict_after: str
-    function_change: float
-    predicted_drop: float
-    measured_drop: float
-
-    def __str__(self) -> str:
-        counts = Counter(self.embedding)
-        lines = [line if count == 1 else f"{count} times {line}" for line, count in counts.items()]
-        return (
-            f"step {self.step:,} {self.block or 'block'} grows from {self.before} to {self.after} neurons: "
-            f"{'; '.join(lines)}; {self.verdict_before} before, {self.verdict_after} after; drop "
-            f"{self.measured_drop:.2g}, {self.predicted_drop:.2g} to first order"
-        )
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class WideningChoice:
     """Neurons to add, one step after the other.
 
     Attributes:
         parts: One neuron at a time, or several; each is made for the block with the neurons before it.
-        verdict: Kind of the widened weights; "undecided" if the loss is not known to be convex in the outputs.
+        verdict: Kind of the widened weights; "undecided" if the loss is not known to be convex in the outputs, or a
+            verdict on so many would take long.
         function_change: Largest change of an output on the data.
         predicted_drop: First-order prediction of the drop of the loss.
         measured_drop: Drop of the loss as evaluated; 0 where the function is kept.
@@ -205,17 +168,27 @@ def choose_widening(
     """
     room = BUDGETS.new_units if most is None else min(most, BUDGETS.new_units)
     plan = _Plan(examination.block, count, room, embedding, nudge, examination.loss)
-    data = data_of(examination)
+    data = _some_data(examination)
+    falls: Falls | None = None
     if data is not None:
         decay = coupled_decay(trainer, examination) or WeightDecay()
         gap = gap_in_training(trainer, examination)
-        parts = _by_rows(plan, _Judge(in_order(data), decay), gap)
+        falls = Falls.of(examination.block, data, decay)
+        parts = _by_rows(plan, falls, gap)
     elif examination.look is not None:
         parts = _one_by_one(plan, _search(trainer, module, examination, examination.look, nudge))
     else:
         parts = _by_signals(plan, examination)
     parts = trainer.strategy.broadcast(parts)
-    return _choice(examination, parts)
+    return _choice(parts, falls)
+
+
+def _some_data(examination: Examination) -> TrainingData | None:
+    """As many rows as a choice may cost, in an order of their own; None where the loss is not known."""
+    data = data_of(examination)
+    if data is None:
+        return None
+    return some_in_order(data, min(_ROWS, max(_FEWEST, _NUMBERS // data.X.shape[1])))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -235,80 +208,73 @@ class _Plan:
         return self.room if self.count == "auto" else self.count
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Judge:
-    """Rows in their order, and the decay that is part of what falls in training."""
-
-    data: TrainingData
-    decay: WeightDecay
-
-    def __call__(self, block: ShallowBlock) -> float:
-        """The loss of a block, decay included, computed in float64."""
-        return self.data.loss_of(block) + float(self.decay.cost(block.double()))
-
-
-def _by_rows(plan: _Plan, judge: _Judge, gap: Gap | None) -> list[GrowthProposal | Widening]:
+def _by_rows(plan: _Plan, falls: Falls, gap: Gap | None) -> list[GrowthProposal | Widening]:
     """The neurons with the lowest loss on rows.
 
     Raises:
         NoWidening: If no neuron gains anything.
     """
-    data = judge.data
+    data = falls.data
     search = _Search(data.X, partial(growth_proposals, X=data.X, Y=data.loss, nudge=plan.nudge))
     if plan.embedding == "replication" or (plan.embedding != "best" and plan.nudge):
-        return _one_by_one(plan, search, judge)
-    signal = BlockSignal(data.X, data.loss.gradient(plan.block(data.X)))
+        return _one_by_one(plan, search, falls)
     if not plan.nudge:
-        return _one_by_one(plan, search) if plan.most == 1 else [_silent(plan, signal)]
-    widening = _best(plan, judge)
-    pulled = None if gap is None else _pulled(plan, judge, gap)
+        return _one_by_one(plan, search) if plan.most == 1 else [_silent(plan, _signal(falls))]
+    widening = _best(plan, falls)
+    pulled = None if gap is None else _pulled(plan, falls, gap)
     found: list[list[GrowthProposal | Widening]] = [[one] for one in (widening, pulled) if one is not None]
-    few = data.X.numel() <= _FEW_NUMBERS and plan.most <= _FEW_NEURONS
-    if few or widening is None:
+    most = _FEW_NUMBERS if found else _NUMBERS_ONE_BY_ONE
+    if data.X.numel() <= most and plan.most <= _FEW_NEURONS:
         with suppress(NoWidening):
-            found.append(_one_by_one(plan, search, judge))
+            found.append(_one_by_one(plan, search, falls))
+    if len(found) == 1:
+        return found[0]
     if found:
-        return min(found, key=lambda parts: judge(parts[-1].new_block))
+        return max(found, key=lambda parts: falls(parts[-1].new_block))
     if plan.count == "auto":
         raise NoWidening(_NO_GAIN)
-    return [_silent(plan, signal)]
+    return [_silent(plan, _signal(falls))]
 
 
-def _best(plan: _Plan, judge: _Judge) -> Widening | None:
+def _signal(falls: Falls) -> BlockSignal:
+    """The inputs of the rows, and the loss gradients at the outputs."""
+    data = falls.data
+    return BlockSignal(data.X, data.loss.gradient(falls.outputs.to(data.X)))
+
+
+def _best(plan: _Plan, falls: Falls) -> Widening | None:
     """Several neurons at once, in the place where they do not depend on rounding; None where none lowers the loss."""
-    data = judge.data
-    some = sampled(data, _ROWS)
+    data = falls.data
     found = best_widening(
         steady(plan.block),
-        some.X,
-        some.loss,
+        data.X,
+        data.loss,
         units=plan.count,
-        held_out=0.0 if some.complete else _JUDGING,
+        held_out=0.0 if data.complete else _JUDGING,
         most=plan.room,
     )
     if found.kept:
         return None
     widening = replace(found, new_block=found.embed(plan.block))
-    before = judge(plan.block)
     for _ in range(_HALVINGS):
         new_block = settled(widening.new_block, widening.units, data.X, drop_digits=True)
-        if judge(new_block) < before:
+        if falls(new_block) > 0:
             return replace(widening, new_block=new_block)
         widening = replace(widening, new_block=_quieter(widening.new_block, widening.units))
     return None
 
 
-def _pulled(plan: _Plan, judge: _Judge, gap: Gap) -> Widening | None:
+def _pulled(plan: _Plan, falls: Falls, gap: Gap) -> Widening | None:
     """The neuron of the largest pull at its best amplitude, weight decay counted; None where it lowers nothing."""
     block = plan.block
     silent = add_inactive_propagation(block, gap.neuron[None].to(block.W))
     silent.H[:, -1] = gap.output.to(silent.H)
-    before = judge(block)
     tried = [_quieter(silent, 1, 4.0 / 4**step) for step in range(_HALVINGS)]
-    best = min((settled(one, 1, judge.data.X, drop_digits=True) for one in tried), key=judge)
-    if not judge(best) < before:
+    best = max((settled(one, 1, falls.data.X, drop_digits=True) for one in tried), key=falls)
+    if not falls(best) > 0:
         return None
-    return Widening(best, 1, "of the largest pull", before, judge(best), before, (), kept=False)
+    before = float(falls.data.loss.double()(falls.outputs))
+    return Widening(best, 1, "of the largest pull", before, before - falls(best), before, (), kept=False)
 
 
 def _quieter(block: ShallowBlock, units: int, factor: float = 0.5) -> ShallowBlock:
@@ -320,7 +286,7 @@ def _quieter(block: ShallowBlock, units: int, factor: float = 0.5) -> ShallowBlo
     return replace(block, W=W, H=H)
 
 
-def _one_by_one(plan: _Plan, search: _Search, judge: _Judge | None = None) -> list[GrowthProposal | Widening]:
+def _one_by_one(plan: _Plan, search: _Search, falls: Falls | None = None) -> list[GrowthProposal | Widening]:
     """The neurons that gain most, one after the other.
 
     Raises:
@@ -336,8 +302,8 @@ def _one_by_one(plan: _Plan, search: _Search, judge: _Judge | None = None) -> li
             break
         if plan.nudge:
             best = replace(best, new_block=with_own_digits(best.new_block, block, best.unit))
-            best = _settled_proposal(best, search.X, judge)
-            drop = best.measured_drop if judge is None else judge(block) - judge(best.new_block)
+            best = _settled_proposal(best, search.X, falls)
+            drop = best.measured_drop if falls is None else falls(best.new_block) - falls(block)
             if not drop > enough:
                 break
         chosen.append(best)
@@ -383,34 +349,33 @@ def _silent(plan: _Plan, signal: BlockSignal) -> Widening:
     return Widening(new_block, units, "of the largest gradient", math.nan, math.nan, math.nan, (), kept=True)
 
 
-def _choice(examination: Examination, parts: list[GrowthProposal | Widening]) -> WideningChoice:
-    """The choice, and what it does to the loss."""
-    old = examination.block
+def _choice(parts: list[GrowthProposal | Widening], falls: Falls | None) -> WideningChoice:
+    """The choice, and what it does to the loss on the rows that it was made by."""
     new = parts[-1].new_block
-    data = data_of(examination)
-    if data is None:
+    if falls is None:
         proposals = [part for part in parts if not isinstance(part, Widening)]
         change = max((one.function_change for one in proposals), default=0.0)
         predicted = sum(one.predicted_drop for one in proposals)
         measured = sum(one.measured_drop for one in proposals)
         return WideningChoice(tuple(parts), "undecided", change, predicted, measured)
-    kind = classify(new, data.X, data.loss).kind if data.loss.convex else "undecided"
-    with torch.no_grad():
-        outputs = chunked_outputs(old.double(), data.X)
-        step = chunked_outputs(new.double(), data.X) - outputs
-        loss = data.loss.double()
-        predicted = -float((loss.gradient(outputs) * step).sum())
-        # A difference of losses would cancel.
-        measured = -float(loss.change(outputs, step))
-    return WideningChoice(tuple(parts), kind, float(step.abs().max()), predicted, measured)
+    data = falls.data
+    small = search_size(new, data) <= SEARCHED_AT_ONCE and data.loss.convex
+    step = falls.change(new)
+    return WideningChoice(
+        parts=tuple(parts),
+        verdict=classify(new, data.X, data.loss).kind if small else "undecided",
+        function_change=float(step.abs().max()),
+        predicted_drop=falls.to_first_order(step),
+        measured_drop=falls.of_loss(step),
+    )
 
 
-def _settled_proposal(proposal: GrowthProposal, X: Tensor, judge: _Judge | None) -> GrowthProposal:
+def _settled_proposal(proposal: GrowthProposal, X: Tensor, falls: Falls | None) -> GrowthProposal:
     """The proposal with a neuron that does not depend on rounding."""
-    new = settled(proposal.new_block, 1, X, drop_digits=judge is not None and proposal.unit is None)
-    if judge is None:
+    new = settled(proposal.new_block, 1, X, drop_digits=falls is not None and proposal.unit is None)
+    if falls is None:
         return replace(proposal, new_block=new)
-    lost = judge.data.loss_of(new) - judge.data.loss_of(proposal.new_block)
+    lost = falls(proposal.new_block) - falls(new)
     return replace(proposal, new_block=new, measured_drop=proposal.measured_drop - lost)
 
 

@@ -1,0 +1,72 @@
+"""By how much wider blocks lower the loss of a block in training, on the rows by which neurons are chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from relu_diag.functional import ShallowBlock, WeightDecay
+from relu_diag.functional.block import chunked_outputs
+from relu_diag.training.rows import TrainingData
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Falls:
+    """Measures falls from a block on rows in their order, weight decay being part of what falls.
+
+    Attributes:
+        block: The block before.
+        data: The rows.
+        decay: Weight decay that is a part of the loss.
+        outputs: Outputs of the block, float64, shape ``(N, J)``.
+    """
+
+    block: ShallowBlock
+    data: TrainingData
+    decay: WeightDecay
+    outputs: Tensor
+
+    @classmethod
+    def of(cls, block: ShallowBlock, data: TrainingData, decay: WeightDecay) -> Falls:
+        """The falls from a block.
+
+        Args:
+            block: The block.
+            data: The rows.
+            decay: Weight decay that is a part of the loss.
+
+        Returns:
+            Them, the outputs computed once.
+        """
+        with torch.no_grad():
+            outputs = chunked_outputs(block, data.X).double()
+        return cls(block, data, decay, outputs)
+
+    def __call__(self, wider: ShallowBlock) -> float:
+        """By how much a wider block lowers the loss, decay included."""
+        rise = float(self.decay.cost(wider.double())) - float(self.decay.cost(self.block.double()))
+        return self.of_loss(self.change(wider)) - rise
+
+    def of_loss(self, change: Tensor) -> float:
+        """By how much the loss alone falls with a change of the outputs ``(N, J)``."""
+        # A difference of losses would cancel.
+        return -float(self.data.loss.double().change(self.outputs, change))
+
+    def to_first_order(self, change: Tensor) -> float:
+        """The same, to first order."""
+        return -float((self.data.loss.double().gradient(self.outputs) * change).sum())
+
+    def change(self, wider: ShallowBlock) -> Tensor:
+        """By what a wider block changes the outputs, float64, shape ``(N, J)``."""
+        old = self.block
+        width = len(old.W)
+        X = self.data.X
+        with torch.no_grad():
+            same = torch.equal(wider.W[:width], old.W) and torch.equal(wider.H[:, :width], old.H)
+            if len(wider.W) == width or not same:
+                return chunked_outputs(wider.double(), X) - chunked_outputs(old.double(), X)
+            # The old neurons are as they were.
+            added = ShallowBlock(wider.W[width:], wider.H[:, width:], wider.slopes)
+            return chunked_outputs(added.double(), X)

@@ -1,0 +1,50 @@
+"""What a growth in training was, for a line, a checkpoint and a figure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """A block made wider in the middle of training.
+
+    Attributes:
+        step: Gradient steps done.
+        block: Qualified name of the block's first Linear.
+        before: Width before.
+        after: Width after.
+        embedding: What was done, one line for each new neuron.
+        verdict_before: Verdict on the weights before; "undecided" at a given step, where none is asked for.
+        verdict_after: Verdict on the weights after.
+        function_change: Largest change of an output on the data.
+        predicted_drop: First-order prediction of the immediate drop of the loss.
+        measured_drop: Immediate drop of the loss, evaluated.
+
+    Example:
+        >>> growth = Growth(9000, "net.0", 50, 51, ("replication",), "local minimum", "saddle", 0.0, 0.0021, 0.002)
+        >>> growth.step, growth.after, growth.measured_drop
+        (9000, 51, 0.002)
+    """
+
+    step: int
+    block: str
+    before: int
+    after: int
+    embedding: tuple[str, ...]
+    verdict_before: str
+    verdict_after: str
+    function_change: float
+    predicted_drop: float
+    measured_drop: float
+
+    def __str__(self) -> str:
+        counts = Counter(self.embedding)
+        lines = [line if count == 1 else f"{count} times {line}" for line, count in counts.items()]
+        known = {self.verdict_before, self.verdict_after} != {"undecided"}
+        verdicts = f"{self.verdict_before} before, {self.verdict_after} after; " if known else ""
+        return (
+            f"step {self.step:,} {self.block or 'block'} grows from {self.before} to {self.after} neurons: "
+            f"{'; '.join(lines)}; {verdicts}drop {self.measured_drop:.2g}, {self.predicted_drop:.2g} to first order"
+        )
