@@ -1,8 +1,7 @@
-"""Which blocks can never grow, said once and early; and which of several gains most by growing."""
+"""Which blocks can never grow, said once and early."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from lightning.pytorch import Trainer
@@ -11,7 +10,7 @@ from torch import nn
 
 from relu_diag.capture import BlockLocation, Sighting
 from relu_diag.growth import OtherOptimizers, check_growable, other_optimizers
-from relu_diag.training import Examination, drop_by_widening, growth_gain, location_of
+from relu_diag.training import Examination, location_of
 
 _NO_PLACE = (
     "only two Linear layers can grow, and its weights are others. Write it as nn.Linear, activation, nn.Linear, or "
@@ -85,32 +84,21 @@ class Growable:
         self._warn(examination.name, obstacle)
         return not obstacle
 
-    def best(self, trainer: Trainer, found: Sequence[Examination], max_width: int | None, units: int) -> Examination:
-        """The block that gains most by new neurons, of those that can grow; the same on every rank.
-
-        Where the loss is known as one of the outputs of each, by the loss after a short fit; else to first order.
+    def able(self, trainer: Trainer, found: Sequence[Examination], max_width: int | None) -> list[Examination]:
+        """The blocks that can grow.
 
         Args:
             trainer: The trainer, fitting.
             found: The blocks, examined; one at least.
             max_width: Largest width.
-            units: Number of neurons.
 
         Returns:
-            One of them; the first where none can grow.
+            Those; the first where none can, to be refused with a word.
         """
         able = [
-            index
-            for index, one in enumerate(found)
-            if (max_width is None or len(one.block.W) < max_width) and self.allows(trainer, one)
+            one for one in found if (max_width is None or len(one.block.W) < max_width) and self.allows(trainer, one)
         ]
-        best = next(iter(able), 0)
-        if len(able) > 1:
-            gains = [drop_by_widening(found[index], units) for index in able]
-            if not all(map(math.isfinite, gains)):
-                gains = [growth_gain(found[index]) for index in able]
-            best = able[gains.index(max(gains))]
-        return found[trainer.strategy.broadcast(best)]
+        return able or [found[0]]
 
     def _warn(self, name: str, obstacle: str) -> None:
         """Say once that a block can never grow."""

@@ -14,7 +14,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from relu_diag.callbacks._growable import Growable
 from relu_diag.callbacks._passenger import Passenger, Rides
 from relu_diag.callbacks.plateau import PlateauMonitor
-from relu_diag.functional.budgets import BUDGETS
 from relu_diag.growth import (
     averaged_copies,
     check_strategy,
@@ -34,12 +33,16 @@ from relu_diag.training import (
     PlateauEvent,
     PlateauListener,
     Report,
+    WideningChoice,
     against_growing,
     check_count,
     check_flag,
     choose_widening,
+    data_of,
     epochs_completed,
     gap_in_training,
+    growth_gain,
+    most_promising,
     tell,
 )
 
@@ -283,11 +286,19 @@ class GrowOnPlateau(Passenger, PlateauListener):
             reason = self.examiner.reason() or f"no step has shown a block {self.block!r}"
             rank_zero_warn(f"GrowOnPlateau: no growth at step {trainer.global_step:,}: {reason}.")
         else:
-            self._grow(trainer, self._growable.best(trainer, found, self.max_width, self._most()))
+            self._grow_one_of(trainer, self._growable.able(trainer, found, self.max_width))
 
-    def _most(self) -> int:
-        """Number of neurons added at once, at most."""
-        return BUDGETS.new_units if self.units == "auto" else self.units
+    def _grow_one_of(self, trainer: Trainer, able: Sequence[Examination]) -> None:
+        """Grow the block that gains most by it, as far as is known before neurons are chosen or from the choices."""
+        if len(able) == 1 or any(data_of(one) is None for one in able):
+            gains = [growth_gain(one) for one in able]
+            place = trainer.strategy.broadcast(gains.index(max(gains)))
+            self._grow(trainer, able[place])
+            return
+        choices = [self._choice(trainer, one) for one in able]
+        made = [(one, choice) for one, choice in zip(able, choices, strict=True) if choice is not None]
+        if made:
+            self._embed(trainer, *most_promising(made))
 
     def on_plateau(self, trainer: Trainer, pl_module: LightningModule, event: PlateauEvent) -> None:
         """Grow the blocks that are at one of the kinds to grow on, and whose patience is exhausted.
@@ -323,22 +334,34 @@ class GrowOnPlateau(Passenger, PlateauListener):
 
     def _grow(self, trainer: Trainer, examination: Examination) -> None:
         """Choose the neurons to add, add them, and report it; warn if there are none."""
-        location = examination.location
-        if not self._growable.allows(trainer, examination) or location is None:
+        if not self._growable.allows(trainer, examination):
             return
-        width = len(examination.block.W)
-        room = None if self.max_width is None else self.max_width - width
+        choice = self._choice(trainer, examination)
+        if choice is not None:
+            self._embed(trainer, examination, choice)
+
+    def _choice(self, trainer: Trainer, examination: Examination) -> WideningChoice | None:
+        """The neurons to add; None, with a word, where there are none or is no room for them."""
+        room = None if self.max_width is None else self.max_width - len(examination.block.W)
         if (room is not None and room < 1) or (self.max_growths is not None and len(self.growths) >= self.max_growths):
-            return
+            return None
         if not self._can_grow(trainer, examination):
-            return
+            return None
         units = self.units if self.units == "auto" or room is None else min(self.units, room)
         module = trainer.lightning_module
         try:
-            choice = choose_widening(trainer, module, examination, units, self.embedding, self.nudge, room)
+            return choose_widening(trainer, module, examination, units, self.embedding, self.nudge, room)
         except NoWidening as why:
-            rank_zero_warn(f"GrowOnPlateau: no growth of {location} at step {examination.step:,}: {why}.")
+            where = examination.location
+            rank_zero_warn(f"GrowOnPlateau: no growth of {where} at step {examination.step:,}: {why}.")
+            return None
+
+    def _embed(self, trainer: Trainer, examination: Examination, choice: WideningChoice) -> None:
+        """Add the neurons, and report it."""
+        location = examination.location
+        if location is None:
             return
+        width = len(examination.block.W)
         try:
             embed = partial(choice.embed, live=examination.block)
             grow_in_training(trainer, location, embed, self._growable.others)

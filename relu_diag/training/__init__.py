@@ -15,7 +15,7 @@ from relu_diag.training.evidence import Evidence
 from relu_diag.training.examination import MINIMA, Examination
 from relu_diag.training.examine import examine_pass, examine_rows, location_of
 from relu_diag.training.examiner import Examiner
-from relu_diag.training.felt import data_of, drop_by_widening, growth_gain, signal_of, some_rows
+from relu_diag.training.felt import data_of, growth_gain, signal_of, some_rows
 from relu_diag.training.gap import against_growing, coupled_decay, gap_in_training
 from relu_diag.training.growths import Growth
 from relu_diag.training.history import HistoryRecorder, LossCurve, Moment
@@ -75,7 +75,7 @@ from relu_diag.training.stopping import Decision, stop_or_wait
 from relu_diag.training.story import STORY, event_line, first_few, story_rows, tell, tell_event, text_table
 from relu_diag.training.stream import LossStream
 from relu_diag.training.watch import BlockWatch
-from relu_diag.training.widening import NoWidening, WideningChoice, choose_widening
+from relu_diag.training.widening import NoWidening, WideningChoice, choose_widening, most_promising
 from relu_diag.training.window import BlockReport, Window
 
 __all__ = [
@@ -143,7 +143,6 @@ __all__ = [
     "decaying",
     "descent_of",
     "device_batches",
-    "drop_by_widening",
     "epochs_completed",
     "escape_count",
     "event_line",
@@ -167,6 +166,7 @@ __all__ = [
     "loss_scale",
     "lowest_along",
     "marks_of",
+    "most_promising",
     "of_all_ranks",
     "penalty_of",
     "penalty_on",

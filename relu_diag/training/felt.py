@@ -1,26 +1,18 @@
-"""What a block would gain by neurons that it does not have yet: to first order, and after a short fit."""
+"""What a block would gain by neurons that it does not have yet, to first order."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 
-from relu_diag.functional import BlockSignal, ShallowBlock, best_widening
+from relu_diag.functional import BlockSignal, ShallowBlock
 from relu_diag.functional.block import chunked_outputs, rho
-from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.widening import add_silent_units
-from relu_diag.training._sample import in_order, sampled
-from relu_diag.training._settled import steady
 from relu_diag.training.examination import Examination
 from relu_diag.training.rows import TrainingData
 
 # Rows by which a gain is measured.
 _ROWS = 4096
-# The same where blocks are compared by the loss, and the share of them that judges where these are not all.
-_ROWS_OF_EACH = 1024
-_JUDGING = 0.25
 # Penalty on the output weights that are there, over the mean square of an activation.
 _STIFF = 1e-3
 
@@ -59,38 +51,6 @@ def growth_gain(examination: Examination) -> float:
     felt = rho(X @ wider.W[-1], block.slopes)
     size = float(felt.norm())
     return float((felt @ left).norm()) / size if size > 0 else 0.0
-
-
-def drop_by_widening(examination: Examination, units: int) -> float:
-    """How much a block lowers the loss by some new neurons, after a short fit: by which blocks are compared.
-
-    Args:
-        examination: The block, examined.
-        units: Number of neurons.
-
-    Returns:
-        Drop of the loss; NaN where it is not known as one of the block's outputs.
-
-    Example:
-        >>> import torch
-        >>> from relu_diag.functional import SquaredError
-        >>> from relu_diag.training import TrainingData, verdict_in_training
-        >>> data = TrainingData(torch.eye(2), SquaredError(torch.tensor([[1.0], [0.0]])), complete=True)
-        >>> block = ShallowBlock(torch.tensor([[0.0, 1.0]]), torch.zeros(1, 1))
-        >>> unknown = verdict_in_training(None, "")
-        >>> found = Examination(0, "net.0", None, block, 0.5, unknown, None, data, None, "", dead=False)
-        >>> drop_by_widening(found, 1) > 0.4  # a neuron for the first sample
-        True
-    """
-    data = data_of(examination)
-    if data is None:
-        return math.nan
-    some = sampled(in_order(data), _ROWS_OF_EACH)
-    held_out = 0.0 if some.complete else _JUDGING
-    found = best_widening(
-        steady(examination.block), some.X, some.loss, units=units, held_out=held_out, steps=BUDGETS.trial_steps
-    )
-    return found.before - found.after
 
 
 def _unreachable(block: ShallowBlock, X: Tensor, G: Tensor) -> Tensor:

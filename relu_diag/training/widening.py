@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +26,7 @@ from relu_diag.functional import (
 )
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.tolerances import FLOAT64
-from relu_diag.functional.widening import add_inactive_propagation, add_silent_units
+from relu_diag.functional.widening import LossThroughLayers, add_inactive_propagation, add_silent_units
 from relu_diag.training._data import MAX_ELEMENTS, TOO_MANY
 from relu_diag.training._falls import Falls
 from relu_diag.training._sample import some_in_order
@@ -54,6 +54,8 @@ _FEW_NEURONS = 4
 _NUMBERS_ONE_BY_ONE = 2**16
 # How often new neurons are made quieter, where they cost more than they gain.
 _HALVINGS = 12
+# Share of the largest drop with which the growth of an earlier block is as good.
+_AS_GOOD = 0.5
 _NO_GAIN = "no neuron and no direction gains anything"
 
 
@@ -181,6 +183,37 @@ def choose_widening(
         parts = _by_signals(plan, examination)
     parts = trainer.strategy.broadcast(parts)
     return _choice(parts, falls)
+
+
+def most_promising(choices: Sequence[tuple[Examination, WideningChoice]]) -> tuple[Examination, WideningChoice]:
+    """The block to grow, of several whose neurons are chosen.
+
+    Early neurons have more to learn than late ones: their input weights are many, and all layers behind follow them,
+    which a short fit does not show. So of those that gain as much, but for a factor, the earliest.
+
+    Args:
+        choices: Blocks, examined, with the neurons chosen for each; one at least.
+
+    Returns:
+        One of the pairs.
+
+    Example:
+        >>> from relu_diag.training import verdict_in_training
+        >>> block, unknown = ShallowBlock(torch.eye(2), torch.ones(1, 2)), verdict_in_training(None, "")
+        >>> one = Examination(0, "net.0", None, block, 0.5, unknown, None, None, None, "", dead=False)
+        >>> fits = [WideningChoice((), "", 0.0, 0.0, measured_drop=drop) for drop in (0.1, 0.3)]
+        >>> most_promising([(one, fit) for fit in fits])[1].measured_drop
+        0.3
+    """
+    least = _AS_GOOD * max(choice.measured_drop for _, choice in choices)
+    able = [pair for pair in choices if pair[1].measured_drop >= least]
+    return max(able, key=lambda pair: (_layers_behind(pair[0]), pair[1].measured_drop))
+
+
+def _layers_behind(examination: Examination) -> int:
+    """How many further layers are known to stand behind a block."""
+    data = data_of(examination)
+    return len(data.loss.layers) if data is not None and isinstance(data.loss, LossThroughLayers) else 0
 
 
 def _some_data(examination: Examination) -> TrainingData | None:
