@@ -290,7 +290,10 @@ class GrowOnPlateau(Passenger, PlateauListener):
 
     def _grow_one_of(self, trainer: Trainer, able: Sequence[Examination]) -> None:
         """Grow the block that gains most by it, as far as is known before neurons are chosen or from the choices."""
-        if len(able) == 1 or any(data_of(one) is None for one in able):
+        if len(able) == 1:
+            self._grow(trainer, able[0])
+            return
+        if any(data_of(one) is None for one in able):
             gains = [growth_gain(one) for one in able]
             place = trainer.strategy.broadcast(gains.index(max(gains)))
             self._grow(trainer, able[place])

@@ -65,6 +65,7 @@ from relu_diag.training.plateaus import (
     listeners,
     marks_of,
 )
+from relu_diag.training.promising import most_promising
 from relu_diag.training.ranks import Later, agree, of_all_ranks
 from relu_diag.training.recipe import Recipe
 from relu_diag.training.report import Report, say
@@ -75,7 +76,7 @@ from relu_diag.training.stopping import Decision, stop_or_wait
 from relu_diag.training.story import STORY, event_line, first_few, story_rows, tell, tell_event, text_table
 from relu_diag.training.stream import LossStream
 from relu_diag.training.watch import BlockWatch
-from relu_diag.training.widening import NoWidening, WideningChoice, choose_widening, most_promising
+from relu_diag.training.widening import NoWidening, WideningChoice, choose_widening
 from relu_diag.training.window import BlockReport, Window
 
 __all__ = [

@@ -52,11 +52,11 @@ class Falls:
     def of_loss(self, change: Tensor) -> float:
         """By how much the loss alone falls with a change of the outputs ``(N, J)``."""
         # A difference of losses would cancel.
-        return -float(self.data.loss.double().change(self.outputs, change))
+        return 0.0 - float(self.data.loss.double().change(self.outputs, change))
 
     def to_first_order(self, change: Tensor) -> float:
         """The same, to first order."""
-        return -float((self.data.loss.double().gradient(self.outputs) * change).sum())
+        return 0.0 - float((self.data.loss.double().gradient(self.outputs) * change).sum())
 
     def change(self, wider: ShallowBlock) -> Tensor:
         """By what a wider block changes the outputs, float64, shape ``(N, J)``."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -26,9 +25,10 @@ from relu_diag.functional import (
 )
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.tolerances import FLOAT64
-from relu_diag.functional.widening import LossThroughLayers, add_inactive_propagation, add_silent_units
+from relu_diag.functional.widening import add_inactive_propagation, add_silent_units
 from relu_diag.training._data import MAX_ELEMENTS, TOO_MANY
 from relu_diag.training._falls import Falls
+from relu_diag.training._rehearsed import best_in_rehearsal, can_be_rehearsed, random_neurons
 from relu_diag.training._sample import some_in_order
 from relu_diag.training._settled import settled, steady, with_own_digits
 from relu_diag.training.examination import Examination
@@ -49,13 +49,13 @@ _NUMBERS = 2**19
 _JUDGING = 0.25
 # Numbers of the inputs, and new neurons, up to which neurons are proposed one by one besides; and numbers up to which
 # they are where no set lowers the loss: more would take minutes.
-_FEW_NUMBERS = 4096
+_FEW_NUMBERS = 512
 _FEW_NEURONS = 4
-_NUMBERS_ONE_BY_ONE = 2**16
+# Further proposals for a single neuron that are compared by where training leads.
+_PROPOSED = 8
+_NUMBERS_ONE_BY_ONE = 2**13
 # How often new neurons are made quieter, where they cost more than they gain.
 _HALVINGS = 12
-# Share of the largest drop with which the growth of an earlier block is as good.
-_AS_GOOD = 0.5
 _NO_GAIN = "no neuron and no direction gains anything"
 
 
@@ -185,37 +185,6 @@ def choose_widening(
     return _choice(parts, falls)
 
 
-def most_promising(choices: Sequence[tuple[Examination, WideningChoice]]) -> tuple[Examination, WideningChoice]:
-    """The block to grow, of several whose neurons are chosen.
-
-    Early neurons have more to learn than late ones: their input weights are many, and all layers behind follow them,
-    which a short fit does not show. So of those that gain as much, but for a factor, the earliest.
-
-    Args:
-        choices: Blocks, examined, with the neurons chosen for each; one at least.
-
-    Returns:
-        One of the pairs.
-
-    Example:
-        >>> from relu_diag.training import verdict_in_training
-        >>> block, unknown = ShallowBlock(torch.eye(2), torch.ones(1, 2)), verdict_in_training(None, "")
-        >>> one = Examination(0, "net.0", None, block, 0.5, unknown, None, None, None, "", dead=False)
-        >>> fits = [WideningChoice((), "", 0.0, 0.0, measured_drop=drop) for drop in (0.1, 0.3)]
-        >>> most_promising([(one, fit) for fit in fits])[1].measured_drop
-        0.3
-    """
-    least = _AS_GOOD * max(choice.measured_drop for _, choice in choices)
-    able = [pair for pair in choices if pair[1].measured_drop >= least]
-    return max(able, key=lambda pair: (_layers_behind(pair[0]), pair[1].measured_drop))
-
-
-def _layers_behind(examination: Examination) -> int:
-    """How many further layers are known to stand behind a block."""
-    data = data_of(examination)
-    return len(data.loss.layers) if data is not None and isinstance(data.loss, LossThroughLayers) else 0
-
-
 def _some_data(examination: Examination) -> TrainingData | None:
     """As many rows as a choice may cost, in an order of their own; None where the loss is not known."""
     data = data_of(examination)
@@ -258,8 +227,10 @@ def _by_rows(plan: _Plan, falls: Falls, gap: Gap | None) -> list[GrowthProposal 
     found: list[list[GrowthProposal | Widening]] = [[one] for one in (widening, pulled) if one is not None]
     most = _FEW_NUMBERS if found else _NUMBERS_ONE_BY_ONE
     if data.X.numel() <= most and plan.most <= _FEW_NEURONS:
-        with suppress(NoWidening):
-            found.append(_one_by_one(plan, search, falls))
+        proposals = _proposed(plan, search, falls)
+        if plan.count != "auto" and can_be_rehearsed(falls):
+            return best_in_rehearsal(falls, [*found, *proposals, *random_neurons(falls, plan.most)])
+        found += proposals[:1]
     if len(found) == 1:
         return found[0]
     if found:
@@ -267,6 +238,16 @@ def _by_rows(plan: _Plan, falls: Falls, gap: Gap | None) -> list[GrowthProposal 
     if plan.count == "auto":
         raise NoWidening(_NO_GAIN)
     return [_silent(plan, _signal(falls))]
+
+
+def _proposed(plan: _Plan, search: _Search, falls: Falls) -> list[list[GrowthProposal | Widening]]:
+    """The neurons that gain most one by one, and where there is one alone other proposals for it."""
+    try:
+        best = _one_by_one(plan, search, falls)
+    except NoWidening:
+        return []
+    others = search.propose(steady(plan.block))[1:] if plan.most == 1 else []
+    return [best, *([_settled_in(plan.block, one, search.X, falls)] for one in others[:_PROPOSED])]
 
 
 def _signal(falls: Falls) -> BlockSignal:
@@ -334,8 +315,7 @@ def _one_by_one(plan: _Plan, search: _Search, falls: Falls | None = None) -> lis
         if best is None:
             break
         if plan.nudge:
-            best = replace(best, new_block=with_own_digits(best.new_block, block, best.unit))
-            best = _settled_proposal(best, search.X, falls)
+            best = _settled_in(block, best, search.X, falls)
             drop = best.measured_drop if falls is None else falls(best.new_block) - falls(block)
             if not drop > enough:
                 break
@@ -403,12 +383,13 @@ def _choice(parts: list[GrowthProposal | Widening], falls: Falls | None) -> Wide
     )
 
 
-def _settled_proposal(proposal: GrowthProposal, X: Tensor, falls: Falls | None) -> GrowthProposal:
-    """The proposal with a neuron that does not depend on rounding."""
-    new = settled(proposal.new_block, 1, X, drop_digits=falls is not None and proposal.unit is None)
+def _settled_in(block: ShallowBlock, proposal: GrowthProposal, X: Tensor, falls: Falls | None) -> GrowthProposal:
+    """The proposal for a block, with a neuron that does not depend on rounding."""
+    wider = with_own_digits(proposal.new_block, block, proposal.unit)
+    new = settled(wider, 1, X, drop_digits=falls is not None and proposal.unit is None)
     if falls is None:
         return replace(proposal, new_block=new)
-    lost = falls(proposal.new_block) - falls(new)
+    lost = falls(wider) - falls(new)
     return replace(proposal, new_block=new, measured_drop=proposal.measured_drop - lost)
 
 

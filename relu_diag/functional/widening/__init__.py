@@ -9,6 +9,7 @@ from relu_diag.functional.widening.later_layers import LaterLayer, LossThroughLa
 from relu_diag.functional.widening.placement import Placement, merge_units, output_length, place_units
 from relu_diag.functional.widening.preservation import Preservation, addition_preserves, replication_preserves
 from relu_diag.functional.widening.proposal import GrowthProposal, growth_proposals
+from relu_diag.functional.widening.rehearsal import rehearsed_losses
 from relu_diag.functional.widening.silent import add_silent_units
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "merge_units",
     "output_length",
     "place_units",
+    "rehearsed_losses",
     "replicate_unit",
     "replication_preserves",
 ]

@@ -1,0 +1,80 @@
+"""Ways to grow a small block compared by where training leads: what is lower at once may lead to a higher minimum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from relu_diag.functional import GrowthProposal, Widening
+from relu_diag.functional.widening import add_inactive_propagation, rehearsed_losses
+from relu_diag.training._falls import Falls
+from relu_diag.training._settled import settled
+
+# Sets of random neurons with silent outputs that are tried: as many starts.
+_STARTS = 32
+# Rate of training on copies, in mean sizes of an input weight.
+_RATE = 0.05
+# Losses that are as good: within this share of the best, or this share of the loss before.
+_ALIKE = 1e-2
+_NOTHING = 1e-12
+
+Parts = list[GrowthProposal | Widening]
+
+
+def can_be_rehearsed(falls: Falls) -> bool:
+    """Whether the loss alone is what falls in training, known sample by sample.
+
+    Args:
+        falls: Of the block.
+
+    Returns:
+        Whether it is.
+    """
+    decay = falls.decay
+    try:
+        falls.data.loss.rows(torch.arange(1).to(falls.data.X.device))
+    except NotImplementedError:
+        return False
+    return not (decay.W or decay.H) and bool(falls.block.W.any())
+
+
+def random_neurons(falls: Falls, count: int) -> list[Parts]:
+    """Sets of neurons as torch's Linear draws them, their outputs silent.
+
+    Args:
+        falls: Of the block to widen.
+        count: Number of neurons in a set.
+
+    Returns:
+        The sets, always the same ones.
+    """
+    block = falls.block
+    inputs = block.W.shape[1]
+    draw = torch.Generator().manual_seed(0)
+    found: list[Parts] = []
+    for _ in range(_STARTS):
+        W = (2 * torch.rand(count, inputs, generator=draw, dtype=torch.float64) - 1) / max(inputs - 1, 1) ** 0.5
+        wider = settled(add_inactive_propagation(block, W.to(block.W)), count, falls.data.X, drop_digits=False)
+        found.append([Widening(wider, count, "random", math.nan, math.nan, math.nan, (), kept=True)])
+    return found
+
+
+def best_in_rehearsal(falls: Falls, found: Sequence[Parts]) -> Parts:
+    """The first of those after which training on copies leads lowest.
+
+    Args:
+        falls: Of the block.
+        found: What may be added; one at least.
+
+    Returns:
+        One of them.
+    """
+    data = falls.data
+    rate = _RATE * float(falls.block.W.abs().mean())
+    losses = rehearsed_losses([parts[-1].new_block for parts in found], data.X, data.loss, rate)
+    before = float(data.loss.double()(falls.outputs))
+    # Rounding must not decide between starts that lead to one minimum.
+    enough = (1 + _ALIKE) * min(losses) + _NOTHING * abs(before)
+    return next(parts for parts, loss in zip(found, losses, strict=True) if loss <= enough)
