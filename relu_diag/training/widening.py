@@ -247,7 +247,10 @@ def _proposed(plan: _Plan, search: _Search, falls: Falls) -> list[list[GrowthPro
     except NoWidening:
         return []
     others = search.propose(steady(plan.block))[1:] if plan.most == 1 else []
-    return [best, *([_settled_in(plan.block, one, search.X, falls)] for one in others[:_PROPOSED])]
+    found = [best]
+    for other in others[:_PROPOSED]:
+        found.append([_settled_in(plan.block, other, search.X, falls)])
+    return found
 
 
 def _signal(falls: Falls) -> BlockSignal:
