@@ -119,6 +119,7 @@ class Budgets:
         short_steps: Steps between two looks at the loss on other rows.
         short_history: Pairs of steps and gradients kept by these.
         rehearsal_steps: Steps of training on copies, by which ways to grow are compared on few samples.
+        rehearsal_memory: Share of the averages of gradients and of their squares that stays from step to step there.
         search_numbers: Activations of all directions together in that search.
         amplitudes: Amplitudes of a new neuron at which the loss is evaluated.
         halvings: Halvings of a step on the way to the one that lowers the loss most.
@@ -279,6 +280,7 @@ class Budgets:
     short_steps: int = 5
     short_history: int = 10
     rehearsal_steps: int = 200
+    rehearsal_memory: tuple[float, float] = (0.9, 0.999)
     search_numbers: int = 2**17
     amplitudes: int = 50
     halvings: int = 15

@@ -11,9 +11,7 @@ from relu_diag.functional.block import ShallowBlock, rho
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import slopes_at
 from relu_diag.functional.output_loss import Loss
-
-# Adam's averages, as usual.
-_MEAN, _SQUARE, _TINY = 0.9, 0.999, 1e-8
+from relu_diag.functional.tolerances import FLOAT64
 
 
 def rehearsed_losses(blocks: Sequence[ShallowBlock], X: Tensor, loss: Loss, rate: float) -> list[float]:
@@ -78,7 +76,8 @@ class _Moments:
 
     def step(self, gradient: Tensor, rate: float, number: int) -> None:
         """Take a step, counted from 1."""
-        self.mean.lerp_(gradient, 1 - _MEAN)
-        self.square.lerp_(gradient.square(), 1 - _SQUARE)
-        size = (self.square / (1 - _SQUARE**number)).sqrt_().add_(_TINY)
-        self.weights.addcdiv_(self.mean, size, value=-rate / (1 - _MEAN**number))
+        mean, square = BUDGETS.rehearsal_memory
+        self.mean.lerp_(gradient, 1 - mean)
+        self.square.lerp_(gradient.square(), 1 - square)
+        size = (self.square / (1 - square**number)).sqrt_().add_(FLOAT64.eps)
+        self.weights.addcdiv_(self.mean, size, value=-rate / (1 - mean**number))
