@@ -72,8 +72,9 @@ def _order(X: Tensor) -> Tensor:
     direction = torch.randn(X.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     along = torch.zeros(len(X), dtype=torch.float64)
     # In pieces: a copy of all samples in float64 would be large. On the CPU: not every device has float64.
-    for columns, part in zip(X.split(_COLUMNS, dim=1), direction.split(_COLUMNS), strict=True):
-        along += columns.cpu().double() @ part
+    for first in range(0, X.shape[1], _COLUMNS):
+        some = slice(first, first + _COLUMNS)
+        along += X[:, some].cpu().double() @ direction[some]
     return torch.argsort(along, stable=True).to(X.device)
 
 
