@@ -142,8 +142,8 @@ def is_epoch_of_all(trainer: Trainer) -> bool:
         return False
     try:
         batches = len(loader)  # type: ignore[arg-type]
-    except TypeError:
-        return True
+    except TypeError:  # all that there is, unless only so many batches are taken of it
+        return not isinstance(trainer.limit_train_batches, int)
     return bool(trainer.num_training_batches >= batches or trainer.overfit_batches)  # type: ignore[attr-defined]
 
 

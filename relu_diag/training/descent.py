@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from relu_diag.capture import BlockLocation
 from relu_diag.functional import ShallowBlock
 from relu_diag.functional.output_loss import Loss
+from relu_diag.functional.tables import counted
 from relu_diag.training._pace_of_weights import WeightPace, pace_of_weights, unknown_pace
 from relu_diag.training._sample import sampled
 from relu_diag.training.rows import TrainingData
@@ -56,13 +57,14 @@ class Descent:
     is taken to stay, and decay is part of the loss.
 
     Attributes:
-        fall: Fraction by which ten steps on all data at a stable rate were seen to lower the loss.
+        fall: Fraction by which ten steps on the data at a stable rate were seen to lower the loss.
         rate: Learning rate; 0 where it is not known how the optimizer steps.
         product: Largest curvature times the rate, a lower bound of it.
         bound: What it must stay below.
         speed: What momentum multiplies the rate by.
         whole: Whether every batch is the whole data set.
         early: Share of the fall that came in the first half of the steps.
+        samples: Number of samples of the data; 0 where they are all of them.
         slows: Whether most of the fall came in the first half of the steps; leaving a saddle, a loss falls ever faster.
 
     Example:
@@ -80,6 +82,7 @@ class Descent:
     whole: bool = False
     slows: bool = False
     early: float = 0.0
+    samples: int = 0
 
     @property
     def overshoots(self) -> bool:
@@ -114,7 +117,8 @@ class Descent:
         return f"the noise of the batches holds the loss: lower the rate {self.rate:.3g}, or take larger batches"
 
     def __str__(self) -> str:
-        return f"{_TRIED} steps of descent on all data lower the loss by {self.fall:.1%}"
+        data = counted(self.samples, "sample") if self.samples else "all data"
+        return f"{_TRIED} steps of descent on {data} lower the loss by {self.fall:.1%}"
 
 
 def descent_of(
@@ -153,7 +157,8 @@ def descent_of(
     rows = min(_ROWS, _NUMBERS // numbers)
     if rows < min(_FEWEST, len(data.X)):
         return None
-    parts = _Parts(layers, location.slopes, sampled(data, rows))
+    tried_on = sampled(data, rows)
+    parts = _Parts(layers, location.slopes, tried_on)
     if not parts.make(block):
         return None
     known = module.automatic_optimization and not trainer.gradient_clip_val
@@ -170,7 +175,17 @@ def descent_of(
     speed = pace.push / (1 - pace.momentum) if pace.momentum < 1 else 1.0
     product = pace.rate * sharpness
     early = half / fall if fall > 0 else 0.0
-    return Descent(fall, pace.rate, product, pace.bound, speed, whole, slows=half > _MOST * fall, early=early)
+    return Descent(
+        fall=fall,
+        rate=pace.rate,
+        product=product,
+        bound=pace.bound,
+        speed=speed,
+        whole=whole,
+        slows=half > _MOST * fall,
+        early=early,
+        samples=0 if tried_on.complete else len(tried_on.X),
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

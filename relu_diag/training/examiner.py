@@ -447,4 +447,5 @@ class Examiner:
         before = self._batch if self._batches == self._compared + 1 else []
         self._batch = [leaf.detach().clone() for leaf in tensors_of(batch)]
         self._compared = self._batches
-        return trainer.num_training_batches == 1 or (bool(before) and are_equal(before, self._batch))
+        alone = trainer.num_training_batches == 1 and is_epoch_of_all(trainer)
+        return alone or (bool(before) and are_equal(before, self._batch))

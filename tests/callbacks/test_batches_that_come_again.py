@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from relu_diag.callbacks import LandscapeMonitor
+from relu_diag.callbacks import LandscapeMonitor, PlateauMonitor
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 
@@ -97,3 +97,18 @@ def test_only_the_whole_data_set_is_exact(module: type[Net], data: Any, exact: b
     Trainer(**QUIET, callbacks=[landscape], max_epochs=3, log_every_n_steps=1).fit(module(), data())
     assert landscape.off == ""
     assert landscape.reports["net.0"].exact is exact
+
+
+@pytest.mark.parametrize(
+    ("settings", "complete"), [({}, True), ({"limit_train_batches": 1}, False), ({"fast_dev_run": True}, False)]
+)
+def test_a_batch_alone_in_its_epoch_is_all_data_only_where_none_is_left_out(
+    settings: dict[str, Any], complete: bool
+) -> None:
+    plateau = PlateauMonitor()
+    data = DataLoader(samples(), batch_size=40 if complete else 8, shuffle=True)
+    Trainer(**{**QUIET, "max_epochs": 30, **settings}, callbacks=[plateau]).fit(Net(), data)
+    assert plateau.final is not None
+    assert plateau.final.data is not None
+    assert plateau.final.data.complete is complete
+    assert ("all data" in str(plateau.final.descent)) is complete
