@@ -34,8 +34,8 @@ class EscapeOnPlateau(BeginsAnew, PlateauListener):
     It evaluates the loss along the direction at the current weights, on the data of the verdict, and moves to the
     lowest point. If no point is lower, or if the loss over samples that the monitor leaves out would rise, it does not
     move: the loss never rises. Weight decay that the optimizer adds to the gradient, as SGD and Adam do, is part of
-    that loss. The optimizer keeps its parameters and its state. It needs a `PlateauMonitor` of the same block among
-    the trainer's callbacks.
+    that loss; AdamW's is part of none, and there a saddle is one of the loss alone. The optimizer keeps its parameters
+    and its state. It needs a `PlateauMonitor` of the same block among the trainer's callbacks.
 
     It logs ``escape/loss_change`` at a move and, if there was a forecast, ``escape/steps_saved`` at the end of the
     plateau, both also as the text ``escape/moves``; the prefix is ``escape/<block>/`` if a block is named.
@@ -130,16 +130,14 @@ class EscapeOnPlateau(BeginsAnew, PlateauListener):
 
     def _move(self, trainer: Trainer, module: LightningModule, event: PlateauEvent, examination: Examination) -> None:
         """Move the weights if they are at a saddle, none is frozen, and the move lowers the loss."""
-        direction = examination.verdict.direction
-        data = examination.data
-        location = examination.location
-        if examination.verdict.kind != "saddle" or direction is None or data is None or location is None:
+        saddle, data, location = examination.saddle, examination.data, examination.location
+        if saddle is None or saddle.direction is None or data is None or location is None:
             return
         if not all(parameter.requires_grad for parameter in examination.parameters):
             return
         start = examination.block
         penalty = penalty_of(trainer, location)
-        lowest = lowest_along(start, direction, data, penalty)
+        lowest = lowest_along(start, saddle.direction, data, penalty)
         if lowest is None:  # The witness is one of the point nearby; here there may be another way down.
             here = classify(start, data.X, data.loss, weight_decay=penalty or WeightDecay())
             lowest = None if here.direction is None else lowest_along(start, here.direction, data, penalty)

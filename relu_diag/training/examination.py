@@ -79,6 +79,14 @@ class Examination:
         """That every neuron is dead, in words."""
         return dead_words(self.block, self.name)
 
+    @property
+    def saddle(self) -> Verdict | None:
+        """The saddle that the weights are at; where their decay is part of no loss, AdamW's, that of the loss alone."""
+        if self.verdict.kind == "saddle":
+            return self.verdict
+        alone = self.verdict.kind == "undecided" and self.verdict.assumptions.get("the loss is lowered") == "holds"
+        return self.nearby.verdict if alone and self.nearby and self.nearby.verdict.kind == "saddle" else None
+
     def ending(self, told: bool, named: bool) -> str:
         """What a line says of the end of training beside the verdict.
 
