@@ -53,12 +53,13 @@ class LandscapeMonitor(WatchedBlocks, Rides):
     ``dead``, ``brink``, ``linear``, ``small_living``, ``dormant``, ``on_kink``, ``effective``, ``largest_amplitude``,
     ``total_amplitude``, ``steepest_slope``, ``slope_to_noise`` (about 1: noise, whatever the slope),
     ``largest_radial``, ``largest_output_gradient``, ``pull`` (growth rate of the small neuron that is pulled most);
-    ``escape``, the number of escape neurons, and ``gap``, the loss above that of the point, wherever ``verdict`` found
-    a stationary point; and
-    ``balancedness_drift``, the largest change of ``||w_i||^2 - ||h_i||^2`` since the first report. For several blocks
-    also ``landscape/dead_share`` of the worst one. Histograms where the logger has them (TensorBoard, W&B):
-    ``amplitude``, ``angle``, ``slope``. Figures: ``training``, and ``function`` for two inputs. Texts: ``watching``, at
-    the end ``found``; in TensorBoard rows of the table ``timeline``, with every change of the verdict.
+    ``escape``, the number of escape neurons, and ``gap``, the loss above that of the point or, with weight decay that
+    is part of it, above the best of any width (`relu_diag.functional.optimality_gap`), wherever ``verdict`` found a
+    stationary point; and ``balancedness_drift``, the largest change of ``||w_i||^2 - ||h_i||^2`` since the first
+    report. For several blocks also ``landscape/dead_share`` of the worst one. Histograms where the logger has them
+    (TensorBoard, W&B): ``amplitude``, ``angle``, ``slope``. Figures: ``training``, and ``function`` for two inputs.
+    Texts: ``watching``, at the end ``found``; in TensorBoard rows of the table ``timeline``, with every change of the
+    verdict.
 
     TensorBoard's page is laid out in its custom scalars, and shows of these what is drawn there: the numbers of a block
     and of its plateaus have 20 tags at most, whatever the width.
@@ -66,9 +67,10 @@ class LandscapeMonitor(WatchedBlocks, Rides):
     Args:
         every_n_steps: Ride along on one of so many optimizer steps.
         block: Name of the first layer of a block, a pattern (``encoder.*``), or several of them; None: all blocks.
-        verdict: "nearby": say at each report what stationary point is near, if the loss is the squared error of the
-            block's output, from the rows of one epoch; after 20 reports when the run is a tenth longer than at the last
-            verdict, and at the end. Logged as text, as the integer ``verdict`` (`relu_diag.training.VERDICT_CODES`).
+        verdict: "nearby": say at each report what stationary point is near, if the loss is recognised as a convex one
+            of the block's output, from the rows of one epoch; after 20 reports when the run is a tenth longer than at
+            the last verdict, and at the end. Logged as text, as the integer ``verdict``
+            (`relu_diag.training.VERDICT_CODES`).
             Where the optimizer descends another loss (the decay of AdamW is no part of one) it is "undecided", and says
             what the point is of the loss alone.
         exact: Make a pass over the data at fixed weights at every sampled step, in eval mode, in place of riding along.

@@ -64,10 +64,10 @@ class PlateauMonitor(Passenger):
     Each event logs, under the prefix ``plateau/`` (or ``plateau/<block>/``): ``verdict``
     (`relu_diag.training.VERDICT_CODES`, -1 between plateaus), ``escape`` (number of escape neurons), ``escape_step``
     with ``escape_low`` and ``escape_high``, ``gap`` (`relu_diag.functional.optimality_gap`, where decay is part of the
-    loss), and ``loss`` of the plateau; the table ``timeline`` and the figure ``loss`` of the whole run, TensorBoard's
-    first one; at the end of training its ``hp_metric``, the final loss. Each event is one line in the terminal, past
-    the progress bar, and the run ends with the table. The progress bar shows, for example,
-    ``plateau: saddle, escape in ~41k steps``. Every `PlateauListener` of the trainer receives the events.
+    loss; in TensorBoard ``landscape/gap``), and ``loss`` of the plateau; the table ``timeline`` and the figure ``loss``
+    of the whole run, TensorBoard's first one; at the end of training its ``hp_metric``, the final loss. Each event is
+    one line in the terminal, past the progress bar, and the run ends with the table. The progress bar shows, for
+    example, ``plateau: saddle, escape in ~41k steps``. Every `PlateauListener` of the trainer receives the events.
 
     Args:
         monitor: Name of a logged metric to watch instead, which falls as training succeeds; None: the training loss.
@@ -299,7 +299,7 @@ class PlateauMonitor(Passenger):
             if lasts:
                 self._judged(trainer, pl_module, found, "update")
             else:
-                self._tell_gap(trainer, self.final)
+                self._tell_gap(trainer, found)
             words = self.final.ending(lasts, named=len(found) > 1)
             tell_event(trainer, self.final.step, self.final.verdict.kind, words)
         self._progress(trainer)
@@ -383,19 +383,23 @@ class PlateauMonitor(Passenger):
             self._judged_loss = found[0].loss
             plateau = plateau.judged_again(found[0], self._detector.loss, named=len(found) > 1)
             self.plateaus[-1] = plateau
-        gap = self._tell_gap(trainer, found[0]) if found else None
+        gap = self._tell_gap(trainer, found) if found else None
         age = step - plateau.start
         self._judge_at = plateau.start + max(_AGAIN * age, age + 1)
         self._report.log_scalars(trainer, step, plateau.scalars())
         self._tell_verdict(trainer, plateau, step)
         self._send(trainer, module, PlateauEvent(kind, step, plateau, self.block, tuple(found), gap))
 
-    def _tell_gap(self, trainer: Trainer, examination: Examination) -> Gap | None:
-        """Log, say and return how far a block is from the best of any width, where decay is part of the loss."""
-        gap = gap_in_training(trainer, examination)
+    def _tell_gap(self, trainer: Trainer, found: list[Examination]) -> Gap | None:
+        """Log, say and return how far the first block is from the best of any width, if decay is part of the loss."""
+        worst = found[0]
+        gap = gap_in_training(trainer, worst)
         if gap is not None:
-            self._report.log_scalars(trainer, examination.step, {"gap": gap.gap})
-            tell_event(trainer, examination.step, examination.verdict.kind, str(gap))
+            named = self.block is not None or len(found) > 1
+            # Beside what is watched of the block: there TensorBoard shows it.
+            for report in (self._report, Report(f"landscape/{worst.name}/" if named else "landscape/")):
+                report.log_scalars(trainer, worst.step, {"gap": gap.gap})
+            tell_event(trainer, worst.step, worst.verdict.kind, str(gap))
         return gap
 
     def _ended(self, trainer: Trainer, module: LightningModule, change: PlateauChange) -> None:

@@ -16,7 +16,7 @@ from relu_diag.training.examination import MINIMA, Examination
 from relu_diag.training.examine import examine_pass, examine_rows, location_of
 from relu_diag.training.examiner import Examiner
 from relu_diag.training.felt import data_of, growth_gain, signal_of, some_rows
-from relu_diag.training.gap import against_growing, coupled_decay, gap_in_training
+from relu_diag.training.gap import against_growing, coupled_decay, gap_in_training, gap_with_decay
 from relu_diag.training.growths import Growth
 from relu_diag.training.history import HistoryRecorder, LossCurve, Moment
 from relu_diag.training.judge import (
@@ -151,6 +151,7 @@ __all__ = [
     "examine_rows",
     "first_few",
     "gap_in_training",
+    "gap_with_decay",
     "gradient_share",
     "growth_gain",
     "is_epoch_of_all",

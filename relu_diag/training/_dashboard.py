@@ -193,7 +193,7 @@ def page_layout(forecasts: Sequence[str] = (), blocks: Sequence[str] = ()) -> La
             "Slope in standard errors: about 1 is noise": _lines("landscape/slope_to_noise"),
         },
         "Forecast": {title: ["Margin", [prefix + name for name in FORECAST]] for title, prefix in ends.items()},
-        "Gap": {"Loss above the stationary point nearby": _lines("landscape/gap")},
+        "Gap": {"Loss above the best of any width with decay, else the point nearby": _lines("landscape/gap")},
         "Width": {"Distinct neurons, and all neurons": _lines("landscape/effective", "landscape/width")},
     }
 

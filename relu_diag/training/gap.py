@@ -7,11 +7,12 @@ from dataclasses import replace
 
 from lightning.pytorch import Trainer
 
-from relu_diag.functional import Gap, WeightDecay, optimality_gap
+from relu_diag.functional import Gap, ShallowBlock, WeightDecay, optimality_gap
 from relu_diag.functional.block import rho
 from relu_diag.training._sample import sampled
 from relu_diag.training.examination import Examination
 from relu_diag.training.penalty import penalty_of
+from relu_diag.training.rows import TrainingData
 
 # Rows by which the gap is bounded; and numbers of inputs up to which a better bound is searched before growing.
 _ROWS = 1024
@@ -49,11 +50,35 @@ def gap_in_training(trainer: Trainer, examination: Examination, rounds: int = 0)
     """
     data = examination.data
     decay = coupled_decay(trainer, examination)
-    if data is None or decay is None or not data.loss.convex or not (decay.W > 0 and decay.H > 0):
+    return None if data is None or decay is None else gap_with_decay(examination.block, data, decay, rounds)
+
+
+def gap_with_decay(block: ShallowBlock, data: TrainingData, decay: WeightDecay, rounds: int = 0) -> Gap | None:
+    """How much less the loss with a weight decay could be with a block of any width, by the rows of a run.
+
+    Args:
+        block: The block.
+        data: What it is trained on.
+        decay: Weight decay that is part of its loss.
+        rounds: Rounds of `relu_diag.functional.optimality_gap` in search of a better bound.
+
+    Returns:
+        The gap, certified only where it is that of all data; None where the loss is not convex, or not all weights
+        decay.
+
+    Example:
+        >>> import torch
+        >>> from relu_diag.functional import SquaredError
+        >>> data = TrainingData(torch.eye(2), SquaredError(torch.ones(2, 1)), complete=True)
+        >>> block = ShallowBlock(torch.zeros(2, 2), torch.zeros(1, 2))
+        >>> print(gap_with_decay(block, data, WeightDecay(W=10.0, H=10.0)))
+        a global minimum of every width
+    """
+    if not data.loss.convex or not (decay.W > 0 and decay.H > 0):
         return None
     some = sampled(data, _ROWS)
     try:
-        gap = optimality_gap(examination.block, some.X, some.loss, decay, rounds=rounds)
+        gap = optimality_gap(block, some.X, some.loss, decay, rounds=rounds)
     except (NotImplementedError, ValueError):  # a loss without conjugate, a bias free of decay that is no constant
         return None
     return replace(gap, certified=gap.certified and some.complete)

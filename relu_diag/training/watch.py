@@ -14,11 +14,12 @@ from torchmetrics import MeanMetric
 
 from relu_diag.capture import Glimpse, Sighting
 from relu_diag.figures import TrainingHistory
-from relu_diag.functional import NearbyStationaryPoint, ShallowBlock
+from relu_diag.functional import NearbyStationaryPoint, ShallowBlock, WeightDecay
 from relu_diag.functional.local import target_scale
 from relu_diag.metrics import landscape_scalars
 from relu_diag.training._data import tensors_of
 from relu_diag.training._trained_as import trained_as
+from relu_diag.training.gap import gap_with_decay
 from relu_diag.training.history import HistoryRecorder, Moment
 from relu_diag.training.judge import UNSETTLED, VERDICT_CODES, escape_count, judge, verdict_in_training
 from relu_diag.training.look import targets_of
@@ -347,16 +348,27 @@ class BlockWatch:
         scalars: dict[str, float] = {"verdict": VERDICT_CODES[kind]}
         if self.nearby is None:
             return scalars
-        scalars["gap"] = self.nearby.loss_gap
+        scalars["gap"] = self._gap(trainer, found.block, self.nearby)
         escape = escape_count(self.nearby.verdict)
         return scalars if escape is None else scalars | {"escape": escape}
+
+    def _penalty(self, trainer: Trainer) -> WeightDecay | None:
+        """The weight decay that is part of the block's loss; None where it is part of none."""
+        live = None if self._seen is None else self._seen.live
+        return None if live is None else penalty_on(trainer, live)
+
+    def _gap(self, trainer: Trainer, block: ShallowBlock, nearby: NearbyStationaryPoint) -> float:
+        """How far the loss is above the best of any width where its decay bounds that, else above the point nearby."""
+        data, penalty = self._data, self._penalty(trainer)
+        best = None if data is None or penalty is None else gap_with_decay(block, data, penalty)
+        return nearby.loss_gap if best is None else best.gap
 
     def _near(self, trainer: Trainer, block: ShallowBlock) -> NearbyStationaryPoint | None:
         """The point near a block, with the verdict that holds for its optimizer; None where the loss is not known."""
         seen, data = self._seen, self._data
         if seen is None or data is None:
             return None
-        penalty = None if seen.live is None else penalty_on(trainer, seen.live)
+        penalty = self._penalty(trainer)
         nearby = judge(block, data, penalty)
         if nearby is None:
             return None
