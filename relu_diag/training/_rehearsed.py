@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from lightning.pytorch import Trainer
 
 from relu_diag.functional import GrowthProposal, Widening
 from relu_diag.functional.widening import add_inactive_propagation, rehearsed_losses
@@ -14,7 +15,7 @@ from relu_diag.training._settled import settled
 
 # Sets of random neurons with silent outputs that are tried: as many starts.
 _STARTS = 32
-# Rate of training on copies, in mean sizes of an input weight.
+# Rate of training on copies, in root mean squares of the input weights.
 _RATE = 0.05
 # Losses that are as good: within this share of the best, or this share of the loss before.
 _ALIKE = 1e-2
@@ -23,10 +24,13 @@ _NOTHING = 1e-12
 Parts = list[GrowthProposal | Widening]
 
 
-def can_be_rehearsed(falls: Falls) -> bool:
-    """Whether the loss alone is what falls in training, known sample by sample.
+def can_be_rehearsed(trainer: Trainer, falls: Falls) -> bool:
+    """Whether a rehearsal by Adam says where training leads: it steps as Adam does, and the loss alone is what falls.
+
+    Plain descent leaves small neurons asleep that Adam wakes, and leads elsewhere.
 
     Args:
+        trainer: The trainer.
         falls: Of the block.
 
     Returns:
@@ -37,7 +41,8 @@ def can_be_rehearsed(falls: Falls) -> bool:
         falls.data.loss.rows(torch.arange(1).to(falls.data.X.device))
     except NotImplementedError:
         return False
-    return not (decay.W or decay.H) and bool(falls.block.W.any())
+    adaptive = all("Adam" in type(optimizer).__name__ for optimizer in trainer.optimizers)
+    return adaptive and bool(trainer.optimizers) and not (decay.W or decay.H) and bool(falls.block.W.any())
 
 
 def random_neurons(falls: Falls, count: int) -> list[Parts]:
@@ -72,7 +77,7 @@ def best_in_rehearsal(falls: Falls, found: Sequence[Parts]) -> Parts:
         One of them.
     """
     data = falls.data
-    rate = _RATE * float(falls.block.W.abs().mean())
+    rate = _RATE * float(falls.block.W.square().mean().sqrt())
     losses = rehearsed_losses([parts[-1].new_block for parts in found], data.X, data.loss, rate)
     before = float(data.loss.double()(falls.outputs))
     # Rounding must not decide between starts that lead to one minimum.

@@ -176,7 +176,7 @@ def choose_widening(
         decay = coupled_decay(trainer, examination) or WeightDecay()
         gap = gap_in_training(trainer, examination)
         falls = Falls.of(examination.block, data, decay)
-        parts = _by_rows(plan, falls, gap)
+        parts = _by_rows(replace(plan, rehearses=can_be_rehearsed(trainer, falls)), falls, gap)
     elif examination.look is not None:
         parts = _one_by_one(plan, _search(trainer, module, examination, examination.look, nudge))
     else:
@@ -195,7 +195,7 @@ def _some_data(examination: Examination) -> TrainingData | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Plan:
-    """What to add to a block of some loss: how many neurons, ``room`` at most, and in which way."""
+    """What to add to a block of some loss: how many neurons, ``room`` at most, in which way, whether rehearsed."""
 
     block: ShallowBlock
     count: int | Literal["auto"]
@@ -203,6 +203,7 @@ class _Plan:
     embedding: str
     nudge: bool
     loss: float
+    rehearses: bool = False
 
     @property
     def most(self) -> int:
@@ -228,7 +229,7 @@ def _by_rows(plan: _Plan, falls: Falls, gap: Gap | None) -> list[GrowthProposal 
     most = _FEW_NUMBERS if found else _NUMBERS_ONE_BY_ONE
     if data.X.numel() <= most and plan.most <= _FEW_NEURONS:
         proposals = _proposed(plan, search, falls)
-        if plan.count != "auto" and can_be_rehearsed(falls):
+        if plan.count != "auto" and plan.rehearses:
             return best_in_rehearsal(falls, [*found, *proposals, *random_neurons(falls, plan.most)])
         found += proposals[:1]
     if len(found) == 1:
