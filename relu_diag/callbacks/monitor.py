@@ -48,6 +48,8 @@ class LandscapeMonitor(WatchedBlocks, Rides):
     are means over them: once the gradients of 256 rows were read, over those of every fifth step, and the others are
     only asked for silent neurons. A batch that is the whole data set is reported at each sampled step, and exactly.
 
+    At the first step it warns where the inputs of a block are so far from zero that random neurons are born dead.
+
     Logged to every logger at each report and put into ``trainer.callback_metrics``, prefix ``landscape/`` (for several
     blocks ``landscape/<first layer>/``): ``loss``, ``samples``; the scalars of `relu_diag.metrics.landscape_scalars`:
     ``dead``, ``brink``, ``linear``, ``small_living``, ``dormant``, ``on_kink``, ``effective``, ``largest_amplitude``,
@@ -265,6 +267,9 @@ class LandscapeMonitor(WatchedBlocks, Rides):
             self._said = says
             with self._careful:
                 say(trainer, "landscape/watching", self._rider.watching(seen or []))
+                warnings = (watch.born_dead() for watch in self.watched.values() if self._sampled == 0)
+                for words in filter(None, warnings):
+                    say(trainer, "landscape/warning", f"warning: {words}")
         if self._look is None and (self._meets if trainer.world_size > 1 else seen is not None):
             self._report(trainer, any(watch.due for watch in self.watched.values()))
         self._meets = False

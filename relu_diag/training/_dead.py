@@ -6,13 +6,18 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from relu_diag.capture import Sighting
 from relu_diag.functional import ShallowBlock
 from relu_diag.functional.block import chunked_outputs
+from relu_diag.functional.local import born_dead_share, offset_over_spread
 from relu_diag.functional.tolerances import kink_tolerance
 from relu_diag.training.rows import TrainingData
 
 # Share of the gradients at the outputs beyond which their sum pulls the output bias.
 _PULLED = 1e-3
+# Share of neurons born dead that is worth a warning, and rows by which it is predicted.
+_BORN_DEAD = 0.05
+_ROWS = 1024
 
 
 def all_dead(block: ShallowBlock, inputs: Sequence[Tensor]) -> bool:
@@ -42,3 +47,17 @@ def dead_words(block: ShallowBlock, name: str) -> str:
     """That every neuron of a block is dead, in words."""
     where = name or "the block"
     return f"all {len(block.W)} neurons of {where} are dead" if len(block.W) > 1 else f"the neuron of {where} is dead"
+
+
+def born_dead_words(seen: Sighting) -> str:
+    """That inputs far from zero kill neurons before they are trained, and the cure; empty where few are born dead."""
+    if 0.0 not in seen.block.slopes:
+        return ""
+    gamma = offset_over_spread(seen.signal.X[:_ROWS].detach())
+    share = born_dead_share(gamma)
+    if share < _BORN_DEAD:
+        return ""
+    return (
+        f"the inputs of {seen.hidden} are far from zero (gamma {gamma:.2g}, their mean over their spread), where "
+        f"{share:.0%} of random neurons are born dead: centre them".replace("%", " %")
+    )

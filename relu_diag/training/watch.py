@@ -18,6 +18,7 @@ from relu_diag.functional import NearbyStationaryPoint, ShallowBlock, WeightDeca
 from relu_diag.functional.local import target_scale
 from relu_diag.metrics import landscape_scalars
 from relu_diag.training._data import tensors_of
+from relu_diag.training._dead import born_dead_words
 from relu_diag.training._trained_as import trained_as
 from relu_diag.training.gap import gap_with_decay
 from relu_diag.training.history import HistoryRecorder, Moment
@@ -272,6 +273,14 @@ class BlockWatch:
         """The run so far, grouped as at the last report."""
         assert self.last is not None
         return self.recorder.finished(self.last.states, self._report.dead_sector(self.last.block))
+
+    def born_dead(self) -> str:
+        """That inputs far from zero kill random neurons, and the cure.
+
+        Returns:
+            A warning; empty where few neurons are born dead.
+        """
+        return "" if self._seen is None else born_dead_words(self._seen)
 
     def advice(self) -> str:
         """What was found of the block, and what to do about it.

@@ -5,7 +5,7 @@ Never a verdict: what the numbers mean for the point is said in `verdict`.
 
 from relu_diag.functional.local.caps import EnclosedPull, enclosed_pull
 from relu_diag.functional.local.chunks import Chunk, chunks
-from relu_diag.functional.local.dead_causes import DeadCauses, born_dead_share, dead_causes
+from relu_diag.functional.local.dead_causes import DeadCauses, born_dead_share, dead_causes, offset_over_spread
 from relu_diag.functional.local.directional import directional_derivative
 from relu_diag.functional.local.directions import radial_directions, tangential_part
 from relu_diag.functional.local.fan import (
@@ -75,6 +75,7 @@ __all__ = [
     "neuron_geometry",
     "neuron_states",
     "neuron_sums",
+    "offset_over_spread",
     "one_sided",
     "radial_directions",
     "repeated_neurons",

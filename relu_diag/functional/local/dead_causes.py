@@ -107,6 +107,23 @@ def dead_causes(block: ShallowBlock, signal: BlockSignal, price: float = 0.0) ->
     return DeadCauses(tuple(causes), cures, inputs.gamma, _born_dead(inputs, block.slopes))
 
 
+def offset_over_spread(X: Tensor) -> float:
+    """How far from zero inputs are: the ``gamma`` of `born_dead_share`.
+
+    Args:
+        X: Inputs, shape ``(N, d)``; a last column of ones, the constant of a hidden bias, is left out.
+
+    Returns:
+        Length of their mean over their spread, the root mean square distance from the mean.
+
+    Example:
+        >>> offset_over_spread(torch.tensor([[1.0, 1.0], [2.0, 1.0]]))
+        3.0
+    """
+    _, mean, spread = _centred(X)
+    return _ratio(float(mean.norm()), spread)
+
+
 def born_dead_share(gamma: float, bias: float = 0.0, samples: int = 1000) -> float:
     """The share of ReLU units with random input weights that are silent on all samples, before any training.
 
@@ -153,20 +170,28 @@ class _Inputs:
     def of(cls, block: ShallowBlock, X: Tensor) -> _Inputs:
         """Split the bias off."""
         W = block.W.detach().double()
-        biased = X.shape[1] > 1 and bool((X[:, -1] == 1).all())
-        rows = X[:, :-1] if biased else X
-        mean = rows.double().mean(dim=0)
-        square = sum(
-            float((part.double() - mean).square().sum()) for part in torch.split(rows, BUDGETS.samples_at_once)
-        )
+        rows, mean, spread = _centred(X)
+        biased = rows.shape[1] < X.shape[1]
         bias = W[:, -1] if biased else torch.zeros_like(W[:, 0])
-        return cls(rows, mean, W[:, :-1] if biased else W, bias, math.sqrt(square / len(rows)))
+        return cls(rows, mean, W[:, :-1] if biased else W, bias, spread)
 
     @property
     def gamma(self) -> float:
         """Length of the mean over the spread."""
-        length = float(self.mean.norm())
-        return length / self.spread if self.spread else (math.inf if length else 0.0)
+        return _ratio(float(self.mean.norm()), self.spread)
+
+
+def _centred(X: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Inputs without the constant column ``(N, d)``, their mean in float64 ``(d,)``, and their spread."""
+    biased = X.shape[1] > 1 and bool((X[:, -1] == 1).all())
+    rows = X[:, :-1] if biased else X
+    mean = rows.double().mean(dim=0)
+    square = sum(float((part.double() - mean).square().sum()) for part in torch.split(rows, BUDGETS.samples_at_once))
+    return rows, mean, math.sqrt(square / len(rows))
+
+
+def _ratio(length: float, spread: float) -> float:
+    return length / spread if spread else (math.inf if length else 0.0)
 
 
 def _held_down(inputs: _Inputs, side: float, top: Tensor, dead: Tensor) -> list[str]:
