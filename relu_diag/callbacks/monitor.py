@@ -317,7 +317,10 @@ class LandscapeMonitor(WatchedBlocks, Rides):
             if found and self.loss_value is not None:
                 found[0].log_final_loss(trainer, step, self.loss_value)
             if found:
-                say(trainer, "landscape/found", first_few([watch.advice() for watch in found]))
+                lines = [watch.advice() for watch in found]
+                if len(found) > 1 and found[0].many_dead:
+                    lines[0] = lines[0].replace(": ", " holds the loss back: ", 1)
+                say(trainer, "landscape/found", first_few(lines))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the page, once every monitor has judged the end.

@@ -50,8 +50,8 @@ def dead_words(block: ShallowBlock, name: str) -> str:
 
 
 def born_dead_words(seen: Sighting) -> str:
-    """That inputs far from zero kill neurons before they are trained, and the cure; empty where few are born dead."""
-    if 0.0 not in seen.block.slopes:
+    """That data far from zero kill neurons before they are trained, and the cure; empty where few are born dead."""
+    if 0.0 not in seen.block.slopes or not seen.from_data:
         return ""
     gamma = offset_over_spread(seen.signal.X[:_ROWS].detach())
     share = born_dead_share(gamma)

@@ -69,5 +69,5 @@ def agreement_words(block: ShallowBlock, signals: Sequence[BlockSignal]) -> str:
     if found > _CERTAIN:
         return f"the block still moves: the gradients of {len(signals)} steps agree beyond their noise"
     if abs(found) < _NOISE:
-        return f"the gradients of {len(signals)} steps are within their noise"
+        return f"stationary in this block within the noise of {len(signals)} steps"
     return ""

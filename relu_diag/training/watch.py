@@ -282,6 +282,16 @@ class BlockWatch:
         """
         return "" if self._seen is None else born_dead_words(self._seen)
 
+    @property
+    def many_dead(self) -> bool:
+        """Whether so many neurons are dead that they hold the loss back."""
+        return self.last is not None and self._silent >= _MANY * len(self.last.states.dead)
+
+    @property
+    def _silent(self) -> int:
+        """Number of neurons that were silent on all samples of the last reports."""
+        return int(torch.stack([dead for dead, _ in self._dead]).all(dim=0).sum())
+
     def advice(self) -> str:
         """What was found of the block, and what to do about it.
 
@@ -292,10 +302,10 @@ class BlockWatch:
             return ""
         states, count = self.last.states, len(self.last.states.dead)
         samples = sum(samples for _, samples in self._dead)
-        dead = int(torch.stack([dead for dead, _ in self._dead]).all(dim=0).sum())
+        dead = self._silent
         small = int(states.small_living.sum())
         where = f"{self.last.name}: "
-        if dead >= _MANY * count:
+        if self.many_dead:
             seen = f"{where}{'all' if dead == count else f'{dead} of'} {count} neurons dead on {samples:,} samples"
             if samples < _ENOUGH and not self.whole:
                 return f"{seen}, too few to call them dead for good"

@@ -46,3 +46,17 @@ def test_nothing_is_said_where_none_are_born_dead(
     inputs: Tensor, activation: nn.Module, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert said(inputs, activation, caplog)[0] == []
+
+
+def test_of_several_blocks_the_one_that_holds_the_loss_back_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    module = Regression(nn.Sequential(nn.ReLU(), nn.Linear(512, 8), nn.ReLU(), nn.Linear(8, 512), nn.ReLU()))
+    inner = module.net[1][1]
+    assert isinstance(inner, nn.Linear)
+    with torch.no_grad():
+        inner.bias[:6] = -1e3
+    loader = DataLoader(TensorDataset(X), batch_size=256)
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        Trainer(max_epochs=4, callbacks=[LandscapeMonitor(every_n_steps=1)], **QUIET).fit(module, loader)
+    (line,) = [line for line in caplog.messages if "holds the loss back" in line]
+    assert line.startswith("net.1.1 holds the loss back: 6 of 8 neurons dead on 1,024 samples")
