@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Any, Literal
 
 import torch
@@ -34,6 +34,9 @@ from relu_diag.training import (
 _SAMPLES_AN_EPOCH = 2
 _SAMPLES_IF_LARGE = 4
 _LARGE = 2**17
+# By how many steps samples are shifted in turn, where they are rare.
+_SHIFTS = 5
+_RARE = 50
 
 
 class LandscapeMonitor(WatchedBlocks, Rides):
@@ -141,6 +144,7 @@ class LandscapeMonitor(WatchedBlocks, Rides):
         self._sampled: int | None = None
         self._meets = False  # whether the present step is one that every rank samples
         self._said = 0
+        self._absent: Set[str] = frozenset()  # blocks that the last step sampled had no part in
         self._folder: str | None = None
         self._state: dict[str, Any] = {}
         self._look: Look | None = None
@@ -281,6 +285,9 @@ class LandscapeMonitor(WatchedBlocks, Rides):
             trainer: The trainer.
             pl_module: Unused.
         """
+        if self._rider.riding:  # the step has ended the epoch before it ran: the next one is sampled in its place
+            self._rider.leave()
+            self._sampled = None
         for watch in self.watched.values():
             watch.rows.finish(complete=is_epoch_of_all(trainer))
         if self._look is not None:
@@ -317,7 +324,7 @@ class LandscapeMonitor(WatchedBlocks, Rides):
             if found and self.loss_value is not None:
                 found[0].log_final_loss(trainer, step, self.loss_value)
             if found:
-                lines = [watch.advice() for watch in found]
+                lines = [self._advice(watch) for watch in found]
                 if len(found) > 1 and found[0].many_dead:
                     lines[0] = lines[0].replace(": ", " holds the loss back: ", 1)
                 say(trainer, "landscape/found", first_few(lines))
@@ -339,7 +346,10 @@ class LandscapeMonitor(WatchedBlocks, Rides):
 
     def _due(self, step: int) -> bool:
         """Whether a step is ridden: the first, one of so many, and all while rows are kept."""
-        self._meets = self._sampled is None or step // self.every_n_steps > self._sampled // self.every_n_steps
+        number, past = divmod(step, self.every_n_steps)
+        # Networks that take turns from step to step are to be seen all: not every sample is of an even step.
+        shift = number % _SHIFTS if self.every_n_steps > _RARE else 0
+        self._meets = self._sampled is None or (number > self._sampled // self.every_n_steps and past >= shift)
         return self._meets or any(watch.wants_rows or watch.suspects for watch in self.watched.values())
 
     def _pass_over(self, trainer: Trainer, module: LightningModule, look: Look, step: int) -> None:
@@ -363,6 +373,7 @@ class LandscapeMonitor(WatchedBlocks, Rides):
                     self._watch(one.hidden, named)
                 self.watched[one.hidden].add(one, self._sampled or 0, self._rider.loss, self._batch, self._alone)
             self._seen = seen
+            self._absent = self.watched.keys() - {one.hidden for one in seen}
         self._batch = None
         self._rider.leave()
 
@@ -377,6 +388,14 @@ class LandscapeMonitor(WatchedBlocks, Rides):
             self._seen = []
         self._batch = None
         self._rider.leave()
+
+    def _advice(self, watch: BlockWatch) -> str:
+        """What was found of a block, and when it was seen last where that is long ago."""
+        words = watch.advice()
+        if not words or watch.last is None or watch.hidden not in self._absent:
+            return words
+        since = (self._sampled or 0) - watch.last.step
+        return f"{words} (last seen at step {watch.last.step:,})" if since > self.every_n_steps else words
 
     def _watch(self, hidden: str, named: bool) -> None:
         prefix = f"landscape/{hidden}/" if named else "landscape/"

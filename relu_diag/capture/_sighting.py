@@ -208,13 +208,12 @@ class Block:
         readers = tuple([reader.product.weight for reader in heads])
         if self.passage.fold is not None or any(weight.derived for weight in (self.hidden.product.weight, *readers)):
             return None
-        slopes, trained = self.slopes, facts.trained
         return LiveBlock(
             hidden=self.hidden.product.weight,
             readers=readers,
             hidden_bias=self.passage.bias,
             reader_biases=tuple([reader.bias_parameter for reader in heads]),
-            slopes=lambda: slopes if trained is None else (float(trained.detach()), 1.0),
+            slopes=partial(_slopes_now, self.slopes, facts.trained),
         )
 
     def _gradients(self, heads: list[Reader]) -> Gradients | None:
@@ -229,6 +228,11 @@ class Block:
         if grads[0] is not None:
             self.C = _added(self.C, grads[0])
             self.total = sum_of(self.C)
+
+
+def _slopes_now(slopes: tuple[float, float], trained: nn.Parameter | None) -> tuple[float, float]:
+    """The slopes of an activation, one of which may be trained."""
+    return slopes if trained is None else (float(trained.detach()), 1.0)
 
 
 def _by_weight(product: Product, total: Tensor | None, below: tuple[Tensor | None, ...], lent: bool) -> Tensor | None:

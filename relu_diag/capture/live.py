@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -74,7 +75,7 @@ class LiveBlock:
             Weight(f"{name}.weight".removeprefix("."), cast(nn.Parameter, layer.weight), turned=True, derived=False)
             for name, layer in ((location.hidden, hidden), (location.output, output))
         ]
-        return cls(weights[0], (weights[1],), hidden.bias, (output.bias,), lambda: location.slopes_now(module))
+        return cls(weights[0], (weights[1],), hidden.bias, (output.bias,), partial(location.slopes_now, module))
 
     def within(self, module: nn.Module, copy: nn.Module) -> LiveBlock:
         """The same block of a copy of its module.

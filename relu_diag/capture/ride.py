@@ -170,7 +170,8 @@ class Ride:
         """
         if self._error is not None:
             raise self._error
-        blocks = [block for block in self._blocks.values() if block.complete]
+        # A layer to which nothing was routed ran on no rows.
+        blocks = [block for block in self._blocks.values() if block.complete and len(block.X)]
         behind: dict[int, dict[Node, LaterKink]] = {}
         for block in blocks:  # what is behind several applications of the same weights counts once
             together = behind.setdefault(id(block.hidden.product.weight.parameter), {})
@@ -233,7 +234,7 @@ class Ride:
         self, catch: _WeightCatcher | None, layer: nn.Linear, args: tuple[Tensor, ...], Z: Tensor
     ) -> None:
         """Keep inputs, pre-activations and effective weight; a recomputation during backward is no forward pass."""
-        node = product_of(Z) if isinstance(Z, Tensor) else None
+        node = product_of(Z) if isinstance(Z, Tensor) and Z.numel() else None
         if node is None or torch._C._current_graph_task_id() != -1:
             return
         self._inputs.keep(Z, look=id(layer) in self._memory.kinked)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
+import math
+import random
+from collections.abc import Iterable, Sized
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -13,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from relu_diag.capture import Sighting
+from relu_diag.training.lightning_internals import batches_done_in_epoch
 
 # Relative deviation at which gradients, or losses, of a step are the same: they may have passed through 16 bits.
 SAME = 1e-3
@@ -115,6 +119,55 @@ def lately(trainer: Trainer) -> int:
     return step - int(min(trainer.num_training_batches, step / 10))
 
 
+def is_at_the_end(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether a step is one of the last two: the very last batch may be a smaller one.
+
+    Args:
+        trainer: The trainer, fitting.
+        batch_idx: Number of its batch in the epoch.
+
+    Returns:
+        Whether it is, as far as the end is known.
+    """
+    last = trainer.current_epoch + 1 == trainer.max_epochs
+    return trainer.global_step + 1 == trainer.max_steps or (last and batch_idx + 2 >= trainer.num_training_batches)
+
+
+class Draws:
+    """Tells whether steps draw random numbers, of torch, numpy or Python: what goes into a block may then be noise.
+
+    Attributes:
+        any: Whether one of the steps did.
+    """
+
+    def __init__(self) -> None:
+        self.any = False
+        self._before: tuple[Any, ...] = ()
+
+    def begin(self, device: torch.device) -> None:
+        """Note the states at the beginning of a step.
+
+        Args:
+            device: Where the step computes.
+        """
+        self._before = _random_states(device)
+
+    def end(self, device: torch.device) -> None:
+        """Compare them at its end.
+
+        Args:
+            device: Where the step has computed.
+        """
+        self.any = self.any or self._before != _random_states(device)
+
+
+def _random_states(device: torch.device) -> tuple[Any, ...]:
+    """The states of all generators."""
+    own = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.empty(0)
+    numpys = np.random.get_state(legacy=False)
+    return bytes(torch.get_rng_state().numpy()), bytes(own.numpy()), repr(numpys), random.getstate()
+
+
 def is_epoch_of_all(trainer: Trainer) -> bool:
     """Whether the epoch that ends here went over all of the training data, as far as the loader tells.
 
@@ -138,7 +191,10 @@ def is_epoch_of_all(trainer: Trainer) -> bool:
     loader = trainer.train_dataloader
     sampler = getattr(loader, "sampler", None)
     drawn = getattr(sampler, "replacement", False)
-    if drawn or not trainer.is_last_batch:
+    # A step may say that its epoch ends here.
+    batches = trainer.num_training_batches
+    ended_early = batches_done_in_epoch(trainer) < batches < math.inf
+    if drawn or not trainer.is_last_batch or ended_early:
         return False
     try:
         batches = len(loader)  # type: ignore[arg-type]
@@ -175,16 +231,28 @@ def tensors_of(batch: Any) -> list[Tensor]:
     return found
 
 
-def are_equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    """Whether tensors are equal, one by one.
+class Repeats:
+    """Tells whether a batch is the one just before."""
 
-    Args:
-        some: Tensors.
-        others: As many, or not.
+    def __init__(self) -> None:
+        self._batch: list[Tensor] = []
+        self._number = 0
 
-    Returns:
-        Whether all are.
-    """
-    return len(some) == len(others) and all(
-        one.shape == other.shape and torch.equal(one, other) for one, other in zip(some, others, strict=True)
-    )
+    def comes_again(self, batch: Any, number: int) -> bool:
+        """Compare a batch with the last one, and remember it.
+
+        Args:
+            batch: The batch.
+            number: Its number.
+
+        Returns:
+            Whether it is the same, and has the next number.
+        """
+        before = self._batch if number == self._number + 1 else []
+        self._batch = [leaf.detach().clone() for leaf in tensors_of(batch)]
+        self._number = number
+        return (
+            bool(before)
+            and [leaf.shape for leaf in before] == [leaf.shape for leaf in self._batch]
+            and all(torch.equal(*pair) for pair in zip(before, self._batch, strict=True))
+        )

@@ -149,7 +149,9 @@ class Subject:
         """What is known of the block whatever its verdict, in words."""
         if self.dead:
             return nothing_moves(self.block, self.name, data)
-        still = why_still(self.trainer, self.parameters)
+        held = {id(parameter) for parameter in self.module.parameters()}
+        is_here = any(id(parameter) in held for parameter in self.parameters)  # and was not replaced
+        still = why_still(self.trainer, self.parameters) if is_here else ""
         if still:
             falls = f"; {descent}" if descent is not None and descent.fall > self.drop else ""
             return f"{self.name or 'the block'} stands still: {still}{falls}"

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
 
 from relu_diag.capture import Sighting
-from relu_diag.training._data import affordable, are_equal, is_epoch_of_all, samples_of, tensors_of
+from relu_diag.training._data import Draws, Repeats, affordable, is_at_the_end, is_epoch_of_all, samples_of
+from relu_diag.training._given import rows_of_batches
 from relu_diag.training._others import lengths_of_others
 from relu_diag.training.careful import Careful
 from relu_diag.training.checks import check_callable, check_count, check_iterable
@@ -24,7 +24,7 @@ from relu_diag.training.look import Look, LossFunction
 from relu_diag.training.ranks import agree
 from relu_diag.training.recipe import Recipe
 from relu_diag.training.rider import Rider
-from relu_diag.training.rows import NOT_SEEN, KeptRows, rows_of_batches
+from relu_diag.training.rows import NOT_SEEN, KeptRows
 
 # Steps that are ridden at the beginning: two with the same inputs are steps on the whole data set.
 _FIRST = 2
@@ -37,11 +37,12 @@ _EARLY_NUMBERS = 2**22
 _SMALL = 2**14
 # One step of so many is ridden while rows are read off batches: inputs and loss may change.
 _RIDDEN = 32
-# One step of so many confirms the loss of rows kept before.
+# One step of so many confirms the loss of rows kept before, as do one before a verdict and the last.
 _CONFIRMED = 256
 # Samples that are kept of data without an end.
 _ENDLESS = 2**14
 _OTHER_READERS = "other layers read it in other steps, so that no loss of its outputs is that of all of them"
+_NOT_ALWAYS = "some steps do not go through it: not all data are its own"
 _UNASKED = "no rows of its data are kept before a verdict is asked for, as on a plateau"
 _MOVED = "its inputs have moved since its rows were kept: what computes them was trained"
 
@@ -127,9 +128,8 @@ class Examiner:
         self._reasons: dict[str, str] = {}
         # The batch of the present step, and a copy of the container it is.
         self._held: tuple[Any, Any] = None, None
-        # The last batch that was ridden, and its number.
-        self._batch: list[Tensor] = []
-        self._compared = 0
+        self._repeats = Repeats()
+        self._draws = Draws()
 
     def begin_fit(self, trainer: Trainer, module: LightningModule) -> None:
         """Forget the run before; find the block of a pass, where one is asked for.
@@ -166,12 +166,15 @@ class Examiner:
         self._batches += 1
         self._batch_idx = batch_idx
         self._confirming = not self._keeping and self._ridden >= _FIRST
-        if self._confirming and not (self._rows and self._due(trainer)):
+        due = self._unconfirmed or self._batches % _CONFIRMED == 0 or is_at_the_end(trainer, batch_idx)
+        self._unconfirmed = self._unconfirmed and not self._confirming
+        if self._confirming and not (self._rows and due):
             return
         # A step may take the targets out of its batch.
         self._held = batch, copy.copy(batch) if isinstance(batch, Mapping | list) else batch
         self._reading = self._keeping and self._ridden >= _FIRST and self._readable and self._batches % _RIDDEN != 0
         if not self._reading:
+            self._draws.begin(trainer.strategy.root_device)
             self.rider.begin(module)
 
     def step_ended(self, trainer: Trainer, batch: Any, skipped: bool = False) -> None:
@@ -193,6 +196,7 @@ class Examiner:
             return
         with self.careful:
             seen = self.rider.end()
+            self._draws.end(trainer.strategy.root_device)
             self._ridden += 1
             if not self._confirming or self._begins_again(seen, batch):
                 self._take(trainer, seen, batch)
@@ -201,7 +205,9 @@ class Examiner:
     def _take(self, trainer: Trainer, seen: Sequence[Sighting], batch: Any) -> None:
         """Keep the rows of a step."""
         self._missed = self._missed or not seen
-        self._whole = self._is_whole(trainer, batch)
+        self._leave_out(seen)
+        again = self._repeats.comes_again(batch, self._batches)
+        self._whole = again or (trainer.num_training_batches == 1 and is_epoch_of_all(trainer))
         for one in seen:
             self._keep(one, batch)
         self.seen.update({one.hidden: one for one in seen})
@@ -213,18 +219,18 @@ class Examiner:
         elif self._keeping and self._rows and all(rows.full for rows in self._rows.values()):
             self._finish_keeping(trainer, complete=False)
 
-    def _due(self, trainer: Trainer) -> bool:
-        """Whether a step is to confirm the loss of the rows kept: one of many, one before a verdict, and the last."""
-        steps = trainer.global_step + 1
-        last = trainer.current_epoch + 1 == trainer.max_epochs
-        # The last batch may be a smaller one, which does not tell the factor of the others.
-        ends = last and self._batch_idx >= trainer.num_training_batches - _FIRST
-        due = self._unconfirmed or self._batches % _CONFIRMED == 0 or ends or steps == trainer.max_steps
-        self._unconfirmed = False
-        return due
+    def _leave_out(self, seen: Sequence[Sighting]) -> None:
+        """Take note of blocks through which a step did not go: not all batches are theirs."""
+        shown = {one.hidden for one in seen}
+        for name in self._rows.keys() - shown if shown else ():  # all may be frozen
+            self._missed = True
+            self._changing = True
+            if self._rows[name].was_read:
+                self._rows[name].reason = self._reasons[name] = _NOT_ALWAYS
 
     def _begins_again(self, seen: Sequence[Sighting], batch: Any) -> bool:
         """Compare the loss of a step with that of the rows kept; whether it is another one, and an epoch begins."""
+        self._leave_out(seen)
         for one in seen:
             rows = self._rows.get(one.hidden)
             if rows is None or rows.recipe is None:
@@ -246,6 +252,7 @@ class Examiner:
         Args:
             trainer: The trainer.
         """
+        self.rider.leave()  # a step may have ended the epoch before it ran
         if self._keeping:
             with self.careful:
                 self._finish_keeping(trainer, complete=is_epoch_of_all(trainer))
@@ -319,7 +326,9 @@ class Examiner:
         rows = self._rows
         if self.dataloader is not None:
             with self.careful:  # only this rank reads them
-                rows = self._given_rows(trainer, module)
+                recipes = {name: self._recipes.get(name) for name in self.seen if not self._reasons.get(name)}
+                batches = map(self._shown, device_batches(trainer, module, self.dataloader))
+                rows = rows | rows_of_batches(batches, recipes, self.max_samples)
             self._agree()
             if self.careful.off:
                 return []
@@ -331,13 +340,17 @@ class Examiner:
 
     def _moves(self, name: str) -> bool:
         """Whether the inputs of a block may be others than when its rows were kept: not what batches hold as it is."""
-        seen, recipe = self.seen[name], self._recipes.get(name)
-        if recipe is not None and recipe.inputs is not None:
+        if self._is_as_it_is(name):
             return False
-        known = self._others.get(name)
+        seen, known = self.seen[name], self._others.get(name)
         if not seen.from_data or known is None or self._module is None:
             return True
         return known != lengths_of_others(self._module, seen.parameters)
+
+    def _is_as_it_is(self, name: str) -> bool:
+        """Whether a batch holds the inputs of a block as they are."""
+        recipe = self._recipes.get(name)
+        return recipe is not None and recipe.inputs is not None
 
     def reason(self) -> str:
         """Why there is nothing to examine.
@@ -385,8 +398,9 @@ class Examiner:
 
     def _finish_keeping(self, trainer: Trainer, complete: bool) -> None:
         """The rows are those of an epoch, or as many as are to be kept."""
-        for rows in self._rows.values():
-            rows.finish(complete and not self._missed)
+        for name, rows in self._rows.items():
+            noisy = self._draws.any and not self._is_as_it_is(name)
+            rows.finish(complete and not self._missed and not noisy)
         self._kept_at = trainer.global_step
         self._keeping = False
         self._wanted = False
@@ -420,10 +434,9 @@ class Examiner:
     @property
     def _readable(self) -> bool:
         """Whether rows can be read off batches, without riding along."""
-        recipes = [rows.recipe for rows in self._rows.values()]
-        known = all(recipe is not None and recipe.inputs is not None for recipe in recipes)
+        held = all(rows.recipe is not None and rows.recipe.inputs is not None for rows in self._rows.values())
         uneven = self._changing or any(rows.uneven for rows in self._rows.values())
-        return bool(recipes) and known and not uneven
+        return bool(self._rows) and held and not uneven
 
     def _read(self, trainer: Trainer, batch: Any, skipped: bool) -> bool:
         """Keep the rows of a batch that is not ridden; whether it has any to be kept."""
@@ -435,17 +448,3 @@ class Examiner:
         if all(rows.full for rows in self._rows.values()):
             self._finish_keeping(trainer, complete=False)
         return True
-
-    def _given_rows(self, trainer: Trainer, module: LightningModule) -> dict[str, KeptRows]:
-        """The rows of the data given, read as those of the training steps were found."""
-        recipes = {name: self._recipes.get(name) for name in self.seen if not self._reasons.get(name)}
-        batches = map(self._shown, device_batches(trainer, module, self.dataloader or ()))
-        return self._rows | rows_of_batches(batches, recipes, self.max_samples)
-
-    def _is_whole(self, trainer: Trainer, batch: Any) -> bool:
-        """Whether a batch is the whole data set: an epoch has only one, or the one just before was the same."""
-        before = self._batch if self._batches == self._compared + 1 else []
-        self._batch = [leaf.detach().clone() for leaf in tensors_of(batch)]
-        self._compared = self._batches
-        alone = trainer.num_training_batches == 1 and is_epoch_of_all(trainer)
-        return alone or (bool(before) and are_equal(before, self._batch))

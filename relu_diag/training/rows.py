@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,9 +33,6 @@ _NO_GRADIENT = "the gradient"
 _HINT = "; where a step computes its targets, give the callback targets=lambda batch: ..."
 # Where one of the operations with a kink stands there, the block is no last one, or its loss none of those known.
 _BETWEEN = "; between them and the loss stands a later {}"
-_NO_RECIPE = (
-    "inputs and targets are not found in the batches as they are; give the loss of a batch, loss=lambda module, batch"
-)
 _CHANGES = "the loss changes from batch to batch"
 _ANOTHER = "the loss is another one than when its rows were kept"
 # Factors that depend on the batch, as those of a mean by weights of classes, are no further off the others than that.
@@ -186,6 +183,11 @@ class KeptRows:
             self._batches = [
                 replace(one, loss=None if one.loss is None else one.loss.scaled(factor / mean)) for one in self._batches
             ]
+
+    @property
+    def was_read(self) -> bool:
+        """Whether rows were read off batches that were not ridden."""
+        return bool(self._noted) or any(batch.step is None and batch.loss is not None for batch in self._batches)
 
     @property
     def uneven(self) -> bool:
@@ -416,33 +418,3 @@ class KeptRows:
     def _room(self, count: int, numbers: int) -> bool:
         """Whether memory allows more rows of so many numbers."""
         return (self._kept + count) * numbers <= MAX_ELEMENTS
-
-
-def rows_of_batches(
-    batches: Iterable[Any], recipes: Mapping[str, Recipe | None], max_samples: int | None
-) -> dict[str, KeptRows]:
-    """Rows of data that somebody gives, read as those of training steps were found.
-
-    Args:
-        batches: The batches.
-        recipes: Where inputs and targets of each block are; None: not known.
-        max_samples: Keep no more than so many; None: as many as memory allows.
-
-    Returns:
-        The rows of each block.
-
-    Example:
-        >>> rows_of_batches([], {"net.0": None}, None)["net.0"].reason.partition(";")[0]
-        'inputs and targets are not found in the batches as they are'
-    """
-    given = {name: KeptRows(max_samples) for name in recipes}
-    for name, rows in given.items():
-        rows.recipe = recipes[name]
-        rows.reason = "" if rows.recipe else _NO_RECIPE
-    for batch in batches:
-        for rows in given.values():
-            if not rows.reason and not rows.take(batch):
-                rows.reason = _NO_RECIPE
-    for rows in given.values():
-        rows.finish(complete=True)
-    return given

@@ -16,6 +16,7 @@ from relu_diag.capture import Glimpse, Sighting
 from relu_diag.figures import TrainingHistory
 from relu_diag.functional import NearbyStationaryPoint, ShallowBlock, WeightDecay
 from relu_diag.functional.local import target_scale
+from relu_diag.functional.tables import counted
 from relu_diag.metrics import landscape_scalars
 from relu_diag.training._data import tensors_of
 from relu_diag.training._dead import born_dead_words
@@ -197,7 +198,8 @@ class BlockWatch:
 
     def _remember_dead(self, report: BlockReport) -> None:
         """Keep which neurons were dead in the last reports, as many as see enough samples."""
-        if self._dead and len(self._dead[-1][0]) != len(report.states.dead):
+        # Reports on all data are of the same samples.
+        if report.exact or (self._dead and len(self._dead[-1][0]) != len(report.states.dead)):
             self._dead.clear()
         self._dead.append((report.states.dead, report.samples))
         while sum(samples for _, samples in self._dead[1:]) >= _ENOUGH:
@@ -306,7 +308,8 @@ class BlockWatch:
         small = int(states.small_living.sum())
         where = f"{self.last.name}: "
         if self.many_dead:
-            seen = f"{where}{'all' if dead == count else f'{dead} of'} {count} neurons dead on {samples:,} samples"
+            share = "all" if dead == count else f"{dead} of"
+            seen = f"{where}{share} {count} neurons dead on {counted(samples, 'sample')}"
             if samples < _ENOUGH and not self.whole:
                 return f"{seen}, too few to call them dead for good"
             return f"{seen}: {'start again at a lower rate' if dead == count else 'lower the rate or revive them'}"
