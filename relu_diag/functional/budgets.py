@@ -50,6 +50,9 @@ class Budgets:
         products: Products with a Hessian in the search in one stratum.
         few_products: The same in strata beside the present and the usual one.
         multiplications: Multiplications in these products.
+        iterated_multiplications: The same where the Hessian is too large to be written down.
+        slow_steps: Steps in a search of many weights in which the gradient is not halved, after which it is given up:
+            near a point every step divides it by far more.
         neurons_at_once: Neurons whose parts per output are held together.
         neuron_numbers: Numbers in those parts.
         flat_rays: Rays of zero slope in one second-order form.
@@ -211,6 +214,8 @@ class Budgets:
     products: int = 4000
     few_products: int = 400
     multiplications: int = 2**33
+    iterated_multiplications: int = 2**31
+    slow_steps: int = 6
     neurons_at_once: int = 256
     neuron_numbers: int = 2**23
     flat_rays: int = 64

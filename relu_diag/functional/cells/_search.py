@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -99,7 +100,7 @@ class Search:
         # What nearer points lead to comes first; the second number keeps the order of the others.
         order = itertools.count()
         queue = [(one.score, next(order), choice) for one in found for choice in one.next]
-        queue += [(0.0, next(order), choice) for choice in reach.choices(limit)]
+        queue += [(0.0, next(order), choice) for choice in _different(reach.choices(limit), limit)]
         while queue and len(found) < limit:
             _, _, choice = heapq.heappop(queue)
             if choice.key in seen:
@@ -198,6 +199,17 @@ class Search:
         rest = np.zeros_like(choice.kept)
         rest[candidates] = (pull <= silence) & kinks_hold.all(axis=0)
         return rest
+
+
+def _different(choices: Iterator[Choice], most: int) -> Iterator[Choice]:
+    """Choices that differ, no more than are looked at: where kinks are many each takes its time to be made."""
+    seen: set[bytes] = set()
+    for choice in choices:
+        if len(seen) == most:
+            return
+        if choice.key not in seen:
+            seen.add(choice.key)
+            yield choice
 
 
 def _vanishing(start: Weights, at: Weights) -> Mask:

@@ -132,11 +132,13 @@ def _levenberg_marquardt(stratum: Stratum, term: Term, decay: Decay, start: Weig
     at = start
     damping = FLOAT64.damping
     here = linearise(stratum, term, decay, at)
-    each = 4 * stratum.slope.size * (stratum.X.shape[1] + len(at.b)) or 1
-    left = min(effort.products, BUDGETS.products, BUDGETS.multiplications // each)
+    left = _affordable(here, effort)
+    patience = BUDGETS.slow_steps if len(here.gradient) > BUDGETS.small_step else BUDGETS.products
+    halved, slow = here.size, 0
     scale = float(np.linalg.norm(stratum.X) * np.linalg.norm(at.flat)) + stratum.biased * math.sqrt(len(stratum.X))
     scale *= term.size + float(np.linalg.norm(here.residual))
-    while here.size > FLOAT64.cancelled * scale and left > 0 and damping < FLOAT64.most_damping:
+    while here.size > FLOAT64.cancelled * scale and left > 0 and damping < FLOAT64.most_damping and slow < patience:
+        slow += 1
         step, products = here.damped_step(damping * here.size / scale, left)
         left -= products
         there = linearise(stratum, term, decay, at.like(at.flat + step))
@@ -149,9 +151,19 @@ def _levenberg_marquardt(stratum: Stratum, term: Term, decay: Decay, start: Weig
             damping = max(damping * _FALL, FLOAT64.least_damping)
         at = there.at
         here = there
+        if here.size <= halved / 2:
+            halved, slow = here.size, 0
         if np.linalg.norm(at.flat - start.flat) > effort.reach:
             break
     return replace(at, W=stratum.project(at.W))
+
+
+def _affordable(line: Linearisation, effort: Effort) -> int:
+    """Products with a Hessian that a search may spend; 0 where that is too few to come near a point."""
+    each = 4 * line.stratum.slope.size * (line.stratum.X.shape[1] + len(line.at.b)) or 1
+    most = BUDGETS.multiplications if line.dense else BUDGETS.iterated_multiplications
+    products = min(effort.products, BUDGETS.products, most // each)
+    return products if line.cost <= products else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,12 +206,23 @@ class Linearisation:
         dH = dE.T @ self.A + self.residual.T @ dA
         return _with_decay(stratum, self.decay, along, Weights(dW, dH, dE.sum(0) * stratum.biased)).flat
 
+    @property
+    def dense(self) -> bool:
+        """Whether the Hessian is small enough to be written down."""
+        size = len(self.gradient)
+        return size <= BUDGETS.dense_step and size * self.outputs.size <= BUDGETS.fit_entries
+
+    @property
+    def cost(self) -> int:
+        """What the Hessian costs, in products with it; a step without it takes as many at least."""
+        return 1 + len(self.gradient) // 2
+
     @cached_property
     def form(self) -> tuple[csr_array, Array] | None:
         """An orthonormal basis ``(n, m)`` of the stratum and the Hessian in it; None for a large one."""
         stratum, at = self.stratum, self.at
         size = len(self.gradient)
-        if size > BUDGETS.dense_step or size * self.outputs.size > BUDGETS.fit_entries:
+        if not self.dense:
             return None
         curved = self.term.curved(self.outputs)
         hessian = smooth_hessian(stratum.X, stratum.slope, at.W, at.H, self.residual, curved)
@@ -228,7 +251,7 @@ class Linearisation:
         curvature = float(np.linalg.norm(self.product(self.gradient))) / self.size
         damp = math.sqrt(damping) * curvature
         known = {"spectrum", "tridiagonal"} & set(vars(self))
-        spent = 1 if known else 1 + size // 2  # what the Hessian costs
+        spent = 1 if known else self.cost
         if size > BUDGETS.small_step and self.tridiagonal is not None and self.form is not None:
             free = self.form[0]
             return np.asarray(-(free @ self.tridiagonal.damped(free.T @ self.gradient, damp))), spent

@@ -159,7 +159,9 @@ def nearby_stationary_point(
     nearest = next((point for point in points if point.verdict.kind in _STATIONARY), None)
     if nearest is not None:
         return start.on_held_kinks(nearest, near, reach)
-    return start.nothing_near(found, start.search.solve(reach.usual, effort), here, tol)
+    looked_at = (f for f in found if f.choice.key == reach.usual.key and f.distance**2 <= FLOAT64.near)
+    usual = next(looked_at, None) or start.search.solve(reach.usual, effort)
+    return start.nothing_near(found, usual, here, tol)
 
 
 def _looked_at(states: NeuronStates, samples: int) -> Index:
