@@ -168,6 +168,8 @@ def inspect(
     nearby = f"{'nearby stationary point' if near else 'nearest stationary point found'}: {found.nearby}"
     style = _COLORS.get(found.nearby.verdict.kind, "") if near else ""
     console.print(nearby, style=style, markup=False, highlight=False)
+    if found.gap is not None:
+        console.print(f"with this weight decay: {found.gap}", markup=False, highlight=False)
     constant = " (the last one constant)" if bool((X[:, -1] == 1).all()) else ""
     console.print(f"{len(X)} samples, {X.shape[1]} inputs{constant}, {Y.shape[1]} targets", highlight=False)
     console.print(group_table(found.neurons.geometry, found.neurons.states))

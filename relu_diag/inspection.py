@@ -19,6 +19,7 @@ from relu_diag.functional import (
     BinaryCrossEntropy,
     BlockSignal,
     CrossEntropy,
+    Gap,
     Huber,
     NearbyStationaryPoint,
     NeuronGeometry,
@@ -31,6 +32,7 @@ from relu_diag.functional import (
     classify,
     nearby_stationary_point,
     neuron_geometry,
+    optimality_gap,
     perturbation_test,
 )
 from relu_diag.functional.block import Reduction, chunked_outputs
@@ -64,6 +66,8 @@ _LOSSES: dict[str, Callable[..., Loss]] = {
     "binary_cross_entropy": BinaryCrossEntropy,
 }
 _MAX_ROWS = 100
+# Numbers of inputs up to which a better bound on the gap is searched.
+_FEW_NUMBERS = 2048
 
 
 def loss_named(name: LossName, block: ShallowBlock, Y: Tensor, reduction: str = "mean", **constants: Any) -> Loss:
@@ -185,6 +189,8 @@ class Inspection:
         nearby: The stationary point near them, with its own verdict.
         neurons: Its neurons.
         figures: Figures by name.
+        gap: How far it is from the best network of any width; None without weight decay, and where nothing is known of
+            the loss's conjugate.
 
     Example:
         >>> X, Y = torch.eye(2).double(), torch.ones(2, 1).double()
@@ -200,6 +206,7 @@ class Inspection:
     nearby: NearbyStationaryPoint
     neurons: BlockNeurons
     figures: dict[str, Figure]
+    gap: Gap | None = None
 
     def report(self, title: str, story: RunStory | None, command: str) -> Report:
         """The same as a report.
@@ -259,7 +266,17 @@ def inspect_block(
         figures = inspection_figures(block, X, Y, verdict, reduction, nearby)
     else:
         figures = _function_alone(block, X, as_loss(Y, reduction))
-    return Inspection(verdict, nearby, neurons, figures)
+    return Inspection(verdict, nearby, neurons, figures, _gap(block, X, as_loss(Y, reduction), decay))
+
+
+def _gap(block: ShallowBlock, X: Tensor, loss: Loss, decay: WeightDecay) -> Gap | None:
+    """The gap to the best network of any width, by the gradient of the block; None where there is none to be known."""
+    if not decay.any:
+        return None
+    try:
+        return optimality_gap(block, X, loss, decay, rounds=0 if X.numel() > _FEW_NUMBERS else 8)
+    except NotImplementedError:
+        return None
 
 
 def _function_alone(block: ShallowBlock, X: Tensor, loss: Loss) -> dict[str, Figure]:

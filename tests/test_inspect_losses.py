@@ -109,3 +109,16 @@ def test_classes_of_a_table_are_its_last_column_and_probabilities_those_of_a_fil
     _, Y = load_data(tmp_path / "d.pt", block, classes=True)
     assert loss_named("cross_entropy", block, Y).labels.equal(soft)
     assert inspect_block(block, inputs, loss_named("cross_entropy", block, Y)).figures == {}
+
+
+def test_with_decay_it_says_how_far_the_best_network_of_any_width_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = written(tmp_path, 1, X[:, :1])
+    main([*command, "--weight_decay", "0.01"])
+    block = load_block(tmp_path / "net.ckpt")
+    inputs, Y = load_data(tmp_path / "d.csv", block)
+    gap = F.optimality_gap(block, inputs, Y, F.WeightDecay(0.01, 0.01, output_bias=0.01))
+    assert f"with this weight decay: {gap}" in " ".join(capsys.readouterr().out.split())
+    main(command)
+    assert "any width" not in capsys.readouterr().out
