@@ -196,7 +196,8 @@ def classify_signal(
     if bool(silent.any()):
         reason = "dL/dR is not 0" if smooth else "a neuron without output weights escapes"
         return verdict("saddle", named(silent), theorem="Liu, Lemma 1" if smooth else KINKED_THEOREM, reason=reason)
-    reason = "neurons with output weights escape: no theorem goes on from here by the gradient alone"
+    where = "several outputs" if len(block.H) > 1 else "a price on activations"
+    reason = f"stationary with escape neurons; no theorem goes on from here for {where}"
     return verdict("undecided", named(escape.mask), theorem="Liu, Theorem 1", reason=reason)
 
 
