@@ -18,6 +18,8 @@ _PULLED = 1e-3
 # Share of neurons born dead that is worth a warning, and rows by which it is predicted.
 _BORN_DEAD = 0.05
 _ROWS = 1024
+# Rows that tell a spread.
+_FEWEST = 16
 
 
 def all_dead(block: ShallowBlock, inputs: Sequence[Tensor]) -> bool:
@@ -51,7 +53,7 @@ def dead_words(block: ShallowBlock, name: str) -> str:
 
 def born_dead_words(seen: Sighting) -> str:
     """That data far from zero kill neurons before they are trained, and the cure; empty where few are born dead."""
-    if 0.0 not in seen.block.slopes or not seen.from_data:
+    if 0.0 not in seen.block.slopes or not seen.from_data or seen.count < _FEWEST:
         return ""
     gamma = offset_over_spread(seen.signal.X[:_ROWS].detach())
     share = born_dead_share(gamma)

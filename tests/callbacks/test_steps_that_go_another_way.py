@@ -138,6 +138,12 @@ def test_a_layer_put_in_place_of_another_does_not_stand_still() -> None:
     assert plateau.final.fact == ""
 
 
+def test_a_single_row_tells_no_spread_of_the_inputs(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+        watch(Net(), batches(6, 1))
+    assert "born dead" not in caplog.text
+
+
 def test_samples_of_the_whole_data_set_are_counted_once(caplog: pytest.LogCaptureFixture) -> None:
     module = Net()
     module.net[0].bias.data -= 30
