@@ -26,6 +26,7 @@ from relu_diag.training import (
     check_iterable,
     first_few,
     is_epoch_of_all,
+    samples_of,
     say,
     steps_logged,
 )
@@ -324,7 +325,7 @@ class LandscapeMonitor(WatchedBlocks, Rides):
             if found and self.loss_value is not None:
                 found[0].log_final_loss(trainer, step, self.loss_value)
             if found:
-                lines = [self._advice(watch) for watch in found]
+                lines = [self._advice(trainer, watch) for watch in found]
                 if len(found) > 1 and found[0].many_dead:
                     lines[0] = lines[0].replace(": ", " holds the loss back: ", 1)
                 say(trainer, "landscape/found", first_few(lines))
@@ -389,9 +390,10 @@ class LandscapeMonitor(WatchedBlocks, Rides):
         self._batch = None
         self._rider.leave()
 
-    def _advice(self, watch: BlockWatch) -> str:
+    def _advice(self, trainer: Trainer, watch: BlockWatch) -> str:
         """What was found of a block, and when it was seen last where that is long ago."""
-        words = watch.advice()
+        size = samples_of(trainer) * trainer.world_size
+        words = watch.advice(size, (getattr(trainer.train_dataloader, "batch_size", None) or 0) if size else 0)
         if not words or watch.last is None or watch.hidden not in self._absent:
             return words
         since = (self._sampled or 0) - watch.last.step

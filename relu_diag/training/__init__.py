@@ -4,7 +4,7 @@ It never changes weights, optimizers or modules. One file each reads Lightning's
 says what the optimizer is (`pace`) and gives verdicts (`judge`).
 """
 
-from relu_diag.training._data import is_epoch_of_all, lately, tensors_of
+from relu_diag.training._data import is_epoch_of_all, lately, samples_of, tensors_of
 from relu_diag.training.agreement import agreement, agreement_words
 from relu_diag.training.careful import Careful
 from relu_diag.training.chain import data_of_chains
@@ -173,6 +173,7 @@ __all__ = [
     "penalty_of",
     "penalty_on",
     "reads_activations",
+    "samples_of",
     "say",
     "schedule_of",
     "search_size",

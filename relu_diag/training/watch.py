@@ -294,8 +294,12 @@ class BlockWatch:
         """Number of neurons that were silent on all samples of the last reports."""
         return int(torch.stack([dead for dead, _ in self._dead]).all(dim=0).sum())
 
-    def advice(self) -> str:
+    def advice(self, samples_of_data: int = 0, batch_size: int = 0) -> str:
         """What was found of the block, and what to do about it.
+
+        Args:
+            samples_of_data: Number of samples of the data set, some of which may have been seen twice; 0: not known.
+            batch_size: Number of samples of a batch. A block with more rows than that sees parts of samples.
 
         Returns:
             A sentence; empty where there is nothing to say.
@@ -310,6 +314,8 @@ class BlockWatch:
         if self.many_dead:
             share = "all" if dead == count else f"{dead} of"
             seen = f"{where}{share} {count} neurons dead on {counted(samples, 'sample')}"
+            if samples > samples_of_data and self._seen is not None and self._seen.count <= batch_size:
+                seen += f" drawn from {samples_of_data:,}"
             if samples < _ENOUGH and not self.whole:
                 return f"{seen}, too few to call them dead for good"
             return f"{seen}: {'start again at a lower rate' if dead == count else 'lower the rate or revive them'}"

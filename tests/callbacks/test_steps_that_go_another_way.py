@@ -152,6 +152,14 @@ def test_samples_of_the_whole_data_set_are_counted_once(caplog: pytest.LogCaptur
     assert "all 6 neurons dead on 48 samples" in caplog.text
 
 
+def test_samples_that_were_seen_twice_are_said_to_be_drawn_from_fewer(caplog: pytest.LogCaptureFixture) -> None:
+    module = Net()
+    module.net[0].bias.data -= 30
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+        watch(module, batches(16, 8), max_epochs=60)
+    assert "dead on 320 samples drawn from 16" in caplog.text
+
+
 def test_networks_that_take_turns_are_all_seen_where_samples_are_rare() -> None:
     landscape = LandscapeMonitor(every_n_steps=60)
     trainer = Trainer(**QUIET, callbacks=[landscape], max_epochs=62, log_every_n_steps=1)
