@@ -59,4 +59,4 @@ def test_of_several_blocks_the_one_that_holds_the_loss_back_is_named(caplog: pyt
     with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
         Trainer(max_epochs=4, callbacks=[LandscapeMonitor(every_n_steps=1)], **QUIET).fit(module, loader)
     (line,) = [line for line in caplog.messages if "holds the loss back" in line]
-    assert line.startswith("net.1.1 holds the loss back: 6 of 8 neurons dead on 1,024 samples")
+    assert line.startswith("net.1.1 holds the loss back: 6 of 8 neurons dead on 256 samples")
