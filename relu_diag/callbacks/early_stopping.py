@@ -18,6 +18,7 @@ from relu_diag.training import (
     Examiner,
     LossFunction,
     Report,
+    check_block,
     check_count,
     check_fraction,
     stop_or_wait,
@@ -84,8 +85,9 @@ class SaddleAwareEarlyStopping(Passenger, EarlyStopping):
         **kwargs: Any,
     ) -> None:
         super().__init__(monitor, *args, **kwargs)
-        if not (math.isfinite(margin) and margin >= 0):
+        if not (isinstance(margin, int | float) and math.isfinite(margin) and margin >= 0):
             raise MisconfigurationException(f"`margin` is a fraction of the forecast, >= 0; got {margin!r}.")
+        check_block(block)
         self.margin = margin
         self.drop = check_fraction("drop", drop)
         self.examination: Examination | None = None

@@ -21,6 +21,7 @@ from relu_diag.training import (
     PlateauEvent,
     PlateauListener,
     Report,
+    check_block,
     lowest_along,
     penalty_of,
     tell,
@@ -55,6 +56,7 @@ class EscapeOnPlateau(BeginsAnew, PlateauListener):
     """
 
     def __init__(self, block: str | None = None) -> None:
+        check_block(block, one=True)
         self.block = block
         # Lightning asks for it at every hook of every step.
         self._state_key = self._generate_state_key(block=block)

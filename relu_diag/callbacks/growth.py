@@ -35,6 +35,7 @@ from relu_diag.training import (
     Report,
     WideningChoice,
     against_growing,
+    check_block,
     check_count,
     check_flag,
     choose_widening,
@@ -122,6 +123,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
         self.patience = check_count("patience", patience)
         self.verdicts = tuple(verdicts)
         self.at_steps = tuple(sorted(at_steps))
+        check_block(block, one=True)
         self.block = block
         # Lightning asks for it at every hook of every step.
         self._state_key = self._generate_state_key(block=block)

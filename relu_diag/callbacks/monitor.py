@@ -20,6 +20,7 @@ from relu_diag.training import (
     LossFunction,
     Rider,
     agree,
+    check_block,
     check_callable,
     check_count,
     check_flag,
@@ -121,6 +122,7 @@ class LandscapeMonitor(WatchedBlocks, Rides):
         self.max_samples = None if max_samples is None else check_count("max_samples", max_samples)
         if verdict not in {None, "nearby"}:
             raise MisconfigurationException(f"`verdict` must be 'nearby' or None; got {verdict!r}.")
+        check_block(block)
         self.block = block
         self.report = check_flag("report", report)
         # Lightning asks for it at every hook of every step.

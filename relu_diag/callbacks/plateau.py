@@ -30,6 +30,7 @@ from relu_diag.training import (
     PlateauDetector,
     PlateauEvent,
     Report,
+    check_block,
     check_count,
     check_fraction,
     gap_in_training,
@@ -111,6 +112,7 @@ class PlateauMonitor(Passenger):
         self.monitor = monitor
         self.drop = check_fraction("drop", drop)
         self._detector = PlateauDetector(self.drop, check_count("min_steps", min_steps))
+        check_block(block)
         self.block = block
         # Lightning asks for it at every hook of every step.
         self._state_key = self._generate_state_key(block=block, monitor=monitor)

@@ -25,6 +25,7 @@ from relu_diag.training import (
     Report,
     Revival,
     Rider,
+    check_block,
     check_count,
     say,
 )
@@ -86,6 +87,7 @@ class ReviveDeadUnits(Rides):
         self.samples = check_count("samples", samples)
         if isinstance(dormant, bool) or not isinstance(dormant, int | float) or not 0 <= dormant < 1:
             raise MisconfigurationException(f"`dormant` must be a share of the mean activation; got {dormant!r}.")
+        check_block(block)
         self.block = block
         # Lightning asks for it at every hook of every step.
         self._state_key = self._generate_state_key(block=block)

@@ -8,7 +8,14 @@ from relu_diag.training._data import is_epoch_of_all, lately, samples_of, tensor
 from relu_diag.training.agreement import agreement, agreement_words
 from relu_diag.training.careful import Careful
 from relu_diag.training.chain import data_of_chains
-from relu_diag.training.checks import check_callable, check_count, check_flag, check_fraction, check_iterable
+from relu_diag.training.checks import (
+    check_block,
+    check_callable,
+    check_count,
+    check_flag,
+    check_fraction,
+    check_iterable,
+)
 from relu_diag.training.descent import Descent, descent_of
 from relu_diag.training.detector import PlateauChange, PlateauDetector
 from relu_diag.training.evidence import Evidence
@@ -130,6 +137,7 @@ __all__ = [
     "agreement",
     "agreement_words",
     "batches_done_in_epoch",
+    "check_block",
     "check_callable",
     "check_count",
     "check_flag",

@@ -54,6 +54,27 @@ def check_fraction(name: str, value: object) -> float:
     return float(value)
 
 
+def check_block(value: object, one: bool = False) -> None:
+    """Names of blocks: None, a name or pattern, or several.
+
+    Args:
+        value: What was given.
+        one: Whether it is one name at most.
+
+    Raises:
+        MisconfigurationException: If it is something else.
+
+    Example:
+        >>> check_block(["net.0", "encoder.*"])
+    """
+    names = value if isinstance(value, list | tuple | set) and not one else [value]
+    if value is not None and not all(isinstance(name, str) for name in names):
+        what = (
+            "the name of a block's first layer" if one else "the name of a block's first layer, a pattern, or several"
+        )
+        raise MisconfigurationException(f"`block` must be {what}; got {value!r}.")
+
+
 def check_flag(name: str, value: object) -> bool:
     """True or False.
 
