@@ -78,8 +78,9 @@ class GrowOnPlateau(Passenger, PlateauListener):
         max_width: Largest width; None: no limit.
         max_growths: Largest number of growths; None: no limit.
         patience: Number of consecutive reports of a local minimum before the network grows.
-        verdicts: Kinds of plateaus on which to grow. Under any loss but the squared error, cross-entropy for example,
-            every plateau is "undecided": to grow there is a choice, not a theorem.
+        verdicts: Kinds of plateaus on which to grow. Under a loss that is not recognised or not convex, and where the
+            optimizer's decay is part of none, as AdamW's, a plateau is "undecided": growing there is a choice, and no
+            theorem.
         at_steps: Gradient steps at which to grow as well, whatever the verdict.
         block: Qualified name of the only block to grow; None: every block that is reported, and at ``at_steps`` the one
             on which a neuron pulls the loss down most.
