@@ -97,6 +97,10 @@ def samples_of(trainer: Trainer) -> int:
 
     Returns:
         The number, 0 where it is unknown.
+
+    Example:
+        >>> samples_of(Trainer(barebones=True, accelerator="cpu"))  # without data
+        0
     """
     data = getattr(trainer.train_dataloader, "dataset", None)
     return -(-len(data) // trainer.world_size) if isinstance(data, Sized) else 0
