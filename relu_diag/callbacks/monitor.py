@@ -328,7 +328,7 @@ class LandscapeMonitor(WatchedBlocks, Rides):
                 found[0].log_final_loss(trainer, step, self.loss_value)
             if found:
                 lines = [self._advice(trainer, watch) for watch in found]
-                if len(found) > 1 and found[0].many_dead:
+                if len(found) > 1 and found[0].dead_for_good:
                     lines[0] = lines[0].replace(": ", " holds the loss back: ", 1)
                 say(trainer, "landscape/found", first_few(lines))
 

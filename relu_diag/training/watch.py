@@ -286,8 +286,13 @@ class BlockWatch:
 
     @property
     def many_dead(self) -> bool:
-        """Whether so many neurons are dead that they hold the loss back."""
+        """Whether many neurons were silent on all samples seen."""
         return self.last is not None and self._silent >= _MANY * len(self.last.states.dead)
+
+    @property
+    def dead_for_good(self) -> bool:
+        """Whether these samples are so many that the neurons are dead, and hold the loss back."""
+        return self.many_dead and (self.whole or sum(samples for _, samples in self._dead) >= _ENOUGH)
 
     @property
     def _silent(self) -> int:
@@ -316,7 +321,7 @@ class BlockWatch:
             seen = f"{where}{share} {count} neurons dead on {counted(samples, 'sample')}"
             if samples > samples_of_data and self._seen is not None and self._seen.count <= batch_size:
                 seen += f" drawn from {samples_of_data:,}"
-            if samples < _ENOUGH and not self.whole:
+            if not self.dead_for_good:
                 return f"{seen}, too few to call them dead for good"
             return f"{seen}: {'start again at a lower rate' if dead == count else 'lower the rate or revive them'}"
         if small >= _MANY * count:

@@ -41,3 +41,10 @@ def test_a_neuron_that_spoke_in_one_of_the_last_reports_is_living() -> None:
 
 def test_what_was_long_ago_counts_no_more() -> None:
     assert "3 of 4 neurons dead" in watched([torch.rand(64, 1), -torch.rand(1000, 1)]).advice()
+
+
+def test_a_few_samples_hold_no_loss_back() -> None:
+    few, many = watched([-torch.rand(64, 1)]), watched([-torch.rand(1000, 1)])
+    assert few.many_dead
+    assert not few.dead_for_good
+    assert many.dead_for_good
