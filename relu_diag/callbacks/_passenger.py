@@ -6,13 +6,13 @@ import copy
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from relu_diag.training import Examiner, Rider
+from relu_diag.training import CallbackOfBoth, Examiner, Rider
 
 
-class BeginsAnew(Callback):
+class BeginsAnew(CallbackOfBoth):
     """A callback that begins every run in the state it was made in: one object may serve many folds."""
 
     _fresh: dict[str, Any] | None = None
@@ -34,7 +34,7 @@ class BeginsAnew(Callback):
             self.load_state_dict(copy.deepcopy(self._fresh))
 
 
-class Rides(Callback):
+class Rides(CallbackOfBoth):
     """A callback that lets its rider see the steps it has begun to ride on."""
 
     _rider: Rider

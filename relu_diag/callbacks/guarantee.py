@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -25,7 +25,7 @@ from relu_diag.functional.integral import (
     nearest_level,
 )
 from relu_diag.losses import IntervalL2Loss
-from relu_diag.training import Report, check_count, is_plain_descent, is_tensorboard, steps_logged
+from relu_diag.training import CallbackOfBoth, Report, check_count, is_plain_descent, is_tensorboard, steps_logged
 
 _PREFIX = "guarantee/"
 # Looks kept for the figure; beyond them every other one is dropped.
@@ -36,7 +36,7 @@ _FROM_DENSITY = "the start is drawn from a density"
 _RISE = 1e-6
 
 
-class GuaranteeMonitor(Callback):
+class GuaranteeMonitor(CallbackOfBoth):
     """Follows the loss of a module with an `IntervalL2Loss` and an affine target past the critical levels.
 
     Gradient descent that converges below a threshold of the loss has reached a global minimum, for almost every start

@@ -6,6 +6,7 @@ says what the optimizer is (`pace`) and gives verdicts (`judge`).
 
 from relu_diag.training._data import is_epoch_of_all, lately, samples_of, tensors_of
 from relu_diag.training.agreement import agreement, agreement_words
+from relu_diag.training.callback import CallbackOfBoth
 from relu_diag.training.careful import Careful
 from relu_diag.training.chain import data_of_chains
 from relu_diag.training.checks import (
@@ -94,6 +95,7 @@ __all__ = [
     "BlockReport",
     "BlockRevival",
     "BlockWatch",
+    "CallbackOfBoth",
     "Careful",
     "Decision",
     "Descent",

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from relu_diag.figures import png_of, story_figure
 from relu_diag.functional import EscapeForecast, Gap, Verdict
 from relu_diag.functional.assumptions import Assumptions
 from relu_diag.functional.tables import html_table, summary_of
+from relu_diag.training.callback import CallbackOfBoth
 from relu_diag.training.examination import Examination
 from relu_diag.training.judge import UNSETTLED, VERDICT_CODES, escape_count, why_unsettled
 
@@ -335,7 +336,7 @@ class PlateauEvent:
         return next(iter(self.examinations), None)
 
 
-class PlateauListener(Callback):
+class PlateauListener(CallbackOfBoth):
     """A callback that acts on plateaus: it receives the events of every `PlateauMonitor` of its trainer.
 
     Example:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +89,26 @@ def test_everything_works_in_both(tmp_path: Path) -> None:
     assert torch.equal(other.net[0].weight, one.net[0].weight)
     assert other.hparams == one.hparams
     assert other.hparams["width"] == len(other.net[0].weight) > 6
+
+
+COMMAND_LINE = """
+import pytorch_lightning as pl
+from pytorch_lightning.cli import LightningCLI
+from pytorch_lightning.demos.boring_classes import BoringModel
+
+import relu_diag.callbacks as ours
+
+names = [name for name in ours.__all__ if isinstance(getattr(ours, name), type)]
+print([name for name in names if name.endswith("Monitor") and not issubclass(getattr(ours, name), pl.Callback)])
+args = ["--trainer.accelerator=cpu", "--trainer.callbacks+=relu_diag.callbacks.LandscapeMonitor"]
+args += ["--trainer.callbacks.every_n_steps=7", "--trainer.callbacks+=relu_diag.callbacks.SaddleAwareEarlyStopping"]
+cli = LightningCLI(BoringModel, run=False, save_config_callback=None, args=[*args, "--trainer.callbacks.monitor=loss"])
+print([one.every_n_steps for one in cli.trainer.callbacks if isinstance(one, ours.LandscapeMonitor)])
+"""
+
+
+def test_a_command_line_of_the_other_package_takes_our_callbacks() -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", COMMAND_LINE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:1] == ["[]"]
+    assert "[7]" in done.stdout
