@@ -51,7 +51,7 @@ from relu_diag.training.lightning_internals import (
 from relu_diag.training.loggers import is_mlflow, is_tensorboard, is_wandb
 from relu_diag.training.look import BatchSignal, Look, LossFunction, targets_of
 from relu_diag.training.moves import Escape, lowest_along, trained_loss
-from relu_diag.training.obstacle import reads_activations
+from relu_diag.training.obstacle import obstacle_of, reads_activations
 from relu_diag.training.pace import (
     NoForecast,
     Pace,
@@ -75,7 +75,7 @@ from relu_diag.training.plateaus import (
 )
 from relu_diag.training.promising import most_promising
 from relu_diag.training.ranks import Later, agree, of_all_ranks
-from relu_diag.training.recipe import Recipe
+from relu_diag.training.recipe import Recipe, factor_between
 from relu_diag.training.report import Report, say
 from relu_diag.training.revival import BlockRevival, NewPlaces, Revival
 from relu_diag.training.rider import Rider
@@ -159,6 +159,7 @@ __all__ = [
     "event_line",
     "examine_pass",
     "examine_rows",
+    "factor_between",
     "first_few",
     "gap_in_training",
     "gap_with_decay",
@@ -179,6 +180,7 @@ __all__ = [
     "lowest_along",
     "marks_of",
     "most_promising",
+    "obstacle_of",
     "of_all_ranks",
     "penalty_of",
     "penalty_on",
