@@ -168,8 +168,9 @@ class Draws:
 def _random_states(device: torch.device) -> tuple[Any, ...]:
     """The states of all generators."""
     own = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.empty(0)
-    numpys = np.random.get_state(legacy=False)
-    return bytes(torch.get_rng_state().numpy()), bytes(own.numpy()), repr(numpys), random.getstate()
+    numpys: Any = np.random.get_state()
+    torchs = bytes(torch.get_rng_state().numpy())
+    return torchs, bytes(own.numpy()), bytes(numpys[1]), numpys[2], random.getstate()
 
 
 def is_epoch_of_all(trainer: Trainer) -> bool:
