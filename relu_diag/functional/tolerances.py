@@ -249,7 +249,7 @@ class Tolerances:
     worth_a_neuron: float = 1e-2
     rival: float = 0.8
     explained: float = 0.05
-    telling: float = 0.1
+    telling: float = 0.05
     gain: float = 1e-12
     enclosed: float = 1e-5
     balanced: float = 1e-12
