@@ -23,7 +23,7 @@ from relu_diag.functional.local import (
 from relu_diag.metrics import sums_of_all_ranks
 
 # Rows whose gradients are read before steps are glanced at, and how many of the steps are still read.
-_ENOUGH = 256
+_ENOUGH = 128
 _READ = 5
 # Numbers of a tensor that are kept of a step, to be compared with the next one.
 _PRINTED = 64
