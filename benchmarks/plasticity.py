@@ -173,7 +173,7 @@ def run(method: str, options: argparse.Namespace, seed: int) -> dict[str, float]
     made: dict[str, list[Callback]] = {
         "redo": [ReDo(options.every)],
         "continual backprop": [ContinualBackprop()],
-        "revive": [ReviveDeadUnits(every_n_steps=options.every, samples=options.samples)],
+        "revive": [ReviveDeadUnits(every_n_steps=options.every, samples=options.samples, dormant=options.dormant)],
     }
     trainer = Trainer(
         accelerator="cpu",
@@ -204,13 +204,15 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--every", type=int, default=100, help="steps between two looks for neurons to renew")
     parser.add_argument("--samples", type=int, default=512, help="rows that ReviveDeadUnits keeps")
+    parser.add_argument("--dormant", type=float, default=0.025, help="what counts as dormant for it")
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     print("| method | dead at the end | last task | all tasks | CPU s |")
     print("|---|---:|---:|---:|---:|")
-    for method in METHODS:
+    for method in options.methods:
         runs = [run(method, options, seed) for seed in range(options.seeds)]
         means = [statistics.mean(one[name] for one in runs) for name in runs[0]]
         print(f"| {method} | {' | '.join(f'{value:.3f}' for value in means)} |", flush=True)

@@ -177,14 +177,15 @@ class ReviveDeadUnits(Rides):
         """Note which neurons were active.
 
         Args:
-            trainer: Unused.
+            trainer: The trainer.
             pl_module: Unused.
             optimizer: Unused.
         """
         if not self.off:
+            scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
             with self._careful:
                 for one in self._blocks.values():
-                    one.note_gradients()
+                    one.note_gradients(scaled)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -275,7 +276,7 @@ class ReviveDeadUnits(Rides):
         left = self.every_n_steps - self._step % self.every_n_steps
         if self._soon is not None:
             left = min(left, self._soon - self._step)
-        able = [one for one in self._blocks.values() if not one.reason]
+        able = [one for one in self._blocks.values() if not (one.reason or one.idle)]
         return any(one.rows < one.samples and left <= one.steps_needed for one in able)
 
     def _took(self, batch: Any) -> None:

@@ -42,10 +42,10 @@ class LossJumps:
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             return None
-        self._losses.append(loss.detach().reshape(()))
+        self._losses.append(loss.detach())
         if len(self._losses) < _TOGETHER:
             return None
-        some = torch.stack(self._losses)
+        some = torch.stack([one.reshape(()) for one in self._losses])
         self._losses = []
         low, high = torch.stack([some.amin(), some.amax()]).tolist()
         self._ranges.append((low, high))

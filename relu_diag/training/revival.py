@@ -15,17 +15,19 @@ from relu_diag.functional.local import repeated_neurons
 from relu_diag.functional.output_loss import Loss, joined, recognise
 from relu_diag.functional.widening import Placement, merge_units, output_length, place_units
 from relu_diag.training._data import tensors_of
+from relu_diag.training._seen_for_revival import active_neurons, obstacle_to_revival, price_of_activity
 from relu_diag.training.recipe import Recipe
 
-# Rows whose gradients tell the price of an activation.
-_ROWS = 256
-# A price over the gradients at the activations that is none, and its largest spread.
-_NO_PRICE = 1e-3
-_SPREAD = 0.1
 # A change of the outputs over their size that is none, where no loss is known to evaluate it.
 _UNSEEN = 1e-3
 # Pairs of neurons times inputs up to which a CPU looks for duplicates.
 _PAIRS_ON_CPU = 2**36
+# Rows by which it is first seen whether there is anything to do.
+_FIRST = 256
+# Share of a layer from which on dormant neurons alone are worth a search: they live, and may learn by themselves.
+_WORTH = 0.05
+# Attempts to recognise a loss in a row.
+_ATTEMPTS = 3
 # How often the number of dormant neurons to place anew is halved.
 _TRIES = 4
 
@@ -120,6 +122,7 @@ class BlockRevival:
         reason: Why it cannot be revived, empty where it can.
         rows_a_step: Rows of the last step that was ridden.
         everything: Whether the last two had the same rows: a batch is the whole data set.
+        idle: Whether the first rows of a window have shown nobody to place anew, so that no more are needed.
 
     Example:
         >>> BlockRevival("encoder", samples=100, dormant=0.0).steps_needed
@@ -135,8 +138,11 @@ class BlockRevival:
         self.reason = ""
         self.rows_a_step = 1
         self.everything = False
+        self.idle = False
         self._gradients_tell = True
         self._recipe: Recipe | None = None
+        # Attempts in a row to recognise the loss that have failed.
+        self._unrecognised = 0
         self._steps: list[_Step] = []
 
     @property
@@ -149,14 +155,26 @@ class BlockRevival:
         """Number of rows kept."""
         return sum(len(step.X) for step in self._steps)
 
-    def note_gradients(self) -> None:
-        """Note which neurons have a gradient in this step: those that were active in it."""
+    def note_gradients(self, scaled: bool) -> None:
+        """Note which neurons have a gradient in this step: those that were active in it.
+
+        Args:
+            scaled: Whether the loss is scaled, so that gradients may have overflowed.
+        """
         if self.live is None or self.live.hidden_bias is None or not self._gradients_tell:
             return
         gradient = self.live.hidden_bias.grad
-        if gradient is not None:
-            active = (gradient != 0) & gradient.isfinite()  # a loss scale may have overflowed
-            self.alive = active if self.alive is None else self.alive_of(len(active)).logical_or_(active)
+        if gradient is None:
+            return
+        if scaled:
+            gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
+        if self.alive is None:
+            self.alive = gradient != 0
+            return
+        if len(self.alive) != len(gradient):
+            self.alive = self.alive_of(len(gradient))
+        # Every step: one operation, in place.
+        self.alive.logical_or_(gradient)
 
     def alive_of(self, width: int) -> Tensor:
         """Neurons that had a gradient since the last revival; those that were added since count among them.
@@ -177,12 +195,12 @@ class BlockRevival:
             seen: The block, as the step saw it.
             batch: Its batch, among whose tensors the targets may be.
         """
-        self.reason = _obstacle(seen)
+        self.reason = obstacle_to_revival(seen)
         if self.reason:
             return
         self.live = seen.live
         self.rows_a_step = len(seen.signal.X)
-        active = _active(seen)
+        active = active_neurons(seen)
         self._compare(active)
         self.alive = active if self.alive is None else self.alive_of(len(active)) | active
         if self._steps and not _alike(self._steps[-1], seen):  # a layer before or behind was widened
@@ -195,7 +213,10 @@ class BlockRevival:
         room = self.samples - self.rows
         if room < 1:
             return
-        step = _Step(seen.signal.X, seen.signal.G, self._loss(seen, batch), _price(seen))
+        if not self._steps:
+            self.idle = bool(self.alive.all()) and _States.of_rows(seen, self.alive, self.dormant).little_to_do
+        loss, price = (None, 0.0) if self.idle else (self._loss(seen, batch), price_of_activity(seen))
+        step = _Step(seen.signal.X, seen.signal.G, loss, price)
         self._steps.append(step if len(step.X) <= room else step.first(room))
 
     def _loss(self, seen: Sighting, batch: Any) -> Loss | None:
@@ -206,8 +227,10 @@ class BlockRevival:
         outputs = chunked_outputs(seen.block, seen.signal.X)
         leaves = tensors_of(batch)
         loss = None if self._recipe is None else self._recipe.loss_with_gradient(leaves, outputs, seen.signal.G)
-        if loss is None:
+        if loss is None and self._unrecognised < _ATTEMPTS:
             loss = recognise(outputs, seen.signal.G, leaves).loss
+            # Of an inner block it never is, and to see that takes as long as many steps.
+            self._unrecognised = 0 if loss is not None else self._unrecognised + 1
             if loss is not None:
                 self._recipe = Recipe.of(seen.signal.X, loss, leaves, len(outputs))
         return loss
@@ -227,6 +250,8 @@ class BlockRevival:
         block = self.live()
         states = _States.of(block, rows.X, alive.to(block.W.device), self.dormant)
         silent = torch.cat([states.dead, states.duplicate])
+        if self.idle or states.little_to_do:
+            return _nothing(block, states)
         # Where there is more to gain than by neurons that do nothing at all.
         found = _searched(block, rows, states, torch.cat([silent, states.dormant]), self.everything)
         sizes = dict.fromkeys(len(silent) + len(states.dormant) // 2**halving for halving in range(_TRIES))
@@ -235,15 +260,16 @@ class BlockRevival:
             best = _best_of(block, rows, states, _searched(block, rows, states, silent, self.everything), [len(silent)])
         if best is not None:
             return best
-        return NewPlaces(found.first(0), silent[:0], silent[:0], states.counts)
+        return _nothing(block, states)
 
     def forget_rows(self) -> None:
         """Keep no rows that are long past when it is time."""
         self._steps.clear()
+        self.idle = False
 
     def begin_again(self) -> None:
         """Forget the rows and the activity: another window begins."""
-        self._steps.clear()
+        self.forget_rows()
         self.alive = None
 
     def _compare(self, active: Tensor) -> None:
@@ -306,6 +332,7 @@ class _States:
     dormant: Tensor
     duplicate: Tensor
     repeated: Tensor
+    width: int
 
     @classmethod
     def of(cls, block: ShallowBlock, X: Tensor, alive: Tensor, tau: float) -> _States:
@@ -327,12 +354,30 @@ class _States:
         duplicate = (into >= 0).nonzero().squeeze(1)
         dormant = small.nonzero().squeeze(1)
         dormant = dormant[activation[dormant].argsort(stable=True)]
-        return cls(dead.nonzero().squeeze(1), dormant, duplicate, into[duplicate])
+        return cls(dead.nonzero().squeeze(1), dormant, duplicate, into[duplicate], len(alive))
+
+    @classmethod
+    def of_rows(cls, seen: Sighting, alive: Tensor, tau: float) -> _States:
+        """The states on the first rows of a step."""
+        return cls.of(seen.block, seen.signal.X[:_FIRST], alive, tau)
+
+    @property
+    def little_to_do(self) -> bool:
+        """Whether nobody is silent, and few are dormant: not worth a search."""
+        silent = len(self.dead) + len(self.duplicate)
+        return silent == 0 and len(self.dormant) < _WORTH * self.width
 
     @property
     def counts(self) -> tuple[int, int, int]:
         """Numbers of each kind."""
         return len(self.dead), len(self.dormant), len(self.duplicate)
+
+
+def _nothing(block: ShallowBlock, states: _States) -> NewPlaces:
+    """Nobody is placed anew."""
+    nobody = states.dead[:0]
+    none = Placement(nobody, block.W[nobody], block.H[:, nobody], block.W[nobody, 0], drop=0.0, function_change=0.0)
+    return NewPlaces(none, nobody, nobody, states.counts)
 
 
 def _searched(block: ShallowBlock, rows: _Step, states: _States, units: Tensor, everything: bool) -> Placement:
@@ -385,58 +430,3 @@ def _activity(block: ShallowBlock, X: Tensor) -> float:
     return sum(
         float(rho(part @ block.W.T, block.slopes).abs().sum()) for part in torch.split(X, chunk_rows(block))
     ) / len(X)
-
-
-def _obstacle(seen: Sighting) -> str:
-    """What keeps the neurons of a block from being placed anew, in words."""
-    if named := _masked_activation(seen):
-        return named
-    if seen.tied:
-        return "its layers share a weight: no neuron can be given other output weights than input weights"
-    if seen.live is None:
-        return "its weights are computed from others (weight_norm, spectral_norm)"
-    return ""
-
-
-def _masked_activation(seen: Sighting) -> str:
-    """The name of an activation that lets the largest pre-activations pass, where the mask behind it says so."""
-    Z, C = seen.signal.Z, seen.signal.C
-    if not seen.dropout or Z is None or C is None:
-        return ""
-    Z, C = Z[:_ROWS], C[:_ROWS]
-    positive = Z > 0
-    cut, kept = positive & (C == 0), positive & (C != 0)
-    if not bool(cut.any()) or not bool(kept.any()):
-        return ""
-    for axis, name in ((0, "JumpReLU"), (1, "TopK")):
-        highest_cut = torch.where(cut, Z, -torch.inf).amax(dim=axis)
-        lowest_kept = torch.where(kept, Z, torch.inf).amin(dim=axis)
-        if bool((highest_cut <= lowest_kept).all()):
-            return f"{name} stands behind it: an activation that is no ReLU"
-    return ""
-
-
-def _active(seen: Sighting) -> Tensor:
-    """Which neurons were active on some row, bool ``(I,)``."""
-    block = seen.block
-    if seen.signal.Z is not None:
-        return (rho(seen.signal.Z, block.slopes) != 0).any(dim=0)
-    parts = torch.split(seen.signal.X, chunk_rows(block))
-    active = [(rho(part @ block.W.T, block.slopes) != 0).any(dim=0) for part in parts]
-    return torch.stack(active).any(dim=0)
-
-
-def _price(seen: Sighting) -> float:
-    """What a unit of mean activation costs, read off the gradients at the activations that do not come from outputs."""
-    signal = seen.signal
-    if signal.C is None:
-        return 0.0
-    X, G, C = signal.X[:_ROWS], signal.G[:_ROWS], signal.C[:_ROWS]
-    active = rho(X @ seen.block.W.T, seen.block.slopes) != 0
-    own = (C - G @ seen.block.H)[active & (C != 0)]
-    if not len(own):
-        return 0.0
-    price = float(own.median())
-    spread = float((own - price).abs().median())
-    real = price > _NO_PRICE * float(C.abs().max()) and spread <= _SPREAD * price
-    return price * len(signal.X) if real else 0.0
