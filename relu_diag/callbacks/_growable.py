@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from relu_diag.capture import BlockLocation, Sighting
+from relu_diag.capture import BlockLocation
 from relu_diag.growth import OtherOptimizers, check_growable, other_optimizers
-from relu_diag.training import Examination, location_of
+from relu_diag.training import Examination, Examiner, location_of, tell
 
 _NO_PLACE = (
     "only two Linear layers can grow, and its weights are others. Write it as nn.Linear, activation, nn.Linear, or "
     "name another block: GrowOnPlateau(block=...)"
+)
+_NO_BLOCK = (
+    "Only nn.Linear, a ReLU-like activation, nn.Linear can grow: take out what stands between, or name another block: "
+    "GrowOnPlateau(block=...)"
 )
 
 
@@ -33,6 +37,7 @@ class Growable:
         self.others: OtherOptimizers | None = None
         self._seen: set[str] = set()
         self._told: set[str] = set()
+        self._checked = False
 
     def begin(self, trainer: Trainer) -> None:
         """Check the first layer of the only block, before it is seen.
@@ -43,6 +48,7 @@ class Growable:
         self.end()
         self._seen = set()
         self._told = set()
+        self._checked = False
         module = trainer.lightning_module
         layer = None if self.only is None else dict(module.named_modules()).get(self.only)
         if self.only is not None and isinstance(layer, nn.Linear):
@@ -52,16 +58,19 @@ class Growable:
         """Let go of the optimizers of a run."""
         self.others = None
 
-    def check(self, trainer: Trainer, seen: Mapping[str, Sighting]) -> None:
-        """Check blocks at their first sighting.
+    def check(self, trainer: Trainer, examiners: Sequence[Examiner]) -> None:
+        """Check blocks at their first sighting, and layers that make none.
 
         Args:
             trainer: The trainer, fitting.
-            seen: Sightings by the names of the blocks.
+            examiners: What has seen the steps.
         """
         if self.others is None:
             # Once a run: it takes as long as many small steps.
             self.others = other_optimizers(trainer.lightning_module, trainer.optimizers)
+        seen = {name: one for examiner in examiners for name, one in examiner.seen.items()}
+        if not self._checked:
+            self._refuse(trainer, examiners, seen)
         for name, sighting in seen.items():
             if name in self._seen or self.only not in {None, name}:
                 continue
@@ -99,6 +108,21 @@ class Growable:
             one for one in found if (max_width is None or len(one.block.W) < max_width) and self.allows(trainer, one)
         ]
         return able or [found[0]]
+
+    def _refuse(self, trainer: Trainer, examiners: Sequence[Examiner], seen: Collection[str]) -> None:
+        """Say once what stands between layers so that they make no block, as soon as steps have shown it."""
+        refused = {layers: why for one in examiners for layers, why in one.refused().items()}
+        self._checked = bool(refused or seen)
+        if self.only is None and seen:  # others can grow
+            if refused:
+                words = "; ".join(f"{layers}: {why}" for layers, why in refused.items())
+                tell(trainer, f"GrowOnPlateau cannot grow {words}")
+            return
+        mine = {layers: why for layers, why in refused.items() if self.only in {None, layers.split(" ")[0]}}
+        for layers, why in mine.items():
+            self._warn(layers.split(" ")[0], f"{f'{layers}: ' if layers else ''}{why}. {_NO_BLOCK}")
+        if self.only is not None and refused and not mine and not seen:
+            self._warn(self.only, f"no step has shown such a block. {_NO_BLOCK}")
 
     def _warn(self, name: str, obstacle: str) -> None:
         """Say once that a block can never grow."""

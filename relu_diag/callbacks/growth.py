@@ -246,9 +246,8 @@ class GrowOnPlateau(Passenger, PlateauListener):
             batch_idx: Unused.
         """
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        for callback in (self, *trainer.callbacks):  # type: ignore[attr-defined]
-            if callback is self or isinstance(callback, PlateauMonitor):
-                self._growable.check(trainer, callback.examiner.seen)
+        monitors = [one for one in trainer.callbacks if isinstance(one, PlateauMonitor)]  # type: ignore[attr-defined]
+        self._growable.check(trainer, [one.examiner for one in (self, *monitors)])
         waiting, self._waiting = self._waiting, []
         for examination in waiting:
             self._grow(trainer, examination)

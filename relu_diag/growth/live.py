@@ -21,7 +21,7 @@ from relu_diag.functional import ShallowBlock
 from relu_diag.growth._parameters import check_whole, names_of, owns
 from relu_diag.growth.checkpoint import remember_growth
 from relu_diag.growth.graph import in_a_graph
-from relu_diag.growth.optimizer_state import all_within, plain, widen_state
+from relu_diag.growth.optimizer_state import all_within, flat_vectors, plain, widen_state
 
 # The axis that counts neurons, for the parameters that have one.
 _AXES = {"hidden.weight": 0, "hidden.bias": 0, "output.weight": 1}
@@ -125,7 +125,7 @@ def check_growable(
     """Refuse a block that could never grow, before any training, with the error that `grow` would end in.
 
     That is: a parameter is sharded over processes, computed by a parametrization, frozen, shared, belongs to none of
-    the optimizers, or to another one.
+    the optimizers, or to another one; or its optimizer keeps one vector of all parameters.
 
     Args:
         module: The module that holds the block.
@@ -212,11 +212,17 @@ def _values(
 def _check_owners(
     module: nn.Module, parameters: dict[str, nn.Parameter], owners: list[Optimizer], others: Iterable[Optimizer]
 ) -> None:
-    """Refuse parameters that are shared or frozen, or that another optimizer than the owners holds.
+    """Refuse parameters that are shared or frozen, or that another optimizer than the owners holds; and flat state.
 
     Raises:
         ValueError: If one is.
     """
+    for optimizer in owners:
+        if any(owns(optimizer, one) for one in parameters.values()) and (flat := flat_vectors(optimizer)):
+            raise ValueError(
+                f"{type(optimizer).__name__} keeps one vector of all parameters ({', '.join(flat)}), which would no "
+                "longer fit. Use an optimizer that keeps its state parameter by parameter, as those of torch.optim do."
+            )
     for name, parameter in parameters.items():
         names = names_of(module, parameter)
         if len(names) > 1:

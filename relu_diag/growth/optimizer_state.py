@@ -133,6 +133,48 @@ def restart_rows(optimizer: Optimizer, parameter: nn.Parameter, axis: int, units
         value.index_copy_(place, units, fresh)
 
 
+def flat_vectors(optimizer: Optimizer) -> list[str]:
+    """Names of the vectors of all parameters together that an optimizer keeps; no growth can be carried over to them.
+
+    Args:
+        optimizer: The optimizer; not LBFGS, whose history starts again.
+
+    Returns:
+        Names of attributes, entries of groups and of states.
+    """
+    if isinstance(optimizer, LBFGS):
+        return []
+    members = [group["params"] for group in optimizer.param_groups]
+    everything = [one for some in members for one in some]
+    sizes = {sum(one.numel() for one in some) for some in (*members, everything) if len(some) > 1}
+    known = {id(one) for one in everything}
+    held = [(name, value) for name, value in vars(optimizer).items() if name not in {"state", "param_groups"}]
+    for group in optimizer.param_groups:
+        held += [(name, value) for name, value in group.items() if name != "params"]
+    for key, entries in optimizer.state.items():
+        held += entries.items() if isinstance(entries, dict) else [(str(key), entries)]
+    return [
+        str(name)
+        for name, value in held
+        if any(one.ndim == 1 and one.numel() in sizes and id(one) not in known for one in _tensors_within(value))
+    ]
+
+
+def _tensors_within(value: Any, depth: int = 0) -> Iterator[Tensor]:
+    """Tensors in containers and objects of an optimizer, but for those of other optimizers and modules."""
+    if isinstance(value, Tensor):
+        yield value
+    if isinstance(value, Tensor | Optimizer | nn.Module) or depth > _DEEPEST:
+        return
+    if isinstance(value, dict):
+        value = list(value.values())
+    elif hasattr(value, "__dict__") and not callable(value):
+        value = list(vars(value).values())
+    if isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors_within(one, depth + 1)
+
+
 def _axis_in(name: str, value: Tensor, parameter: nn.Parameter, axis: int) -> int | None:
     """The axis of a state that counts neurons; -1 where it has none, None where it cannot be told."""
     if name in _FACTORS:

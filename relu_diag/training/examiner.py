@@ -352,6 +352,18 @@ class Examiner:
         recipe = self._recipes.get(name)
         return recipe is not None and recipe.inputs is not None
 
+    def refused(self) -> dict[str, str]:
+        """What stands between layers that make no block, by their names, once steps were seen.
+
+        Returns:
+            Reasons; one for the whole module, by an empty name, where there is no block and nothing is named.
+        """
+        # The first step may be one of another part of the module.
+        if (self._ridden < _FIRST and not self.seen) or self.careful.off:
+            return {}
+        between = self.rider.refused
+        return between if between or self.seen else {"": self.reason()}
+
     def reason(self) -> str:
         """Why there is nothing to examine.
 

@@ -86,10 +86,14 @@ class Rider:
         """That no block was found, and what stands between the layers that make none."""
         return f"found no Linear -> ReLU-like -> Linear block to watch: {first_few(self._refused() or [self._missing])}"
 
+    @property
+    def refused(self) -> dict[str, str]:
+        """Why layers make no block, by their names."""
+        return {layers or "module": reason for layers, reason in self.reasons.items() if reason != NOTHING_BETWEEN}
+
     def _refused(self) -> list[str]:
         """Layers that make no block, and why."""
-        reasons = {layers or "module": reason for layers, reason in self.reasons.items() if reason != NOTHING_BETWEEN}
-        return [f"{layers}: {reason}" for layers, reason in reasons.items()]
+        return [f"{layers}: {reason}" for layers, reason in self.refused.items()]
 
     def begin(self, module: LightningModule) -> None:
         """Ride along on the step that is about to begin. The step before may have been left in the middle.

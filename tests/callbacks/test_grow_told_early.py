@@ -1,0 +1,89 @@
+"""What can never grow is said at the first steps: what stands between layers, and optimizers of one flat vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from support.quiet import QUIET
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from relu_diag.callbacks import GrowOnPlateau, PlateauMonitor
+from relu_diag.capture import find_blocks, read_block
+from relu_diag.functional import replicate_unit
+from relu_diag.growth import check_growable, grow, other_optimizers
+
+BETWEEN = {
+    "BatchNorm": lambda: [nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)],
+    "LayerNorm": lambda: [nn.Linear(4, 6), nn.ReLU(), nn.LayerNorm(6), nn.Linear(6, 2)],
+    "Gelu": lambda: [nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 2)],
+    "no two Linear layers": lambda: [nn.Linear(4, 6), nn.ReLU(), nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 1, 5)],
+}
+
+
+class Net(LightningModule):
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.net = nn.Sequential(*layers, nn.Flatten())
+
+    def training_step(self, batch: list[Tensor]) -> Tensor:
+        return self.net(batch[0]).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+@pytest.mark.parametrize(
+    "callbacks", [lambda: [GrowOnPlateau(at_steps=(50,))], lambda: [PlateauMonitor(), GrowOnPlateau()]]
+)
+def test_what_stands_between_layers_is_said_before_a_growth_is_due(name: str, callbacks: Callable[[], Any]) -> None:
+    trainer = Trainer(callbacks=callbacks(), **{**QUIET, "max_steps": 3, "max_epochs": 1})
+    loader = DataLoader(TensorDataset(torch.randn(64, 4)), batch_size=16)
+    with pytest.warns(UserWarning, match=rf"can never grow: .*{name}.*name another block"):
+        trainer.fit(Net(BETWEEN[name]()), loader)
+
+
+class Flat(torch.optim.SGD):
+    """Keeps one vector of all parameters somewhere."""
+
+    def __init__(self, parameters: Any, place: str) -> None:
+        super().__init__(parameters, lr=0.1)
+        members = self.param_groups[0]["params"]
+        vector = torch.zeros(sum(one.numel() for one in members))
+        if place == "an attribute":
+            self.average = vector
+        elif place == "a list":
+            self.history = [vector, vector]
+        elif place == "a group":
+            self.param_groups[0]["average"] = vector
+        else:
+            self.state[members[0]]["average"] = vector
+
+
+@pytest.mark.parametrize("place", ["an attribute", "a list", "a group", "the state"])
+def test_an_optimizer_with_one_vector_of_all_parameters_is_refused_by_name(place: str) -> None:
+    net = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
+    optimizer = Flat(net.parameters(), place)
+    (location,) = find_blocks(net)
+    wider = replicate_unit(read_block(net, location), 0, (1.0, 1.0), (0.5, 0.5))
+    for attempt in (
+        lambda: check_growable(net, location, [optimizer]),
+        lambda: grow(net, location, wider, [optimizer]),
+    ):
+        with pytest.raises(ValueError, match=r"Flat keeps one vector of all parameters .*parameter by parameter"):
+            attempt()
+    assert net[0].out_features == 2
+
+
+def test_an_optimizer_that_was_not_given_is_told_before_a_growth() -> None:
+    net = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
+    used, other = (torch.optim.SGD(net.parameters(), lr=0.1) for _ in range(2))
+    (location,) = find_blocks(net)
+    with pytest.raises(ValueError, match="SGD that was not given"):
+        check_growable(net, location, [used], other_optimizers(net, [used]))
+    assert other.param_groups
