@@ -93,22 +93,6 @@ class Growable:
         self._warn(examination.name, obstacle)
         return not obstacle
 
-    def able(self, trainer: Trainer, found: Sequence[Examination], max_width: int | None) -> list[Examination]:
-        """The blocks that can grow.
-
-        Args:
-            trainer: The trainer, fitting.
-            found: The blocks, examined; one at least.
-            max_width: Largest width.
-
-        Returns:
-            Those; the first where none can, to be refused with a word.
-        """
-        able = [
-            one for one in found if (max_width is None or len(one.block.W) < max_width) and self.allows(trainer, one)
-        ]
-        return able or [found[0]]
-
     def _refuse(self, trainer: Trainer, examiners: Sequence[Examiner], seen: Collection[str]) -> None:
         """Say once what stands between layers so that they make no block, as soon as steps have shown it."""
         refused = {layers: why for one in examiners for layers, why in one.refused().items()}

@@ -83,7 +83,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
             theorem.
         at_steps: Gradient steps at which to grow as well, whatever the verdict.
         block: Qualified name of the only block to grow; None: every block that is reported, and at ``at_steps`` the one
-            on which a neuron pulls the loss down most.
+            that gains most by its new neurons, of those that gain half as much or more the earliest.
         dataloader: Data by which to choose at ``at_steps``, in passes at fixed weights that need ``loss`` or
             ``module.batch_loss``; None: rows of the training steps. On plateaus the monitor's data are used.
         loss: Loss of a pass at ``at_steps``, ``loss(module, batch)``.
@@ -287,23 +287,23 @@ class GrowOnPlateau(Passenger, PlateauListener):
         if not found:
             reason = self.examiner.reason() or f"no step has shown a block {self.block!r}"
             rank_zero_warn(f"GrowOnPlateau: no growth at step {trainer.global_step:,}: {reason}.")
-        else:
-            self._grow_one_of(trainer, self._growable.able(trainer, found, self.max_width))
+        self._grow_one_of(trainer, [one for one in found if self._may_grow(trainer, one)])
 
     def _grow_one_of(self, trainer: Trainer, able: Sequence[Examination]) -> None:
         """Grow the block that gains most by it, as far as is known before neurons are chosen or from the choices."""
+        if len(able) > 1 and any(data_of(one) is None for one in able):
+            gains = [growth_gain(one) for one in able]
+            able = [able[trainer.strategy.broadcast(gains.index(max(gains)))]]
         if len(able) == 1:
             self._grow(trainer, able[0])
-            return
-        if any(data_of(one) is None for one in able):
-            gains = [growth_gain(one) for one in able]
-            place = trainer.strategy.broadcast(gains.index(max(gains)))
-            self._grow(trainer, able[place])
             return
         choices = [self._choice(trainer, one) for one in able]
         made = [(one, choice) for one, choice in zip(able, choices, strict=True) if choice is not None]
         if made:
-            self._embed(trainer, *most_promising(made))
+            place = trainer.strategy.broadcast(made.index(most_promising(made)))
+            examination, choice = made[place]
+            if self._is_free(trainer, examination):
+                self._embed(trainer, examination, choice)
 
     def on_plateau(self, trainer: Trainer, pl_module: LightningModule, event: PlateauEvent) -> None:
         """Grow the blocks that are at one of the kinds to grow on, and whose patience is exhausted.
@@ -337,21 +337,28 @@ class GrowOnPlateau(Passenger, PlateauListener):
         self._reasons[name] = reason
         return not reason
 
+    def _may_grow(self, trainer: Trainer, examination: Examination) -> bool:
+        """Whether there is room for neurons, and nothing forbids a block to grow for ever."""
+        if self.max_growths is not None and len(self.growths) >= self.max_growths:
+            return False
+        room = self._room(examination)
+        return (room is None or room > 0) and self._growable.allows(trainer, examination)
+
+    def _room(self, examination: Examination) -> int | None:
+        """Number of neurons that a block may get; None: no limit."""
+        return None if self.max_width is None else self.max_width - len(examination.block.W)
+
     def _grow(self, trainer: Trainer, examination: Examination) -> None:
         """Choose the neurons to add, add them, and report it; warn if there are none."""
-        if not self._growable.allows(trainer, examination):
+        if not self._may_grow(trainer, examination) or not self._is_free(trainer, examination):
             return
         choice = self._choice(trainer, examination)
         if choice is not None:
             self._embed(trainer, examination, choice)
 
     def _choice(self, trainer: Trainer, examination: Examination) -> WideningChoice | None:
-        """The neurons to add; None, with a word, where there are none or is no room for them."""
-        room = None if self.max_width is None else self.max_width - len(examination.block.W)
-        if (room is not None and room < 1) or (self.max_growths is not None and len(self.growths) >= self.max_growths):
-            return None
-        if not self._can_grow(trainer, examination):
-            return None
+        """The neurons to add; None, with a word, where there are none."""
+        room = self._room(examination)
         units = self.units if self.units == "auto" or room is None else min(self.units, room)
         module = trainer.lightning_module
         try:
@@ -391,7 +398,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
         self._report.log_scalars(trainer, growth.step, {"width": growth.after, **numbers})
         self._report.log_text(trainer, growth.step, "timeline", str(growth))
 
-    def _can_grow(self, trainer: Trainer, examination: Examination) -> bool:
+    def _is_free(self, trainer: Trainer, examination: Examination) -> bool:
         """Whether no graph depends on the shape of the block; those of steps that are over are dropped with a word."""
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Rides):

@@ -35,7 +35,9 @@ def most_promising(choices: Sequence[tuple[Examination, WideningChoice]]) -> tup
         >>> most_promising([(one, fit) for fit in fits])[1].measured_drop
         0.3
     """
-    least = _AS_GOOD * max(choice.measured_drop for _, choice in choices)
+    largest = max(choice.measured_drop for _, choice in choices)
+    # Where functions are kept, drops are rounding and may be below zero.
+    least = largest - (1 - _AS_GOOD) * abs(largest)
     able = [pair for pair in choices if pair[1].measured_drop >= least]
     return max(able, key=lambda pair: (_layers_behind(pair[0]), pair[1].measured_drop))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from support.quiet import QUIET
@@ -58,6 +59,21 @@ def test_the_narrow_layer_is_the_one_that_grows_and_the_loss_falls_by_what_is_sa
     before = grown(Deep(), GrowOnPlateau(at_steps=(10_000,)))
     # The loss before the growth is that without one: the growth comes behind the last step.
     assert_close(before - after, one.measured_drop, rtol=1e-4, atol=1e-6)
+
+
+def test_one_block_grows_where_a_graph_holds_all_of_them_at_that_step() -> None:
+    held: list[Tensor] = []
+
+    class Holding(Deep):
+        def training_step(self, batch: list[Tensor]) -> Tensor:
+            loss = super().training_step(batch)
+            held[:] = [loss] if self.global_step == 11 else []
+            return loss
+
+    growth = GrowOnPlateau(at_steps=(12,), units=2)
+    with pytest.warns(UserWarning, match="growth waits for it"):
+        grown(Holding(), growth)
+    assert len(growth.growths) == 1
 
 
 def test_an_inner_block_can_be_the_only_one_asked_for() -> None:

@@ -36,6 +36,11 @@ def test_of_blocks_that_gain_nearly_as_much_the_one_with_more_layers_behind_it_g
     assert most_promising([(late, choice(0.3)), (early, choice(0.1))])[0] is late
 
 
+def test_drops_that_are_rounding_below_zero_leave_a_block_to_grow() -> None:
+    first, second = (examined(SquaredError(torch.zeros(3, 2).double())) for _ in range(2))
+    assert most_promising([(first, choice(-3e-18)), (second, choice(-1e-18))])[0] is second
+
+
 def test_a_sample_does_not_depend_on_the_order_in_which_rows_came() -> None:
     draw = torch.Generator().manual_seed(0)
     X = torch.randn(50, 70, generator=draw)
