@@ -152,7 +152,9 @@ def flat_vectors(optimizer: Optimizer) -> list[str]:
     for group in optimizer.param_groups:
         held += [(name, value) for name, value in group.items() if name != "params"]
     for key, entries in optimizer.state.items():
-        held += entries.items() if isinstance(entries, dict) else [(str(key), entries)]
+        some = entries if isinstance(entries, dict) else {str(key): entries}
+        # What has the shape of its parameter is of that alone, however many weights a group has.
+        held += [pair for pair in some.items() if getattr(pair[1], "shape", None) != getattr(key, "shape", ())]
     return [
         str(name)
         for name, value in held

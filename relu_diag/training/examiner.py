@@ -252,7 +252,9 @@ class Examiner:
         Args:
             trainer: The trainer.
         """
-        self.rider.leave()  # a step may have ended the epoch before it ran
+        # A step may have ended the epoch before it ran.
+        self.rider.leave()
+        self._reading = False
         if self._keeping:
             with self.careful:
                 self._finish_keeping(trainer, complete=is_epoch_of_all(trainer))
@@ -356,13 +358,18 @@ class Examiner:
         """What stands between layers that make no block, by their names, once steps were seen.
 
         Returns:
-            Reasons; one for the whole module, by an empty name, where there is no block and nothing is named.
+            Reasons; one for the whole module, by an empty name, where there is no block and nothing is named. None
+            while a Linear layer is frozen, which may be trained later.
         """
         # The first step may be one of another part of the module.
-        if (self._ridden < _FIRST and not self.seen) or self.careful.off:
+        if (self._ridden < _FIRST and not self.seen) or self.careful.off or self._module is None:
             return {}
         between = self.rider.refused
-        return between if between or self.seen else {"": self.reason()}
+        if between or self.seen:
+            return between
+        linear = [layer for layer in self._module.modules() if isinstance(layer, torch.nn.Linear)]
+        trained = all(any(one.requires_grad for one in layer.parameters()) for layer in linear)
+        return {"": self.reason()} if trained else {}
 
     def reason(self) -> str:
         """Why there is nothing to examine.

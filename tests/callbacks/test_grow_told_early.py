@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +49,21 @@ def test_what_stands_between_layers_is_said_before_a_growth_is_due(name: str, ca
         trainer.fit(Net(BETWEEN[name]()), loader)
 
 
+def test_layers_that_are_frozen_at_first_may_grow_later() -> None:
+    class Thawing(Net):
+        def on_train_epoch_start(self) -> None:
+            self.net[:3].requires_grad_(self.current_epoch > 0)
+
+    module = Thawing([nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2), nn.Linear(2, 2)])
+    growth = GrowOnPlateau(at_steps=(8,))
+    trainer = Trainer(callbacks=[growth], **{**QUIET, "max_epochs": 2})
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        trainer.fit(module, DataLoader(TensorDataset(torch.randn(64, 4)), batch_size=16))
+    assert not [one for one in seen if "can never grow" in str(one.message)]
+    assert [one.block for one in growth.growths] == ["net.0"]
+
+
 class Flat(torch.optim.SGD):
     """Keeps one vector of all parameters somewhere."""
 
@@ -78,6 +94,15 @@ def test_an_optimizer_with_one_vector_of_all_parameters_is_refused_by_name(place
         with pytest.raises(ValueError, match=r"Flat keeps one vector of all parameters .*parameter by parameter"):
             attempt()
     assert net[0].out_features == 2
+
+
+def test_a_bias_of_as_many_numbers_as_another_group_has_is_no_vector_of_all_parameters() -> None:
+    net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 1))  # of 5 weights
+    groups = [list(net[:3].parameters()), list(net[4].parameters())]
+    optimizer = torch.optim.Adam([{"params": some} for some in groups])
+    net(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    check_growable(net, find_blocks(net)[0], [optimizer])
 
 
 def test_an_optimizer_that_was_not_given_is_told_before_a_growth() -> None:
