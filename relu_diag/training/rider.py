@@ -180,7 +180,7 @@ class Rider:
         """What a glance at the step has shown; from now on nothing is watched.
 
         Returns:
-            The blocks asked for. None where a number was not finite, or one of them did not take part.
+            The blocks asked for; an empty list where a number was not finite, or one of them did not take part.
         """
         assert self._glance is not None
         seen = self._glance.end()
