@@ -82,7 +82,9 @@ class Glance:
 
     def _note(self, layer: nn.Linear, args: tuple[Any, ...], Z: Tensor) -> None:
         """Look at what comes out of a layer; passes without gradient, and repeated ones, are none of training."""
-        if not args or not Z.numel() or Z.grad_fn is None or torch._C._current_graph_task_id() != -1:
+        if not args or not isinstance(Z, Tensor) or not Z.numel() or Z.grad_fn is None:
+            return
+        if torch._C._current_graph_task_id() != -1:
             return
         try:
             seen = self._seen[id(layer)]

@@ -17,7 +17,7 @@ from relu_diag.training._settled import settled
 _STARTS = 32
 # Rate of training on copies, in root mean squares of the input weights.
 _RATE = 0.05
-# Losses that are as good: within this share of the best, or this share of the loss before.
+# Losses that are as good: above the least by this share of its size, and this share of the loss before.
 _ALIKE = 1e-2
 _NOTHING = 1e-12
 
@@ -78,8 +78,9 @@ def best_in_rehearsal(falls: Falls, found: Sequence[Parts]) -> Parts:
     """
     data = falls.data
     rate = _RATE * float(falls.block.W.square().mean().sqrt())
-    losses = rehearsed_losses([parts[-1].new_block for parts in found], data.X, data.loss, rate)
+    rehearsed = rehearsed_losses([parts[-1].new_block for parts in found], data.X, data.loss, rate)
+    losses = [math.inf if math.isnan(loss) else loss for loss in rehearsed]
     before = float(data.loss.double()(falls.outputs))
-    # Rounding must not decide between starts that lead to one minimum.
-    enough = (1 + _ALIKE) * min(losses) + _NOTHING * abs(before)
+    # Rounding must not decide between starts that lead to one minimum. A loss may be below zero, as Poisson's.
+    enough = min(losses) + _ALIKE * abs(min(losses)) + _NOTHING * abs(before)
     return next(parts for parts, loss in zip(found, losses, strict=True) if loss <= enough)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from relu_diag import ShallowBlock
-from relu_diag.functional import SquaredError
+from relu_diag.functional import Poisson, SquaredError, WeightDecay
 from relu_diag.functional.widening import LaterLayer, LossThroughLayers, rehearsed_losses
 from relu_diag.training import Examination, TrainingData, WideningChoice, most_promising, verdict_in_training
+from relu_diag.training._falls import Falls
+from relu_diag.training._rehearsed import best_in_rehearsal, random_neurons
 from relu_diag.training._sample import in_order, some_in_order
 
 
@@ -73,3 +76,12 @@ def test_a_rehearsal_of_several_networks_is_adam_on_each() -> None:
     expected = [trained(one, X, Y, rate=0.02) for one in blocks]
     found = rehearsed_losses(blocks, X, SquaredError(Y), rate=0.02)
     assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e150])  # a loss below zero, and numbers that leave float64
+def test_a_rehearsal_ends_with_one_of_the_ways_to_grow(size: float) -> None:
+    X = size * torch.eye(3).double()
+    falls = Falls.of(block(), TrainingData(X, Poisson(torch.full((3, 2), 10.0).double())), WeightDecay())
+    found = random_neurons(falls, 1)
+    best = best_in_rehearsal(falls, found)
+    assert any(best is parts for parts in found)
