@@ -41,8 +41,9 @@ def largest_growth(problem: LossProblem, by_input: Tensor, by_output: float, tol
     D = rho(X @ V.T, slopes).T @ G
     gain = D.square().sum(1) - by_output * (V.square() @ by_input)
     best = int(gain.argmax())
-    size = float((max(map(abs, slopes)) * G.norm(dim=1) @ X.norm(dim=1)).square()) + by_output * float(by_input.max())
-    allowed = FLOAT64.unseen * tol * size
+    # What a pull as large as the decay gains if it is off by its tolerance, which is that of its terms.
+    blur = FLOAT64.unseen * tol * max(map(abs, slopes)) * float(G.norm(dim=1) @ X.norm(dim=1))
+    allowed = blur * (2 * math.sqrt(by_output * float(by_input.max())) + blur)
     if plane or float(gain[best]) > allowed:
         return Growth(V[best], float(gain[best]) > allowed, certified=plane)
     if not bool(by_input.gt(0).all()):

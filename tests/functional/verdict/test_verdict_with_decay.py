@@ -123,3 +123,16 @@ def test_descent_with_decay_under_labels_that_are_separable_ends_at_a_minimum() 
 def test_decay_needs_a_convex_loss() -> None:
     with pytest.raises(ValueError, match="convex"):
         F.classify(ShallowBlock(zeros(1, 2), zeros(1, 1)), zeros(2, 2), F.OutputLoss(torch.sum), weight_decay=0.1)
+
+
+@pytest.mark.parametrize("inputs", [2, 3])
+@pytest.mark.parametrize(("mu", "kind"), [(0.05, "saddle"), (0.2, "global minimum")])
+def test_a_pull_that_is_small_beside_its_terms_is_compared_with_the_decay(inputs: int, mu: float, kind: str) -> None:
+    angle = 1e-4
+    X = torch.zeros(2, inputs, dtype=torch.float64)
+    X[0, 0], X[1, 0], X[1, 1] = 1.0, np.cos(angle), np.sin(angle)
+    Y = tensor([1000.0], [-1000.0])  # no neuron is pulled by more than 1000 |x - x'|, which is 0.1
+    block = ShallowBlock(zeros(1, inputs), zeros(1, 1))
+    verdict = F.classify(block, X, Y, reduction="half_sum", weight_decay=mu)
+    assert verdict.kind == kind
+    assert (verdict.direction is not None) == (kind == "saddle")
