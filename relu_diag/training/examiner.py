@@ -12,9 +12,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 
 from relu_diag.capture import Sighting
-from relu_diag.training._data import Draws, Repeats, affordable, is_at_the_end, is_epoch_of_all, samples_of
+from relu_diag.training._data import Draws, Repeats, is_at_the_end, is_epoch_of_all, samples_of
 from relu_diag.training._given import rows_of_batches
-from relu_diag.training._others import lengths_of_others
+from relu_diag.training._kept_blocks import KeptBlocks
 from relu_diag.training.careful import Careful
 from relu_diag.training.checks import check_callable, check_count, check_iterable
 from relu_diag.training.examination import Examination
@@ -22,7 +22,6 @@ from relu_diag.training.examine import examine_pass, examine_rows
 from relu_diag.training.lightning_internals import device_batches
 from relu_diag.training.look import Look, LossFunction
 from relu_diag.training.ranks import agree
-from relu_diag.training.recipe import Recipe
 from relu_diag.training.rider import Rider
 from relu_diag.training.rows import NOT_SEEN, KeptRows
 
@@ -41,8 +40,6 @@ _RIDDEN = 32
 _CONFIRMED = 256
 # Samples that are kept of data without an end.
 _ENDLESS = 2**14
-_OTHER_READERS = "other layers read it in other steps, so that no loss of its outputs is that of all of them"
-_NOT_ALWAYS = "some steps do not go through it: not all data are its own"
 _UNASKED = "no rows of its data are kept before a verdict is asked for, as on a plateau"
 _MOVED = "its inputs have moved since its rows were kept: what computes them was trained"
 
@@ -99,7 +96,7 @@ class Examiner:
         self.careful = Careful(self.owner)
         self.seen: dict[str, Sighting] = {}
         self.rider = Rider(None if self._around else self.block, self.careful)
-        self._rows: dict[str, KeptRows] = {}
+        self._kept = KeptBlocks()
         self._look: Look | None = None
         self._ridden = 0
         self._wanted = False
@@ -107,8 +104,6 @@ class Examiner:
         self._whole = False
         # Whether an epoch may have no end: until the first one begins, nobody knows.
         self._endless = True
-        # Whether a batch of the epoch whose rows are kept is not among them.
-        self._missed = False
         self._most = self.max_samples
         self._expected = 0
         # Whether the present step is read off its batch, and the number of steps.
@@ -118,14 +113,9 @@ class Examiner:
         self._confirming = False
         self._unconfirmed = False
         self._batch_idx = 0
-        # Whether the loss has become another one: then each batch is asked anew.
-        self._changing = False
-        self._recipes: dict[str, Recipe] = {}
-        # Step at which the last rows were there, and the rest of the module when they began to be kept.
+        # Step at which the last rows were there.
         self._kept_at = 0
         self._module: LightningModule | None = None
-        self._others: dict[str, list[float]] = {}
-        self._reasons: dict[str, str] = {}
         # The batch of the present step, and a copy of the container it is.
         self._held: tuple[Any, Any] = None, None
         self._repeats = Repeats()
@@ -168,11 +158,13 @@ class Examiner:
         self._confirming = not self._keeping and self._ridden >= _FIRST
         due = self._unconfirmed or self._batches % _CONFIRMED == 0 or is_at_the_end(trainer, batch_idx)
         self._unconfirmed = self._unconfirmed and not self._confirming
-        if self._confirming and not (self._rows and due):
+        if self._confirming and not (self._kept.rows and due):
             return
         # A step may take the targets out of its batch.
         self._held = batch, copy.copy(batch) if isinstance(batch, Mapping | list) else batch
-        self._reading = self._keeping and self._ridden >= _FIRST and self._readable and self._batches % _RIDDEN != 0
+        self._reading = (
+            self._keeping and self._ridden >= _FIRST and self._kept.readable and self._batches % _RIDDEN != 0
+        )
         if not self._reading:
             self._draws.begin(trainer.strategy.root_device)
             self.rider.begin(module)
@@ -191,7 +183,7 @@ class Examiner:
         if self._reading:
             self._reading = False
             with self.careful:
-                self._missed = not self._read(trainer, batch, skipped) or self._missed
+                self._read(trainer, batch, skipped)
         if not self.rider.riding:
             return
         with self.careful:
@@ -204,8 +196,7 @@ class Examiner:
 
     def _take(self, trainer: Trainer, seen: Sequence[Sighting], batch: Any) -> None:
         """Keep the rows of a step."""
-        self._missed = self._missed or not seen
-        self._leave_out(seen)
+        self._kept.leave_out(seen)
         again = self._repeats.comes_again(batch, self._batches)
         self._whole = again or (trainer.num_training_batches == 1 and is_epoch_of_all(trainer))
         for one in seen:
@@ -214,35 +205,18 @@ class Examiner:
         if self._whole:
             self._finish_keeping(trainer, complete=True)
         elif self._ridden >= _FIRST and not self._worth_keeping(trainer):
-            self._rows = {}
+            self._kept.clear()
             self._keeping = False
-        elif self._keeping and self._rows and all(rows.full for rows in self._rows.values()):
+        elif self._keeping and self._kept.full:
             self._finish_keeping(trainer, complete=False)
-
-    def _leave_out(self, seen: Sequence[Sighting]) -> None:
-        """Take note of blocks through which a step did not go: not all batches are theirs."""
-        shown = {one.hidden for one in seen}
-        for name in self._rows.keys() - shown if shown else ():  # all may be frozen
-            self._missed = True
-            self._changing = True
-            if self._rows[name].was_read:
-                self._rows[name].reason = self._reasons[name] = _NOT_ALWAYS
 
     def _begins_again(self, seen: Sequence[Sighting], batch: Any) -> bool:
         """Compare the loss of a step with that of the rows kept; whether it is another one, and an epoch begins."""
-        self._leave_out(seen)
+        self._kept.leave_out(seen)
         for one in seen:
-            rows = self._rows.get(one.hidden)
-            if rows is None or rows.recipe is None:
-                continue
-            rows.confirm(one, self.rider.loss, self._shown(batch))
-            self._reasons[one.hidden] = rows.reason
-            self._recipes[one.hidden] = rows.recipe
-            if rows.reason:
-                self._changing = True
-                del self._recipes[one.hidden]
-        if self._batch_idx == 0 and self._wanted and any(rows.reason for rows in self._rows.values()):
-            self._rows = {}
+            self._kept.confirm(one, self.rider.loss, self._shown(batch))
+        if self._batch_idx == 0 and self._wanted and self._kept.refused:
+            self._kept.clear()
             self._keeping = True
         return self._keeping
 
@@ -263,9 +237,9 @@ class Examiner:
         """Ask for a verdict. Inputs that layers below compute, and gradients, are kept anew from the next epoch on."""
         self._wanted = True
         self._unconfirmed = True
-        lasting = not any(self._reasons.values()) and not any(map(self._moves, self.seen))
+        lasting = not any(self._kept.reasons.values()) and not self._moved()
         if not self._keeping and not lasting:
-            self._rows = {}
+            self._kept.clear()
 
     def want_if_cheap(self, trainer: Trainer) -> None:
         """Ask for rows that nobody waits for, where they are read off batches or the network is small.
@@ -273,7 +247,7 @@ class Examiner:
         Args:
             trainer: The trainer.
         """
-        if self._readable or (self._short(trainer) and self._small):
+        if self._kept.readable or (self._short(trainer) and self._small):
             self.want()
 
     def agreed_ready(self, trainer: Trainer) -> bool:
@@ -287,8 +261,8 @@ class Examiner:
         """
         self._agree()
         needless = self._look is not None or bool(self.careful.off) or (self._ridden >= _FIRST and not self.seen)
-        given = self.dataloader is not None and self._ridden >= _FIRST and not any(self._reasons.values())
-        ready = needless or given or (bool(self._rows) and not self._keeping)
+        given = self.dataloader is not None and self._ridden >= _FIRST and not any(self._kept.reasons.values())
+        ready = needless or given or (bool(self._kept.rows) and not self._keeping)
         return trainer.strategy.reduce_boolean_decision(ready)
 
     def examine(
@@ -325,41 +299,32 @@ class Examiner:
             examination = examine_pass(trainer, module, self._look, drop)
             return None if examination is None else [examination]
         loss = math.nan if self.rider.loss is None else self.rider.loss
-        rows = self._rows
+        reasons = self._kept.reasons
+        rows = self._kept.rows
         if self.dataloader is not None:
             with self.careful:  # only this rank reads them
-                recipes = {name: self._recipes.get(name) for name in self.seen if not self._reasons.get(name)}
+                recipes = {name: self._kept.recipes.get(name) for name in self.seen if not reasons.get(name)}
                 batches = map(self._shown, device_batches(trainer, module, self.dataloader))
                 rows = rows | rows_of_batches(batches, recipes, self.max_samples)
             self._agree()
             if self.careful.off:
                 return []
-        moved = {name for name in self.seen if self._moves(name)}
-        missing = {name: KeptRows(reason=self._reasons.get(name) or _UNASKED) for name in self.seen if name not in rows}
+        moved = self._moved()
+        missing = {name: KeptRows(reason=reasons.get(name) or _UNASKED) for name in self.seen if name not in rows}
         if since is not None and self._kept_at < since and not self._keeping:
-            missing |= {name: KeptRows(reason=self._reasons.get(name) or _MOVED) for name in moved if name in rows}
+            missing |= {name: KeptRows(reason=reasons.get(name) or _MOVED) for name in moved if name in rows}
         return examine_rows(trainer, module, self.seen, rows | missing, loss, drop, moved)
 
-    def _moves(self, name: str) -> bool:
-        """Whether the inputs of a block may be others than when its rows were kept: not what batches hold as it is."""
-        if self._is_as_it_is(name):
-            return False
-        seen, known = self.seen[name], self._others.get(name)
-        if not seen.from_data or known is None or self._module is None:
-            return True
-        return known != lengths_of_others(self._module, seen.parameters)
-
-    def _is_as_it_is(self, name: str) -> bool:
-        """Whether a batch holds the inputs of a block as they are."""
-        recipe = self._recipes.get(name)
-        return recipe is not None and recipe.inputs is not None
+    def _moved(self) -> set[str]:
+        """Blocks whose inputs may be others than when their rows were kept."""
+        return {name for name, one in self.seen.items() if self._kept.moves(one, self._module)}
 
     def refused(self) -> dict[str, str]:
         """What stands between layers that make no block, by their names, once steps were seen.
 
         Returns:
-            Reasons; one for the whole module, by an empty name, where there is no block and nothing is named. None
-            while a Linear layer is frozen, which may be trained later.
+            Reasons; one for the whole module, by an empty name, where there is no block and nothing is named.
+            Nothing while a Linear layer is frozen, which may be trained later.
         """
         # The first step may be one of another part of the module.
         if (self._ridden < _FIRST and not self.seen) or self.careful.off or self._module is None:
@@ -392,8 +357,8 @@ class Examiner:
     def _begin_keeping(self, trainer: Trainer) -> None:
         """Keep the rows of the steps to come, where they are needed."""
         early = self._ridden == 0 and (self._short(trainer) or samples_of(trainer) <= _EARLY)
-        self._missed = self._missed and self._keeping
-        self._keeping = self._keeping or (not self._rows and (early or self._wanted))
+        self._kept.missed = self._kept.missed and self._keeping
+        self._keeping = self._keeping or (not self._kept.rows and (early or self._wanted))
         self._endless = not math.isfinite(trainer.num_training_batches)
         self._most = _ENDLESS if self._endless and self.max_samples is None else self.max_samples
         self._expected = 0 if self._endless else samples_of(trainer)
@@ -404,10 +369,9 @@ class Examiner:
 
     def _worth_keeping(self, trainer: Trainer) -> bool:
         """Whether the rows of the first epoch are kept although nobody has asked: where that costs next to nothing."""
-        recipes = [rows.recipe for rows in self._rows.values() if rows.recipe is not None]
-        numbers = sum(recipe.columns for recipe in recipes) * max(self._expected, 1)
-        waiting = self._ridden < _SHORT and any(rows.waiting for rows in self._rows.values())
-        cheap = waiting or (self._readable and numbers <= _EARLY_NUMBERS)
+        numbers = self._kept.columns * max(self._expected, 1)
+        waiting = self._ridden < _SHORT and any(rows.waiting for rows in self._kept.rows.values())
+        cheap = waiting or (self._kept.readable and numbers <= _EARLY_NUMBERS)
         return self._wanted or (self._keeping and ((self._short(trainer) and self._small) or cheap))
 
     @property
@@ -417,53 +381,31 @@ class Examiner:
 
     def _finish_keeping(self, trainer: Trainer, complete: bool) -> None:
         """The rows are those of an epoch, or as many as are to be kept."""
-        for name, rows in self._rows.items():
-            noisy = self._draws.any and not self._is_as_it_is(name)
-            rows.finish(complete and not self._missed and not noisy)
+        self._kept.finish(complete, self._draws.any)
         self._kept_at = trainer.global_step
         self._keeping = False
         self._wanted = False
 
     def _keep(self, one: Sighting, batch: Any) -> None:
         """Keep the rows of a block; a batch that is the whole data set alone."""
+        kept = self._kept
         before = self.seen.get(one.hidden, one)
         same_readers = before.readers == one.readers
-        if same_readers and (before.inputs, before.outputs) != (one.inputs, one.outputs):  # a layer beside was widened
-            self._missed = self._missed or one.hidden in self._rows
-            self._rows.pop(one.hidden, None)
-            self._recipes.pop(one.hidden, None)
-        if self._whole or one.hidden not in self._rows:
-            expected = len(one.signal.X) if self._whole else self._expected
-            self._rows[one.hidden] = KeptRows(self._most or affordable(one), expected)
-            self._rows[one.hidden].recipe = self._recipes.get(one.hidden)
-            if one.from_data and self._module is not None:
-                self._others[one.hidden] = lengths_of_others(self._module, one.parameters)
-        rows = self._rows[one.hidden]
-        if not same_readers:
-            rows.reason = _OTHER_READERS
-        rows.keep(one, self.rider.loss, self._shown(batch), self._batches)
-        self._reasons[one.hidden] = rows.reason
-        if rows.recipe is not None:
-            self._recipes[one.hidden] = rows.recipe
+        if same_readers and (before.inputs, before.outputs) != (one.inputs, one.outputs):
+            kept.drop(one.hidden)
+        if self._whole or one.hidden not in kept.rows:
+            kept.begin(one, self._most, len(one.signal.X) if self._whole else self._expected, self._module)
+        kept.add(one, self.rider.loss, self._shown(batch), self._batches, same_readers)
 
     def _shown(self, batch: Any) -> Any:
         """A batch that shows its targets."""
         return batch if self.targets is None else (batch, self.targets(batch))
 
-    @property
-    def _readable(self) -> bool:
-        """Whether rows can be read off batches, without riding along."""
-        held = all(rows.recipe is not None and rows.recipe.inputs is not None for rows in self._rows.values())
-        uneven = self._changing or any(rows.uneven for rows in self._rows.values())
-        return bool(self._rows) and held and not uneven
-
-    def _read(self, trainer: Trainer, batch: Any, skipped: bool) -> bool:
-        """Keep the rows of a batch that is not ridden; whether it has any to be kept."""
+    def _read(self, trainer: Trainer, batch: Any, skipped: bool) -> None:
+        """Keep the rows of a batch that is not ridden."""
         if skipped:
-            return False
-        for rows in self._rows.values():
-            if not rows.take(self._shown(batch)):
-                rows.reason = "a batch has other tensors than those before"
-        if all(rows.full for rows in self._rows.values()):
+            self._kept.missed = True
+            return
+        self._kept.read(self._shown(batch))
+        if self._kept.full:
             self._finish_keeping(trainer, complete=False)
-        return True

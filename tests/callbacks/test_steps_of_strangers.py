@@ -208,7 +208,7 @@ def test_the_block_whose_loss_is_known_speaks_for_a_deep_network() -> None:
     _, plateau = watch(Deep())
     assert plateau.final is not None
     assert plateau.final.name == "net.2"
-    other = plateau.examiner._rows["net.0"].reason
+    other = plateau.examiner._kept.rows["net.0"].reason
     assert other.endswith("; between them and the loss stands a later Relu")
 
 
