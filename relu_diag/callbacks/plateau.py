@@ -33,7 +33,6 @@ from relu_diag.training import (
     check_block,
     check_count,
     check_fraction,
-    gap_in_training,
     lately,
     listeners,
     marks_of,
@@ -41,6 +40,7 @@ from relu_diag.training import (
     story_rows,
     tell,
     tell_event,
+    tell_gap,
     text_table,
     verdict_in_training,
 )
@@ -394,15 +394,10 @@ class PlateauMonitor(Passenger):
 
     def _tell_gap(self, trainer: Trainer, found: list[Examination]) -> Gap | None:
         """Log, say and return how far the first block is from the best of any width, if decay is part of the loss."""
-        worst = found[0]
-        gap = gap_in_training(trainer, worst)
-        if gap is not None:
-            named = self.block is not None or len(found) > 1
-            # Beside what is watched of the block: there TensorBoard shows it.
-            for report in (self._report, Report(f"landscape/{worst.name}/" if named else "landscape/")):
-                report.log_scalars(trainer, worst.step, {"gap": gap.gap})
-            tell_event(trainer, worst.step, worst.verdict.kind, str(gap))
-        return gap
+        named = self.block is not None or len(found) > 1
+        # Beside what is watched of the block: there TensorBoard shows it.
+        beside = Report(f"landscape/{found[0].name}/" if named else "landscape/")
+        return tell_gap(trainer, found[0], (self._report, beside))
 
     def _ended(self, trainer: Trainer, module: LightningModule, change: PlateauChange) -> None:
         """Close the current plateau, or drop it if it was a slide."""

@@ -24,7 +24,7 @@ from relu_diag.training.examination import MINIMA, Examination
 from relu_diag.training.examine import examine_pass, examine_rows, location_of
 from relu_diag.training.examiner import Examiner
 from relu_diag.training.felt import data_of, growth_gain, signal_of, some_rows
-from relu_diag.training.gap import against_growing, coupled_decay, gap_in_training, gap_with_decay
+from relu_diag.training.gap import against_growing, coupled_decay, gap_in_training, gap_with_decay, tell_gap
 from relu_diag.training.growths import Growth
 from relu_diag.training.history import HistoryRecorder, LossCurve, Moment
 from relu_diag.training.judge import (
@@ -199,6 +199,7 @@ __all__ = [
     "targets_of",
     "tell",
     "tell_event",
+    "tell_gap",
     "tensors_of",
     "text_table",
     "trained_loss",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 from lightning.pytorch import Trainer
@@ -12,7 +13,9 @@ from relu_diag.functional.block import rho
 from relu_diag.training._sample import sampled
 from relu_diag.training.examination import Examination
 from relu_diag.training.penalty import penalty_of
+from relu_diag.training.report import Report
 from relu_diag.training.rows import TrainingData
+from relu_diag.training.story import tell_event
 
 # Rows by which the gap is bounded; and numbers of inputs up to which a better bound is searched before growing.
 _ROWS = 1024
@@ -51,6 +54,35 @@ def gap_in_training(trainer: Trainer, examination: Examination, rounds: int = 0)
     data = examination.data
     decay = coupled_decay(trainer, examination)
     return None if data is None or decay is None else gap_with_decay(examination.block, data, decay, rounds)
+
+
+def tell_gap(trainer: Trainer, examination: Examination, reports: Iterable[Report]) -> Gap | None:
+    """Log and say how far a block is from the best of any width.
+
+    Args:
+        trainer: The trainer, fitting.
+        examination: The block, examined.
+        reports: Where it is logged, as ``gap``.
+
+    Returns:
+        The gap; None where there is none, see `gap_in_training`.
+
+    Example:
+        >>> from relu_diag import ShallowBlock
+        >>> from relu_diag.training import verdict_in_training
+        >>> import torch
+        >>> unknown = verdict_in_training(None, "the loss was not recognised")
+        >>> block = ShallowBlock(torch.eye(2), torch.ones(1, 2))
+        >>> found = Examination(0, "net.0", None, block, 1.0, unknown, None, None, None, "", dead=False)
+        >>> tell_gap(Trainer(barebones=True, accelerator="cpu"), found, ()) is None
+        True
+    """
+    gap = gap_in_training(trainer, examination)
+    if gap is not None:
+        for report in reports:
+            report.log_scalars(trainer, examination.step, {"gap": gap.gap})
+        tell_event(trainer, examination.step, examination.verdict.kind, str(gap))
+    return gap
 
 
 def gap_with_decay(block: ShallowBlock, data: TrainingData, decay: WeightDecay, rounds: int = 0) -> Gap | None:
