@@ -327,9 +327,8 @@ class LandscapeMonitor(WatchedBlocks, Rides):
             if found and self.loss_value is not None:
                 found[0].log_final_loss(trainer, step, self.loss_value)
             if found:
-                lines = [self._advice(trainer, watch) for watch in found]
-                if len(found) > 1 and found[0].dead_for_good:
-                    lines[0] = lines[0].replace(": ", " holds the loss back: ", 1)
+                several = len(found) > 1
+                lines = [self._advice(trainer, watch, several and watch is found[0]) for watch in found]
                 say(trainer, "landscape/found", first_few(lines))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -392,10 +391,11 @@ class LandscapeMonitor(WatchedBlocks, Rides):
         self._batch = None
         self._rider.leave()
 
-    def _advice(self, trainer: Trainer, watch: BlockWatch) -> str:
+    def _advice(self, trainer: Trainer, watch: BlockWatch, worst: bool) -> str:
         """What was found of a block, and when it was seen last where that is long ago."""
         size = samples_of(trainer) * trainer.world_size
-        words = watch.advice(size, (getattr(trainer.train_dataloader, "batch_size", None) or 0) if size else 0)
+        batch_size = (getattr(trainer.train_dataloader, "batch_size", None) or 0) if size else 0
+        words = watch.advice(size, batch_size, worst)
         if not words or watch.last is None or watch.hidden not in self._absent:
             return words
         since = (self._sampled or 0) - watch.last.step

@@ -299,12 +299,13 @@ class BlockWatch:
         """Number of neurons that were silent on all samples of the last reports."""
         return int(torch.stack([dead for dead, _ in self._dead]).all(dim=0).sum())
 
-    def advice(self, samples_of_data: int = 0, batch_size: int = 0) -> str:
+    def advice(self, samples_of_data: int = 0, batch_size: int = 0, worst: bool = False) -> str:
         """What was found of the block, and what to do about it.
 
         Args:
             samples_of_data: Number of samples of the data set, some of which may have been seen twice; 0: not known.
             batch_size: Number of samples of a batch. A block with more rows than that sees parts of samples.
+            worst: Whether it is the worst of several: if its neurons are dead for good, it holds the loss back.
 
         Returns:
             A sentence; empty where there is nothing to say.
@@ -315,7 +316,7 @@ class BlockWatch:
         samples = sum(samples for _, samples in self._dead)
         dead = self._silent
         small = int(states.small_living.sum())
-        where = f"{self.last.name}: "
+        where = f"{self.last.name}{' holds the loss back' if worst and self.dead_for_good else ''}: "
         if self.many_dead:
             share = "all" if dead == count else f"{dead} of"
             seen = f"{where}{share} {count} neurons dead on {counted(samples, 'sample')}"
