@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -51,8 +52,8 @@ _JUDGING = 0.25
 # they are where no set lowers the loss: more would take minutes.
 _FEW_NUMBERS = 512
 _FEW_NEURONS = 4
-# Further proposals for a single neuron that are compared by where training leads.
-_PROPOSED = 8
+# Proposals for a single neuron that are compared by where training leads.
+_PROPOSED = 9
 _NUMBERS_ONE_BY_ONE = 2**13
 # How often new neurons are made quieter, where they cost more than they gain.
 _HALVINGS = 12
@@ -228,10 +229,11 @@ def _by_rows(plan: _Plan, falls: Falls, gap: Gap | None) -> list[GrowthProposal 
     found: list[list[GrowthProposal | Widening]] = [[one] for one in (widening, pulled) if one is not None]
     most = _FEW_NUMBERS if found else _NUMBERS_ONE_BY_ONE
     if data.X.numel() <= most and plan.most <= _FEW_NEURONS:
-        proposals = _proposed(plan, search, falls)
         if plan.count != "auto" and plan.rehearses:
-            return best_in_rehearsal(falls, [*found, *proposals, *random_neurons(falls, plan.most)])
-        found += proposals[:1]
+            further = [*_proposed(plan, search, falls), *random_neurons(falls, plan.most)]
+            return best_in_rehearsal(falls, [*found, *further])
+        with suppress(NoWidening):
+            found.append(_one_by_one(plan, search, falls))
     if len(found) == 1:
         return found[0]
     if found:
@@ -242,16 +244,14 @@ def _by_rows(plan: _Plan, falls: Falls, gap: Gap | None) -> list[GrowthProposal 
 
 
 def _proposed(plan: _Plan, search: _Search, falls: Falls) -> list[list[GrowthProposal | Widening]]:
-    """The neurons that gain most one by one, and where there is one alone other proposals for it."""
-    try:
-        best = _one_by_one(plan, search, falls)
-    except NoWidening:
+    """The neurons that gain most one by one; for one alone all proposals, if the first gains anything."""
+    if plan.most > 1:
+        with suppress(NoWidening):
+            return [_one_by_one(plan, search, falls)]
         return []
-    others = search.propose(steady(plan.block))[1:] if plan.most == 1 else []
-    found = [best]
-    for other in others[:_PROPOSED]:
-        found.append([_settled_in(plan.block, other, search.X, falls)])
-    return found
+    proposals = search.propose(steady(plan.block))[:_PROPOSED]
+    settled_in = [_settled_in(plan.block, one, search.X, falls) for one in proposals]
+    return [[one] for one in settled_in] if settled_in and falls(settled_in[0].new_block) > 0 else []
 
 
 def _signal(falls: Falls) -> BlockSignal:
