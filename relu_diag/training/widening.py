@@ -219,7 +219,9 @@ def _by_rows(plan: _Plan, falls: Falls, gap: Gap | None) -> list[GrowthProposal 
         NoWidening: If no neuron gains anything.
     """
     data = falls.data
-    search = _Search(data.X, partial(growth_proposals, X=data.X, Y=data.loss, nudge=plan.nudge))
+    search = _Search(
+        data.X, partial(growth_proposals, X=data.X, Y=data.loss, nudge=plan.nudge, weight_decay=falls.decay)
+    )
     if plan.embedding == "replication" or (plan.embedding != "best" and plan.nudge):
         return _one_by_one(plan, search, falls)
     if not plan.nudge:
