@@ -7,21 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from support.quiet import QUIET
+from support.sines import Net, batches, samples
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from relu_diag.callbacks import LandscapeMonitor, PlateauMonitor
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
-
-
-def samples() -> TensorDataset:
-    generator = torch.Generator().manual_seed(1)
-    X = torch.randn(40, 3, generator=generator)
-    return TensorDataset(X, X[:, :2].sin())
 
 
 class Refilled:
@@ -31,27 +26,12 @@ class Refilled:
         return 5
 
     def __iter__(self) -> Iterator[list[Tensor]]:
-        X, Y = samples().tensors
+        X, Y = samples(40).tensors
         kept = [X[:8].clone(), Y[:8].clone()]
         for start in range(0, 40, 8):
             for held, data in zip(kept, (X, Y), strict=True):
                 held.numpy()[:] = data[start : start + 8].numpy()
             yield kept
-
-
-class Net(LightningModule):
-    """A regression."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        return functional.mse_loss(self.net(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
 class OfTable(Net):
@@ -74,11 +54,11 @@ class OfParameter(OfTable):
 
 
 def whole() -> DataLoader[Any]:
-    return DataLoader(samples(), batch_size=40)
+    return batches(40, 40)
 
 
 def parts() -> DataLoader[Any]:
-    return DataLoader(samples(), batch_size=8)
+    return batches(40)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +86,7 @@ def test_a_batch_alone_in_its_epoch_is_all_data_only_where_none_is_left_out(
     settings: dict[str, Any], complete: bool
 ) -> None:
     plateau = PlateauMonitor()
-    data = DataLoader(samples(), batch_size=40 if complete else 8, shuffle=True)
+    data = DataLoader(samples(40), batch_size=40 if complete else 8, shuffle=True)
     Trainer(**{**QUIET, "max_epochs": 30, **settings}, callbacks=[plateau]).fit(Net(), data)
     assert plateau.final is not None
     assert plateau.final.data is not None

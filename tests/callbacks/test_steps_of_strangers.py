@@ -8,37 +8,17 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from support.quiet import QUIET
+from support.sines import Net, batches
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.testing import assert_close
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from relu_diag.callbacks import GrowOnPlateau, LandscapeMonitor, PlateauMonitor, ReviveDeadUnits
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
-
-
-def batches(count: int = 24, size: int = 8) -> DataLoader[Any]:
-    generator = torch.Generator().manual_seed(1)
-    X = torch.randn(count, 3, generator=generator)
-    return DataLoader(TensorDataset(X, X[:, :2].sin()), batch_size=size)
-
-
-class Net(LightningModule):
-    """A regression."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
-        return functional.mse_loss(self.net(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
 class ByHand(Net):
@@ -62,7 +42,7 @@ class ByHand(Net):
 def watch(module: Net, data: Any = None, **settings: Any) -> tuple[LandscapeMonitor, PlateauMonitor]:
     monitors = LandscapeMonitor(every_n_steps=1), PlateauMonitor()
     trainer = Trainer(**QUIET, callbacks=list(monitors), **{"max_epochs": 2, "log_every_n_steps": 1, **settings})
-    trainer.fit(module, batches() if data is None else data)
+    trainer.fit(module, batches(24) if data is None else data)
     assert monitors[0].off == ""
     return monitors
 
@@ -162,7 +142,7 @@ def test_asking_for_a_verdict_computes_no_weight() -> None:
 
     alone, watched = Spectral(), Spectral()
     torch.manual_seed(1)
-    Trainer(**QUIET, max_epochs=2).fit(alone, batches())
+    Trainer(**QUIET, max_epochs=2).fit(alone, batches(24))
     torch.manual_seed(1)
     _, plateau = watch(watched)
     assert_close(dict(watched.state_dict()), dict(alone.state_dict()), rtol=0, atol=0)
@@ -218,7 +198,7 @@ def test_targets_that_a_step_takes_out_of_its_batch_are_found() -> None:
             targets = batch.pop("y")
             return functional.mse_loss(self.net(batch["x"]), targets)
 
-    data = [{"x": X, "y": Y} for X, Y in batches().dataset]
+    data = [{"x": X, "y": Y} for X, Y in batches(24).dataset]
     _, plateau = watch(Popping(), DataLoader(data, batch_size=8))
     assert plateau.final is not None
     assert plateau.final.data is not None
@@ -281,7 +261,7 @@ def test_blocks_that_thaw_are_named_when_they_are_seen(caplog: pytest.LogCapture
 def test_all_callbacks_of_ours_work_on_one_run(module: type[Net], recwarn: pytest.WarningsRecorder) -> None:
     grow, revive = GrowOnPlateau(at_steps=[4]), ReviveDeadUnits(every_n_steps=3)
     callbacks = [LandscapeMonitor(every_n_steps=1), PlateauMonitor(), grow, revive]
-    Trainer(**QUIET, callbacks=callbacks, max_epochs=3, log_every_n_steps=1).fit(module(), batches())
+    Trainer(**QUIET, callbacks=callbacks, max_epochs=3, log_every_n_steps=1).fit(module(), batches(24))
     assert [growth.after for growth in grow.growths] == [7]
     assert revive.off == ""
     assert {one.width for one in revive.revivals} == {6, 7}
@@ -296,7 +276,7 @@ def test_layers_that_share_a_weight_are_refused_by_name() -> None:
 
     with pytest.warns(UserWarning, match=r"net\.0 can never grow"):
         Trainer(**QUIET, callbacks=[GrowOnPlateau(at_steps=[2])], max_epochs=2, log_every_n_steps=1).fit(
-            Tied(), batches()
+            Tied(), batches(24)
         )
 
 

@@ -7,40 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from support.quiet import QUIET
-from torch import Tensor, nn
+from support.sines import Net, batches, network
+from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset
 
 from relu_diag.callbacks import LandscapeMonitor, PlateauMonitor
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
-
-
-def batches(count: int = 48, size: int = 8) -> DataLoader[Any]:
-    generator = torch.Generator().manual_seed(1)
-    X = torch.randn(count, 3, generator=generator)
-    return DataLoader(TensorDataset(X, X[:, :2].sin()), batch_size=size)
-
-
-def network() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
-
-
-class Net(LightningModule):
-    """A regression."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = network()
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
-        return functional.mse_loss(self.net(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
 class Experts(Net):
@@ -82,7 +57,7 @@ class Ending(Net):
 def watch(module: Net, data: Any = None, **settings: Any) -> tuple[LandscapeMonitor, PlateauMonitor]:
     monitors = LandscapeMonitor(every_n_steps=3), PlateauMonitor()
     trainer = Trainer(**QUIET, callbacks=list(monitors), **{"max_epochs": 4, "log_every_n_steps": 1, **settings})
-    trainer.fit(module, batches() if data is None else data)
+    trainer.fit(module, batches(48) if data is None else data)
     assert monitors[0].off == monitors[1].off == ""
     return monitors
 
@@ -111,7 +86,7 @@ def test_a_step_that_ends_its_epoch_leaves_no_hook() -> None:
 
 def test_monitors_can_be_pickled_after_a_run() -> None:
     landscape, plateau = pickle.loads(pickle.dumps(watch(Net())))
-    Trainer(**QUIET, callbacks=[landscape, plateau], max_epochs=1).fit(Net(), batches())
+    Trainer(**QUIET, callbacks=[landscape, plateau], max_epochs=1).fit(Net(), batches(48))
     assert landscape.off == plateau.off == ""
     assert plateau.final is not None
 
@@ -144,20 +119,18 @@ def test_a_single_row_tells_no_spread_of_the_inputs(caplog: pytest.LogCaptureFix
     assert "born dead" not in caplog.text
 
 
-def test_samples_of_the_whole_data_set_are_counted_once(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("size", "count", "epochs", "said"),
+    [(48, 48, 9, "all 6 neurons dead on 48 samples"), (8, 16, 60, "dead on 320 samples drawn from 16")],
+)
+def test_samples_are_counted_once(
+    size: int, count: int, epochs: int, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
     module = Net()
     module.net[0].bias.data -= 30
     with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
-        watch(module, batches(48, 48), max_epochs=9)
-    assert "all 6 neurons dead on 48 samples" in caplog.text
-
-
-def test_samples_that_were_seen_twice_are_said_to_be_drawn_from_fewer(caplog: pytest.LogCaptureFixture) -> None:
-    module = Net()
-    module.net[0].bias.data -= 30
-    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
-        watch(module, batches(16, 8), max_epochs=60)
-    assert "dead on 320 samples drawn from 16" in caplog.text
+        watch(module, batches(count, size), max_epochs=epochs)
+    assert said in caplog.text
 
 
 def test_networks_that_take_turns_are_all_seen_where_samples_are_rare() -> None:
