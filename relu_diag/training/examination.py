@@ -12,7 +12,7 @@ from relu_diag.capture import BlockLocation
 from relu_diag.functional import BlockSignal, EscapeForecast, NearbyStationaryPoint, ShallowBlock, Verdict
 from relu_diag.training._dead import dead_words
 from relu_diag.training.descent import Descent
-from relu_diag.training.judge import why_unsettled
+from relu_diag.training.judge import LOWERED, why_unsettled
 from relu_diag.training.look import Look
 from relu_diag.training.rows import TrainingData
 
@@ -84,7 +84,7 @@ class Examination:
         """The saddle that the weights are at; where their decay is part of no loss, AdamW's, that of the loss alone."""
         if self.verdict.kind == "saddle":
             return self.verdict
-        alone = self.verdict.kind == "undecided" and self.verdict.assumptions.get("the loss is lowered") == "holds"
+        alone = self.verdict.kind == "undecided" and self.verdict.assumptions.get(LOWERED) == "holds"
         return self.nearby.verdict if alone and self.nearby and self.nearby.verdict.kind == "saddle" else None
 
     def ending(self, told: bool, named: bool) -> str:

@@ -39,6 +39,8 @@ _FAR = 1e-3
 _AT = ("saddle", "type-2 candidate", "local minimum", "global minimum")
 _MINIMA = ("local minimum", "global minimum")
 # Verdicts that do not say what the point is, and do not replace one that does.
+# The assumption that the optimizer lowers the loss and does not climb.
+LOWERED = "the loss is lowered"
 UNSETTLED = {"undecided", "not stationary"}
 
 
@@ -193,7 +195,7 @@ def verdict_in_training(nearby: NearbyStationaryPoint | None, reason: str, train
     # The loss was found to be one of the outputs alone: only the optimizer can add to it.
     assumptions = nearby.verdict.assumptions | {
         ("no other regulariser" if training.penalised else "no regulariser"): checked(not training.decay),
-        "the loss is lowered": checked(not training.climbs),
+        LOWERED: checked(not training.climbs),
         "nothing else is trained": checked(training.alone),
         "all of the block is trained": checked(training.whole),
     }
