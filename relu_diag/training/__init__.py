@@ -20,7 +20,7 @@ from relu_diag.training.checks import (
 from relu_diag.training.descent import Descent, descent_of
 from relu_diag.training.detector import PlateauChange, PlateauDetector
 from relu_diag.training.evidence import Evidence
-from relu_diag.training.examination import MINIMA, Examination
+from relu_diag.training.examination import Examination
 from relu_diag.training.examine import examine_pass, examine_rows, location_of
 from relu_diag.training.examiner import Examiner
 from relu_diag.training.felt import data_of, growth_gain, signal_of, some_rows
@@ -28,6 +28,7 @@ from relu_diag.training.gap import against_growing, coupled_decay, gap_in_traini
 from relu_diag.training.growths import Growth
 from relu_diag.training.history import HistoryRecorder, LossCurve, Moment
 from relu_diag.training.judge import (
+    MINIMA,
     VERDICT_CODES,
     Training,
     escape_count,

@@ -21,8 +21,16 @@ from relu_diag.training._dead import nothing_moves
 from relu_diag.training._trained_as import trained_as
 from relu_diag.training.agreement import agreement_words
 from relu_diag.training.descent import Descent, descent_of
-from relu_diag.training.examination import MINIMA, Examination
-from relu_diag.training.judge import SEARCHED_AT_ONCE, UNSETTLED, Training, judge, search_size, verdict_in_training
+from relu_diag.training.examination import Examination
+from relu_diag.training.judge import (
+    MINIMA,
+    SEARCHED_AT_ONCE,
+    UNSETTLED,
+    Training,
+    judge,
+    search_size,
+    verdict_in_training,
+)
 from relu_diag.training.pace import (
     NoForecast,
     check_unclipped,

@@ -16,8 +16,6 @@ from relu_diag.training.judge import LOWERED, why_unsettled
 from relu_diag.training.look import Look
 from relu_diag.training.rows import TrainingData
 
-MINIMA = ("local minimum", "global minimum")
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Examination:

@@ -36,11 +36,11 @@ SEARCHED_AT_ONCE = 2**15
 _NOTHING = 1e-9
 # Slope of an output weight over the sum of its absolute terms beyond which a point is not stationary in any precision.
 _FAR = 1e-3
-_AT = ("saddle", "type-2 candidate", "local minimum", "global minimum")
-_MINIMA = ("local minimum", "global minimum")
-# Verdicts that do not say what the point is, and do not replace one that does.
+MINIMA = ("local minimum", "global minimum")
+_AT = ("saddle", "type-2 candidate", *MINIMA)
 # The assumption that the optimizer lowers the loss and does not climb.
 LOWERED = "the loss is lowered"
+# Verdicts that do not say what the point is, and do not replace one that does.
 UNSETTLED = {"undecided", "not stationary"}
 
 
@@ -208,7 +208,7 @@ def verdict_in_training(nearby: NearbyStationaryPoint | None, reason: str, train
         return replace(verdict, kind="not stationary", direction=None, theorem="", reason=way)
     if training.apart:
         reason = f"of the loss alone a {verdict.kind}, but {training.apart}"
-    elif verdict.kind in _MINIMA and not training.alone:
+    elif verdict.kind in MINIMA and not training.alone:
         reason = f"a {verdict.kind} in this block, but the layers below it are trained too"
     else:
         return verdict

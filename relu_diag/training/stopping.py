@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relu_diag.functional.verdict import NO_MINIMUM
-from relu_diag.training.examination import MINIMA, Examination
+from relu_diag.training.examination import Examination
+from relu_diag.training.judge import MINIMA
 
 
 @dataclass(frozen=True, slots=True)
