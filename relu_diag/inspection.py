@@ -68,6 +68,8 @@ _LOSSES: dict[str, Callable[..., Loss]] = {
 _MAX_ROWS = 100
 # Numbers of inputs up to which a better bound on the gap is searched.
 _FEW_NUMBERS = 2048
+# Activations of all random perturbations together: some seconds.
+_PERTURBED_NUMBERS = 2**26
 
 
 def loss_named(name: LossName, block: ShallowBlock, Y: Tensor, reduction: str = "mean", **constants: Any) -> Loss:
@@ -244,7 +246,7 @@ def inspect_block(
         weight_decay: Decay of all parameters, as of torch's SGD.
 
     Returns:
-        What is said of it. The figures of the loss are those of the squared error without decay.
+        What is said of it.
 
     Raises:
         ValueError: If the decay is negative or not finite.
@@ -262,10 +264,7 @@ def inspect_block(
     verdict = classify(block, X, Y, reduction, kink_tol, tol, decay)
     nearby = nearby_stationary_point(block, X, Y, reduction, weight_decay=decay)
     neurons = BlockNeurons("the block", block, *_neurons(block, X, as_loss(Y, reduction), kink_tol))
-    if isinstance(Y, Tensor) and not weight_decay:
-        figures = inspection_figures(block, X, Y, verdict, reduction, nearby)
-    else:
-        figures = _function_alone(block, X, as_loss(Y, reduction))
+    figures = inspection_figures(block, X, Y, verdict, reduction, nearby, decay)
     return Inspection(verdict, nearby, neurons, figures, _gap(block, X, as_loss(Y, reduction), decay))
 
 
@@ -277,14 +276,6 @@ def _gap(block: ShallowBlock, X: Tensor, loss: Loss, decay: WeightDecay) -> Gap 
         return optimality_gap(block, X, loss, decay, rounds=0 if X.numel() > _FEW_NUMBERS else 8)
     except NotImplementedError:
         return None
-
-
-def _function_alone(block: ShallowBlock, X: Tensor, loss: Loss) -> dict[str, Figure]:
-    """The figure of the function, where it has two inputs and targets that can be drawn."""
-    targets = getattr(loss, "Y", None)
-    if X.shape[1] != 2 or targets is None:
-        return {}
-    return {"function": function_figure(block, X, targets)}
 
 
 def _neurons(block: ShallowBlock, X: Tensor, loss: Loss, kink_tol: float | None) -> tuple[NeuronGeometry, NeuronStates]:
@@ -314,10 +305,11 @@ def is_near(nearby: NearbyStationaryPoint) -> bool:
 def inspection_figures(
     block: ShallowBlock,
     X: Tensor,
-    Y: Tensor,
+    Y: Tensor | Loss,
     verdict: Verdict,
     reduction: Reduction = "mean",
     nearby: NearbyStationaryPoint | None = None,
+    weight_decay: float | WeightDecay = 0.0,
 ) -> dict[str, Figure]:
     """Figures of a point: its function, the loss as one neuron turns, along the witness, and under perturbations.
 
@@ -327,13 +319,14 @@ def inspection_figures(
     Args:
         block: The network.
         X: Inputs, shape ``(N, d)``.
-        Y: Targets, shape ``(N, J)``.
+        Y: Targets of the squared error, shape ``(N, J)``, or a loss.
         verdict: The verdict on the point.
-        reduction: "mean", "sum" or "half_sum".
+        reduction: "mean", "sum" or "half_sum", of the squared error.
         nearby: The stationary point near it; None: it is searched.
+        weight_decay: Factor ``mu`` of ``mu / 2`` times the squared weights, or one for each part.
 
     Returns:
-        Figures by name; "function" only with two inputs, "witness" only if the verdict has a direction.
+        Figures by name; "function" only with two inputs and targets, "witness" only if the verdict has a direction.
 
     Example:
         >>> X, Y = torch.eye(2).double(), torch.ones(2, 1).double()
@@ -341,19 +334,23 @@ def inspection_figures(
         >>> sorted(inspection_figures(origin, X, Y, classify(origin, X, Y)))
         ['function', 'neuron_0', 'perturbations', 'witness']
     """
+    loss = as_loss(Y, reduction)
     figures = {}
-    if X.shape[1] == 2:
-        figures["function"] = function_figure(block, X, Y)
+    targets = getattr(loss, "Y", None)
+    if X.shape[1] == 2 and targets is not None:
+        figures["function"] = function_figure(block, X, targets)
     if X.shape[1] > 1:
         # The first neuron that the verdict names, or else the one of largest amplitude.
         amplitude = block.W.norm(dim=1) * block.H.norm(dim=0)
         neuron = int(verdict.neurons[0] if len(verdict.neurons) else amplitude.argmax())
-        figures[f"neuron_{neuron}"] = neuron_figure(block, X, Y, neuron, reduction)
+        figures[f"neuron_{neuron}"] = neuron_figure(block, X, loss, neuron)
     if verdict.direction is not None:
-        figures["witness"] = direction_figure(block, X, Y, verdict.direction, reduction)
-    nearby = nearby or nearby_stationary_point(block, X, Y, reduction)
+        figures["witness"] = direction_figure(block, X, loss, verdict.direction, weight_decay=weight_decay)
+    nearby = nearby or nearby_stationary_point(block, X, loss, weight_decay=weight_decay)
     perturbed = nearby.block if nearby.genuine else block
-    test = perturbation_test(perturbed, X, Y, reduction, generator=torch.Generator().manual_seed(0))
+    draws = min(5000, max(100, _PERTURBED_NUMBERS // (len(X) * len(block.W))))
+    seed = torch.Generator().manual_seed(0)
+    test = perturbation_test(perturbed, X, loss, draws=draws, generator=seed, weight_decay=weight_decay)
     place = f"at the {nearby.verdict.kind} nearby" if is_near(nearby) else f"at the nearest {nearby.verdict.kind} found"
     where = place if nearby.genuine else "at these weights"
     figures["perturbations"] = perturbation_figure(test, where)

@@ -21,38 +21,44 @@ from relu_diag.functional import (
     ShallowBlock,
     neuron_geometry,
     rho,
-    squared_error_signal,
-    squared_loss,
     tangential_derivatives,
     taylor_expansion,
 )
-from relu_diag.functional.block import Reduction, residual_factor
+from relu_diag.functional.block import Reduction
 from relu_diag.functional.local import slopes_at
-from relu_diag.functional.verdict import PerturbationTest
+from relu_diag.functional.output_loss import Loss, as_loss
+from relu_diag.functional.verdict import PerturbationTest, TaylorExpansion
+from relu_diag.functional.weight_decay import WeightDecay, as_weight_decay
 
 _STEPS = 201
 _ANGLES = 721
+_MANY_KINKS = 100
 
 
 def direction_figure(
     block: ShallowBlock,
     X: Tensor,
-    Y: Tensor,
+    Y: Tensor | Loss,
     direction: Direction,
     reduction: Reduction = "mean",
     ax: Axes | None = None,
+    weight_decay: float | WeightDecay = 0.0,
 ) -> Figure:
-    """The evaluated loss change along a witness direction, with the quartic drawn over it as far as it is exact.
+    """The evaluated loss change along a witness direction, with its expansion drawn over it up to the first kink.
+
+    The squared error is a quartic there; of other smooth losses the expansion to fourth order is drawn.
 
     Source: Wu et al., appendix F.
 
     Args:
         block: The network.
         X: Inputs, shape ``(N, d)``.
-        Y: Targets, shape ``(N, J)``.
+        Y: Targets of the squared error, shape ``(N, J)``, or a loss, such as `CrossEntropy`.
         direction: The direction of a verdict.
-        reduction: "mean", "sum" or "half_sum".
+        reduction: "mean", "sum" or "half_sum", of the squared error.
         ax: Axes in whose place it is drawn; None: a new figure.
+        weight_decay: Factor ``mu`` of ``mu / 2`` times the squared weights, an output bias being free; or one for each
+            part.
 
     Returns:
         Figure.
@@ -65,29 +71,21 @@ def direction_figure(
         >>> [line.get_label() for line in figure.axes[0].lines][1:]
         ['loss change, evaluated', 'exact quartic', 'witness']
     """
-    block = block.double()
-    X, Y = X.detach().double(), Y.detach().double()
+    block, X = block.double(), X.detach().double()
+    loss, decay = as_loss(Y, reduction).double(), as_weight_decay(weight_decay)
     steps = torch.linspace(0, 2 * direction.step, _STEPS, dtype=torch.float64)
-    losses = torch.stack([squared_loss(direction.applied_to(block, float(t)), X, Y, reduction) for t in steps])
+    reached = [direction.applied_to(block, float(step)) for step in steps]
+    losses = torch.stack([loss(there(X)) + decay.cost(there) for there in reached])
     canvas = Canvas.at(ax, (5.5, 4.0))
     panel = canvas.axes[0]
     panel.axhline(0, color=GREY, linewidth=0.6)
     panel.plot(
         to_numpy(steps), to_numpy(losses - losses[0]), color=BLACK, linewidth=1.2, label="loss change, evaluated"
     )
-    if direction.db is None:
-        line = taylor_expansion(block, X, Y, direction.dW, direction.dH, reduction)
-        exact = steps[steps <= line.eps_max]
-        panel.plot(
-            to_numpy(exact),
-            to_numpy(line(exact) - line(0.0)),
-            "--",
-            color=PALETTE[0],
-            linewidth=2.2,
-            label="exact quartic",
-        )
-        if line.eps_max < float(steps[-1]):
-            panel.axvline(line.eps_max, color=GREY, linestyle=":", label="a sample crosses a kink")
+    panel.set_ylim(panel.get_ylim())
+    if direction.db is None and loss.smooth:
+        line = taylor_expansion(block, X, loss, direction.dW, direction.dH, weight_decay=decay)
+        _draw_expansion(panel, line, steps)
     panel.plot([direction.step], [direction.loss_change], "o", color=PALETTE[1], label="witness")
     panel.set(xlabel="step along the direction", ylabel="loss change")
     panel.xaxis.set_major_locator(MaxNLocator(5))
@@ -96,10 +94,21 @@ def direction_figure(
     return canvas.figure
 
 
+def _draw_expansion(panel: Axes, line: TaylorExpansion, steps: Tensor) -> None:
+    """Draw the change that an expansion tells, and where it ends, at the first kink."""
+    within = steps[steps <= line.eps_max]
+    label = "exact quartic" if line.exact else "to fourth order"
+    change = to_numpy(line(within) - line(0.0))
+    if len(within) > 1:  # else too short to be seen
+        panel.plot(to_numpy(within), change, "--", color=PALETTE[0], linewidth=2.2, label=label)
+    if line.eps_max < float(steps[-1]):
+        panel.axvline(line.eps_max, color=GREY, linestyle=":", label="a sample crosses a kink")
+
+
 def neuron_figure(
     block: ShallowBlock,
     X: Tensor,
-    Y: Tensor,
+    Y: Tensor | Loss,
     neuron: int,
     reduction: Reduction = "mean",
     ax: Axes | None = None,
@@ -108,16 +117,17 @@ def neuron_figure(
 
     With more than two inputs the plane is that of the neuron and its steepest tangential direction. The slope jumps at
     kinks; at the neuron's own orientation both one-sided slopes are marked. A neuron with output weight zero does not
-    change the loss: then the pull on its output weights is drawn, ``sum_k e_kj rho(v . x_k)``.
+    change the loss: then the pull on its output weights is drawn, ``sum_k e_kj rho(v . x_k)``. Weight decay, the same
+    for all input weights, does not change as a neuron turns.
 
     Source: Wu et al., Lemma 3.2.
 
     Args:
         block: The network.
         X: Inputs, shape ``(N, d)``, ``d > 1``.
-        Y: Targets, shape ``(N, J)``.
+        Y: Targets of the squared error, shape ``(N, J)``, or a loss, such as `CrossEntropy`.
         neuron: Index of the neuron.
-        reduction: "mean", "sum" or "half_sum".
+        reduction: "mean", "sum" or "half_sum", of the squared error.
         ax: Axes in whose place it is drawn; None: a new figure.
 
     Returns:
@@ -137,16 +147,16 @@ def neuron_figure(
         raise ValueError(
             f"`neuron` must be one of {count} neurons of two inputs or more; got {neuron}, {inputs} inputs."
         )
-    block = block.double()
-    X, Y = X.detach().double(), Y.detach().double()
-    signal = squared_error_signal(block, X, Y, reduction)
+    block, X = block.double(), X.detach().double()
+    loss = as_loss(Y, reduction).double()
+    signal = BlockSignal(X, loss.gradient(block(X)))
     plane = _plane(block, signal, neuron)
     angle = torch.linspace(0, 2 * math.pi, _ANGLES, dtype=X.dtype, device=X.device)
     loud = bool(block.H[:, neuron].any())
     canvas = Canvas.at(ax, (5.5, 5.0), (1, 1) if loud else (1,), sharex=True)
     axes = canvas.axes
     if loud:
-        losses, slopes = _turned(block, X, Y, neuron, plane, angle, reduction)
+        losses, slopes = _turned(block, X, loss, neuron, plane, angle)
         axes[0].plot(to_numpy(angle), to_numpy(losses), color=BLACK)
         axes[0].set(ylabel="loss")
         axes[1].plot(to_numpy(angle), to_numpy(slopes), ".", color=BLACK, markersize=1.5)
@@ -220,17 +230,17 @@ def _plane(block: ShallowBlock, signal: BlockSignal, neuron: int) -> _Plane:
 
 
 def _turned(
-    block: ShallowBlock, X: Tensor, Y: Tensor, neuron: int, plane: _Plane, angle: Tensor, reduction: Reduction
+    block: ShallowBlock, X: Tensor, loss: Loss, neuron: int, plane: _Plane, angle: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Loss, and its slope per unit length, with the neuron turned to each of ``n`` angles; both of shape ``(n,)``."""
     h = block.H[:, neuron]
     others = block(X) - rho(X @ block.W[neuron], block.slopes)[:, None] * h
     Z = block.W[neuron].norm() * plane.directions(angle) @ X.T
-    residual = others + rho(Z, block.slopes)[..., None] * h - Y
-    factor = residual_factor(Y, reduction)
-    losses = factor / 2 * residual.square().sum((1, 2))
+    turned = [others + rho(z, block.slopes)[:, None] * h for z in Z]
+    losses = torch.stack([loss(outputs) for outputs in turned])
+    felt = torch.stack([loss.gradient(outputs) @ h for outputs in turned])
     ahead = plane.directions(angle + math.pi / 2) @ X.T
-    slopes = (factor * (residual @ h) * slopes_at(Z, block.slopes) * ahead).sum(1)
+    slopes = (felt * slopes_at(Z, block.slopes) * ahead).sum(1)
     return losses, slopes
 
 
@@ -257,10 +267,13 @@ def _draw_pull(ax: Axes, block: ShallowBlock, signal: BlockSignal, plane: _Plane
 
 def _finish(axes: list[Axes], seen: Tensor, now: float) -> None:
     """Mark the kinks of the samples, seen in the plane as ``(N, 2)``, and the neuron's present angle."""
-    kinks = [float(torch.atan2(x[1], x[0])) + side * math.pi / 2 for x in seen if bool(x.any()) for side in (1, -1)]
+    at = torch.atan2(seen[:, 1], seen[:, 0])[seen.any(dim=1)]
+    kinks = torch.cat([at + math.pi / 2, at - math.pi / 2]) % (2 * math.pi)
+    # Many lines would hide the curve: they end as ticks on the axis.
+    top = 1.0 if len(kinks) <= _MANY_KINKS else 0.03
     for ax in axes:
-        for kink in kinks:
-            ax.axvline(kink % (2 * math.pi), color=GREY, linestyle=":", linewidth=0.8)
+        style: dict[str, Any] = {"color": GREY, "linestyle": ":", "linewidth": 0.8}
+        ax.vlines(to_numpy(kinks), 0, top, transform=ax.get_xaxis_transform(), **style)
         ax.axvline(now, color=PALETTE[2], linewidth=1.0, label="the neuron")
     axes[-1].set(xlabel="orientation (rad)", xlim=(0, 2 * math.pi))
     axes[-1].xaxis.set_major_locator(MultipleLocator(math.pi / 2))

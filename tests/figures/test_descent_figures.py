@@ -12,6 +12,8 @@ from relu_diag.figures import direction_figure, neuron_figure, perturbation_figu
 
 X = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 1.0]], dtype=torch.float64)
 Y = torch.tensor([[1.0], [-0.5], [0.3]], dtype=torch.float64)
+# Of the points drawn along a direction, the one in the middle.
+_WITNESS = 100
 
 
 def block(w: tuple[float, float], h: float) -> ShallowBlock:
@@ -37,7 +39,7 @@ def test_the_slope_is_the_loss_derivative_and_jumps_at_the_kinks_only() -> None:
     slope = torch.tensor(bottom.lines[0].get_ydata())
     step = float(angle[1] - angle[0])
     differences = (loss[1:] - loss[:-1]) / step
-    kinks = {round(float(line.get_xdata()[0]), 9) for line in top.lines[1:-1]}
+    kinks = {round(float(segment[0][0]), 9) for segment in top.collections[0].get_segments()}
     assert kinks == {round(math.pi / 4 * k, 9) for k in (0, 1, 2, 4, 5, 6)}
     middle = (angle[1:] + angle[:-1]) / 2
     open_ = torch.tensor([all(abs(m - k) > step for k in {*kinks, 2 * math.pi}) for m in middle.tolist()])
@@ -66,6 +68,29 @@ def test_more_inputs_turn_in_the_plane_of_the_steepest_direction() -> None:
         bottom = neuron_figure(point, X4, Y4, neuron).axes[1]
         steepest = F.neuron_geometry(point, F.squared_error_signal(point, X4, Y4)).steepest[neuron]
         assert bottom.lines[1].get_ydata()[0] == pytest.approx(float(steepest))
+
+
+def test_a_classifier_turns_and_falls_under_its_own_loss() -> None:
+    """The loss of the picture is cross-entropy, with weight decay along the witness."""
+    labels = torch.tensor([0, 1, 1])
+    W, H = torch.tensor([[0.6, -0.2]], dtype=X.dtype), torch.tensor([[0.5], [-0.3]], dtype=X.dtype)
+    point = ShallowBlock(W, H)
+    loss = F.CrossEntropy(labels)
+    top, _ = neuron_figure(point, X, loss, 0).axes
+    angle, drawn = torch.tensor(top.lines[0].get_xydata()).T
+    own = int((angle - torch.atan2(W[0, 1], W[0, 0]) % (2 * math.pi)).abs().argmin())
+    turned = W.norm() * torch.stack([angle.cos(), angle.sin()], dim=1)
+    logits = (turned @ X.T).clamp(min=0)[..., None] * H[:, 0]
+    expected = [torch.nn.functional.cross_entropy(one, labels) for one in logits]
+    assert_close(drawn, torch.stack(expected))
+    assert drawn[own] == pytest.approx(float(loss(point(X))), rel=1e-2)
+    verdict = F.classify(point, X, loss, weight_decay=0.1)
+    assert verdict.direction is not None
+    (ax,) = direction_figure(point, X, loss, verdict.direction, weight_decay=0.1).axes
+    lines = {str(line.get_label()): torch.tensor(line.get_xydata()) for line in ax.lines}
+    assert_close(lines["loss change, evaluated"][_WITNESS, 1], lines["witness"][0, 1])
+    evaluated, line = lines["loss change, evaluated"], lines["to fourth order"]
+    assert_close(line[:5], evaluated[:5], rtol=1e-3, atol=1e-12)
 
 
 def test_the_histogram_counts_every_perturbation() -> None:

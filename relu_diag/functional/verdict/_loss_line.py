@@ -175,9 +175,23 @@ def loss_line(problem: LossProblem, move: Move) -> LossLine:
         terms[1, here] = changed @ dh
         root = (Z / dZ).neg_()
         eps_max = min(eps_max, float(torch.where(root > 0, root, torch.inf).amin()))
-    price = _price(problem, move)
+    price = price_of(problem, move)
     nobody = _Crossed.nobody(eps_max, first)
     return LossLine(problem, move, first, second, terms, eps_max, curvature_of_rows(problem), price, nobody)
+
+
+def price_of(problem: LossProblem, move: Move) -> tuple[float, float]:
+    """What weight decay adds along a move, per step and per squared step."""
+    block, decay = problem.block, problem.decay
+    if decay is None:
+        return 0.0, 0.0
+    by_input = decay.by_column(block)
+    first = (by_input * block.W * move.dW).sum() + decay.H * (block.H * move.dH).sum()
+    second = (by_input * move.dW.square()).sum() + decay.H * move.dH.square().sum()
+    if block.output_bias is not None:
+        first += decay.output_bias * (block.output_bias @ move.db)
+        second += decay.output_bias * move.db.square().sum()
+    return float(first), float(second) / 2
 
 
 def _earliest(pairs: list[Tensor], end: float) -> tuple[list[Tensor], float]:
@@ -200,20 +214,6 @@ def _by_rows(problem: LossProblem, move: Move) -> Iterator[tuple[Tensor, Tensor,
         for Z, dZ in zip(torch.split(chunk.Z, rows), torch.split(changes, rows), strict=True):
             yield moving[start : start + len(Z)], Z, dZ
             start += len(Z)
-
-
-def _price(problem: LossProblem, move: Move) -> tuple[float, float]:
-    """What weight decay adds along a move, per step and per squared step."""
-    block, decay = problem.block, problem.decay
-    if decay is None:
-        return 0.0, 0.0
-    by_input = decay.by_column(block)
-    first = (by_input * block.W * move.dW).sum() + decay.H * (block.H * move.dH).sum()
-    second = (by_input * move.dW.square()).sum() + decay.H * move.dH.square().sum()
-    if block.output_bias is not None:
-        first += decay.output_bias * (block.output_bias @ move.db)
-        second += decay.output_bias * move.db.square().sum()
-    return float(first), float(second) / 2
 
 
 def see_fall_of_loss(problem: LossProblem, move: Move) -> Direction | None:
@@ -248,7 +248,7 @@ def _evaluated_change(problem: LossProblem, move: Move, step: float, bend: Tenso
     bias = None if block.output_bias is None else block.output_bias + step * move.db
     there = ShallowBlock(block.W + step * move.dW, block.H + step * move.dH, block.slopes, bias)
     outputs = chunked_outputs(there, problem.signal.X)
-    linear, square = _price(problem, move)
+    linear, square = price_of(problem, move)
     paid = step * (linear + step * square)
     change = float(problem.output_loss.change(problem.outputs, outputs - problem.outputs)) + paid
     moved = (outputs - problem.outputs).norm(dim=1)

@@ -12,10 +12,13 @@ from relu_diag.functional._checks import is_count, is_number
 from relu_diag.functional.block import Reduction, ShallowBlock, rho
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import chunks
-from relu_diag.functional.problem import SquaredProblem, squared_problem
+from relu_diag.functional.output_loss import Loss, as_loss
+from relu_diag.functional.problem import LossProblem, decayed_problem
 from relu_diag.functional.tables import counted
 from relu_diag.functional.tolerances import FLOAT64
+from relu_diag.functional.verdict._loss_line import price_of
 from relu_diag.functional.verdict.line import Move, entered
+from relu_diag.functional.weight_decay import WeightDecay, as_weight_decay
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,11 +56,12 @@ class PerturbationTest:
 def perturbation_test(
     block: ShallowBlock,
     X: Tensor,
-    Y: Tensor,
+    Y: Tensor | Loss,
     reduction: Reduction = "mean",
     draws: int = 5000,
     generator: torch.Generator | None = None,
     zeta: float | None = None,
+    weight_decay: float | WeightDecay = 0.0,
 ) -> PerturbationTest:
     """Loss changes under uniform noise on all parameters, by default too small for a sample off a kink to cross it.
 
@@ -73,12 +77,14 @@ def perturbation_test(
     Args:
         block: The network.
         X: Inputs, shape ``(N, d)``.
-        Y: Targets, shape ``(N, J)``.
-        reduction: "mean", "sum" or "half_sum".
+        Y: Targets of the squared error, shape ``(N, J)``, or a loss, such as `CrossEntropy`.
+        reduction: "mean", "sum" or "half_sum", of the squared error.
         draws: Number of perturbations.
         generator: Source of randomness, on the CPU; None: torch's global one.
         zeta: Half width of the noise, the same for every parameter, as in the paper; samples may then cross kinks, and
             the result says of how many neurons. None: relative to each neuron.
+        weight_decay: Factor ``mu`` of ``mu / 2`` times the squared weights, an output bias being free; or one for each
+            part.
 
     Returns:
         The changes, and the width of the noise.
@@ -97,7 +103,7 @@ def perturbation_test(
         raise ValueError(f"`draws` must be at least 1; got {draws!r}.")
     if zeta is not None and not (is_number(zeta) and 0 < zeta < torch.inf):
         raise ValueError(f"`zeta` is the half width of the noise and must be positive and finite; got {zeta!r}.")
-    problem = squared_problem(block, X, Y, reduction)
+    problem = decayed_problem(block, X, as_loss(Y, reduction), as_weight_decay(weight_decay))
     room = _room(problem)
     if zeta is None:
         width = _relative_width(problem.block)
@@ -107,7 +113,8 @@ def perturbation_test(
     else:
         width = _same_width(problem.block, zeta)
         described = partial(PerturbationTest, zeta=zeta, crossing=int((room < zeta).sum()))
-    at_once = max(1, BUDGETS.draw_numbers // (min(len(X), BUDGETS.draw_rows) * len(block.W)))
+    hidden, outputs = min(len(X), BUDGETS.draw_rows) * len(block.W), problem.outputs.numel()
+    at_once = max(1, BUDGETS.draw_numbers // max(hidden, outputs))
     changes = []
     for start in range(0, draws, at_once):
         noise = _noise(width, min(at_once, draws - start), generator)
@@ -115,7 +122,7 @@ def perturbation_test(
     return described(torch.cat(changes))
 
 
-def _room(problem: SquaredProblem) -> Tensor:
+def _room(problem: LossProblem) -> Tensor:
     """Largest change of any input weight of a neuron at which no sample off its kink reaches it, shape ``(I,)``."""
     room = problem.block.W.new_full((len(problem.block.W),), torch.inf)
     for chunk in chunks(problem.block, problem.signal, problem.kink_tol):
@@ -156,18 +163,25 @@ def _noise(width: Move, count: int, generator: torch.Generator | None) -> Move:
     return Move(*parts)
 
 
-def _changes(problem: SquaredProblem, noise: Move) -> Tensor:
-    """Loss changes of many moves, as differences of outputs, shape ``(draws,)``."""
-    block, residual = problem.block, problem.signal.G
-    still = residual[~problem.signal.X.any(dim=1)]
-    db = noise.db[:, None]
-    change = (db * (2 * still + db)).sum((1, 2))
+def _changes(problem: LossProblem, noise: Move) -> Tensor:
+    """Loss changes of many moves, shape ``(draws,)``."""
+    changes = []
+    for step, *parts in zip(_output_steps(problem, noise), noise.dW, noise.dH, noise.db, strict=True):
+        linear, square = price_of(problem, Move(*parts))
+        changes.append(problem.output_loss.change(problem.outputs, step) + linear + square)
+    return torch.stack(changes)
+
+
+def _output_steps(problem: LossProblem, noise: Move) -> Tensor:
+    """What many moves change the outputs by, in digits of the changes, shape ``(draws, N, J)``."""
+    block = problem.block
+    steps = noise.db[:, None].repeat(1, len(problem.outputs), 1)
+    moving = problem.signal.X.any(dim=1).nonzero().squeeze(1)
     for chunk in chunks(block, problem.signal, problem.kink_tol):
-        for start in range(0, len(chunk.X), BUDGETS.draw_rows):
-            Z, G, X = (part[start : start + BUDGETS.draw_rows] for part in (chunk.Z, chunk.G, chunk.X))
+        for Z, X in zip(*(torch.split(part, BUDGETS.draw_rows) for part in (chunk.Z, chunk.X)), strict=True):
+            here, moving = moving[: len(X)], moving[len(X) :]
             dZ = X @ noise.dW.mT
             crossed = Z * (Z + dZ) < 0
             dA = torch.where(crossed, rho(Z + dZ, block.slopes) - rho(Z, block.slopes), entered(Z, dZ, block.slopes))
-            dy = dA @ (block.H + noise.dH).mT + rho(Z, block.slopes) @ noise.dH.mT + db
-            change += (dy * (2 * G + dy)).sum((1, 2))
-    return problem.factor / 2 * change
+            steps[:, here] += dA @ (block.H + noise.dH).mT + rho(Z, block.slopes) @ noise.dH.mT
+    return steps

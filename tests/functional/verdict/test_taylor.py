@@ -14,6 +14,7 @@ from relu_diag import ShallowBlock
 from relu_diag import functional as F
 from relu_diag.functional import verdict
 from relu_diag.functional.budgets import BUDGETS
+from relu_diag.functional.output_loss import Loss
 from relu_diag.functional.problem import squared_problem
 from relu_diag.functional.verdict import perturbation
 from relu_diag.functional.verdict.line import Move, expand
@@ -137,6 +138,36 @@ def test_changes_are_those_of_the_loss_at_the_perturbed_parameters(bias: bool, z
         change = F.squared_loss(moved, X, Y, "sum") - F.squared_loss(block, X, Y, "sum")
         # The difference of two losses carries their rounding, 1e-16 of losses near 100.
         assert_close(found.changes[k], change, atol=1e-13, rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [F.CrossEntropy(torch.tensor([0, 1, 1, 0, 1, 0])), F.AbsoluteError(torch.ones(6, 2)), F.Huber(torch.zeros(6, 2))],
+    ids=lambda loss: loss.name,
+)
+def test_changes_of_any_loss_are_those_at_the_perturbed_parameters_decay_included(loss: Loss) -> None:
+    """Small noise stays on the linear pieces, as autograd's gradient does: changes keep their digits."""
+    torch.manual_seed(0)
+    block, X, loss = ShallowBlock(draw(3, 3), draw(2, 3), (0.1, 1.0), draw(2)), draw(6, 3), loss.double()
+    X[0] = 0  # felt through the output bias alone
+    decay = F.WeightDecay(W=0.1, H=0.2, hidden_bias=0.3, output_bias=0.4)
+    for zeta in (1.0, 1e-12):
+        draws = torch.Generator().manual_seed(5)
+        found = F.perturbation_test(block, X, loss, draws=3, generator=draws, zeta=zeta, weight_decay=decay)
+        width = perturbation._same_width(block, zeta)
+        noise = perturbation._noise(width, 3, torch.Generator().manual_seed(5))
+        for change, dW, dH, db in zip(found.changes, noise.dW, noise.dH, noise.db, strict=True):
+            assert block.output_bias is not None
+            moved = ShallowBlock(block.W + dW, block.H + dH, block.slopes, block.output_bias + db)
+            parts = [part.clone().requires_grad_() for part in (block.W, block.H, block.output_bias)]
+            here = ShallowBlock(parts[0], parts[1], block.slopes, parts[2])
+            value = loss(here(X)) + decay.cost(here)
+            if zeta == 1.0:
+                expected = (loss(moved(X)) + decay.cost(moved) - value).detach()
+            else:
+                slopes = torch.autograd.grad(value, parts)
+                expected = sum(((g * d).sum() for g, d in zip(slopes, (dW, dH, db), strict=True)), value.new_zeros(()))
+            assert_close(change, expected, rtol=1e-7, atol=0)
 
 
 def test_noise_is_relative_to_each_neuron_and_stops_before_its_own_kink_only() -> None:
