@@ -9,7 +9,9 @@ the reference regressions on all points. After some steps as many neurons are ad
 the first hidden layer, ours to the layer that gains most), and training goes on for as many steps. All methods grow the
 live module, and the moments of the old weights are kept (`relu_diag.growth.grow`). By hand: random units as torch's
 Linear draws them, outputs on or zero; Net2Net: copies of random neurons with half the output weight and 5 % noise;
-GradMax: input weights near zero, output weights the top left singular vectors of sum_k e_k x_k^T.
+GradMax: input weights near zero, output weights the top left singular vectors of sum_k e_k x_k^T; and where it is
+installed (`pip install gromo`, which nothing else here needs) GroMo: what the rule of Verbockhaven et al. 2024,
+"Growing tiny networks", adds, at the best of 61 scales.
 
 Prints a table in Markdown: the geometric mean over the seeds of the final loss over that without growth, all rows; ours
 over the best of the others in that mean, at equal steps, and with the CPU time of our growth given to the others as
@@ -19,6 +21,7 @@ further steps; that time, in steps of training; and the loss right after our gro
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import logging
 import statistics
@@ -116,6 +119,10 @@ def loss_of(module: Net) -> float:
         return float(module.problem.loss(module.net(module.problem.X), module.problem.y))
 
 
+def neurons(module: Net) -> int:
+    return sum(layer.out_features for layer in module.net if isinstance(layer, nn.Linear))
+
+
 Embed = Callable[[Net, ShallowBlock], ShallowBlock]
 
 
@@ -151,6 +158,50 @@ def gradmax(module: Net, block: ShallowBlock) -> ShallowBlock:
     return joined(block, -1e-3 * functional.normalize(H.T @ M), H)
 
 
+def tiny(module: Net, block: ShallowBlock) -> ShallowBlock:
+    """Neurons as GroMo's layers compute them, in several growths where one adds fewer."""
+    most = 2 * len(block.W)
+    while len(block.W) < most:
+        wider = extended(module, block, most - len(block.W))
+        if len(wider.W) == len(block.W):
+            W, H = block.W[: most - len(block.W)], block.H[:, : most - len(block.W)]
+            return joined(block, W, torch.zeros_like(H))
+        block = wider
+    return block
+
+
+def extended(module: Net, block: ShallowBlock, count: int) -> ShallowBlock:
+    """One growth by GroMo with the rule of its authors' paper, the factor by a search along a line."""
+    from gromo.modules.linear_growing_module import LinearGrowingModule
+
+    X, y = module.problem.X, module.problem.y
+    width, inputs = block.W.shape
+    first = LinearGrowingModule(inputs - 1, width, post_layer_function=nn.ReLU(), name="first")
+    second = LinearGrowingModule(width, len(block.H), previous_module=first, allow_growing=True, name="second")
+    with torch.no_grad():
+        first.layer.weight.copy_(block.W[:, :-1])
+        first.layer.bias.copy_(block.W[:, -1])
+        second.layer.weight.copy_(block.H)
+        second.layer.bias.copy_(block.output_bias)
+    second.init_computation()
+    # Thresholds of it are meant for losses added up over samples.
+    (len(X) * module.problem.loss(module.net[3:](second(first(X))), y)).backward()
+    second.update_computation()
+    second.compute_optimal_updates(maximum_added_neurons=count, compute_delta=False)
+    if second.extended_input_layer is None:
+        return block
+    W = torch.cat([first.extended_output_layer.weight, first.extended_output_layer.bias[:, None]], dim=1).detach()
+    H = second.extended_input_layer.weight.detach()
+
+    def loss_at(factor: float) -> float:
+        with torch.no_grad():
+            wider = joined(block, factor * W, factor * H)
+            return float(module.problem.loss(module.net[3:](wider(torch.cat([X, torch.ones(len(X), 1)], dim=1))), y))
+
+    factor = min((10 ** (power / 10) for power in range(-40, 21)), key=loss_at)
+    return joined(block, factor * W, factor * H)
+
+
 class ByHand(Callback):
     """Grows the first hidden layer at a step."""
 
@@ -163,38 +214,67 @@ class ByHand(Callback):
             grow_in_training(trainer, location, lambda block: self.embed(pl_module, block))
 
 
-class Watch(Callback):
+class Watch:
     """CPU time from the end of a step to the next one's, and the loss on all rows before and after the growth."""
 
     def __init__(self, step: int) -> None:
         self.step = step
         self.seconds: list[float] = []
-        self.losses: list[float] = []
+        self.last = time.process_time()
+        self.width = 0
+        self.before = self.fall = 1.0
+        self.end = 0.0
+
+    def loss_of(self, module: Net) -> float:
+        """The loss on all rows, for which no method has to pay."""
+        began = time.process_time()
+        loss = loss_of(module)
+        self.last += time.process_time() - began
+        return loss
+
+
+class Before(Callback):
+    """Stands before the one that grows, which may wait for the end of an epoch."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self.last = time.process_time()
+        self.watch.width = neurons(pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        now = time.process_time()
-        self.seconds.append(now - self.last)
-        self.last = now
+        self.on_train_epoch_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        watch = self.watch
+        due = watch.step <= trainer.global_step <= watch.step + BEHIND
+        if due and neurons(pl_module) == watch.width:
+            watch.before = watch.loss_of(pl_module)
 
 
-class Before(Watch):
-    """Stands before the one that grows."""
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            self.losses.append(loss_of(pl_module))
-
-
-class After(Watch):
+class After(Callback):
     """Stands behind the one that grows."""
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
-        super().on_train_batch_end(trainer, pl_module, *args)
-        if trainer.global_step in {self.step, 2 * self.step}:
-            self.losses.append(loss_of(pl_module))
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.watch.last = time.process_time()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        watch = self.watch
+        now = time.process_time()
+        watch.seconds.append(now - watch.last)
+        watch.last = now
+        if trainer.global_step == 2 * watch.step:
+            watch.end = watch.loss_of(pl_module)
+        self.on_train_epoch_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        watch = self.watch
+        if neurons(pl_module) != watch.width:
+            watch.width = neurons(pl_module)
+            watch.fall = watch.loss_of(pl_module) / watch.before
 
 
 Make = Callable[[int, int], list[Callback]]
@@ -206,6 +286,8 @@ METHODS: dict[str, Make] = {
     "Net2Net": lambda step, width: [ByHand(step, net2net)],
     "GradMax": lambda step, width: [ByHand(step, gradmax)],
 }
+if importlib.util.find_spec("gromo"):
+    METHODS["GroMo"] = lambda step, width: [ByHand(step, tiny)]
 BY_HAND = list(METHODS)[2:]
 
 
@@ -214,18 +296,19 @@ def run(method: str, problem: Problem, depth: int, steps: int, further: int, see
     batch = BATCH if len(problem.X) > BATCH else len(problem.X)
     draw = torch.Generator().manual_seed(seed)
     loader = DataLoader(TensorDataset(problem.X, problem.y), batch, shuffle=True, generator=draw)
-    module, before, after = Net(problem, depth), Before(steps), After(steps)
+    module, watch = Net(problem, depth), Watch(steps)
     trainer = Trainer(
-        max_steps=2 * steps + further, max_epochs=-1, callbacks=[before, *METHODS[method](steps, problem.width), after],
+        max_steps=2 * steps + further, max_epochs=-1,
+        callbacks=[Before(watch), *METHODS[method](steps, problem.width), After(watch)],
         logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
         accelerator="cpu",
     )  # fmt: skip
     trainer.fit(module, loader)
-    usual = statistics.median(after.seconds)
-    around = after.seconds[steps - BEFORE : steps + BEHIND]
+    usual = statistics.median(watch.seconds)
+    around = watch.seconds[steps - BEFORE : steps + BEHIND]
     return {
-        "fall": after.losses[0] / before.losses[0],
-        "steps": after.losses[1],
+        "fall": watch.fall,
+        "steps": watch.end,
         "time": loss_of(module),
         "growth": max(sum(one - usual for one in around) / usual, 0.0),
     }

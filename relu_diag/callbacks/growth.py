@@ -39,11 +39,10 @@ from relu_diag.training import (
     check_count,
     check_flag,
     choose_widening,
-    data_of,
     epochs_completed,
     gap_in_training,
-    growth_gain,
-    most_promising,
+    growth_prospects,
+    most_promising_first,
     tell,
 )
 
@@ -290,20 +289,14 @@ class GrowOnPlateau(Passenger, PlateauListener):
         self._grow_one_of(trainer, [one for one in found if self._may_grow(trainer, one)])
 
     def _grow_one_of(self, trainer: Trainer, able: Sequence[Examination]) -> None:
-        """Grow the block that gains most by it, as far as is known before neurons are chosen or from the choices."""
-        if len(able) > 1 and any(data_of(one) is None for one in able):
-            gains = [growth_gain(one) for one in able]
-            able = [able[trainer.strategy.broadcast(gains.index(max(gains)))]]
-        if len(able) == 1:
-            self._grow(trainer, able[0])
-            return
-        choices = [self._choice(trainer, one) for one in able]
-        made = [(one, choice) for one, choice in zip(able, choices, strict=True) if choice is not None]
-        if made:
-            place = trainer.strategy.broadcast(made.index(most_promising(made)))
-            examination, choice = made[place]
-            if self._is_free(trainer, examination):
-                self._embed(trainer, examination, choice)
+        """Grow the block that gains most by it; where no neurons of it do, the next one."""
+        order = [*range(len(able))]
+        if len(able) > 1:
+            gains = growth_prospects(able, None if self.units == "auto" else self.units)
+            order = trainer.strategy.broadcast(most_promising_first(able, gains))
+        for place in order:
+            if self._grow(trainer, able[place]):
+                return
 
     def on_plateau(self, trainer: Trainer, pl_module: LightningModule, event: PlateauEvent) -> None:
         """Grow the blocks that are at one of the kinds to grow on, and whose patience is exhausted.
@@ -348,13 +341,17 @@ class GrowOnPlateau(Passenger, PlateauListener):
         """Number of neurons that a block may get; None: no limit."""
         return None if self.max_width is None else self.max_width - len(examination.block.W)
 
-    def _grow(self, trainer: Trainer, examination: Examination) -> None:
-        """Choose the neurons to add, add them, and report it; warn if there are none."""
-        if not self._may_grow(trainer, examination) or not self._is_free(trainer, examination):
-            return
+    def _grow(self, trainer: Trainer, examination: Examination) -> bool:
+        """Choose the neurons to add, add them, and report it; False, with a warning, if there are none."""
+        if not self._may_grow(trainer, examination):
+            return False
+        if not self._is_free(trainer, examination):
+            return True
         choice = self._choice(trainer, examination)
-        if choice is not None:
-            self._embed(trainer, examination, choice)
+        if choice is None:
+            return False
+        self._embed(trainer, examination, choice)
+        return True
 
     def _choice(self, trainer: Trainer, examination: Examination) -> WideningChoice | None:
         """The neurons to add; None, with a word, where there are none."""

@@ -114,6 +114,8 @@ class Budgets:
         refits: Newton steps of their output weights.
         refit_products: Products with the data in each.
         rows_to_propose: Rows by which sets of new neurons are proposed, and ranked before the best are fitted on all.
+        rows_to_compare: Rows by which it is told which of several networks gains most by new neurons.
+        kinds_to_compare: Kinds of input weights that are tried for it.
         usual_ridge: Penalty on output weights in that, over the curvature of the loss.
         ridges: Penalties on output weights that are tried, over the curvature of the loss.
         louder: How much louder than usual their outputs are, their input weights being smaller by as much.
@@ -277,6 +279,8 @@ class Budgets:
     refits: int = 1
     refit_products: int = 6
     rows_to_propose: int = 512
+    rows_to_compare: int = 256
+    kinds_to_compare: tuple[str, ...] = ("extremal", "GradMax")
     usual_ridge: float = 0.1
     ridges: tuple[float, ...] = (1.0, 0.1)
     louder: float = 2.0

@@ -74,7 +74,7 @@ from relu_diag.training.plateaus import (
     listeners,
     marks_of,
 )
-from relu_diag.training.promising import most_promising
+from relu_diag.training.promising import growth_prospects, most_promising_first
 from relu_diag.training.ranks import Later, agree, of_all_ranks
 from relu_diag.training.recipe import Recipe, factor_between
 from relu_diag.training.report import Report, say
@@ -166,6 +166,7 @@ __all__ = [
     "gap_with_decay",
     "gradient_share",
     "growth_gain",
+    "growth_prospects",
     "is_epoch_of_all",
     "is_mlflow",
     "is_plain_descent",
@@ -180,7 +181,7 @@ __all__ = [
     "loss_scale",
     "lowest_along",
     "marks_of",
-    "most_promising",
+    "most_promising_first",
     "obstacle_of",
     "of_all_ranks",
     "penalty_of",

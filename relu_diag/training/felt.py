@@ -83,7 +83,8 @@ def data_of(examination: Examination) -> TrainingData | None:
         >>> data_of(found) is None
         True
     """
-    return examination.deep_data if examination.data is None else examination.data
+    # Where both are known, inputs of the rows kept were computed by weights of earlier steps.
+    return examination.data if examination.deep_data is None else examination.deep_data
 
 
 def signal_of(examination: Examination) -> BlockSignal | None:

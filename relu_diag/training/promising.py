@@ -1,29 +1,65 @@
-"""Which of several blocks to grow, once it is known what each would get."""
+"""Which of several blocks to grow, before neurons are chosen for one of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from relu_diag.functional.widening import LossThroughLayers
+from relu_diag.functional.budgets import BUDGETS
+from relu_diag.functional.widening import LossThroughLayers, widening_prospect
+from relu_diag.training._sample import some_in_order
+from relu_diag.training._settled import steady
 from relu_diag.training.examination import Examination
-from relu_diag.training.felt import data_of
-from relu_diag.training.widening import WideningChoice
+from relu_diag.training.felt import data_of, growth_gain
 
 # Share of the largest drop with which the growth of an earlier block is as good.
 _AS_GOOD = 0.5
 
 
-def most_promising(choices: Sequence[tuple[Examination, WideningChoice]]) -> tuple[Examination, WideningChoice]:
-    """The block to grow, of several whose neurons are chosen.
+def growth_prospects(examinations: Sequence[Examination], units: int | None) -> list[float]:
+    """What blocks would gain by new neurons, for a small part of what it costs to choose them.
+
+    Args:
+        examinations: The blocks, examined.
+        units: Number of neurons that each would get; None: as many as are worth it.
+
+    Returns:
+        How far the loss falls with some neurons, one number for each block, or how fast (`growth_gain`) where that of
+        one of them cannot be evaluated.
+
+    Example:
+        >>> import torch
+        >>> from relu_diag.functional import ShallowBlock, SquaredError
+        >>> from relu_diag.training import TrainingData, verdict_in_training
+        >>> data = TrainingData(torch.eye(2), SquaredError(torch.tensor([[1.0], [0.0]])))
+        >>> block = ShallowBlock(torch.tensor([[0.0, 1.0]]), torch.ones(1, 1))
+        >>> unknown = verdict_in_training(None, "")
+        >>> found = Examination(0, "net.0", None, block, 0.5, unknown, None, data, None, "", dead=False)
+        >>> [gain > 0 for gain in growth_prospects([found], 1)]
+        [True]
+    """
+    known = [data_of(one) for one in examinations]
+    data = [one for one in known if one is not None]
+    if len(data) < len(known):
+        return [growth_gain(one) for one in examinations]
+    few = [some_in_order(one, BUDGETS.rows_to_compare) for one in data]
+    return [
+        widening_prospect(steady(one.block), rows.X, rows.loss, units)
+        for one, rows in zip(examinations, few, strict=True)
+    ]
+
+
+def most_promising_first(examinations: Sequence[Examination], gains: Sequence[float]) -> list[int]:
+    """The order in which blocks are to be tried.
 
     Early neurons have more to learn than late ones: their input weights are many, and all layers behind follow them,
     which a short fit does not show. So of those that gain as much, but for a factor, the earliest.
 
     Args:
-        choices: Blocks, examined, with the neurons chosen for each; one at least.
+        examinations: Blocks, examined; one at least.
+        gains: What each would gain.
 
     Returns:
-        One of the pairs.
+        Their places.
 
     Example:
         >>> import torch
@@ -31,15 +67,18 @@ def most_promising(choices: Sequence[tuple[Examination, WideningChoice]]) -> tup
         >>> from relu_diag.training import verdict_in_training
         >>> block, unknown = ShallowBlock(torch.eye(2), torch.ones(1, 2)), verdict_in_training(None, "")
         >>> one = Examination(0, "net.0", None, block, 0.5, unknown, None, None, None, "", dead=False)
-        >>> fits = [WideningChoice((), "", 0.0, 0.0, measured_drop=drop) for drop in (0.1, 0.3)]
-        >>> most_promising([(one, fit) for fit in fits])[1].measured_drop
-        0.3
+        >>> most_promising_first([one, one, one], [0.1, 0.3, 0.2])
+        [1, 2, 0]
     """
-    largest = max(choice.measured_drop for _, choice in choices)
-    # Where functions are kept, drops are rounding and may be below zero.
+    largest = max(gains)
+    # Where functions are kept, gains are rounding and may be below zero.
     least = largest - (1 - _AS_GOOD) * abs(largest)
-    able = [pair for pair in choices if pair[1].measured_drop >= least]
-    return max(able, key=lambda pair: (_layers_behind(pair[0]), pair[1].measured_drop))
+
+    def rank(place: int) -> tuple[bool, int, float]:
+        as_good = gains[place] >= least
+        return as_good, _layers_behind(examinations[place]) if as_good else 0, gains[place]
+
+    return sorted(range(len(gains)), key=rank, reverse=True)
 
 
 def _layers_behind(examination: Examination) -> int:

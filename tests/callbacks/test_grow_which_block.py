@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.data import DataLoader, TensorDataset
 
 from relu_diag.callbacks import GrowOnPlateau, PlateauMonitor
+from relu_diag.training import Examination, NoWidening, WideningChoice, choose_widening
 
 
 class Two(LightningModule):
@@ -78,6 +79,19 @@ def test_a_block_at_its_largest_width_leaves_the_growth_to_the_other() -> None:
     growth = GrowOnPlateau(at_steps=(3, 4, 5), units=2, max_width=4)
     fit(module, growth)
     assert [one.block for one in growth.growths] == ["second.0", "first.0"]
+
+
+def test_a_block_that_gets_no_neurons_leaves_the_growth_to_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def choose(trainer: Trainer, module: LightningModule, examination: Examination, *options: Any) -> WideningChoice:
+        if examination.name == "second.0":
+            raise NoWidening("none here")
+        return choose_widening(trainer, module, examination, *options)
+
+    monkeypatch.setattr("relu_diag.callbacks.growth.choose_widening", choose)
+    growth = GrowOnPlateau(at_steps=(4,), units=2)
+    with pytest.warns(UserWarning, match="no growth of second.0.*none here"):
+        fit(Two(), growth)
+    assert [one.block for one in growth.growths] == ["first.0"]
 
 
 def test_both_blocks_of_a_deep_network_can_be_chosen() -> None:

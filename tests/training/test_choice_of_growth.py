@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from torch.testing import assert_close
 from relu_diag import ShallowBlock
 from relu_diag.functional import Poisson, SquaredError, WeightDecay
 from relu_diag.functional.widening import LaterLayer, LossThroughLayers, rehearsed_losses
-from relu_diag.training import Examination, TrainingData, WideningChoice, most_promising, verdict_in_training
+from relu_diag.training import Examination, TrainingData, data_of, most_promising_first, verdict_in_training
 from relu_diag.training._falls import Falls
 from relu_diag.training._rehearsed import best_in_rehearsal, random_neurons
 from relu_diag.training._sample import in_order, some_in_order
@@ -27,21 +29,24 @@ def examined(loss: SquaredError | LossThroughLayers) -> Examination:
     return Examination(0, "net", None, block(), 0.5, unknown, None, data, None, "", dead=False)
 
 
-def choice(drop: float) -> WideningChoice:
-    return WideningChoice((), "", 0.0, 0.0, measured_drop=drop)
-
-
 def test_of_blocks_that_gain_nearly_as_much_the_one_with_more_layers_behind_it_grows() -> None:
     end = SquaredError(torch.zeros(3, 2).double())
     early = examined(LossThroughLayers(end, (LaterLayer(torch.eye(2).double(), (0.0, 1.0), None),)))
     late = examined(end)
-    assert most_promising([(late, choice(0.3)), (early, choice(0.2))])[0] is early
-    assert most_promising([(late, choice(0.3)), (early, choice(0.1))])[0] is late
+    assert most_promising_first([late, early], [0.3, 0.2]) == [1, 0]
+    assert most_promising_first([late, early], [0.3, 0.1]) == [0, 1]
 
 
 def test_drops_that_are_rounding_below_zero_leave_a_block_to_grow() -> None:
     first, second = (examined(SquaredError(torch.zeros(3, 2).double())) for _ in range(2))
-    assert most_promising([(first, choice(-3e-18)), (second, choice(-1e-18))])[0] is second
+    assert most_promising_first([first, second], [-3e-18, -1e-18]) == [1, 0]
+
+
+def test_an_inner_block_grows_by_inputs_at_the_weights_of_now() -> None:
+    kept = examined(SquaredError(torch.zeros(3, 2).double()))
+    now = TrainingData(2 * torch.eye(3).double(), SquaredError(torch.zeros(3, 2).double()))
+    assert data_of(kept) is kept.data
+    assert data_of(replace(kept, deep_data=now)) is now
 
 
 def test_a_sample_does_not_depend_on_the_order_in_which_rows_came() -> None:

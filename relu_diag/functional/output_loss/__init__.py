@@ -5,7 +5,7 @@ Never looks at a network: outputs in, numbers out.
 
 from relu_diag.functional.output_loss.classification import BinaryCrossEntropy, CrossEntropy
 from relu_diag.functional.output_loss.custom import OutputLoss
-from relu_diag.functional.output_loss.loss import Loss, joined
+from relu_diag.functional.output_loss.loss import Loss, LossAt, joined
 from relu_diag.functional.output_loss.recognition import Recognition, recognise
 from relu_diag.functional.output_loss.regression import AbsoluteError, Huber, Poisson, SquaredError, as_loss
 
@@ -15,6 +15,7 @@ __all__ = [
     "CrossEntropy",
     "Huber",
     "Loss",
+    "LossAt",
     "OutputLoss",
     "Poisson",
     "Recognition",

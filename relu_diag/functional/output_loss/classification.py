@@ -21,7 +21,7 @@ from relu_diag.functional.output_loss._targets import (
     joined_weights,
     one_over_whole,
 )
-from relu_diag.functional.output_loss.loss import Loss
+from relu_diag.functional.output_loss.loss import Loss, LossAt
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,21 +160,28 @@ class CrossEntropy(Loss):
 
     def __call__(self, outputs: Tensor) -> Tensor:
         """The loss, shape ``()``."""
-        targets = self._targets(outputs)
-        # A class without a share has no say, however unlikely it is.
-        parts = torch.where(targets > 0, targets * _log_softmax(outputs), 0.0)
-        return -(self._coefficients(outputs) * parts).sum()
+        return self.at(outputs).value()
 
     def gradient(self, outputs: Tensor) -> Tensor:
         """The gradient, shape ``(N, J)``."""
-        return self._coefficients(outputs) * self._slope(_softmax(outputs), self._targets(outputs))
+        return self.at(outputs).gradient()
 
     def curvature(self, outputs: Tensor, direction: Tensor) -> Tensor:
         """The product of the Hessian with a direction, shape ``(N, J)``."""
-        mass = self._targets(outputs).sum(1, keepdim=True)
-        p = _softmax(outputs)
-        product = p * (direction - (p * direction).sum(1, keepdim=True))
-        return self._coefficients(outputs) * mass * product
+        return self.at(outputs).curvature(direction)
+
+    def at(self, outputs: Tensor) -> _CrossEntropyAt:
+        """The loss at some outputs: their probabilities are computed once."""
+        return _CrossEntropyAt(self, outputs)
+
+    def prepared(self, like: Tensor) -> CrossEntropy:
+        """The loss by the shares that classes have in every sample."""
+        return CrossEntropy(
+            self._targets(like),
+            reduction="sum",
+            sample_weight=self.sample_weight,
+            factor=self.factor / self._divisor(),
+        )
 
     def change(self, outputs: Tensor, step: Tensor) -> Tensor:
         """What the loss changes by, shape ``()``."""
@@ -333,6 +340,37 @@ class CrossEntropy(Loss):
         return others.scatter(1, top, -others.sum(1, keepdim=True))
 
 
+class _CrossEntropyAt(LossAt):
+    """The cross-entropy at some outputs."""
+
+    loss: CrossEntropy
+
+    def __init__(self, loss: CrossEntropy, outputs: Tensor) -> None:
+        super().__init__(loss, outputs)
+        self._targets = loss._targets(outputs)
+        self._coefficients = loss._coefficients(outputs)
+        self._below = outputs - outputs.amax(1, keepdim=True)
+        self._odds = self._below.exp()
+        self._sum = self._odds.sum(1, keepdim=True)
+
+    def value(self) -> Tensor:
+        """The loss, shape ``()``."""
+        # A class without a share has no say, however unlikely it is.
+        parts = torch.where(self._targets > 0, self._targets * (self._below - self._sum.log()), 0.0)
+        return -(self._coefficients * parts).sum()
+
+    def gradient(self) -> Tensor:
+        """The gradient, shape ``(N, J)``."""
+        return self._coefficients * self.loss._slope(self._odds / self._sum, self._targets)
+
+    def curvature(self, direction: Tensor) -> Tensor:
+        """The product of the Hessian with a direction, shape ``(N, J)``."""
+        mass = self._targets.sum(1, keepdim=True)
+        p = self._odds / self._sum
+        product = p * (direction - (p * direction).sum(1, keepdim=True))
+        return self._coefficients * mass * product
+
+
 def _as_labels(labels: Tensor) -> Tensor:
     """Classes ``(N,)`` as long, or probabilities ``(N, J)``.
 
@@ -363,12 +401,6 @@ def _softmax(outputs: Tensor) -> Tensor:
     """Probabilities ``(N, J)``: over a few columns torch's own takes several times as long on a CPU."""
     odds = (outputs - outputs.amax(1, keepdim=True)).exp()
     return odds / odds.sum(1, keepdim=True)
-
-
-def _log_softmax(outputs: Tensor) -> Tensor:
-    """Their logarithms ``(N, J)``."""
-    below = outputs - outputs.amax(1, keepdim=True)
-    return below - below.exp().sum(1, keepdim=True).log()
 
 
 def _one_hot(labels: Tensor, present: Tensor, outputs: Tensor) -> Tensor:

@@ -56,6 +56,28 @@ class Loss(ABC):
             Product, shape ``(N, J)``.
         """
 
+    def at(self, outputs: Tensor) -> LossAt:
+        """The loss at some outputs, where several of its derivatives are asked for: what they share is computed once.
+
+        Args:
+            outputs: Outputs of the block, shape ``(N, J)``.
+
+        Returns:
+            Value, gradient and curvature there.
+        """
+        return LossAt(self, outputs)
+
+    def prepared(self, like: Tensor) -> Loss:
+        """The same loss for many evaluations: what depends on its targets alone is computed once.
+
+        Args:
+            like: Outputs of the block, shape ``(N, J)``, of the dtype and on the device of those to come.
+
+        Returns:
+            The loss; itself where there is nothing to be done.
+        """
+        return self
+
     @abstractmethod
     def change(self, outputs: Tensor, step: Tensor) -> Tensor:
         """What the loss changes by when the outputs take a step: small changes keep their digits.
@@ -187,6 +209,52 @@ class Loss(ABC):
         Returns:
             The loss of all their rows.
         """
+
+
+class LossAt:
+    """A loss at some outputs.
+
+    Args:
+        loss: The loss.
+        outputs: Outputs of the block, shape ``(N, J)``.
+
+    Example:
+        >>> from relu_diag.functional import SquaredError
+        >>> here = SquaredError(torch.zeros(2, 1)).at(torch.ones(2, 1))
+        >>> here.value(), here.gradient().tolist(), here.curvature(torch.ones(2, 1)).tolist()
+        (tensor(1.), [[1.0], [1.0]], [[1.0], [1.0]])
+    """
+
+    def __init__(self, loss: Loss, outputs: Tensor) -> None:
+        self.loss = loss
+        self.outputs = outputs
+
+    def value(self) -> Tensor:
+        """The loss.
+
+        Returns:
+            Loss, shape ``()``.
+        """
+        return self.loss(self.outputs)
+
+    def gradient(self) -> Tensor:
+        """The gradient.
+
+        Returns:
+            Shape ``(N, J)``.
+        """
+        return self.loss.gradient(self.outputs)
+
+    def curvature(self, direction: Tensor) -> Tensor:
+        """The product of the Hessian with a direction.
+
+        Args:
+            direction: What the outputs move by, shape ``(N, J)``.
+
+        Returns:
+            Shape ``(N, J)``.
+        """
+        return self.loss.curvature(self.outputs, direction)
 
 
 def joined(losses: list[Loss], weights: list[float] | None = None) -> Loss:

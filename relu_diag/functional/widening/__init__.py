@@ -3,7 +3,7 @@
 Never touches a module: widening a live network is the business of `relu_diag.growth`.
 """
 
-from relu_diag.functional.widening.choice import Widening, WideningCandidate, best_widening
+from relu_diag.functional.widening.choice import Widening, WideningCandidate, best_widening, widening_prospect
 from relu_diag.functional.widening.embedding import add_inactive_propagation, add_inactive_units, replicate_unit
 from relu_diag.functional.widening.later_layers import LaterLayer, LossThroughLayers
 from relu_diag.functional.widening.placement import Placement, merge_units, output_length, place_units
@@ -32,4 +32,5 @@ __all__ = [
     "rehearsed_losses",
     "replicate_unit",
     "replication_preserves",
+    "widening_prospect",
 ]

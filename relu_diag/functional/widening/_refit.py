@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.budgets import BUDGETS
-from relu_diag.functional.output_loss import Loss
+from relu_diag.functional.output_loss import Loss, LossAt
 from relu_diag.functional.tolerances import FLOAT64
 
 
@@ -24,20 +24,21 @@ def refitted_outputs(loss: Loss, outputs: Tensor, A: Tensor, start: Tensor, ridg
         Output weights, shape ``(J, n)``.
     """
     H = start
-    scale = curvature_scale(loss, outputs)
+    before = loss.at(outputs)
+    scale = curvature_scale(before)
     penalty = ridge * scale * len(A)
     gram = scale * (A.T @ A) + (penalty + FLOAT64.damping * scale * len(A)) * torch.eye(A.shape[1]).to(A)
     factor = torch.linalg.cholesky(gram)
-    at = outputs + A @ H.T
-    value = _penalised(loss, at, H, penalty)
+    here = loss.at(outputs + A @ H.T) if bool(H.any()) else before
+    value = _penalised(here, H, penalty)
     for _ in range(BUDGETS.refits):
-        gradient = loss.gradient(at).T @ A + penalty * H
-        step = _newton_step(loss, at, A, gradient, penalty, factor)
+        gradient = here.gradient().T @ A + penalty * H
+        step = _newton_step(here, A, gradient, penalty, factor)
         length, found = 1.0, None
         for _ in range(BUDGETS.halvings):
             trial = H + length * step
-            moved = outputs + A @ trial.T
-            lower = _penalised(loss, moved, trial, penalty)
+            there = loss.at(outputs + A @ trial.T)
+            lower = _penalised(there, trial, penalty)
             if lower < value:
                 found = trial
                 break
@@ -45,26 +46,26 @@ def refitted_outputs(loss: Loss, outputs: Tensor, A: Tensor, start: Tensor, ridg
         if found is None:
             break
         enough = value - lower <= FLOAT64.short * abs(value)
-        H, at, value = found, moved, lower
+        H, here, value = found, there, lower
         if enough:
             break
     return H
 
 
-def curvature_scale(loss: Loss, outputs: Tensor) -> float:
+def curvature_scale(here: LossAt) -> float:
     """The curvature of a loss per squared output of one sample, in the direction of its gradient, shape ``()``."""
-    G = loss.gradient(outputs)
+    G = here.gradient()
     size = float(G.square().sum())
-    bend = float((G * loss.curvature(outputs, G)).sum()) if size > 0 else 0.0
+    bend = float((G * here.curvature(G)).sum()) if size > 0 else 0.0
     # A loss without curvature is as far from linear as its gradient would change over one output.
-    return bend / size if bend > 0 else max(size**0.5 / len(outputs), FLOAT64.eps)
+    return bend / size if bend > 0 else max(size**0.5 / len(G), FLOAT64.eps)
 
 
-def _penalised(loss: Loss, outputs: Tensor, H: Tensor, penalty: float) -> float:
-    return float(loss(outputs)) + penalty / 2 * float(H.square().sum())
+def _penalised(here: LossAt, H: Tensor, penalty: float) -> float:
+    return float(here.value()) + penalty / 2 * float(H.square().sum())
 
 
-def _newton_step(loss: Loss, at: Tensor, A: Tensor, gradient: Tensor, penalty: float, factor: Tensor) -> Tensor:
+def _newton_step(here: LossAt, A: Tensor, gradient: Tensor, penalty: float, factor: Tensor) -> Tensor:
     """The step ``(J, n)`` to the minimum of the quadratic model, or until its curvature is not positive."""
     step = torch.zeros_like(gradient)
     left = -gradient
@@ -72,7 +73,7 @@ def _newton_step(loss: Loss, at: Tensor, A: Tensor, gradient: Tensor, penalty: f
     direction, size = aside, float((left * aside).sum())
     first = size
     for _ in range(BUDGETS.refit_products):
-        product = loss.curvature(at, A @ direction.T).T @ A + penalty * direction
+        product = here.curvature(A @ direction.T).T @ A + penalty * direction
         bend = float((direction * product).sum())
         if not bend > 0:
             return step if bool(step.any()) else direction

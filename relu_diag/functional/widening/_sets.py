@@ -11,7 +11,7 @@ from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock, chunked_outputs, rho
 from relu_diag.functional.budgets import BUDGETS
-from relu_diag.functional.output_loss import Loss
+from relu_diag.functional.output_loss import Loss, LossAt
 from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.widening._greedy import GreedyChoice, filled, greedy_choice
 from relu_diag.functional.widening._pools import POOLS, Situation
@@ -74,7 +74,8 @@ def split_rows(block: ShallowBlock, X: Tensor, loss: Loss, held_out: float, seed
     dtype = torch.promote_types(block.W.dtype, torch.float32)
     own = block.cast(dtype)
     X = X.detach().to(dtype)
-    everything = Part(X, chunked_outputs(own, X), loss)
+    outputs = chunked_outputs(own, X)
+    everything = Part(X, outputs, loss.prepared(outputs))
     draw = torch.Generator().manual_seed(seed)
     count = min(round(held_out * len(X)), len(X) - 1)
     fit = judge = everything
@@ -102,28 +103,30 @@ def proposed_set(rows: Rows, kind: str, most: int, worthwhile: bool) -> UnitSet:
         The neurons.
     """
     block = rows.block
-    X, at = rows.few.X, rows.few.outputs
-    G = rows.few.loss.gradient(at)
+    few = rows.few
+    X, at = few.X, few.outputs
+    here = few.loss.at(at)
+    G = here.gradient()
     constant = rows.all.X[:, -1]
     biased = bool((constant == constant[0]).all()) and bool(constant[0] != 0)
     situation = Situation(block, BlockSignal(X, G), biased, rows.draw)
     V = POOLS[kind](situation, max(BUDGETS.pool, BUDGETS.pool_for_one * most))
     A = rho(X @ V.T, block.slopes)
     choice = greedy_choice(A, G, most)
-    count = max(1, _worthwhile(choice, rows.few.loss, at)) if worthwhile else most
+    count = max(1, _worthwhile(choice, here)) if worthwhile else most
     index = filled(choice.index[:count], count, len(V))
     size = A[:, index].square().mean(dim=0).sqrt()
     size = torch.where(size > 0, size, 1.0)
     V = V[index] / size[:, None]
     A = A[:, index] / size
-    H = refitted_outputs(rows.few.loss, at, A, A.new_zeros(at.shape[1], len(V)), BUDGETS.usual_ridge)
+    H = refitted_outputs(few.loss, at, A, A.new_zeros(at.shape[1], len(V)), BUDGETS.usual_ridge)
     return UnitSet(kind, V, H, rows.judged(V, H))
 
 
-def _worthwhile(choice: GreedyChoice, loss: Loss, at: Tensor) -> int:
+def _worthwhile(choice: GreedyChoice, here: LossAt) -> int:
     """How many neurons, from the first on, lower the loss by enough each, as far as gradient and curvature say."""
-    drops = choice.explained / (2 * curvature_scale(loss, at))
-    enough = drops > FLOAT64.worth_a_neuron * abs(float(loss(at)))
+    drops = choice.explained / (2 * curvature_scale(here))
+    enough = drops > FLOAT64.worth_a_neuron * abs(float(here.value()))
     return int(enough.cumprod(dim=0).sum())
 
 

@@ -44,11 +44,11 @@ def short_training(
     def closure() -> float:
         Z = X @ V.T
         A = rho(Z, slopes)
-        at = outputs + A @ H.T
-        E = loss.gradient(at)
+        here = loss.at(outputs + A @ H.T)
+        E = here.gradient()
         H.grad = E.T @ A
         V.grad = ((E @ H) * slopes_at(Z, slopes)).T @ X
-        return float(loss(at))
+        return float(here.value())
 
     while True:
         search.step(closure)  # type: ignore[no-untyped-call]

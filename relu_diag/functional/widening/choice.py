@@ -158,6 +158,31 @@ def best_widening(
     return _result(rows, best, candidates)
 
 
+def widening_prospect(block: ShallowBlock, X: Tensor, loss: Loss, units: int | None) -> float:
+    """How far the loss falls with new neurons as they are proposed: little work, to compare networks by.
+
+    Args:
+        block: The network.
+        X: Inputs of the loss, shape ``(N, d)``, a few hundred are enough.
+        loss: The loss of its outputs there.
+        units: Number of neurons; None: as many as are worth it.
+
+    Returns:
+        The drop of the loss; 0 where it does not fall.
+
+    Example:
+        >>> from relu_diag.functional import SquaredError
+        >>> X = torch.eye(2, dtype=torch.float64)
+        >>> block = ShallowBlock(X[:1], X[:1, :1])
+        >>> widening_prospect(block, X, SquaredError(-X[:, :1]), units=1) > 0
+        True
+    """
+    rows = split_rows(block, X, loss, held_out=0.0, seed=0)
+    most = BUDGETS.new_units if units is None else units
+    proposed = [proposed_set(rows, kind, most, units is None) for kind in BUDGETS.kinds_to_compare]
+    return max(0.0, rows.judged_before - min(one.judged for one in proposed))
+
+
 def _best_set(rows: Rows, proposed: list[UnitSet], steps: int) -> tuple[UnitSet, tuple[WideningCandidate, ...]]:
     """Of sets in the order of their loss the best after some steps, and what was compared, lowest loss first."""
     drop = rows.judged_before - proposed[0].judged

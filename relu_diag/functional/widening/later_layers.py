@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from relu_diag.functional.block import ShallowBlock, rho
 from relu_diag.functional.local import slopes_at
-from relu_diag.functional.output_loss import Loss
+from relu_diag.functional.output_loss import Loss, LossAt
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,19 +94,23 @@ class LossThroughLayers(Loss):
 
     def __call__(self, outputs: Tensor) -> Tensor:
         """The loss, shape ``()``."""
-        return self.end(self._through(outputs)[-1])
+        return self.at(outputs).value()
 
     def gradient(self, outputs: Tensor) -> Tensor:
         """The gradient, shape ``(N, J)``."""
-        Z = self._through(outputs)
-        return self._back(Z, self.end.gradient(Z[-1]))
+        return self.at(outputs).gradient()
 
     def curvature(self, outputs: Tensor, direction: Tensor) -> Tensor:
         """The product of the Gauss-Newton matrix with a direction, shape ``(N, J)``."""
-        Z = self._through(outputs)
-        for at, layer in zip(Z, self.layers, strict=False):
-            direction = (slopes_at(at, layer.slopes) * direction) @ layer.H.T
-        return self._back(Z, self.end.curvature(Z[-1], direction))
+        return self.at(outputs).curvature(direction)
+
+    def at(self, outputs: Tensor) -> _LossThroughLayersAt:
+        """The loss at some outputs: they pass through the layers once."""
+        return _LossThroughLayersAt(self, outputs)
+
+    def prepared(self, like: Tensor) -> LossThroughLayers:
+        """The loss with that at the end prepared."""
+        return replace(self, end=self.end.prepared(self._through(like)[-1]))
 
     def change(self, outputs: Tensor, step: Tensor) -> Tensor:
         """What the loss changes by, shape ``()``."""
@@ -179,8 +182,34 @@ class LossThroughLayers(Loss):
             Z.append(layer(Z[-1]))
         return Z
 
-    def _back(self, Z: Sequence[Tensor], G: Tensor) -> Tensor:
+
+class _LossThroughLayersAt(LossAt):
+    """A loss at the end of a network at some outputs of a block inside it."""
+
+    loss: LossThroughLayers
+
+    def __init__(self, loss: LossThroughLayers, outputs: Tensor) -> None:
+        super().__init__(loss, outputs)
+        Z = loss._through(outputs)
+        self._end = loss.end.at(Z[-1])
+        self._slopes = [slopes_at(at, layer.slopes) for at, layer in zip(Z, loss.layers, strict=False)]
+
+    def value(self) -> Tensor:
+        """The loss, shape ``()``."""
+        return self._end.value()
+
+    def gradient(self) -> Tensor:
+        """The gradient, shape ``(N, J)``."""
+        return self._back(self._end.gradient())
+
+    def curvature(self, direction: Tensor) -> Tensor:
+        """The product of the Gauss-Newton matrix with a direction, shape ``(N, J)``."""
+        for slopes, layer in zip(self._slopes, self.loss.layers, strict=True):
+            direction = (slopes * direction) @ layer.H.T
+        return self._back(self._end.curvature(direction))
+
+    def _back(self, G: Tensor) -> Tensor:
         """A gradient at the end as one at the outputs of the block."""
-        for at, layer in reversed([*zip(Z, self.layers, strict=False)]):
-            G = slopes_at(at, layer.slopes) * (G @ layer.H)
+        for slopes, layer in zip(reversed(self._slopes), reversed(self.loss.layers), strict=True):
+            G = slopes * (G @ layer.H)
         return G

@@ -120,6 +120,18 @@ def test_value_gradient_and_curvature_are_those_of_torch(name: str, size: tuple[
 
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=10)
+@given(sizes)
+def test_a_prepared_loss_is_the_same_loss(name: str, size: tuple[int, int, int, str]) -> None:
+    loss, _ = pairs(*size)[name]
+    d = drawn(*size[:3])
+    here = loss.prepared(d["outputs"]).rows(slice(None)).at(d["outputs"])
+    assert_close(here.value(), loss(d["outputs"]))
+    assert_close(here.gradient(), loss.gradient(d["outputs"]))
+    assert_close(here.curvature(d["step"]), loss.curvature(d["outputs"], d["step"]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=10)
 @given(sizes, st.sampled_from([1e-8, 1e-3, 0.3, 1.0, 30.0]))
 def test_a_change_is_the_difference_of_two_values(name: str, size: tuple[int, int, int, str], length: float) -> None:
     loss, _ = pairs(*size)[name]
