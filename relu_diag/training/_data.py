@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Mapping, Sized
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
 
 from relu_diag.capture import Sighting
 from relu_diag.training.lightning_internals import batches_done_in_epoch
@@ -194,18 +194,33 @@ def is_epoch_of_all(trainer: Trainer) -> bool:
         False
     """
     loader = trainer.train_dataloader
-    sampler = getattr(loader, "sampler", None)
-    drawn = getattr(sampler, "replacement", False)
     # A step may say that its epoch ends here.
     batches = trainer.num_training_batches
     ended_early = batches_done_in_epoch(trainer) < batches < math.inf
-    if drawn or not trainer.is_last_batch or ended_early:
+    if not trainer.is_last_batch or ended_early or _leaves_out(loader):
         return False
     try:
         batches = len(loader)  # type: ignore[arg-type]
     except TypeError:  # all that there is, unless only so many batches are taken of it
         return not isinstance(trainer.limit_train_batches, int)
     return bool(trainer.num_training_batches >= batches or trainer.overfit_batches)  # type: ignore[attr-defined]
+
+
+def _leaves_out(loader: Any) -> bool:
+    """Whether a loader draws some of its samples, others in every epoch, and leaves the rest out."""
+    sampler = getattr(loader, "sampler", None)
+    if getattr(sampler, "replacement", False):
+        return True
+    data = getattr(sampler, "data_source", None)
+    if isinstance(sampler, RandomSampler) and isinstance(data, Sized) and sampler.num_samples < len(data):
+        return True
+    batches = getattr(loader, "batch_sampler", None)
+    if not getattr(batches, "drop_last", False):
+        return False
+    inner = getattr(batches, "sampler", None)
+    if isinstance(inner, SequentialSampler):  # the same ones in every epoch
+        return False
+    return not isinstance(inner, Sized) or len(inner) % batches.batch_size > 0  # type: ignore[union-attr]
 
 
 def _batch_size(loader: DataLoader[Any]) -> int | None:
@@ -229,11 +244,39 @@ def tensors_of(batch: Any) -> list[Tensor]:
         >>> tensors_of({"x": torch.zeros(2), "targets": (torch.ones(1), "a name")})
         [tensor([0., 0.]), tensor([1.])]
     """
-    if isinstance(batch, list | tuple) and all(isinstance(part, Tensor) for part in batch):
-        return list(batch)
     found: list[Tensor] = []
-    apply_to_collection(batch, Tensor, found.append)
+    _collect(batch, found, set())
     return found
+
+
+def _collect(part: Any, found: list[Tensor], passed: set[int]) -> None:
+    """Add the tensors of a part of a batch: of a collection, or of an object of the user's own, such as a graph."""
+    if isinstance(part, Tensor):
+        found.extend(_dense(part))
+        return
+    if isinstance(part, list | tuple):  # among them named tuples, and packed sequences
+        for one in part:
+            _collect(one, found, passed)
+        return
+    held = part if isinstance(part, Mapping) else getattr(part, "__dict__", None)
+    if held is None or isinstance(part, type | ModuleType) or id(part) in passed:
+        return
+    passed.add(id(part))
+    for one in held.values():
+        _collect(one, found, passed)
+
+
+def _dense(tensor: Tensor) -> list[Tensor]:
+    """What a tensor holds, as tensors that can be compared and cut: of sparse and nested ones these are parts."""
+    if tensor.is_nested:
+        return [tensor.detach().values()]
+    if tensor.layout == torch.sparse_coo:
+        return [tensor.detach()._indices(), tensor.detach()._values()]
+    if tensor.layout in {torch.sparse_csr, torch.sparse_bsr}:
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.detach().values()]
+    if tensor.layout in {torch.sparse_csc, torch.sparse_bsc}:
+        return [tensor.ccol_indices(), tensor.row_indices(), tensor.detach().values()]
+    return [tensor]
 
 
 class Repeats:
