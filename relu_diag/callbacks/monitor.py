@@ -146,7 +146,7 @@ class LandscapeMonitor(WatchedBlocks, Rides):
         self._losses: list[tuple[float, int]] = []
         self._sampled: int | None = None
         self._meets = False  # whether the present step is one that every rank samples
-        self._said = 0
+        self._named: set[str] | None = None  # blocks that were said to be watched; None before anything was said
         self._absent: Set[str] = frozenset()  # blocks that the last step sampled had no part in
         self._folder: str | None = None
         self._state: dict[str, Any] = {}
@@ -269,14 +269,9 @@ class LandscapeMonitor(WatchedBlocks, Rides):
         if seen is None and not self._meets:
             return
         self._seen = None
-        says = 0 if seen is None or self.off or not self._rider.finite else 1 + bool(seen)
-        if says > self._said:  # once that there is nothing, as while layers are frozen, and once what there is
-            self._said = says
+        if seen is not None and not self.off and self._rider.finite:
             with self._careful:
-                say(trainer, "landscape/watching", self._rider.watching(seen or []))
-                warnings = (watch.born_dead() for watch in self.watched.values() if self._sampled == 0)
-                for words in filter(None, warnings):
-                    say(trainer, "landscape/warning", f"warning: {words}")
+                self._say_what_is_new(trainer, seen)
         if self._look is None and (self._meets if trainer.world_size > 1 else seen is not None):
             self._report(trainer, any(watch.due for watch in self.watched.values()))
         self._meets = False
@@ -353,6 +348,18 @@ class LandscapeMonitor(WatchedBlocks, Rides):
         shift = number % _SHIFTS if self.every_n_steps > _RARE else 0
         self._meets = self._sampled is None or (number > self._sampled // self.every_n_steps and past >= shift)
         return self._meets or any(watch.wants_rows or watch.suspects for watch in self.watched.values())
+
+    def _say_what_is_new(self, trainer: Trainer, seen: list[Sighting]) -> None:
+        """Say what is watched: that there is nothing, once, and each block when it takes part, as layers thaw."""
+        first = self._named is None
+        named = self._named or set()
+        new = [one for one in seen if one.hidden not in named]
+        self._named = named | {one.hidden for one in new}
+        if new or first:
+            say(trainer, "landscape/watching", self._rider.watching(new))
+        warnings = [self.watched[one.hidden].born_dead() for one in new if self._sampled == 0]
+        for words in filter(None, warnings):
+            say(trainer, "landscape/warning", f"warning: {words}")
 
     def _pass_over(self, trainer: Trainer, module: LightningModule, look: Look, step: int) -> None:
         """A pass at fixed weights, and its report."""

@@ -50,6 +50,7 @@ class Rider:
         self._automatic = True
         self._module: LightningModule | None = None
         self._missing = ""
+        self._told: set[str] = set()
 
     @property
     def riding(self) -> bool:
@@ -67,10 +68,10 @@ class Rider:
         return self._seen is not None
 
     def watching(self, seen: Sequence[Sighting]) -> str:
-        """What is watched, and what is not and why.
+        """What is watched, and what is not and why, unless a line before has said so.
 
         Args:
-            seen: The blocks of a step.
+            seen: Blocks of a step.
 
         Returns:
             A line.
@@ -78,7 +79,8 @@ class Rider:
         if not seen:
             return self.nothing
         watched = first_few([f"{one.name}, {one.neurons} neuron{'s' * (one.neurons > 1)}" for one in seen])
-        refused = self._refused()
+        refused = [words for words in self._refused() if words not in self._told]
+        self._told.update(refused)
         return f"watching {watched}" + (f"; not {first_few(refused)}" if refused else "")
 
     @property
