@@ -94,6 +94,8 @@ class Block:
         kinks: Kinks between the block and the loss.
         facts: What is the same in every step, by which of the readers had a gradient.
         extremes: Least and largest pre-activations, if they were looked at.
+        elsewhere: Whether the first layer had another gradient in the step, which is no part of the block's.
+        reruns: Whether it ran beside its blocks in the step, with gradient or without.
     """
 
     hidden: Noted
@@ -110,6 +112,8 @@ class Block:
     to_the_loss: bool = False
     factor: float = 1.0
     extremes: tuple[Tensor, Tensor] | None = None
+    elsewhere: bool = False
+    reruns: bool = False
     C: Tensor | None = None
     total: Tensor | None = None
 
@@ -177,6 +181,8 @@ class Block:
             uncounted=tuple(sorted({operation(node) for node, kink in self.kinks.items() if not kink.counted})),
             choosing=self._choosing(),
             parameters=facts.parameters,
+            elsewhere=self.elsewhere,
+            reruns=self.reruns,
         )
 
     def _choosing(self) -> tuple[str, ...]:

@@ -29,6 +29,8 @@ def joined(seen: Sequence[Sighting]) -> Sighting:
         ridden=Ridden(weights, tuple(applications)),
         dropout=any(one.dropout for one in seen),
         tied=any(one.tied for one in seen),
+        elsewhere=any(one.elsewhere for one in seen),
+        reruns=any(one.reruns for one in seen),
         from_data=all(one.from_data for one in seen),
         kinks_after=tuple(sorted({kink for one in seen for kink in one.kinks_after})),
         to_the_loss=all(one.to_the_loss for one in seen),

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+
+from relu_diag.capture._hooks import LayerHook
 
 
 @dataclass(slots=True, eq=False)
@@ -55,7 +56,7 @@ class Glance:
 
     def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
         self._seen = {id(layer): Glimpse(name) for name, layer in layers.items()}
-        self._handles: list[RemovableHandle] = [layer.register_forward_hook(self._note) for layer in layers.values()]
+        self._handles = [LayerHook(layer, self._note) for layer in layers.values()]
         self._error: Exception | None = None
 
     def end(self) -> list[Glimpse]:

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from relu_diag.capture._graph import Product, adds_untrained, product_of, slopes_of
+from relu_diag.capture._hooks import LayerHook
 from relu_diag.capture._kinks import Inputs, LaterKink
 from relu_diag.capture._nodes import below_layout, nodes_below
 from relu_diag.capture._reading import DERIVATIVES, Candidate, Use
@@ -75,6 +76,8 @@ class Ride:
         self._lent = lent
         self._passed: dict[Node, _Passed] = {}
         self._layers: dict[Node, nn.Linear] = {}
+        # Layers that ran without a gradient.
+        self._quiet: set[int] = set()
         self._inputs = Inputs()
         self._kinks: dict[Node, LaterKink] = {}
         self._blocks: dict[Node, Block] = {}
@@ -82,7 +85,7 @@ class Ride:
         self._copies: dict[int, Tensor] = {}
         # How often each was written to when it was copied.
         self._versions: dict[int, int] = {}
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[LayerHook | RemovableHandle] = []
         self._board_outputs = False
         self._error: Exception | None = None
 
@@ -98,15 +101,15 @@ class Ride:
         note_plain = partial(self._guarded, self._note_forward, None)
         for layer in self._module.modules():
             if isinstance(layer, nn.ReLU):
-                self._handles.append(layer.register_forward_pre_hook(note_activation))
+                self._handles.append(LayerHook(layer, note_activation, before=True))
             elif isinstance(layer, nn.Linear):
                 note = note_plain
                 if "weight" not in layer._parameters or type(layer).forward is not nn.Linear.forward:
                     catch = _WeightCatcher()
-                    self._handles.append(layer.register_forward_pre_hook(catch.enter))
-                    self._handles.append(layer.register_forward_hook(catch.leave, always_call=True))
+                    self._handles.append(LayerHook(layer, catch.enter, before=True))
+                    self._handles.append(LayerHook(layer, catch.leave, always=True))
                     note = partial(self._guarded, self._note_forward, catch)
-                self._handles.append(layer.register_forward_hook(note))
+                self._handles.append(LayerHook(layer, note))
 
     def board(self, loss: Tensor, factor: float = 1.0) -> None:
         """Get on, after a forward pass and before its backward; once for every loss of the step.
@@ -178,6 +181,7 @@ class Ride:
             together.update(block.kinks)
             block.kinks = together
         copies = dict(self._copies)
+        self._note_other_runs(blocks)
         if self._lent:
             self._memory.telling = self._telling(blocks)
         self.leave()
@@ -188,6 +192,15 @@ class Ride:
         if self._lent:
             self._memory.keep(copies)
         return [joined(alike) for alike in self._alike(seen)]
+
+    def _note_other_runs(self, blocks: Sequence[Block]) -> None:
+        """Note which first layers ran beside their blocks as well."""
+        own = {block.hidden.product.node for block in blocks}
+        beside = {id(layer) for node, layer in self._layers.items() if node not in own}
+        for block in blocks:
+            layer = id(self._layers.get(block.hidden.product.node))
+            block.elsewhere = layer in beside
+            block.reruns = block.elsewhere or layer in self._quiet
 
     def _telling(self, blocks: Sequence[Block]) -> dict[str, nn.Linear]:
         """First layers all of whose passes were passes through their block, by name: a glance at them tells enough."""
@@ -216,6 +229,7 @@ class Ride:
         self._handles.clear()
         self._passed.clear()
         self._layers.clear()
+        self._quiet.clear()
         self._inputs.clear()
         self._kinks.clear()
         self._blocks.clear()
@@ -234,8 +248,11 @@ class Ride:
         self, catch: _WeightCatcher | None, layer: nn.Linear, args: tuple[Tensor, ...], Z: Tensor
     ) -> None:
         """Keep inputs, pre-activations and effective weight; a recomputation during backward is no forward pass."""
+        if torch._C._current_graph_task_id() != -1:
+            return
         node = product_of(Z) if isinstance(Z, Tensor) and Z.numel() else None
-        if node is None or torch._C._current_graph_task_id() != -1:
+        if node is None:
+            self._quiet.add(id(layer))
             return
         self._inputs.keep(Z, look=id(layer) in self._memory.kinked)
         if catch is None or catch.weight is not None:

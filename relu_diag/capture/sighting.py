@@ -34,6 +34,8 @@ class Sighting:
         uncounted: Those operations whose inputs are not known: their kinks are missing from the count.
         choosing: Those operations that make a single number, as the larger one of two losses; the loss is then another
             function elsewhere.
+        elsewhere: Whether the first layer had another gradient in the step: its weights are used beside the block too.
+        reruns: Whether it ran beside the block, with gradient or without: inputs may be computed with its weights.
 
     Example:
         >>> import torch
@@ -61,6 +63,8 @@ class Sighting:
     later_kinks: Tensor | None = None
     uncounted: tuple[str, ...] = ()
     choosing: tuple[str, ...] = ()
+    elsewhere: bool = False
+    reruns: bool = False
 
     @classmethod
     def of_pass(

@@ -17,6 +17,7 @@ from relu_diag.functional import (
     forecast_escape,
 )
 from relu_diag.functional.assumptions import Assumptions, checked
+from relu_diag.training._data import SAME
 from relu_diag.training._dead import nothing_moves
 from relu_diag.training._trained_as import trained_as
 from relu_diag.training.agreement import agreement_words
@@ -43,6 +44,7 @@ from relu_diag.training.penalty import decaying, largest_weight_decay, penalty_o
 from relu_diag.training.rows import KeptRows, TrainingData
 
 _NOT_ALONE = "the layers below the block are trained too, and move its inputs: its own growth says little of when"
+_DRIFT = "what computes its inputs has changed by {:.1%} since its rows began to be kept"
 _UNASKED = "no verdict was asked for"
 _NOT_CONVEX = "the loss is not known to be convex in the outputs"
 
@@ -51,8 +53,9 @@ _NOT_CONVEX = "the loss is not known to be convex in the outputs"
 class Subject:
     """A block to be judged.
 
-    Its name, place, weights and parameters, whether only it is trained, whether every neuron is dead, its rows, and the
-    fraction by which the loss falls in an escape.
+    Its name, place, weights and parameters, whether only it is trained, whether every neuron is dead, its rows, the
+    fraction by which the loss falls in an escape, and how far what computes its inputs has changed since its rows were
+    kept.
     """
 
     trainer: Trainer
@@ -65,6 +68,7 @@ class Subject:
     dead: bool
     rows: KeptRows
     drop: float
+    drift: float = 0.0
 
     def judged(self, data: TrainingData | None, loss: float) -> Examination:
         """The examination of the block by its data; the loss is that of the last step seen. No rank waits for it."""
@@ -73,6 +77,9 @@ class Subject:
         nearby, descent = self._nearby(data, penalty)
         training = trained_as(self.trainer, self.parameters, self.block, data, penalty, self.alone, self.drop)
         verdict, descent = self._verdict(nearby, data, training, descent)
+        drift = "" if data is None or self.drift < SAME else _DRIFT.format(self.drift)
+        if drift:
+            verdict = replace(verdict, reason=f"{verdict.reason}; {drift}" if verdict.reason else drift)
         forecast, no_forecast = self._forecast(data, verdict)
         return Examination(
             step=self.trainer.global_step,
@@ -90,6 +97,7 @@ class Subject:
             signals=self.rows.signals(),
             descent=descent,
             fact=self._fact(data, descent),
+            drift=drift,
             held="" if descent is None or self.dead else descent.holds(self.drop),
         )
 

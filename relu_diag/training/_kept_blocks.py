@@ -9,7 +9,7 @@ from torch import nn
 
 from relu_diag.capture import Sighting
 from relu_diag.training._data import affordable
-from relu_diag.training._others import lengths_of_others
+from relu_diag.training._others import Before, lengths_of_others
 from relu_diag.training.recipe import Recipe
 from relu_diag.training.rows import KeptRows
 
@@ -37,6 +37,7 @@ class KeptBlocks:
         self._changing = False
         # The rest of the module when rows began to be kept.
         self._others: dict[str, list[float]] = {}
+        self._before: Before | None = None
 
     @property
     def full(self) -> bool:
@@ -79,10 +80,12 @@ class KeptBlocks:
             expected: Number of rows that are to come; 0: not known.
             module: The module whose other layers may move its inputs; None: not known.
         """
+        if module is not None and not self._is_as_it_is(one.hidden) and (one.hidden in self.rows or not self.rows):
+            self._before = Before(module)
         rows = KeptRows(most or affordable(one), expected)
         rows.recipe = self.recipes.get(one.hidden)
         self.rows[one.hidden] = rows
-        if one.from_data and module is not None:
+        if one.from_data and not one.reruns and module is not None:
             self._others[one.hidden] = lengths_of_others(module, one.parameters)
 
     def add(self, one: Sighting, loss: float | None, batch: Any, number: int, same_readers: bool) -> None:
@@ -164,6 +167,17 @@ class KeptBlocks:
         if not one.from_data or known is None or module is None:
             return True
         return known != lengths_of_others(module, one.parameters)
+
+    def drift(self, one: Sighting) -> float:
+        """How far what may compute the inputs of a block has changed since its rows began to be kept.
+
+        Args:
+            one: The block.
+
+        Returns:
+            Change of all other weights, relative to them; 0 where it is not known.
+        """
+        return 0.0 if self._before is None else self._before.change(() if one.reruns else one.parameters)
 
     def _is_as_it_is(self, name: str) -> bool:
         """Whether a batch holds the inputs of a block as they are."""

@@ -42,6 +42,7 @@ class Examination:
             where it is not measured.
         fact: What is known besides, in words with a cure: all neurons are dead, or steps overshoot; may be empty.
         held: What holds the loss where it stands, in words with a cure: short steps, or noisy batches; may be empty.
+        drift: That the inputs are not quite those of now, in words; may be empty.
 
     Example:
         >>> import torch
@@ -71,6 +72,7 @@ class Examination:
     descent: Descent | None = None
     fact: str = ""
     held: str = ""
+    drift: str = ""
 
     @property
     def all_dead(self) -> str:
@@ -96,6 +98,8 @@ class Examination:
             The words.
         """
         why = "" if told else why_unsettled(self.verdict, self.fact)
+        if self.drift and self.drift not in why:
+            why = f"{why}; {self.drift}" if why else self.drift
         of = self.name if named else ""
         return "; ".join(filter(None, ["training ends", ": ".join(filter(None, [of, why]))]))
 

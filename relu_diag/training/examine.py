@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
@@ -41,7 +42,7 @@ def examine_rows(
     kept: Mapping[str, KeptRows],
     loss: float,
     drop: float | None,
-    moved: Collection[str] = (),
+    moved: Mapping[str, float] = MappingProxyType({}),
 ) -> list[Examination] | None:
     """Judge blocks at the weights of now by rows that were kept. A collective: every rank must call it.
 
@@ -52,7 +53,7 @@ def examine_rows(
         kept: Rows of the blocks.
         loss: Loss of the last step that was seen.
         drop: Fraction by which the loss falls in an escape; None: no verdict is asked for.
-        moved: Blocks whose inputs are computed by what has changed since their rows were kept.
+        moved: Blocks whose inputs are computed by what has changed since their rows were kept, and how far.
 
     Returns:
         Their examinations, the one that says most about the loss first; None if weights are not finite on any rank.
@@ -87,7 +88,8 @@ def examine_rows(
         try:
             for name, one in seen.items():
                 alone = one.from_data and name not in moved
-                subjects[name] = _subject_of(trainer, module, one, kept[name], drop or 0.0, alone)
+                subject = _subject_of(trainer, module, one, kept[name], drop or 0.0, alone)
+                subjects[name] = replace(subject, drift=moved.get(name, 0.0))
         except NotFiniteError:
             finite = False
     together = trainer.strategy.reduce_boolean_decision(finite and not later.failed)

@@ -315,9 +315,10 @@ class Examiner:
             missing |= {name: KeptRows(reason=reasons.get(name) or _MOVED) for name in moved if name in rows}
         return examine_rows(trainer, module, self.seen, rows | missing, loss, drop, moved)
 
-    def _moved(self) -> set[str]:
-        """Blocks whose inputs may be others than when their rows were kept."""
-        return {name for name, one in self.seen.items() if self._kept.moves(one, self._module)}
+    def _moved(self) -> dict[str, float]:
+        """Blocks whose inputs may be others than when their rows were kept, and how far what computes them changed."""
+        moved = {name: one for name, one in self.seen.items() if self._kept.moves(one, self._module)}
+        return {name: self._kept.drift(one) for name, one in moved.items()}
 
     def refused(self) -> dict[str, str]:
         """What stands between layers that make no block, by their names, once steps were seen.

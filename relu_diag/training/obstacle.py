@@ -11,6 +11,7 @@ ACTIVATIONS_READ = "the loss reads the hidden activations besides the outputs of
 _ROUNDED = 4
 _COMPUTED = "its weights are computed from others (weight_norm, pruning, batch norm), which may not follow every move"
 _DROPOUT = "dropout stands behind the activations, so that the loss of a step is not the loss of the network"
+_TIED = "its layers share a weight, and what holds for two that move apart need not hold for one"
 _CHOSEN = "a later {} chooses what the loss is, which may be another one elsewhere"
 
 
@@ -65,6 +66,8 @@ def obstacle_of(seen: Sighting) -> str:
         return _DROPOUT
     if seen.live is None:
         return _COMPUTED
+    if seen.tied:
+        return _TIED
     if seen.choosing:
         return _CHOSEN.format(" and ".join(seen.choosing))
     return ACTIVATIONS_READ if reads_activations(seen.block, seen.signal, seen.rounding) else ""

@@ -305,4 +305,6 @@ def _caveats(seen: Sighting) -> tuple[str, ...]:
         caveats.append("dropout: of the network that its masks left")
     if seen.tied:
         caveats.append("its layers share a weight, and move together")
+    if seen.elsewhere:
+        caveats.append("its first layer ran elsewhere in the step too, which these slopes leave out")
     return tuple(caveats)

@@ -1,0 +1,195 @@
+"""Steps that copy their module, run layers twice, or bring batches of an unusual kind: watched, and said as it is."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from support.quiet import QUIET
+from support.sines import Net, batches, samples
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, RandomSampler
+
+from relu_diag.callbacks import LandscapeMonitor, PlateauMonitor
+from relu_diag.training import tensors_of
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::UserWarning:torch")
+LOG = "lightning.pytorch.utilities.rank_zero"
+
+
+def watch(module: Net, data: Any = None, **settings: Any) -> tuple[LandscapeMonitor, PlateauMonitor]:
+    monitors = LandscapeMonitor(every_n_steps=1), PlateauMonitor()
+    trainer = Trainer(**QUIET, callbacks=list(monitors), **{"max_epochs": 2, "log_every_n_steps": 1, **settings})
+    trainer.fit(module, batches(24) if data is None else data)
+    assert [monitor.off for monitor in monitors] == ["", ""]
+    return monitors
+
+
+class Copying(Net):
+    """Copies and saves its network in the middle of each step, as meta-learners do."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        outputs = self.net(batch[0])
+        self.twin = copy.deepcopy(self.net)
+        pickle.loads(pickle.dumps(self.net))(batch[0])
+        self.twin(batch[0])
+        return functional.mse_loss(outputs, batch[1])
+
+
+def test_a_copy_of_a_layer_in_the_step_takes_nothing_of_ours_along() -> None:
+    module = Copying()
+    landscape, _ = watch(module)
+    assert landscape.reports
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in module.modules())
+
+
+class Attacked(Net):
+    """Trains on inputs that it has computed with its own weights."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        inputs = batch[0].clone().requires_grad_()
+        (slope,) = torch.autograd.grad(functional.mse_loss(self.net(inputs), batch[1]), inputs)
+        return functional.mse_loss(self.net(batch[0] + 0.3 * slope.sign()), batch[1])
+
+
+class Refined(Net):
+    """Trains on its own outputs, computed without gradient."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        with torch.no_grad():
+            guess = self.net(batch[0]).mean(dim=1, keepdim=True)
+        return functional.mse_loss(self.net(batch[0] + guess), batch[1])
+
+
+class Deep(Net):
+    """Blocks whose inputs are computed by trained layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+
+
+@pytest.mark.parametrize("module", [Attacked, Refined, Deep])
+def test_inputs_that_weights_compute_are_said_to_have_moved(
+    module: type[Net], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", LOG):
+        _, plateau = watch(module(), max_epochs=3)
+    assert plateau.final is not None
+    assert plateau.final.data is not None
+    assert plateau.final.verdict.assumptions["nothing else is trained"] == "broken"
+    assert "what computes its inputs has changed by" in caplog.text
+
+
+def test_inputs_of_the_batch_have_not_moved(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", LOG):
+        watch(Net())
+    assert "what computes its inputs" not in caplog.text
+
+
+def test_a_layer_that_the_loss_reads_elsewhere_is_a_caveat() -> None:
+    class Penalised(Net):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return super().training_step(batch, batch_idx) + self.net[0](2 * batch[0]).square().mean()
+
+    landscape, _ = watch(Penalised())
+    assert landscape.reports["net.0"].caveats == (
+        "its first layer ran elsewhere in the step too, which these slopes leave out",
+    )
+
+
+def test_a_block_that_shares_its_weight_has_no_verdict() -> None:
+    class Tied(Net):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return functional.mse_loss(self.net[0](batch[0]).relu() @ self.net[0].weight, batch[0])
+
+    landscape, plateau = watch(Tied())
+    assert landscape.reports
+    assert plateau.final is not None
+    assert plateau.final.verdict.reason.startswith("its layers share a weight")
+
+
+@pytest.mark.parametrize(("size", "expected"), [(8, True), (7, False)])
+def test_samples_that_every_epoch_leaves_out_are_not_all_data(size: int, expected: bool) -> None:
+    data = DataLoader(samples(24), batch_size=size, shuffle=True, drop_last=True)
+    _, plateau = watch(Net(), data)
+    assert plateau.final is not None
+    assert plateau.final.data is not None
+    assert plateau.final.data.complete == expected
+
+
+def test_a_sampler_of_some_samples_does_not_draw_all_data() -> None:
+    data = DataLoader(samples(24), batch_size=8, sampler=RandomSampler(samples(24), num_samples=16))
+    _, plateau = watch(Net(), data)
+    assert plateau.final is not None
+    assert plateau.final.data is not None
+    assert not plateau.final.data.complete
+
+
+def packed(rows: list[tuple[Tensor, Tensor]]) -> Any:
+    pack = nn.utils.rnn.pack_sequence
+    return [pack([one[part].reshape(1, -1) for one in rows]) for part in range(2)]
+
+
+@dataclass
+class Graph:
+    """A batch that is an object of the project's own."""
+
+    x: Tensor
+    y: Tensor
+
+    def to(self, device: Any) -> Graph:
+        return Graph(self.x.to(device), self.y.to(device))
+
+
+class Unpacking(Net):
+    """Takes whatever holds inputs and targets."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if isinstance(batch, Graph):
+            return functional.mse_loss(self.net(batch.x), batch.y)
+        X, Y = (part.data if isinstance(part, nn.utils.rnn.PackedSequence) else part for part in batch)
+        return functional.mse_loss(self.net(X.to_dense()), Y)
+
+
+COLLATE = {
+    "packed": packed,
+    "object": lambda rows: Graph(*(torch.stack(part) for part in zip(*rows, strict=True))),
+    "sparse": lambda rows: [torch.stack([x for x, _ in rows]).to_sparse(), torch.stack([y for _, y in rows])],
+}
+
+
+@pytest.mark.parametrize("collate", COLLATE.values(), ids=COLLATE)
+def test_batches_of_any_kind_show_their_targets(collate: Any) -> None:
+    _, plateau = watch(Unpacking(), DataLoader(samples(24), batch_size=8, collate_fn=collate))
+    assert plateau.final is not None
+    assert plateau.final.data is not None
+    assert len(plateau.final.data.X) == 24
+
+
+def test_the_parts_of_sparse_and_nested_tensors_are_those_of_a_batch() -> None:
+    X = torch.eye(3)
+    assert [len(one) for one in tensors_of([X.to_sparse()])] == [2, 3]
+    nested = torch.nested.nested_tensor([X, X[:2]], layout=torch.jagged)
+    assert tensors_of({"x": nested})[0].shape == (5, 3)
+
+
+def test_blocks_are_named_when_they_are_first_seen(caplog: pytest.LogCaptureFixture) -> None:
+    class TakingTurns(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return functional.mse_loss((self.other if batch_idx else self.net)(batch[0]), batch[1])
+
+    with caplog.at_level("INFO", LOG):
+        watch(TakingTurns())
+    named = [one.message for one in caplog.records if one.message.startswith("watching")]
+    assert named == ["watching net.0 -> net.2, 6 neurons", "watching other.0 -> other.2, 5 neurons"]
