@@ -166,11 +166,12 @@ class BlockMetric(Metric):
         return sums.scaled(1 / max(int(sums.samples), 1)) if self.reduction == "mean" else sums
 
 
-def sums_of_all_ranks(sums: NeuronSums) -> NeuronSums:
+def sums_of_all_ranks(sums: NeuronSums, repeated: bool = False) -> NeuronSums:
     """The sums of every rank, added up; a collective, where there are several.
 
     Args:
         sums: Sums over this rank's samples.
+        repeated: Whether another rank has these samples too, so that those of this one do not count.
 
     Returns:
         Sums over all samples.
@@ -185,10 +186,11 @@ def sums_of_all_ranks(sums: NeuronSums) -> NeuronSums:
         return sums
     neurons, inputs = sums.smooth.shape
     metric = BlockMetric(neurons, inputs, len(sums.output_gradient)).to(sums.smooth.device)
-    for name in _SUMS:
-        setattr(metric, name, getattr(sums, name))
-    for name in _KINKS:
-        setattr(metric, name, [getattr(sums.kinks, name)])
+    if not repeated:
+        for name in _SUMS:
+            setattr(metric, name, getattr(sums, name))
+        for name in _KINKS:
+            setattr(metric, name, [getattr(sums.kinks, name)])
     metric.output_gradient = metric.output_gradient.double()
     return metric.sums()
 

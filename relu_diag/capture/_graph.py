@@ -128,11 +128,14 @@ class Graph:
         nodes: Its nodes, each once.
         module: The module whose parameters make products.
         layers: Linear layers that ran, by the nodes of their products: what they multiply by is a weight.
+        gathered: Names of parameters that were the module's while their layer ran, by identity.
     """
 
-    def __init__(self, nodes: Sequence[Node], module: nn.Module, layers: Mapping[Node, nn.Linear]) -> None:
+    def __init__(
+        self, nodes: Sequence[Node], module: nn.Module, layers: Mapping[Node, nn.Linear], gathered: Mapping[int, str]
+    ) -> None:
         self._module = module
-        self._factors = Factors(module, layers)
+        self._factors = Factors(module, layers, gathered)
         self._nodes = nodes
         self._consumers: dict[Node, list[Node]] = {}
         for node in self._nodes:

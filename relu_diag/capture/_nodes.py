@@ -9,9 +9,15 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from relu_diag.capture._local import local
+
 # Nodes that keep every row and its numbers: shapes, copies, dtypes.
 LAYOUT = {
     "AliasBackward0",
+    # Tensors that are split over processes: what one process has of them, or all.
+    "RedistributeBackward",
+    "_FromTorchTensorBackward",
+    "_ToTorchTensorBackward",
     "CloneBackward0",
     "ReshapeAliasBackward0",
     "SqueezeBackward0",
@@ -22,6 +28,8 @@ LAYOUT = {
     "UnsqueezeBackward0",
     "ViewBackward0",
 }
+# A module with a backward hook of its own, or one of FSDP2.
+HOOKED = {"BackwardHookFunctionBackward", "RegisterPostBackwardFunctionBackward"}
 TURNED = {"TBackward0", "TransposeBackward0", "PermuteBackward0", "MtBackward0"}
 # Positions of the left and the right factor.
 PRODUCTS = {"AddmmBackward0": (1, 2), "MmBackward0": (0, 1), "BmmBackward0": (0, 1)}
@@ -179,7 +187,7 @@ def is_layout(node: Node) -> bool:
         return below is not None and below.name() == "torch::autograd::CopySlices"
     if node.name() == "PermuteBackward0":  # as einsum has them, about axes of length one
         return _keeps_order(node)
-    if node.name() == "BackwardHookFunctionBackward":  # a module with a backward hook of its own
+    if node.name() in HOOKED:
         return len(node.next_functions) == 1
     return node.name() in LAYOUT
 
@@ -209,7 +217,7 @@ def saved_tensor(node: Node, name: str) -> Tensor | None:
     if raw is None or getattr(raw, "unpack_hook", None) is not None:
         return None
     saved: Tensor | None = getattr(node, f"_saved_{name}")
-    return None if saved is None else saved.detach()
+    return None if saved is None else local(saved.detach())
 
 
 def bends(node: Node) -> bool:

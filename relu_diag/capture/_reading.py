@@ -82,9 +82,11 @@ class Reading:
     reasons: Mapping[str, str]
 
 
-def read(nodes: Sequence[Node], module: nn.Module, layers: Mapping[Node, nn.Linear]) -> tuple[Reading, bool]:
+def read(
+    nodes: Sequence[Node], module: nn.Module, layers: Mapping[Node, nn.Linear], gathered: Mapping[int, str]
+) -> tuple[Reading, bool]:
     """What a graph says, and whether all graphs of its form say the same."""
-    graph = Graph(nodes, module, layers)
+    graph = Graph(nodes, module, layers, gathered)
     reasons = graph.opaque()
     if graph.holds_derivatives:
         return Reading((), reasons | {DERIVATIVES: "it is computed from derivatives of the network"}), True

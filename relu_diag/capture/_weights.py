@@ -53,15 +53,16 @@ class Factors:
     Args:
         module: The module whose parameters they are.
         layers: Linear layers that ran, by the nodes of their products: what they multiply by is a weight.
+        gathered: Names of parameters that were the module's while their layer ran, by identity.
 
     Attributes:
         names: Qualified names of the parameters, by their identities.
     """
 
-    def __init__(self, module: nn.Module, layers: Mapping[Node, nn.Linear]) -> None:
+    def __init__(self, module: nn.Module, layers: Mapping[Node, nn.Linear], gathered: Mapping[int, str]) -> None:
         self._parameters = list(module.named_parameters(remove_duplicate=False))
         # Of several names of one parameter, the first, as of modules.
-        self.names = {id(p): name for name, p in reversed(self._parameters)}
+        self.names = {**gathered, **{id(p): name for name, p in reversed(self._parameters)}}
         self._of_layers = {
             (id(layer), id(p)): f"{name}.{own}".removeprefix(".")
             for name, layer in module.named_modules()

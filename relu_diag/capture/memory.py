@@ -11,6 +11,7 @@ from collections.abc import Hashable, Mapping
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from relu_diag.capture._local import local
 from relu_diag.capture._nodes import is_layout
 from relu_diag.capture._norm import NORMS
 from relu_diag.capture._reading import Kept, Reading, read
@@ -61,7 +62,7 @@ class Memory:
         Returns:
             The copy.
         """
-        value = parameter.detach()
+        value = local(parameter.detach())
         free = self._free.pop(id(parameter), None)
         if free is None or (free.shape, free.dtype, free.device) != (value.shape, value.dtype, value.device):
             return value.clone()
@@ -78,13 +79,16 @@ class Memory:
                 self._free[key] = self._copies[key]
             self._copies[key] = copy
 
-    def read(self, root: Node, module: nn.Module, layers: Mapping[Node, nn.Linear]) -> Reading:
+    def read(
+        self, root: Node, module: nn.Module, layers: Mapping[Node, nn.Linear], gathered: Mapping[int, str]
+    ) -> Reading:
         """Read a graph.
 
         Args:
             root: Its last node.
             module: The module whose parameters make products.
             layers: Linear layers that ran, by the nodes of their products.
+            gathered: Names of parameters that were the module's while their layer ran, by identity.
 
         Returns:
             What it says.
@@ -93,7 +97,7 @@ class Memory:
         known = self._known.get(form)
         if known is not None:
             return known.at(nodes)
-        reading, lasting = read(nodes, module, layers)
+        reading, lasting = read(nodes, module, layers, gathered)
         if lasting:
             if len(self._known) >= _FORMS:
                 self._known.clear()

@@ -16,15 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
-from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from relu_diag.capture._catcher import WeightCatcher
 from relu_diag.capture._graph import Product, adds_untrained, product_of, slopes_of
 from relu_diag.capture._hooks import LayerHook
 from relu_diag.capture._kinks import Inputs, LaterKink
+from relu_diag.capture._local import local
 from relu_diag.capture._nodes import below_layout, nodes_below
 from relu_diag.capture._reading import DERIVATIVES, Candidate, Use
 from relu_diag.capture._ridden import finite
+from relu_diag.capture._shards import OTHERWISE, Shards
 from relu_diag.capture._sighting import Block, Noted, Reader
 from relu_diag.capture._together import joined
 from relu_diag.capture.find import _fit_slopes
@@ -78,6 +80,7 @@ class Ride:
         self._layers: dict[Node, nn.Linear] = {}
         # Layers that ran without a gradient.
         self._quiet: set[int] = set()
+        self._shards = Shards()
         self._inputs = Inputs()
         self._kinks: dict[Node, LaterKink] = {}
         self._blocks: dict[Node, Block] = {}
@@ -97,6 +100,7 @@ class Ride:
                 hands to `board`. What is behind the blocks is then not known, raw parameters are not found.
         """
         self._board_outputs = board_outputs
+        self._handles += self._shards.listen(self._module, self._copied, self._guarded)
         note_activation = partial(self._guarded, self._note_activation)
         note_plain = partial(self._guarded, self._note_forward, None)
         for layer in self._module.modules():
@@ -105,7 +109,7 @@ class Ride:
             elif isinstance(layer, nn.Linear):
                 note = note_plain
                 if "weight" not in layer._parameters or type(layer).forward is not nn.Linear.forward:
-                    catch = _WeightCatcher()
+                    catch = WeightCatcher()
                     self._handles.append(LayerHook(layer, catch.enter, before=True))
                     self._handles.append(LayerHook(layer, catch.leave, always=True))
                     note = partial(self._guarded, self._note_forward, catch)
@@ -124,7 +128,7 @@ class Ride:
     def _board(self, root: Tensor, factor: float, to_the_loss: bool) -> bool:
         """Put hooks on the blocks below a loss, or below the output of a layer; False where one of them has moved."""
         assert root.grad_fn is not None
-        reading = self._memory.read(root.grad_fn, self._module, self._layers)
+        reading = self._memory.read(root.grad_fn, self._module, self._layers, self._shards.names)
         self.reasons.update(reading.reasons)
         if to_the_loss and self._board_outputs:
             self._begin_loss(root.grad_fn, DERIVATIVES in reading.reasons)
@@ -180,12 +184,12 @@ class Ride:
             together = behind.setdefault(id(block.hidden.product.weight.parameter), {})
             together.update(block.kinks)
             block.kinks = together
-        copies = dict(self._copies)
+        copies, shards = dict(self._copies), self._shards
         self._note_other_runs(blocks)
         if self._lent:
             self._memory.telling = self._telling(blocks)
         self.leave()
-        seen = [block.sighting() for block in blocks]
+        seen = list(self._sightings(blocks, shards))
         if not finite(part for one in seen for part in one.ridden.applications):
             for one in seen:
                 _ = one.signal  # which names what is not finite
@@ -201,6 +205,15 @@ class Ride:
             layer = id(self._layers.get(block.hidden.product.node))
             block.elsewhere = layer in beside
             block.reruns = block.elsewhere or layer in self._quiet
+
+    def _sightings(self, blocks: Sequence[Block], shards: Shards) -> Iterator[Sighting]:
+        """What blocks make, with the neurons of all processes."""
+        for block in blocks:
+            seen = shards.whole(block, block.sighting())
+            if isinstance(seen, Sighting):
+                yield seen
+            else:
+                self.reasons[block.hidden.product.layer] = seen
 
     def _telling(self, blocks: Sequence[Block]) -> dict[str, nn.Linear]:
         """First layers all of whose passes were passes through their block, by name: a glance at them tells enough."""
@@ -230,6 +243,7 @@ class Ride:
         self._passed.clear()
         self._layers.clear()
         self._quiet.clear()
+        self._shards = Shards()
         self._inputs.clear()
         self._kinks.clear()
         self._blocks.clear()
@@ -244,9 +258,7 @@ class Ride:
         except Exception as error:
             self._error = error
 
-    def _note_forward(
-        self, catch: _WeightCatcher | None, layer: nn.Linear, args: tuple[Tensor, ...], Z: Tensor
-    ) -> None:
+    def _note_forward(self, catch: WeightCatcher | None, layer: nn.Linear, args: tuple[Tensor, ...], Z: Tensor) -> None:
         """Keep inputs, pre-activations and effective weight; a recomputation during backward is no forward pass."""
         if torch._C._current_graph_task_id() != -1:
             return
@@ -259,9 +271,10 @@ class Ride:
             self._layers[node] = layer
         if args:  # not where the inputs were given by keyword
             weight = None if catch is None else catch.weight
-            kept = Z.detach().clone() if id(layer) in self._memory.overwritten else Z.detach()
+            kept = local(Z.detach())
+            kept = kept.clone() if id(layer) in self._memory.overwritten else kept
             extremes = extremes_of(kept) if id(layer) in self._memory.hidden else None
-            self._passed[node] = _Passed(args[0].detach(), kept, kept._version, weight, extremes)
+            self._passed[node] = _Passed(local(args[0].detach()), kept, kept._version, weight, extremes)
         if self._board_outputs:
             self._board(Z, 1.0, to_the_loss=False)
 
@@ -280,7 +293,8 @@ class Ride:
             return "its weight is computed from others, and the graph does not keep it"
         W, *heads = (weight for weight in weights if weight is not None)
         if any(head.shape[1] != len(W) for head in heads):
-            return "its outputs are regrouped before they are read"
+            sharded = id(hidden.weight.parameter) in self._shards.names
+            return OTHERWISE if sharded else "its outputs are regrouped before they are read"
         X, Z = self._rows(hidden)
         passed, layer = self._passed.get(hidden.node), self._layers.get(hidden.node)
         if X is None:
@@ -373,7 +387,7 @@ class Ride:
         key = id(parameter)
         if key not in self._copies:
             self._versions[key] = parameter._version
-            self._copies[key] = self._memory.copy(parameter) if self._lent else parameter.detach().clone()
+            self._copies[key] = self._memory.copy(parameter) if self._lent else local(parameter.detach()).clone()
         return self._copies[key]
 
 
@@ -416,36 +430,6 @@ def _slopes_seen(X: Tensor, W: Tensor, bias: Tensor | None, A: Tensor | None) ->
         return None
     slopes = _fit_slopes(Z, A[:_ROWS])
     return None if slopes is None or slopes[0] == slopes[1] else slopes
-
-
-class _WeightCatcher(TorchFunctionMode):
-    """Notes the weight that a layer hands to ``linear``, while that layer runs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight: Tensor | None = None
-        self._inside = False
-
-    def enter(self, *_: object) -> None:
-        """Before the layer runs."""
-        self.weight = None
-        self._inside = True
-        self.__enter__()  # type: ignore[no-untyped-call]
-
-    def leave(self, *_: object) -> None:
-        """After it ran, or failed; nothing where another hook failed before it could begin."""
-        if not self._inside:
-            return
-        self._inside = False
-        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Every call goes through as it is."""
-        if func is nn.functional.linear and len(args) > 1:
-            self.weight = args[1].detach()
-        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

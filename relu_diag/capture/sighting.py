@@ -36,6 +36,8 @@ class Sighting:
             function elsewhere.
         elsewhere: Whether the first layer had another gradient in the step: its weights are used beside the block too.
         reruns: Whether it ran beside the block, with gradient or without: inputs may be computed with its weights.
+        sharded: Whether its parameters are sharded over processes (FSDP2, tensor parallelism).
+        repeated: Whether another process saw the same rows, and counts them, as under tensor parallelism.
 
     Example:
         >>> import torch
@@ -65,6 +67,8 @@ class Sighting:
     choosing: tuple[str, ...] = ()
     elsewhere: bool = False
     reruns: bool = False
+    sharded: bool = False
+    repeated: bool = False
 
     @classmethod
     def of_pass(

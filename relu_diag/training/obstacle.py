@@ -9,6 +9,7 @@ from relu_diag.training._data import SAME
 ACTIVATIONS_READ = "the loss reads the hidden activations besides the outputs of the block"
 # A gradient at the activations is off by the rounding of the one at the outputs, of weights, and its own.
 _ROUNDED = 4
+_SHARDED = "its weights are sharded over processes: its neurons are counted, and their slopes known"
 _COMPUTED = "its weights are computed from others (weight_norm, pruning, batch norm), which may not follow every move"
 _DROPOUT = "dropout stands behind the activations, so that the loss of a step is not the loss of the network"
 _TIED = "its layers share a weight, and what holds for two that move apart need not hold for one"
@@ -64,6 +65,8 @@ def obstacle_of(seen: Sighting) -> str:
     """
     if seen.dropout:
         return _DROPOUT
+    if seen.sharded:
+        return _SHARDED
     if seen.live is None:
         return _COMPUTED
     if seen.tied:

@@ -194,7 +194,8 @@ class Window:
         if self._own is None:
             self.prepare()
         assert self._own is not None
-        self._gathered = sums_of_all_ranks(self._own)
+        assert self._last is not None
+        self._gathered = sums_of_all_ranks(self._own, self._last.repeated)
         self._own = None
 
     def report(self) -> BlockReport:
