@@ -9,7 +9,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from relu_diag.callbacks._resting import RIDDEN, UNUSED, Rests
 from relu_diag.training import CallbackOfBoth, Examiner, Rider
+
+# The hook that begins to ride.
+_BEGINNING = "on_train_batch_start"
 
 
 class BeginsAnew(CallbackOfBoth):
@@ -34,7 +38,7 @@ class BeginsAnew(CallbackOfBoth):
             self.load_state_dict(copy.deepcopy(self._fresh))
 
 
-class Rides(CallbackOfBoth):
+class Rides(Rests):
     """A callback that lets its rider see the steps it has begun to ride on."""
 
     _rider: Rider
@@ -94,6 +98,7 @@ class Rides(CallbackOfBoth):
             pl_module: Unused.
             exception: Unused.
         """
+        super().on_exception(trainer, pl_module, exception)
         self.rider.leave()
 
 
@@ -105,6 +110,8 @@ class Passenger(Rides, BeginsAnew):
     """
 
     examiner: Examiner
+    # Hooks that rest in steps that are not ridden.
+    _of_a_ride = RIDDEN
 
     @property
     def rider(self) -> Rider:
@@ -136,6 +143,8 @@ class Passenger(Rides, BeginsAnew):
             pl_module: Its module.
         """
         self.examiner.begin_fit(trainer, pl_module)
+        self._rest(UNUSED)
+        self._rest(self._of_a_ride)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Ride along on the step, if its rows are needed.
@@ -147,6 +156,8 @@ class Passenger(Rides, BeginsAnew):
             batch_idx: Number of the batch in its epoch.
         """
         self.examiner.step_begins(trainer, pl_module, batch, batch_idx)
+        if self.examiner.rider.riding:
+            self._wake(self._of_a_ride)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -158,9 +169,18 @@ class Passenger(Rides, BeginsAnew):
             pl_module: Its module.
             outputs: Result of the training step, empty where it skips the batch.
             batch: The batch.
-            batch_idx: Unused.
+            batch_idx: Number of the batch in its epoch.
         """
-        self.examiner.step_ended(trainer, batch, skipped=pl_module.automatic_optimization and not outputs)
+        examiner = self.examiner
+        if examiner.passes():
+            return
+        if examiner.rider.riding:
+            self._rest(self._of_a_ride)
+        examiner.step_ended(trainer, batch, skipped=pl_module.automatic_optimization and not outputs)
+        rests = examiner.rests(trainer, batch_idx)
+        if rests is not (_BEGINNING in self.__dict__):
+            change = self._rest if rests else self._wake
+            change((_BEGINNING,))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The rows of an epoch are kept, if its steps were ridden.
@@ -170,3 +190,9 @@ class Passenger(Rides, BeginsAnew):
             pl_module: Unused.
         """
         self.examiner.epoch_ended(trainer)
+        self._wake((_BEGINNING,))
+
+    def _want(self) -> None:
+        """Ask for a verdict."""
+        self.examiner.want()
+        self._wake((_BEGINNING,))

@@ -146,7 +146,7 @@ class SaddleAwareEarlyStopping(Passenger, EarlyStopping):
             trainer: The trainer.
             pl_module: Its module.
         """
-        self.examiner.epoch_ended(trainer)
+        Passenger.on_train_epoch_end(self, trainer, pl_module)
         EarlyStopping.on_train_epoch_end(self, trainer, pl_module)
 
     def _run_early_stopping_check(self, trainer: Trainer) -> None:
@@ -166,7 +166,7 @@ class SaddleAwareEarlyStopping(Passenger, EarlyStopping):
             self._waits = 0
             self.decision = ""
         if self.wait_count >= self.patience - 1:
-            self.examiner.want()  # in time: the rows of an epoch are kept before they are needed
+            self._want()  # in time: the rows of an epoch are kept before they are needed
         trainer = self._trainer
         exhausted = stop and self.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED
         # Either every rank looks or none does: a look sums over the ranks.

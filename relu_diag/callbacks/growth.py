@@ -218,7 +218,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
         """
         steps = trainer.num_training_batches / trainer.accumulate_grad_batches
         if any(step - trainer.global_step <= steps for step in self.at_steps[self._scheduled :]):
-            self.examiner.want()
+            self._want()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Ride along, if a growth at a given step needs the rows.

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from relu_diag.callbacks._passenger import Passenger
+from relu_diag.callbacks._resting import RIDDEN
 from relu_diag.figures import story_figure
 from relu_diag.functional import Gap
 from relu_diag.report import RunStory
@@ -49,6 +50,8 @@ from relu_diag.training import (
 _AGAIN = 1.5
 # Logged between plateaus.
 _BETWEEN = {"verdict": -1.0}
+# Hooks that rest in steps that are not ridden, where losses are noted before backward passes.
+_RIDDEN_BY_HAND = ("on_after_backward",)
 _WAITS = "the rows of an epoch are being kept"
 
 
@@ -210,6 +213,7 @@ class PlateauMonitor(Passenger):
             trainer: The trainer.
             pl_module: Its module.
         """
+        self._of_a_ride = RIDDEN if pl_module.automatic_optimization else _RIDDEN_BY_HAND
         super().on_train_start(trainer, pl_module)
         same = [one for one in trainer.callbacks if isinstance(one, PlateauMonitor) and one.block == self.block]  # type: ignore[attr-defined]
         if len(same) > 1 and self.monitor is not None:  # several metrics of one block: each has names of its own
@@ -254,8 +258,9 @@ class PlateauMonitor(Passenger):
             batch_idx: Unused.
         """
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        with self.examiner.careful:
-            self._stream.after_step(trainer, pl_module, outputs)
+        if not self._stream.take(trainer, pl_module, outputs):
+            with self.examiner.careful:
+                self._stream.after_step(trainer, pl_module, outputs)
         if self._stream.due:
             self._look_for_plateaus(trainer, pl_module)
 
@@ -340,7 +345,7 @@ class PlateauMonitor(Passenger):
         """Ask for a verdict, unless one is waited for."""
         if not self._asked:
             self._asked = True
-            self.examiner.want()
+            self._want()
 
     def _add(self, trainer: Trainer, module: LightningModule, step: int, loss: float) -> None:
         """Pass a loss to the detector, and act on the start or the end of a plateau."""

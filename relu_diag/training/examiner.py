@@ -113,6 +113,8 @@ class Examiner:
         self._confirming = False
         self._unconfirmed = False
         self._batch_idx = 0
+        # Number of the step before which none needs anything.
+        self._busy_at = 0
         # Step at which the last rows were there.
         self._kept_at = 0
         self._module: LightningModule | None = None
@@ -153,17 +155,17 @@ class Examiner:
         self._module = module
         if batch_idx == 0 or self._whole or self._endless:
             self._begin_keeping(trainer)
-        self._batches += 1
+        number = self._batches + 1
         self._batch_idx = batch_idx
         self._confirming = not self._keeping and self._ridden >= _FIRST
-        due = self._unconfirmed or self._batches % _CONFIRMED == 0 or is_at_the_end(trainer, batch_idx)
+        due = self._unconfirmed or number % _CONFIRMED == 0 or is_at_the_end(trainer, batch_idx)
         self._unconfirmed = self._unconfirmed and not self._confirming
         if self._confirming and not (self._kept.rows and due):
             return
         # A step may take the targets out of its batch.
         self._held = batch, copy.copy(batch) if isinstance(batch, Mapping | list) else batch
         self._reading = (
-            self._keeping and self._ridden >= _FIRST and self._kept.readable and self._batches % _RIDDEN != 0
+            self._keeping and self._ridden >= _FIRST and self._kept.readable and number % _RIDDEN != 0
         )
         if not self._reading:
             self._draws.begin(trainer.strategy.root_device)
@@ -177,6 +179,9 @@ class Examiner:
             batch: Its batch.
             skipped: Whether nothing was learned from the batch.
         """
+        self._batches += 1
+        if not (self._reading or self.rider.riding):
+            return
         before, as_it_was = self._held
         self._held = None, None
         batch = as_it_was if before is batch else batch
@@ -193,6 +198,42 @@ class Examiner:
             if not self._confirming or self._begins_again(seen, batch):
                 self._take(trainer, seen, batch)
         self.rider.leave()
+
+    def passes(self) -> bool:
+        """Whether neither the step that has ended nor the next one needs anything, as most steps: it is counted."""
+        if self._batches + 2 >= self._busy_at:
+            return False
+        self._batches += 1
+        return True
+
+    def rests(self, trainer: Trainer, batch_idx: int) -> bool:
+        """Whether the next step needs nothing: `step_begins` may be left out.
+
+        Args:
+            trainer: The trainer.
+            batch_idx: Number of the batch in its epoch, whose step has ended.
+
+        Returns:
+            Whether it does not need it.
+        """
+        if self._batches + 1 >= self._busy_at:
+            self._busy_at = self._batches + self._rest_of_steps(trainer, batch_idx)
+        return self._batches + 1 < self._busy_at
+
+    def _rest_of_steps(self, trainer: Trainer, batch_idx: int) -> int:
+        """Number of the next step, counted from the one that has ended, that may need something."""
+        if self._look is not None or self.careful.off:
+            return _CONFIRMED
+        busy = self._keeping or self._unconfirmed or self._whole or self._endless or self._ridden < _FIRST
+        if busy or is_at_the_end(trainer, batch_idx + 1):
+            return 1
+        # An epoch begins, a loss is confirmed, or the run is at its end.
+        ahead = [trainer.num_training_batches - batch_idx, _CONFIRMED - self._batches % _CONFIRMED]
+        if trainer.max_steps > trainer.global_step:
+            ahead.append(trainer.max_steps - trainer.global_step)
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            ahead.append(trainer.num_training_batches - 2 - batch_idx)
+        return max(1, int(min(ahead)))
 
     def _take(self, trainer: Trainer, seen: Sequence[Sighting], batch: Any) -> None:
         """Keep the rows of a step."""
@@ -237,6 +278,7 @@ class Examiner:
         """Ask for a verdict. Inputs that layers below compute, and gradients, are kept anew from the next epoch on."""
         self._wanted = True
         self._unconfirmed = True
+        self._busy_at = 0
         lasting = not any(self._kept.reasons.values()) and not self._moved()
         if not self._keeping and not lasting:
             self._kept.clear()

@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from relu_diag.training.lightning_internals import logged_metric, loss_scale
+from relu_diag.training.lightning_internals import logged_metric, loss_scale, steps_logged
 
 # Reading every loss from the device at once would make each step wait for the device.
 _TOGETHER = 16
@@ -84,6 +84,29 @@ class LossStream:
         """
         if self.monitor is None and not module.automatic_optimization and not self._returns:
             self._passed.append(loss.detach() / loss_scale(trainer))
+
+    def take(self, trainer: Trainer, module: LightningModule, outputs: Any) -> bool:
+        """Collect the loss of a batch that is an optimizer step, as nearly all are, with as little ado as there may be.
+
+        Args:
+            trainer: The trainer.
+            module: Its module.
+            outputs: What the training step returned.
+
+        Returns:
+            Whether it is one; else `after_step` is for it.
+        """
+        if type(outputs) is not dict or trainer.accumulate_grad_batches != 1 or self._batches:
+            return False
+        step, loss = self._steps, outputs.get("loss")
+        if type(loss) is not Tensor or loss.requires_grad or self.monitor is not None:
+            return False
+        if steps_logged(trainer) != step or not module.automatic_optimization:
+            return False
+        self._waiting.append((step, loss))
+        self._steps = step + 1
+        self._by_step = True
+        return True
 
     def after_step(self, trainer: Trainer, module: LightningModule, outputs: Any) -> None:
         """Collect the loss of a batch; batches that share an optimizer step count as one loss, their mean.
