@@ -111,7 +111,7 @@ class Passenger(Rides, BeginsAnew):
 
     examiner: Examiner
     # Hooks that rest in steps that are not ridden.
-    _of_a_ride = RIDDEN
+    _of_a_ride: tuple[str, ...] = RIDDEN
 
     @property
     def rider(self) -> Rider:
@@ -143,8 +143,9 @@ class Passenger(Rides, BeginsAnew):
             pl_module: Its module.
         """
         self.examiner.begin_fit(trainer, pl_module)
-        self._rest(UNUSED)
-        self._rest(self._of_a_ride)
+        # Of steps that optimize by hand, which may return no loss, losses are noted before their backward passes.
+        self._of_a_ride = RIDDEN if pl_module.automatic_optimization else RIDDEN[1:]
+        self._rest((*UNUSED, *self._of_a_ride))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Ride along on the step, if its rows are needed.

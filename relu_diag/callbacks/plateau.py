@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from relu_diag.callbacks._passenger import Passenger
-from relu_diag.callbacks._resting import RIDDEN
 from relu_diag.figures import story_figure
 from relu_diag.functional import Gap
 from relu_diag.report import RunStory
@@ -48,10 +47,7 @@ from relu_diag.training import (
 
 # A plateau is judged again when it is this many times as old as at the last time.
 _AGAIN = 1.5
-# Logged between plateaus.
 _BETWEEN = {"verdict": -1.0}
-# Hooks that rest in steps that are not ridden, where losses are noted before backward passes.
-_RIDDEN_BY_HAND = ("on_after_backward",)
 _WAITS = "the rows of an epoch are being kept"
 
 
@@ -122,7 +118,6 @@ class PlateauMonitor(Passenger):
         self.plateaus: list[Plateau] = []
         self.final: Examination | None = None
         self.not_finite: int | None = None
-        # Whether the last loss was finite, and whether there was a validation.
         self._finite = True
         self._validated = False
         self.examiner = Examiner("PlateauMonitor", block, dataloader, max_samples, loss, targets)
@@ -213,8 +208,8 @@ class PlateauMonitor(Passenger):
             trainer: The trainer.
             pl_module: Its module.
         """
-        self._of_a_ride = RIDDEN if pl_module.automatic_optimization else _RIDDEN_BY_HAND
         super().on_train_start(trainer, pl_module)
+        self.examiner.thrifty = not listeners(trainer)
         same = [one for one in trainer.callbacks if isinstance(one, PlateauMonitor) and one.block == self.block]  # type: ignore[attr-defined]
         if len(same) > 1 and self.monitor is not None:  # several metrics of one block: each has names of its own
             self._name = f"plateau {self.monitor}"
@@ -307,8 +302,8 @@ class PlateauMonitor(Passenger):
                 self._judged(trainer, pl_module, found, "update")
             else:
                 self._tell_gap(trainer, found)
-            words = self.final.ending(lasts, named=len(found) > 1)
-            tell_event(trainer, self.final.step, self.final.verdict.kind, words)
+            ending = self.final.ending(lasts, named=len(found) > 1)
+            tell_event(trainer, self.final.step, self.final.verdict.kind, ending)
         self._progress(trainer)
         if self._curve.points:
             self._finish(trainer)

@@ -25,6 +25,8 @@ MAX_ELEMENTS = 2**26
 TOO_MANY = "the data are too many to hold at once; give the monitor max_samples"
 # Products of a sample, an input and a neuron that a verdict is made of at most, where the user has set no limit.
 _PRODUCTS = 2**29
+# Entries of a Jacobian, samples times outputs times weights, up to which the point nearby is searched: about a second.
+SEARCHED = 2**21
 # Samples that are kept of any network.
 _FEWEST = 1024
 

@@ -54,8 +54,8 @@ class Subject:
     """A block to be judged.
 
     Its name, place, weights and parameters, whether only it is trained, whether every neuron is dead, its rows, the
-    fraction by which the loss falls in an escape, and how far what computes its inputs has changed since its rows were
-    kept.
+    fraction by which the loss falls in an escape, how far what computes its inputs has changed since its rows were
+    kept, and whether to try how far descent lowers the loss.
     """
 
     trainer: Trainer
@@ -69,6 +69,7 @@ class Subject:
     rows: KeptRows
     drop: float
     drift: float = 0.0
+    thorough: bool = True
 
     def judged(self, data: TrainingData | None, loss: float) -> Examination:
         """The examination of the block by its data; the loss is that of the last step seen. No rank waits for it."""
@@ -156,7 +157,7 @@ class Subject:
 
     def _descent(self, data: TrainingData) -> Descent | None:
         """How far the loss could fall at once; None where not the block alone is trained."""
-        if not self.alone:
+        if not (self.alone and self.thorough):
             return None
         whole = self.rows.one_batch and data.complete
         return descent_of(self.trainer, self.module, self.location, self.block, data, whole)

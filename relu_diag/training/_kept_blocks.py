@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -10,8 +10,9 @@ from torch import nn
 from relu_diag.capture import Sighting
 from relu_diag.training._data import affordable
 from relu_diag.training._others import Before, lengths_of_others
+from relu_diag.training.obstacle import obstacle_of
 from relu_diag.training.recipe import Recipe
-from relu_diag.training.rows import KeptRows
+from relu_diag.training.rows import NOT_SEEN, KeptRows
 
 _OTHER_READERS = "other layers read it in other steps, so that no loss of its outputs is that of all of them"
 _NOT_ALWAYS = "some steps do not go through it: not all data are its own"
@@ -35,6 +36,8 @@ class KeptBlocks:
         self.missed = False
         # Whether the loss has become another one: then each batch is asked anew.
         self._changing = False
+        # Why the loss is not known of inner blocks, by their outputs and what stands behind them.
+        self._unknown: dict[tuple[bool, int, tuple[str, ...]], str] = {}
         # The rest of the module when rows began to be kept.
         self._others: dict[str, list[float]] = {}
         self._before: Before | None = None
@@ -55,6 +58,17 @@ class KeptBlocks:
         held = all(rows.recipe is not None and rows.recipe.inputs is not None for rows in self.rows.values())
         uneven = self._changing or any(rows.uneven for rows in self.rows.values())
         return bool(self.rows) and held and not uneven
+
+    def will_be_readable(self, names: Iterable[str]) -> bool:
+        """Whether rows of blocks could be read off batches, by what is known of them.
+
+        Args:
+            names: The blocks.
+
+        Returns:
+            Whether they could.
+        """
+        return not self._changing and all(map(self._is_as_it_is, names))
 
     @property
     def columns(self) -> int:
@@ -80,15 +94,31 @@ class KeptBlocks:
             expected: Number of rows that are to come; 0: not known.
             module: The module whose other layers may move its inputs; None: not known.
         """
+        self._begin(one, KeptRows(most or affordable(one), expected), module)
+
+    def begin_some(self, one: Sighting, most: int, steps: int, module: nn.Module | None, inner: bool) -> None:
+        """Begin to keep a few rows of a block, of a few steps that are alike.
+
+        Args:
+            one: The block.
+            most: Largest number of rows.
+            steps: Number of steps whose rows are to come.
+            module: The module whose other layers may move its inputs; None: not known.
+            inner: Whether another block stands behind it: what was said of its loss stays so.
+        """
+        reason = (self.reasons.get(one.hidden) if inner else "") or NOT_SEEN
+        each = -(-most // steps)
+        self._begin(one, KeptRows(most, steps * one.count, reason, steps=steps, each=each), module)
+
+    def _begin(self, one: Sighting, rows: KeptRows, module: nn.Module | None) -> None:
         if module is not None and not self._is_as_it_is(one.hidden) and (one.hidden in self.rows or not self.rows):
             self._before = Before(module)
-        rows = KeptRows(most or affordable(one), expected)
         rows.recipe = self.recipes.get(one.hidden)
         self.rows[one.hidden] = rows
         if one.from_data and not one.reruns and module is not None:
             self._others[one.hidden] = lengths_of_others(module, one.parameters)
 
-    def add(self, one: Sighting, loss: float | None, batch: Any, number: int, same_readers: bool) -> None:
+    def add(self, one: Sighting, loss: float | None, batch: Any, number: int, same_readers: bool, inner: bool) -> None:
         """Add the rows of a step that was ridden.
 
         Args:
@@ -97,11 +127,18 @@ class KeptBlocks:
             batch: Its batch, which shows its targets.
             number: Its number.
             same_readers: Whether the layers behind it are those of the steps before.
+            inner: Whether these begin another block.
         """
         rows = self.rows[one.hidden]
         if not same_readers:
             rows.reason = _OTHER_READERS
-        rows.keep(one, loss, batch, number)
+        # Of inner blocks of one width, one tells that the loss is no known one of their outputs.
+        alike = inner, one.outputs, one.kinks_after
+        if rows.reason == NOT_SEEN and alike in self._unknown:
+            rows.reason = obstacle_of(one) or self._unknown[alike]
+        rows.keep(one, loss, batch, number, inner)
+        if inner and rows.unknown:
+            self._unknown[alike] = rows.reason
         self.reasons[one.hidden] = rows.reason
         if rows.recipe is not None:
             self.recipes[one.hidden] = rows.recipe

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from relu_diag.functional import BlockSignal, ShallowBlock
 
@@ -34,19 +35,32 @@ def agreement(block: ShallowBlock, signals: Sequence[BlockSignal]) -> float:
         >>> agreement(block, signals) > 5
         True
     """
-    gradients = torch.stack([_by_input_weights(block, signal).flatten() for signal in signals]).double()
-    products = gradients @ gradients.mT
+    products = _products(block, signals)
     pairs = products[tuple(torch.triu_indices(len(signals), len(signals), offset=1))]
     error = pairs.std() / len(pairs) ** 0.5
     return float(pairs.mean() / error.clamp_min(torch.finfo(pairs.dtype).tiny))
 
 
-def _by_input_weights(block: ShallowBlock, signal: BlockSignal) -> torch.Tensor:
-    """The gradient by the input weights, shape ``(I, d)``, samples on a kink at the right slope."""
+def _products(block: ShallowBlock, signals: Sequence[BlockSignal]) -> Tensor:
+    """Products of the gradients by the input weights of any two steps, float64, shape ``(n, n)``."""
+    rows = sum(len(signal.X) for signal in signals)
+    neurons, inputs = block.W.shape
+    if rows * (neurons + inputs) > neurons * inputs:
+        gradients = torch.stack([(_felt(block, one).mT @ one.X).flatten() for one in signals]).double()
+        return gradients @ gradients.mT
+    # Of few rows the products are sums over pairs of rows, and no gradient as large as the weights is formed.
+    D = torch.cat([_felt(block, one) for one in signals]).double()
+    X = torch.cat([one.X for one in signals]).double()
+    step = torch.arange(len(signals)).repeat_interleave(torch.tensor([len(one.X) for one in signals])).to(X.device)
+    own = torch.nn.functional.one_hot(step).to(X)
+    return own.mT @ ((D @ D.mT) * (X @ X.mT)) @ own
+
+
+def _felt(block: ShallowBlock, signal: BlockSignal) -> Tensor:
+    """The gradient at the pre-activations, shape ``(N, I)``, samples on a kink at the right slope."""
     down, up = block.slopes
     Z = signal.X @ block.W.to(signal.X).mT
-    D = (signal.G @ block.H.to(signal.G)) * torch.where(Z >= 0, up, down)
-    return D.mT @ signal.X
+    return (signal.G @ block.H.to(signal.G)) * torch.where(Z >= 0, up, down)
 
 
 def agreement_words(block: ShallowBlock, signals: Sequence[BlockSignal]) -> str:

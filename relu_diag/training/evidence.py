@@ -15,6 +15,9 @@ from relu_diag.training._data import SAME
 _ROUNDINGS = 8
 # Numbers of a gradient below which further steps may tell more.
 _FEW = 32
+# Numbers of a gradient that tell that it is none of the known ones, and rows they are of at least.
+_NUMBERS = 2**12
+_FEW_ROWS = 8
 # Steps after which none is waited for any more.
 _MOST = 16
 
@@ -34,6 +37,25 @@ class Evidence:
         self._leaves: list[list[Tensor]] = []
         self._losses: list[float | None] = []
         self._rounding = 0.0
+
+    @classmethod
+    def of_few(cls, seen: Sighting, leaves: list[Tensor]) -> Evidence:
+        """A few rows of a step, which tell that its loss is none of those known, and not which it is.
+
+        Args:
+            seen: The block.
+            leaves: The tensors of its batch.
+
+        Returns:
+            The evidence.
+        """
+        some = slice(max(_FEW_ROWS, _NUMBERS // seen.outputs))
+        few = cls()
+        few._inputs.append(seen.signal.X[some])
+        few._outputs.append(seen.block(seen.signal.X[some]))
+        few._gradients.append(seen.signal.G[some])
+        few._leaves.append([leaf[some] if leaf.dim() and len(leaf) == seen.count else leaf for leaf in leaves])
+        return few
 
     def add(self, seen: Sighting, loss: float | None, leaves: list[Tensor]) -> None:
         """Add a step.

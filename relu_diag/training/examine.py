@@ -43,6 +43,7 @@ def examine_rows(
     loss: float,
     drop: float | None,
     moved: Mapping[str, float] = MappingProxyType({}),
+    thorough: bool = True,
 ) -> list[Examination] | None:
     """Judge blocks at the weights of now by rows that were kept. A collective: every rank must call it.
 
@@ -54,6 +55,8 @@ def examine_rows(
         loss: Loss of the last step that was seen.
         drop: Fraction by which the loss falls in an escape; None: no verdict is asked for.
         moved: Blocks whose inputs are computed by what has changed since their rows were kept, and how far.
+        thorough: Whether to try how far descent lowers the loss, and to find the loss through the blocks behind each,
+            by which new neurons are chosen.
 
     Returns:
         Their examinations, the one that says most about the loss first; None if weights are not finite on any rank.
@@ -89,7 +92,7 @@ def examine_rows(
             for name, one in seen.items():
                 alone = one.from_data and name not in moved
                 subject = _subject_of(trainer, module, one, kept[name], drop or 0.0, alone)
-                subjects[name] = replace(subject, drift=moved.get(name, 0.0))
+                subjects[name] = replace(subject, drift=moved.get(name, 0.0), thorough=thorough)
         except NotFiniteError:
             finite = False
     together = trainer.strategy.reduce_boolean_decision(finite and not later.failed)
@@ -100,7 +103,8 @@ def examine_rows(
     chains: Mapping[str, TrainingData] = {}
     data: dict[str, TrainingData | None] = {}
     with later:
-        chains = data_of_chains(seen, {name: subject.block for name, subject in subjects.items()}, kept)
+        if thorough:
+            chains = data_of_chains(seen, {name: subject.block for name, subject in subjects.items()}, kept)
     for name in subjects:
         with later:
             data[name] = subjects[name].rows.data()

@@ -17,6 +17,7 @@ from relu_diag.functional import (
 from relu_diag.functional.assumptions import Assumptions, checked
 from relu_diag.functional.block import chunk_rows, chunked_outputs, rho
 from relu_diag.functional.verdict import DESCENT
+from relu_diag.training._data import SEARCHED
 from relu_diag.training.rows import TrainingData
 
 # One integer for each kind, for loggers; it rises with how final the verdict is.
@@ -28,9 +29,7 @@ VERDICT_CODES = {
     "local minimum": 4,
     "global minimum": 5,
 }
-# Entries of a Jacobian, samples times outputs times weights, up to which the point nearby is searched: about a second.
-_SEARCHED = 2**21
-# The same, up to which it takes so little that nothing else is tried before.
+# Entries of the Jacobian that is searched, up to which it takes so little that nothing else is tried before.
 SEARCHED_AT_ONCE = 2**15
 # Loss over that of outputs that are zero with which nobody trains on: it is on the way to zero for ever.
 _NOTHING = 1e-9
@@ -100,7 +99,7 @@ def judge(block: ShallowBlock, data: TrainingData, penalty: WeightDecay | None =
     """
     if not data.loss.convex:
         return None
-    if search_size(block, data) > _SEARCHED:
+    if search_size(block, data) > SEARCHED:
         nearby = _as_it_is(block, data, penalty or WeightDecay())
     else:
         nearby = nearby_stationary_point(block, data.X, data.loss, weight_decay=penalty or WeightDecay())

@@ -15,6 +15,7 @@ from relu_diag.functional import BlockSignal, ShallowBlock
 from relu_diag.functional.block import chunked_outputs
 from relu_diag.functional.output_loss import Loss, joined, recognise
 from relu_diag.training._data import MAX_ELEMENTS, SAME, TOO_MANY, tensors_of
+from relu_diag.training._thrift import some_rows
 from relu_diag.training.evidence import Evidence
 from relu_diag.training.obstacle import ACTIVATIONS_READ, obstacle_of
 from relu_diag.training.ranks import of_all_ranks
@@ -30,8 +31,10 @@ _PARTS = 64
 _OF_A_ROOT = 2.0
 # How a reason begins that is no matter of targets, and what helps where it is one.
 _NO_GRADIENT = "the gradient"
+# How it begins where the loss is none of those known.
+_NONE_OF_THEM = "the loss is not"
 _HINT = "; where a step computes its targets, give the callback targets=lambda batch: ..."
-# Where one of the operations with a kink stands there, the block is no last one, or its loss none of those known.
+# Where an operation with a kink stands there, the block is no last one, or its loss none of those known.
 _BETWEEN = "; between them and the loss stands a later {}"
 _CHANGES = "the loss changes from batch to batch"
 _ANOTHER = "the loss is another one than when its rows were kept"
@@ -90,6 +93,8 @@ class KeptRows:
         max_samples: Keep no more than so many; None: as many as memory allows.
         expected: Number of samples that will pass, among which those kept are spread evenly; 0: unknown.
         reason: Why there is no loss, where that is known before.
+        steps: Keep no rows of more steps than that where the loss is not known.
+        each: Of these keep no more rows of each step; None: all.
 
     Attributes:
         complete: Whether every sample of an epoch was kept.
@@ -103,13 +108,22 @@ class KeptRows:
         (True, 'no step of the training was seen yet')
     """
 
-    def __init__(self, max_samples: int | None = None, expected: int = 0, reason: str = NOT_SEEN) -> None:
+    def __init__(
+        self,
+        max_samples: int | None = None,
+        expected: int = 0,
+        reason: str = NOT_SEEN,
+        steps: int = _STEPS,
+        each: int | None = None,
+    ) -> None:
         self.max_samples = None if expected and max_samples and expected <= max_samples else max_samples
         self.expected = expected
         self.complete = False
         self.full = False
         self.reason = reason
         self.recipe: Recipe | None = None
+        self._steps = steps
+        self._each = each
         self._batches: list[_Batch] = []
         # Parts of batches that are read when somebody asks, and the number of batches that some rows are kept of.
         self._noted: list[list[Tensor]] = []
@@ -126,7 +140,9 @@ class KeptRows:
         self._unknown = NOT_SEEN
         self._hint = _HINT
 
-    def keep(self, seen: Sighting, loss: float | None, batch: Any, step: int | None = None) -> None:
+    def keep(
+        self, seen: Sighting, loss: float | None, batch: Any, step: int | None = None, inner: bool = False
+    ) -> None:
         """Keep the rows of a step.
 
         Args:
@@ -134,27 +150,31 @@ class KeptRows:
             loss: The loss of the step.
             batch: Its batch, among whose tensors the targets are.
             step: Number of the step, by which the rows that another block has of it are found.
+            inner: Whether what reads the activations is the first layer of another block: a few rows then show that
+                the loss is no known one of the outputs.
         """
         if self.full and (self._finished or not self._signals or step is None or self._kept >= _ROWS):
             return
         if not self.reason or self.reason == NOT_SEEN:
             self.reason = obstacle_of(seen)
             self._hint = _BETWEEN.format(" and ".join(seen.kinks_after)) if seen.kinks_after else _HINT
+            if not self.reason and inner:
+                self.reason = self._not_known(Evidence.of_few(seen, tensors_of(batch)))
             if not self.reason:
                 self._evidence.add(seen, loss, tensors_of(batch))
                 self._steps_of_evidence.append(step)
                 self.reason = self._recognise()
             if not self.reason:
                 return
-        # The loss is not known: first-order facts are all there is.
-        if self._room(len(seen.signal.X), seen.signal.X.shape[1] + seen.block.H.shape[0]):
-            self._batches.append(_Batch(seen.signal.X.clone(), None, step, None))
+        if self._room(seen.count, seen.inputs + seen.outputs):
+            signal = some_rows(seen.signal, self._each or seen.count)
+            self._batches.append(_Batch(signal.X, None, None if self._each else step, None))
             self._kept_batches += 1
-            self._kept += len(seen.signal.X)
+            self._kept += len(signal.X)
             if self.reason != ACTIVATIONS_READ and not self.full:
-                self._signals.append(seen.signal)
-            self.full = len(self._batches) >= _STEPS
-            self._passed += len(seen.signal.X)
+                self._signals.append(signal)
+            self.full = len(self._batches) >= self._steps
+            self._passed += seen.count
 
     def confirm(self, seen: Sighting, loss: float | None, batch: Any) -> None:
         """Compare the loss of a later step with that of the rows, which may have another factor by then.
@@ -227,6 +247,11 @@ class KeptRows:
     def waiting(self) -> bool:
         """Whether the loss may yet be recognised by further steps."""
         return not self.reason and not self._passed
+
+    @property
+    def unknown(self) -> bool:
+        """Whether the loss is none of those known."""
+        return self.reason.startswith(_NONE_OF_THEM)
 
     def finish(self, complete: bool) -> None:
         """Keep no more.
@@ -344,6 +369,11 @@ class KeptRows:
             root = evidence.is_all(found.scaled(_OF_A_ROOT))
             part = part or f"the loss {'is the root of' if root else 'has a part besides'} the {found.name}"
         return part or ("" if evidence.few else self._unknown)
+
+    def _not_known(self, few: Evidence) -> str:
+        """That the loss is none of those known, by a few rows; empty where more are to be asked."""
+        recognition = recognise(few.outputs(), few.G(), few.leaves())
+        return recognition.reason + self._hint if recognition.reason.startswith(_NONE_OF_THEM) else ""
 
     def _candidates(self) -> Iterator[Loss]:
         """Losses with that gradient: where outputs are small, only the value tells targets from weights."""
