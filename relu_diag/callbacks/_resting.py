@@ -10,6 +10,8 @@ from relu_diag.training import CallbackOfBoth
 UNUSED = ("on_before_zero_grad", "on_before_optimizer_step")
 # Hooks in which it does something where the step is ridden.
 RIDDEN = ("on_before_backward", "on_after_backward")
+# Hooks that only a sampled step needs.
+SAMPLED = (*RIDDEN, "on_train_batch_end")
 # Packages whose hooks are known to do nothing then: one that a user has written is always called.
 _KNOWN = {"relu_diag", "lightning", "pytorch_lightning"}
 

@@ -15,6 +15,15 @@ class WatchedBlocks:
     watched: dict[str, BlockWatch]
 
     @property
+    def off(self) -> str:
+        """Why the monitor has switched itself off; empty while it is on."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        words = f"off: {self.off}" if self.off else ", ".join(self.watched) or "nothing seen yet"
+        return f"{type(self).__name__}({words})"
+
+    @property
     def reports(self) -> dict[str, BlockReport]:
         """The last report of every block.
 

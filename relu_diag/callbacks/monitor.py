@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from relu_diag.callbacks._page import write_page
 from relu_diag.callbacks._passenger import Rides
-from relu_diag.callbacks._resting import RIDDEN, UNUSED
+from relu_diag.callbacks._resting import SAMPLED, UNUSED
 from relu_diag.callbacks._watched import WatchedBlocks
 from relu_diag.capture import Sighting
 from relu_diag.training import (
@@ -40,8 +40,6 @@ _LARGE = 2**17
 # By how many steps samples are shifted in turn, where they are rare.
 _SHIFTS = 5
 _RARE = 50
-# Hooks that rest in steps that are not sampled.
-_OF_A_SAMPLE = (*RIDDEN, "on_train_batch_end")
 
 
 class LandscapeMonitor(WatchedBlocks, Rides):
@@ -207,8 +205,7 @@ class LandscapeMonitor(WatchedBlocks, Rides):
         Raises:
             MisconfigurationException: If the pass has no loss, no data, or not the one block.
         """
-        self._rest(UNUSED)
-        self._rest(_OF_A_SAMPLE)
+        self._rest((*UNUSED, *SAMPLED))
         if not self.exact and not hasattr(pl_module, "batch_loss"):
             return
         if self.block is not None and not isinstance(self.block, str):
@@ -230,7 +227,7 @@ class LandscapeMonitor(WatchedBlocks, Rides):
         step = steps_logged(trainer)
         if not self._due(step):
             return
-        self._wake(_OF_A_SAMPLE)
+        self._wake(SAMPLED)
         self._sampled = step
         if self._look is not None:
             self._pass_over(trainer, pl_module, self._look, step)
@@ -267,7 +264,7 @@ class LandscapeMonitor(WatchedBlocks, Rides):
             batch: Unused.
             batch_idx: Unused.
         """
-        self._rest(_OF_A_SAMPLE)
+        self._rest(SAMPLED)
         if self._rider.glancing:
             self._take_glimpses()
         elif self._rider.riding:
@@ -343,10 +340,6 @@ class LandscapeMonitor(WatchedBlocks, Rides):
         if self.report and not self.off:
             with self._careful:
                 write_page(trainer, self._folder, self.nearby, list(self.watched.values()))
-
-    def __repr__(self) -> str:
-        words = f"off: {self.off}" if self.off else ", ".join(self.watched) or "nothing seen yet"
-        return f"{type(self).__name__}({words})"
 
     def _due(self, step: int) -> bool:
         """Whether a step is ridden: the first, one of so many, and all while rows are kept."""
