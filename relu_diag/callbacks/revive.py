@@ -263,7 +263,7 @@ class ReviveDeadUnits(Rides):
         if jumped is None or not trainer.strategy.reduce_boolean_decision(jumped, all=True):
             return
         for one in self._blocks.values():
-            one.begin_again()
+            one.look_anew()
         needed = max((one.steps_needed for one in self._blocks.values() if not one.reason), default=0)
         left = self.every_n_steps - now % self.every_n_steps
         soon = trainer.strategy.broadcast(needed)
@@ -317,11 +317,10 @@ class ReviveDeadUnits(Rides):
             width = 0 if one.live is None else len(one.live.hidden.value())
             alive = one.alive_of(width).float().to(trainer.strategy.root_device)
             alive = trainer.strategy.reduce(alive, reduce_op="sum") > 0
-            found = one.find(alive) if trainer.is_global_zero else None
-            if trainer.world_size > 1:
-                found = trainer.strategy.broadcast(None if found is None else found.cpu())
+            found = _found_together(trainer, one, alive)
             if found is not None:
                 self._apply(trainer, one, found, step)
+            one.note(found)
             one.begin_again()
 
     def _apply(self, trainer: Trainer, one: BlockRevival, found: NewPlaces, step: int) -> None:
@@ -351,6 +350,27 @@ class ReviveDeadUnits(Rides):
         named = self.block is not None or len(self._blocks) > 1
         numbers = {name: float(value) for name, value in asdict(revival).items() if name not in {"step", "block"}}
         Report(f"revive/{one.hidden}/" if named else "revive/").log_scalars(trainer, step, numbers)
+
+
+def _found_together(trainer: Trainer, one: BlockRevival, alive: Tensor) -> NewPlaces | None:
+    """What the first process finds, on all of them; an error there is one everywhere, or the others would wait for it.
+
+    Raises:
+        RuntimeError: If the search has failed.
+    """
+    if trainer.world_size == 1:
+        return one.find(alive)
+    sent: NewPlaces | str | None = None
+    if trainer.is_global_zero:
+        try:
+            found = one.find(alive)
+            sent = None if found is None else found.cpu()
+        except Exception as error:
+            sent = f"{type(error).__name__}: {error}"
+    sent = trainer.strategy.broadcast(sent)
+    if isinstance(sent, str):
+        raise RuntimeError(f"the search for new places failed on the first process: {sent}")
+    return sent
 
 
 def _on(like: Tensor, found: NewPlaces) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,9 @@ class Tolerances:
         even_lengths: Difference of lengths, over one of them, at which all were made the same.
         whisper: Length of new input weights, over the usual, whose neuron changes next to nothing.
         likeness: Share of its own size that a sample must have along another one to count as like it.
+        worth_another: Drop of the loss by one more batch of neurons, over that of all before, that is worth looking.
+        settled_fit: Drop of the loss by a step to the best amplitudes, over the whole drop, that ends the steps.
+        off_centre: Share of the squares of gradients in their mean, from which on an output bias is far off.
         overlap: Cosine of what two neurons add to the outputs from which on one of them is enough.
         wide_overlap: The same where each is placed against all of the loss.
         agreement: Gain on samples held out over the one on those it was chosen by, from which it is no accident.
@@ -170,6 +173,9 @@ class Tolerances:
     even_lengths: float = 0.02
     whisper: float = 1e-4
     likeness: float = 0.3
+    worth_another: float = 0.03
+    settled_fit: float = 1e-3
+    off_centre: float = 0.01
     overlap: float = 0.5
     wide_overlap: float = 0.95
     agreement: float = 0.1

@@ -52,6 +52,7 @@ from relu_diag.training.lightning_internals import (
 from relu_diag.training.loggers import is_mlflow, is_tensorboard, is_wandb
 from relu_diag.training.look import BatchSignal, Look, LossFunction, targets_of
 from relu_diag.training.moves import Escape, lowest_along, trained_loss
+from relu_diag.training.new_places import NewPlaces
 from relu_diag.training.obstacle import obstacle_of, reads_activations
 from relu_diag.training.pace import (
     NoForecast,
@@ -78,7 +79,7 @@ from relu_diag.training.promising import growth_prospects, most_promising_first
 from relu_diag.training.ranks import Later, agree, of_all_ranks
 from relu_diag.training.recipe import Recipe, factor_between
 from relu_diag.training.report import Report, say
-from relu_diag.training.revival import BlockRevival, NewPlaces, Revival
+from relu_diag.training.revival import BlockRevival, Revival
 from relu_diag.training.rider import Rider
 from relu_diag.training.rows import KeptRows, TrainingData
 from relu_diag.training.stopping import Decision, stop_or_wait

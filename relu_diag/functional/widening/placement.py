@@ -13,8 +13,8 @@ from relu_diag.functional.output_loss import Loss
 from relu_diag.functional.tables import counted
 from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.widening._amplitudes import (
+    AmplitudeFit,
     Remainder,
-    fitted_amplitudes,
     size_when_active,
     usual_size_when_active,
 )
@@ -92,6 +92,7 @@ def place_units(
     loss: Loss | None = None,
     price: float = 0.0,
     everything: bool = False,
+    rest: Tensor | None = None,
 ) -> Placement:
     """Place neurons where they gain most: along different extremal directions, in a block in which they do nothing.
 
@@ -110,6 +111,7 @@ def place_units(
         loss: Loss of the outputs on these samples, in place of ``signal.G``.
         price: Loss per unit of mean activation of one neuron, as in `extremal_directions`.
         everything: Whether the samples are all there are.
+        rest: Outputs of the block without the neurons, shape ``(N, J)``, where they are known.
 
     Returns:
         As many of the neurons as gain something.
@@ -124,7 +126,11 @@ def place_units(
         2 neurons placed anew, largest gain 1; the loss drops by 1
     """
     check_fit(block, signal)
-    search = _Search(block, units, signal, loss, price, everything)
+    if rest is None:
+        H = block.H.detach().clone()
+        H[:, units] = 0.0
+        rest = chunked_outputs(replace(block, W=block.W.detach(), H=H), signal.X.detach())
+    search = _Search(block, units, signal, rest, loss, price, everything)
     for _ in range(BUDGETS.placements):
         if not search.place_some():
             break
@@ -182,6 +188,7 @@ class _Search:
         block: ShallowBlock,
         units: Tensor,
         signal: BlockSignal,
+        outputs: Tensor,
         loss: Loss | None,
         price: float,
         everything: bool,
@@ -191,11 +198,11 @@ class _Search:
         self.everything = everything
         X = signal.X.detach()
         self.frame = _Frame.of(X)
-        H = block.H.detach().clone()
-        H[:, units] = 0.0
-        outputs = chunked_outputs(replace(block, W=block.W.detach(), H=H), X)
+        loss = None if loss is None else loss.prepared(outputs)
         G = signal.G.detach() if loss is None else loss.gradient(outputs)
         data = Remainder(self.frame.centred(X), outputs, G, loss, block.output_bias is not None)
+        # Whether gradients without their mean, and as they are, are two things to place neurons by.
+        self.off_centre = data.biased and data.is_off_centre
         self.split = not everything and len(X) >= BUDGETS.held_out
         self.data = data.part(0, 2) if self.split else data
         self.check = data.part(1, 2) if self.split else data
@@ -238,7 +245,10 @@ class _Search:
             return self._otherwise()
         v, o, A, gain, amplitude = v[used], o[used], A[:, used], gain[used], amplitude[used]
         self._add(v, o, gain, amplitude)
-        self.drop += self._drop(A, o, amplitude)
+        drop = self._drop(A, o, amplitude)
+        self.drop += drop
+        if drop < FLOAT64.worth_another * self.drop:
+            return False
         self.check = self.check.moved((A * amplitude) @ o)
         self.data = self.data.moved((rho(self.data.X @ v.T, self.block.slopes) * amplitude) @ o)
         return self._on_the_other_half()
@@ -254,11 +264,12 @@ class _Search:
 
         The output bias may be far from where it takes the mean of the gradients away.
         """
-        if self.split and not self.in_vain:
+        if self.split and not (self.in_vain or self.placed):
             self._on_the_other_half()
             self.in_vain = True
             return True
-        again = self.data.biased
+        again = self.off_centre
+        self.off_centre = False
         self.data, self.check = replace(self.data, biased=False), replace(self.check, biased=False)
         self.in_vain = False
         return again
@@ -311,10 +322,11 @@ class _Search:
         The best length of that step is the one of the samples held out; all 0 where they are not sure of its drop.
         """
         chosen_by = rho(self.data.X @ v.T, self.block.slopes)
-        fitted = fitted_amplitudes(self.data, chosen_by, o, self.price)
+        fit = AmplitudeFit(self.data, chosen_by, o, self.price)
+        fitted = fit.best(torch.ones_like(v[:, 0], dtype=torch.bool))
         loud = fitted * size_when_active(chosen_by) >= self.least_heard
         if not bool(loud.all()):
-            fitted = fitted_amplitudes(self.data, chosen_by * loud, o, self.price)
+            fitted = fit.best(loud)
         best = torch.zeros_like(fitted)
         most = 0.0
         for halvings in range(BUDGETS.halvings):

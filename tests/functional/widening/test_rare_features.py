@@ -30,5 +30,5 @@ def test_missing_features_of_a_dictionary_get_neurons() -> None:
 
     likeness = (functional.normalize(found.H, dim=0).T @ directions[:MISSING].T).amax(dim=0)
     assert len(found.units) >= 0.9 * MISSING
-    assert int((likeness > 0.8).sum()) >= 0.8 * MISSING
+    assert int((likeness > 0.8).sum()) >= 0.75 * MISSING
     assert float(loss(found.applied_to(block)(X))) < 0.7 * float(loss(block(X)))
