@@ -21,6 +21,7 @@ class NewPlaces:
         in_vain: Neurons for which no place was found, bool, shape ``(I,)``; None where none was looked for.
 
     Example:
+        >>> import torch
         >>> nobody = torch.empty(0, dtype=torch.long)
         >>> gain = torch.ones(1)
         >>> place = Placement(torch.tensor([2]), torch.ones(1, 3), torch.zeros(1, 1), gain, 0.5, function_change=0.0)
