@@ -297,7 +297,7 @@ class PlateauMonitor(Passenger):
         if found is None and self._finite:
             self._add(trainer, pl_module, trainer.global_step, math.nan)
         elif found:
-            self.final = found[0]
+            self.final = found[0].at_the_end(None if self.monitor else self._curve.last)
             if lasts:
                 self._judged(trainer, pl_module, found, "update")
             else:

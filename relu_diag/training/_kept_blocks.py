@@ -9,6 +9,7 @@ from torch import nn
 
 from relu_diag.capture import Sighting
 from relu_diag.training._data import affordable
+from relu_diag.training._factors import Factors
 from relu_diag.training._others import Before, lengths_of_others
 from relu_diag.training.obstacle import obstacle_of
 from relu_diag.training.recipe import Recipe
@@ -41,6 +42,8 @@ class KeptBlocks:
         # The rest of the module when rows began to be kept.
         self._others: dict[str, list[float]] = {}
         self._before: Before | None = None
+        # What the losses of all steps so far are multiplied by, block by block.
+        self._factors: dict[str, Factors] = {}
 
     @property
     def full(self) -> bool:
@@ -114,6 +117,9 @@ class KeptBlocks:
         if module is not None and not self._is_as_it_is(one.hidden) and (one.hidden in self.rows or not self.rows):
             self._before = Before(module)
         rows.recipe = self.recipes.get(one.hidden)
+        if rows.recipe is not None:
+            rows.factors = self._factors.get(one.hidden, rows.factors)
+        self._factors[one.hidden] = rows.factors
         self.rows[one.hidden] = rows
         if one.from_data and not one.reruns and module is not None:
             self._others[one.hidden] = lengths_of_others(module, one.parameters)

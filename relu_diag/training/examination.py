@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lightning.pytorch import LightningModule
 from torch import nn
@@ -26,7 +26,7 @@ class Examination:
         name: The block, by its first layer.
         location: The place of the block in its module; None where its weights are not those of two Linear layers.
         block: Its parameters.
-        loss: Loss over all data looked at; that of the last step ridden where it is not recognised.
+        loss: Loss over all data looked at; that of a step, the last one seen, where it is not recognised.
         verdict: Verdict on the stationary point nearby; "undecided", with the reason, if none can be given.
         nearby: That point; None if the loss is not known.
         data: The data looked at; None if the loss is not known.
@@ -86,6 +86,17 @@ class Examination:
             return self.verdict
         alone = self.verdict.kind == "undecided" and self.verdict.assumptions.get(LOWERED) == "holds"
         return self.nearby.verdict if alone and self.nearby and self.nearby.verdict.kind == "saddle" else None
+
+    def at_the_end(self, loss: float | None) -> Examination:
+        """The examination with the loss that training ended with, where that of its data is not known.
+
+        Args:
+            loss: The loss; None: not known either.
+
+        Returns:
+            The examination.
+        """
+        return self if self.data is not None or loss is None else replace(self, loss=loss)
 
     def ending(self, told: bool, named: bool) -> str:
         """What a line says of the end of training beside the verdict.

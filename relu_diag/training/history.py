@@ -234,6 +234,13 @@ class LossCurve:
             self.stride *= 2
 
     @property
+    def last(self) -> float | None:
+        """Mean of the last observations; None before the first."""
+        if self.count:
+            return self.total / self.count
+        return self.points[-1][1] if self.points else None
+
+    @property
     def rise(self) -> str:
         """That the loss rose beyond anything that training needs, in words with a cure; empty where it did not."""
         if not self.points:

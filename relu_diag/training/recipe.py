@@ -26,6 +26,7 @@ class Recipe:
         loss: The loss of the batches by which it was found, a sum over rows.
         count: Number of rows of one of them.
         targets: For a field of the loss, the number of the tensor that holds it.
+        factor: What the loss was multiplied by since the recipe was found.
 
     Example:
         >>> from relu_diag.functional import SquaredError
@@ -49,6 +50,7 @@ class Recipe:
     loss: Loss
     count: int
     targets: dict[str, int]
+    factor: float = 1.0
 
     @classmethod
     def of(cls, X: Tensor, loss: Loss, leaves: Sequence[Tensor], count: int) -> Recipe | None:
@@ -209,7 +211,7 @@ class Recipe:
         Returns:
             The recipe.
         """
-        return replace(self, loss=self.loss.scaled(factor))
+        return replace(self, loss=self.loss.scaled(factor), factor=self.factor * factor)
 
     def _row(self, name: str) -> torch.Size:
         """Shape of the targets of one row."""

@@ -15,6 +15,7 @@ from relu_diag.functional import BlockSignal, ShallowBlock
 from relu_diag.functional.block import chunked_outputs
 from relu_diag.functional.output_loss import Loss, joined, recognise
 from relu_diag.training._data import MAX_ELEMENTS, SAME, TOO_MANY, tensors_of
+from relu_diag.training._factors import Factors, in_order
 from relu_diag.training._thrift import some_rows
 from relu_diag.training.evidence import Evidence
 from relu_diag.training.obstacle import ACTIVATIONS_READ, obstacle_of
@@ -78,12 +79,18 @@ class TrainingData:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Batch:
-    """Rows kept of a step: their inputs ``(N, d)``, their loss, the step, and which of its rows they are; None: all."""
+    """Rows of a step: inputs ``(N, d)``, loss, the step, which rows they are (None: all), and the loss's factor."""
 
     X: Tensor
     loss: Loss | None
     step: int | None
     chosen: Tensor | None
+    factor: float = 1.0
+
+    def scaled(self, factor: float) -> _Batch:
+        """The rows with their loss times a factor."""
+        loss = None if self.loss is None else self.loss.scaled(factor)
+        return replace(self, loss=loss, factor=self.factor * factor)
 
 
 class KeptRows:
@@ -101,6 +108,7 @@ class KeptRows:
         full: Whether no more rows are to be kept.
         reason: Why there is no loss, empty where there is.
         recipe: How to read rows off a batch without riding along; None where that is not known.
+        factors: What the losses of steps are multiplied by, in units of the first one whose recipe is known.
 
     Example:
         >>> rows = KeptRows(max_samples=100)
@@ -124,6 +132,7 @@ class KeptRows:
         self.recipe: Recipe | None = None
         self._steps = steps
         self._each = each
+        self.factors = Factors()
         self._batches: list[_Batch] = []
         # Parts of batches that are read when somebody asks, and the number of batches that some rows are kept of.
         self._noted: list[list[Tensor]] = []
@@ -136,6 +145,7 @@ class KeptRows:
         self._steps_of_evidence: list[int | None] = []
         # Factors of the losses of batches, in units of that of the first.
         self._factors = [1.0]
+        self._at: float | None = None  # the factor of the last batch, in units of those noted
         # What the loss of the evidence is not, so far.
         self._unknown = NOT_SEEN
         self._hint = _HINT
@@ -198,11 +208,26 @@ class KeptRows:
         stands = not bool(same.gradient(step.outputs()).any())  # all targets are met: nothing tells the factor
         if obstacle_of(seen) or not (stands or (factor > 0 and step.is_all(same.scaled(factor)))):
             self.reason = _ANOTHER
-        elif factor > 0 and not self._has_seen(factor) and factor != mean:
-            self.recipe = recipe.scaled(factor / mean)
-            self._batches = [
-                replace(one, loss=None if one.loss is None else one.loss.scaled(factor / mean)) for one in self._batches
-            ]
+        elif factor > 0 and factor != mean:
+            self.factors.note(recipe.factor * factor)
+            if self.factors.grow or (not self._has_seen(factor) and in_order([*self._factors, factor])):
+                self._settle(recipe.factor * factor)
+            elif not self._has_seen(factor):
+                self.recipe = recipe.scaled(factor / mean)
+                self._batches = [one.scaled(factor / mean) for one in self._batches]
+
+    @property
+    def _factor(self) -> float:
+        """The factor of the last batch; of one whose own is not known, that of the recipe."""
+        known = 1.0 if self.recipe is None else self.recipe.factor
+        return known if self._at is None else self._at
+
+    def _settle(self, factor: float) -> None:
+        """Judge all rows by the loss of now, whose factor grows with time."""
+        if self.recipe is not None:
+            self.recipe = self.recipe.scaled(factor / self.recipe.factor)
+            self._factors = [1.0]
+            self._batches = [one.scaled(factor / one.factor) for one in self._batches]
 
     @property
     def was_read(self) -> bool:
@@ -260,6 +285,8 @@ class KeptRows:
             complete: Whether every sample of an epoch has passed by since the first one was kept.
         """
         self._read_noted()
+        if self.factors.grow and not self._finished:
+            self._settle(self._factor)
         if self._batches and not self.full:
             self.complete = complete and self._passed == self._kept
             self.full = True
@@ -282,7 +309,7 @@ class KeptRows:
             self.reason = str(error) or type(error).__name__
             return
         if read is not None:
-            self._batches.append(_Batch(*read, step=None, chosen=None))
+            self._batches.append(_Batch(*read, step=None, chosen=None, factor=recipe.factor))
 
     def inputs(self) -> list[Tensor]:
         """The inputs kept by this rank.
@@ -398,10 +425,13 @@ class KeptRows:
         evidence = self._evidence
         if self.recipe is None:
             self.recipe = Recipe.of(evidence.X(), found, evidence.leaves(), evidence.count)
+            self.factors.note(self._factor)
         elif (same := self.recipe.loss_of(evidence.leaves(), evidence.count)) is not None:
             factor = factor_between(same, evidence.outputs(), evidence.G())
             if factor > 0 and evidence.count == self.recipe.count:
                 self._factors.append(factor)
+                self._at = self.recipe.factor * factor
+                self.factors.note(self._at)
         for step, (X, own) in zip(self._steps_of_evidence, evidence.steps(found), strict=True):
             self._add(X, own, step)
         self._evidence = Evidence()
@@ -417,7 +447,7 @@ class KeptRows:
                 return
             loss = loss.rows(chosen).scaled(len(X) / len(chosen))
             X = X[chosen]
-        self._batches.append(_Batch(X.clone(), loss, step, chosen))
+        self._batches.append(_Batch(X.clone(), loss, step, chosen, self._factor))
 
     def _some(self, count: int, device: torch.device) -> Tensor | None:
         """Which rows of a batch of so many are kept, long; None: all."""

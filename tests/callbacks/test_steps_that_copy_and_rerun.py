@@ -193,3 +193,50 @@ def test_blocks_are_named_when_they_are_first_seen(caplog: pytest.LogCaptureFixt
         watch(TakingTurns())
     named = [one.message for one in caplog.records if one.message.startswith("watching")]
     assert named == ["watching net.0 -> net.2, 6 neurons", "watching other.0 -> other.2, 5 neurons"]
+
+
+class Scaled(Net):
+    """A loss whose factor changes from step to step."""
+
+    factors = (1.0,)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        factor = self.factors[min(self.trainer.global_step, len(self.factors) - 1)]
+        return factor * functional.mse_loss(self.net(batch[0]), batch[1])
+
+
+FACTORS = {
+    "ever larger": [1 + step / 4 for step in range(18)],
+    "warmed up": [min(1.0, (step + 1) / 10) for step in range(18)],
+    "ever smaller": [0.9**step for step in range(18)],
+}
+
+
+@pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS)
+@pytest.mark.parametrize("size", [4, 8])
+def test_a_factor_that_changes_within_an_epoch_is_that_of_the_last_step(size: int, factors: tuple[float, ...]) -> None:
+    class Rising(Scaled):
+        pass
+
+    Rising.factors = factors
+    module, plateau = Rising(), PlateauMonitor()
+    trainer = Trainer(**QUIET, callbacks=[plateau], max_epochs=3)
+    trainer.fit(module, batches(24, size))
+    X, Y = samples(24).tensors
+    loss = factors[trainer.global_step - 1] * functional.mse_loss(module.net(X), Y)
+    assert plateau.final is not None
+    assert plateau.final.loss == pytest.approx(float(loss.detach()), rel=1e-5)
+
+
+def test_the_final_loss_is_that_of_the_end_where_no_data_are_kept() -> None:
+    class Unknown(Net):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            loss = (self.net(batch[0]) - batch[1]).pow(4).mean()
+            self.last = float(loss)
+            return loss
+
+    module, plateau = Unknown(), PlateauMonitor()
+    Trainer(**QUIET, callbacks=[plateau], max_epochs=20).fit(module, batches(24))
+    assert plateau.final is not None
+    assert plateau.final.data is None
+    assert plateau.final.loss == pytest.approx(module.last)
