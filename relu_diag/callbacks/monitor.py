@@ -381,6 +381,8 @@ class LandscapeMonitor(WatchedBlocks, Rides):
                 if one.hidden not in self.watched:
                     self._watch(one.hidden, named)
                 self.watched[one.hidden].add(one, self._sampled or 0, self._rider.loss, self._batch, self._alone)
+            for name in self._rider.refuted & self.watched.keys():
+                del self.watched[name]
             self._seen = seen
             self._absent = self.watched.keys() - {one.hidden for one in seen}
         self._batch = None

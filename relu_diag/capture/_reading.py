@@ -13,6 +13,10 @@ from relu_diag.capture._weights import Weight
 
 # Of what a reason is that a loss is computed from derivatives.
 DERIVATIVES = "the loss"
+_COMPUTED = (
+    "it is computed from derivatives of the network; a pass under a part of it without them can be watched: give the "
+    "monitor loss=lambda module, batch: ..."
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -89,7 +93,7 @@ def read(
     graph = Graph(nodes, module, layers, gathered)
     reasons = graph.opaque()
     if graph.holds_derivatives:
-        return Reading((), reasons | {DERIVATIVES: "it is computed from derivatives of the network"}), True
+        return Reading((), reasons | {DERIVATIVES: _COMPUTED}), True
     products = {product.node: product for product in graph.products()}
     found: dict[Node, list[tuple[Product, Passage]]] = {}
     for reader in products.values():

@@ -50,6 +50,8 @@ class Memory:
         self.hidden: set[int] = set()
         self.overwritten: set[int] = set()
         self.kinked: set[int] = set()
+        # Layers behind which numbers have shown that nothing ReLU-like stands, by the identities of their weights.
+        self.refuted: dict[int, str] = {}
         # First layers whose outputs tell all about silent neurons, by name.
         self.telling: dict[str, nn.Linear] = {}
 

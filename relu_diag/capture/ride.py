@@ -28,8 +28,8 @@ from relu_diag.capture._reading import DERIVATIVES, Candidate, Use
 from relu_diag.capture._ridden import finite
 from relu_diag.capture._shards import OTHERWISE, Shards
 from relu_diag.capture._sighting import Block, Noted, Reader
+from relu_diag.capture._slopes import ROWS, first_rows, slopes_seen
 from relu_diag.capture._together import joined
-from relu_diag.capture.find import _fit_slopes
 from relu_diag.capture.glance import extremes_of
 from relu_diag.capture.memory import Memory
 from relu_diag.capture.sighting import Sighting
@@ -38,8 +38,6 @@ _ADDED = (
     "something that is not trained is added to its outputs, as LoRA adds to a frozen layer: merge it, or add it to the "
     "weight by nn.utils.parametrize"
 )
-# Rows whose numbers show the slopes of an activation that has no name.
-_ROWS = 256
 
 
 class Ride:
@@ -54,6 +52,7 @@ class Ride:
     Attributes:
         reasons: For a layer that reads another one and makes no block with it, what stands between.
         moved: Whether the last loss was of weights that an optimizer had moved since the step has seen them.
+        ran: Whether a Linear layer ran with a gradient in the step that has ended.
 
     Example:
         >>> import torch
@@ -73,6 +72,7 @@ class Ride:
     def __init__(self, module: nn.Module, memory: Memory | None = None, lent: bool = False) -> None:
         self.reasons: dict[str, str] = {}
         self.moved = False
+        self.ran = False
         self._module = module
         self._memory = Memory() if memory is None else memory
         self._lent = lent
@@ -185,6 +185,7 @@ class Ride:
             together.update(block.kinks)
             block.kinks = together
         copies, shards = dict(self._copies), self._shards
+        self.ran = bool(self._layers)
         self._note_other_runs(blocks)
         if self._lent:
             self._memory.telling = self._telling(blocks)
@@ -304,7 +305,8 @@ class Ride:
             W, bias = fold.weights(W, bias)
         slopes = slopes_of(passage)
         if slopes is None and not passage.dropout:
-            slopes = _slopes_seen(X, W, bias, uses[0].product.X())
+            seen = first_rows(X, W, bias) if Z is None or fold is not None else Z[:ROWS]
+            slopes = self._slopes_by_numbers(hidden, seen, uses[0].product.X())
         if slopes is None:
             return _ADDED if adds_untrained(passage) else "what stands behind it is not ReLU-like"
         if isinstance(slopes, Tensor):
@@ -331,6 +333,16 @@ class Ride:
             facts=candidate.facts if uses is candidate.uses else {},
             extremes=None if passed is None or fold is not None else passed.extremes,
         )
+
+    def _slopes_by_numbers(self, hidden: Product, Z: Tensor, A: Tensor | None) -> tuple[float, float] | None:
+        """The slopes of an activation without a name, off its numbers; once they fit none, no later step is asked."""
+        refuted = self._memory.refuted
+        weight = id(hidden.weight.parameter)
+        slopes = None if weight in refuted else slopes_seen(Z, A)
+        if slopes is not None and slopes[0] == slopes[1]:
+            refuted[weight] = hidden.layer
+            return None
+        return slopes
 
     def _reader(self, use: Use, H: Tensor) -> Reader:
         bias = None if use.bias is None else self._copied(use.bias)
@@ -417,19 +429,6 @@ def riding(module: nn.Module) -> Iterator[Ride]:
         yield ride
     finally:
         ride.leave()
-
-
-def _slopes_seen(X: Tensor, W: Tensor, bias: Tensor | None, A: Tensor | None) -> tuple[float, float] | None:
-    """The slopes of an activation without a name, off its numbers."""
-    if A is None:
-        return None
-    Z = X[:_ROWS] @ W.mT.to(X)
-    if bias is not None:
-        Z = Z + bias.to(Z)
-    if not bool((Z > 0).any()) or not bool((Z < 0).any()):
-        return None
-    slopes = _fit_slopes(Z, A[:_ROWS])
-    return None if slopes is None or slopes[0] == slopes[1] else slopes
 
 
 @dataclass(frozen=True, slots=True, eq=False)

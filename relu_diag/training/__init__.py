@@ -5,6 +5,7 @@ says what the optimizer is (`pace`) and gives verdicts (`judge`).
 """
 
 from relu_diag.training._data import is_epoch_of_all, lately, samples_of, tensors_of
+from relu_diag.training._training_data import TrainingData
 from relu_diag.training.agreement import agreement, agreement_words
 from relu_diag.training.callback import CallbackOfBoth
 from relu_diag.training.careful import Careful
@@ -81,7 +82,7 @@ from relu_diag.training.recipe import Recipe, factor_between
 from relu_diag.training.report import Report, say
 from relu_diag.training.revival import BlockRevival, Revival
 from relu_diag.training.rider import Rider
-from relu_diag.training.rows import KeptRows, TrainingData
+from relu_diag.training.rows import KeptRows
 from relu_diag.training.stopping import Decision, stop_or_wait
 from relu_diag.training.story import STORY, event_line, first_few, story_rows, tell, tell_event, text_table
 from relu_diag.training.stream import LossStream

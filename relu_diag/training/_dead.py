@@ -11,7 +11,7 @@ from relu_diag.functional import ShallowBlock
 from relu_diag.functional.block import chunked_outputs
 from relu_diag.functional.local import born_dead_share, offset_over_spread
 from relu_diag.functional.tolerances import kink_tolerance
-from relu_diag.training.rows import TrainingData
+from relu_diag.training._training_data import TrainingData
 
 # Share of the gradients at the outputs beyond which their sum pulls the output bias.
 _PULLED = 1e-3

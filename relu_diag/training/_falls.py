@@ -9,7 +9,7 @@ from torch import Tensor
 
 from relu_diag.functional import ShallowBlock, WeightDecay
 from relu_diag.functional.block import chunked_outputs
-from relu_diag.training.rows import TrainingData
+from relu_diag.training._training_data import TrainingData
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,6 +20,7 @@ from relu_diag.functional.assumptions import Assumptions, checked
 from relu_diag.training._data import SAME
 from relu_diag.training._dead import nothing_moves
 from relu_diag.training._trained_as import trained_as
+from relu_diag.training._training_data import TrainingData
 from relu_diag.training.agreement import agreement_words
 from relu_diag.training.descent import Descent, descent_of
 from relu_diag.training.examination import Examination
@@ -41,7 +42,7 @@ from relu_diag.training.pace import (
     why_still,
 )
 from relu_diag.training.penalty import decaying, largest_weight_decay, penalty_of
-from relu_diag.training.rows import KeptRows, TrainingData
+from relu_diag.training.rows import KeptRows
 
 _NOT_ALONE = "the layers below the block are trained too, and move its inputs: its own growth says little of when"
 _DRIFT = "what computes its inputs has changed by {:.1%} since its rows began to be kept"

@@ -151,6 +151,9 @@ class Keeper:
             seen = self.rider.end()
             self._draws.end(trainer.strategy.root_device)
             self._ridden += 1
+            for name in self.rider.refuted & self.seen.keys():
+                del self.seen[name]
+                self._kept.drop(name)
             if not self._confirming or self._begins_again(seen, batch):
                 self._take(trainer, seen, batch)
         self.rider.leave()

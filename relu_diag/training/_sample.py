@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from relu_diag.training.rows import TrainingData
+from relu_diag.training._training_data import TrainingData
 
 # Inputs that are turned to float64 at once.
 _COLUMNS = 64

@@ -8,9 +8,9 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from relu_diag.functional import ShallowBlock, WeightDecay
+from relu_diag.training._training_data import TrainingData
 from relu_diag.training.judge import Training
 from relu_diag.training.penalty import climbing, decaying
-from relu_diag.training.rows import TrainingData
 
 
 def trained_as(

@@ -14,9 +14,10 @@ from relu_diag.functional.widening import LaterLayer, LossThroughLayers
 from relu_diag.training._data import SAME
 from relu_diag.training._sample import some_in_order
 from relu_diag.training._settled import steady
+from relu_diag.training._training_data import TrainingData
 from relu_diag.training.obstacle import reads_activations
 from relu_diag.training.ranks import Later, of_all_ranks
-from relu_diag.training.rows import KeptRows, TrainingData
+from relu_diag.training.rows import KeptRows
 
 # Rows of a chain: more than neurons are chosen by.
 _ROWS = 4096

@@ -20,7 +20,7 @@ from relu_diag.functional.output_loss import Loss
 from relu_diag.functional.tables import counted
 from relu_diag.training._pace_of_weights import WeightPace, pace_of_weights, unknown_pace
 from relu_diag.training._sample import sampled
-from relu_diag.training.rows import TrainingData
+from relu_diag.training._training_data import TrainingData
 
 # Rows by which the curvature is measured at most and at least, and rows times weights: about a second.
 _ROWS = 4096

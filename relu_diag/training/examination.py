@@ -11,10 +11,10 @@ from torch import nn
 from relu_diag.capture import BlockLocation
 from relu_diag.functional import BlockSignal, EscapeForecast, NearbyStationaryPoint, ShallowBlock, Verdict
 from relu_diag.training._dead import dead_words
+from relu_diag.training._training_data import TrainingData
 from relu_diag.training.descent import Descent
 from relu_diag.training.judge import LOWERED, why_unsettled
 from relu_diag.training.look import Look
-from relu_diag.training.rows import TrainingData
 
 
 @dataclass(frozen=True, slots=True, eq=False)

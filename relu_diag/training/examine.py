@@ -15,11 +15,12 @@ from relu_diag.capture import BlockLocation, Sighting
 from relu_diag.functional import NotFiniteError
 from relu_diag.training._dead import all_dead
 from relu_diag.training._judged import Subject
+from relu_diag.training._training_data import TrainingData
 from relu_diag.training.chain import data_of_chains
 from relu_diag.training.examination import Examination
 from relu_diag.training.look import Look
 from relu_diag.training.ranks import Later
-from relu_diag.training.rows import KeptRows, TrainingData
+from relu_diag.training.rows import KeptRows
 
 _REPLACED = "its weights were replaced, or are computed from others now, since a step has shown them"
 _WIDENED = "a layer beside it was widened since its rows were kept"

@@ -8,8 +8,8 @@ from torch import Tensor
 from relu_diag.functional import BlockSignal, ShallowBlock
 from relu_diag.functional.block import chunked_outputs, rho
 from relu_diag.functional.widening import add_silent_units
+from relu_diag.training._training_data import TrainingData
 from relu_diag.training.examination import Examination
-from relu_diag.training.rows import TrainingData
 
 # Rows by which a gain is measured.
 _ROWS = 4096

@@ -11,10 +11,10 @@ from lightning.pytorch import Trainer
 from relu_diag.functional import Gap, ShallowBlock, WeightDecay, optimality_gap
 from relu_diag.functional.block import rho
 from relu_diag.training._sample import sampled
+from relu_diag.training._training_data import TrainingData
 from relu_diag.training.examination import Examination
 from relu_diag.training.penalty import penalty_of
 from relu_diag.training.report import Report
-from relu_diag.training.rows import TrainingData
 from relu_diag.training.story import tell_event
 
 # Rows by which the gap is bounded; and numbers of inputs up to which a better bound is searched before growing.

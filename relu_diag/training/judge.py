@@ -18,7 +18,7 @@ from relu_diag.functional.assumptions import Assumptions, checked
 from relu_diag.functional.block import chunk_rows, chunked_outputs, rho
 from relu_diag.functional.verdict import DESCENT
 from relu_diag.training._data import SEARCHED
-from relu_diag.training.rows import TrainingData
+from relu_diag.training._training_data import TrainingData
 
 # One integer for each kind, for loggers; it rises with how final the verdict is.
 VERDICT_CODES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from relu_diag.functional import Direction, ShallowBlock, WeightDecay
-from relu_diag.training.rows import TrainingData
+from relu_diag.training._training_data import TrainingData
 
 # How often the step of the verdict is halved in search of the lowest loss.
 _HALVINGS = 20

@@ -20,8 +20,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from relu_diag.functional import EscapeForecast, ShallowBlock
 from relu_diag.training._groups import groups_of
+from relu_diag.training._training_data import TrainingData
 from relu_diag.training.lightning_internals import batches_done_in_epoch
-from relu_diag.training.rows import TrainingData
 
 # Steps for which a scheduler is looked ahead; after them its last learning rate is taken to stay.
 _AHEAD = 100_000

@@ -89,6 +89,11 @@ class Rider:
         return f"found no Linear -> ReLU-like -> Linear block to watch: {first_few(self._refused() or [self._missing])}"
 
     @property
+    def refuted(self) -> set[str]:
+        """First layers behind which a step has shown that nothing ReLU-like stands, though others looked so."""
+        return set(self._memory.refuted.values())
+
+    @property
     def refused(self) -> dict[str, str]:
         """Why layers make no block, by their names."""
         return {layers or "module": reason for layers, reason in self.reasons.items() if reason != NOTHING_BETWEEN}
@@ -174,7 +179,7 @@ class Rider:
             return []
         seen = self._take(self._ride) if self._seen is None else self._seen
         if not seen and self._module is not None:
-            self._missing = _missing(self._module)
+            self._missing = _missing(self._module, self._ride.ran)
         self._sum_up()
         return [one for one in seen if any(fnmatchcase(one.hidden, pattern) for pattern in self.patterns)]
 
@@ -222,7 +227,7 @@ class Rider:
         self._module = None
 
 
-def _missing(module: LightningModule) -> str:
+def _missing(module: LightningModule, ran: bool) -> str:
     """What a module lacks of which nothing else is known."""
     linear = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     frozen = [layer for layer in linear if not any(one.requires_grad for one in layer.parameters())]
@@ -230,4 +235,6 @@ def _missing(module: LightningModule) -> str:
         return "there are no Linear layers"
     if frozen:
         return f"{len(frozen)} of {len(linear)} Linear layers are frozen"
+    if not ran:
+        return "no Linear layer ran with a gradient: copies, and functions of their weights, are not followed"
     return "no two Linear layers that are trained have something ReLU-like between them"

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from relu_diag.capture import Sighting
-from relu_diag.functional import BlockSignal, ShallowBlock
-from relu_diag.functional.block import chunked_outputs
+from relu_diag.functional import BlockSignal
 from relu_diag.functional.output_loss import Loss, joined, recognise
 from relu_diag.training._data import MAX_ELEMENTS, SAME, TOO_MANY, tensors_of
 from relu_diag.training._factors import Factors, in_order
 from relu_diag.training._thrift import some_rows
+from relu_diag.training._training_data import TrainingData
 from relu_diag.training.evidence import Evidence
 from relu_diag.training.obstacle import ACTIVATIONS_READ, obstacle_of
 from relu_diag.training.ranks import of_all_ranks
@@ -43,38 +43,6 @@ _ANOTHER = "the loss is another one than when its rows were kept"
 _OF_A_BATCH = 1.1
 # Roundings of outputs that a gradient may be off by.
 _ROUNDINGS = 8
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TrainingData:
-    """What a block is trained on.
-
-    Attributes:
-        X: Block inputs, shape ``(N, d)``.
-        loss: The loss of its outputs.
-        complete: Whether these are all samples of an epoch.
-
-    Example:
-        >>> from relu_diag.functional import SquaredError
-        >>> data = TrainingData(torch.eye(2), SquaredError(torch.ones(2, 1)), complete=True)
-        >>> data.loss_of(ShallowBlock(torch.ones(1, 2), torch.ones(1, 1)))
-        0.0
-    """
-
-    X: Tensor
-    loss: Loss
-    complete: bool = False
-
-    def loss_of(self, block: ShallowBlock) -> float:
-        """The training loss of a block on the data, computed in float64.
-
-        Args:
-            block: The block.
-
-        Returns:
-            Loss.
-        """
-        return float(self.loss.double()(chunked_outputs(block.double(), self.X)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

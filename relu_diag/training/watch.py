@@ -21,13 +21,14 @@ from relu_diag.metrics import landscape_scalars
 from relu_diag.training._data import tensors_of
 from relu_diag.training._dead import born_dead_words
 from relu_diag.training._trained_as import trained_as
+from relu_diag.training._training_data import TrainingData
 from relu_diag.training.gap import gap_with_decay
 from relu_diag.training.history import HistoryRecorder, Moment
 from relu_diag.training.judge import UNSETTLED, VERDICT_CODES, escape_count, judge, verdict_in_training
 from relu_diag.training.look import targets_of
 from relu_diag.training.penalty import penalty_on
 from relu_diag.training.report import Report
-from relu_diag.training.rows import NOT_SEEN, KeptRows, TrainingData
+from relu_diag.training.rows import NOT_SEEN, KeptRows
 from relu_diag.training.window import BlockReport, Window
 
 # A share of dead neurons worth a word, and a share of small ones.

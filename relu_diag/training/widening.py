@@ -32,13 +32,13 @@ from relu_diag.training._falls import Falls
 from relu_diag.training._rehearsed import best_in_rehearsal, can_be_rehearsed, random_neurons
 from relu_diag.training._sample import some_in_order
 from relu_diag.training._settled import settled, steady, with_own_digits
+from relu_diag.training._training_data import TrainingData
 from relu_diag.training.examination import Examination
 from relu_diag.training.felt import data_of, signal_of, some_rows
 from relu_diag.training.gap import coupled_decay, gap_in_training
 from relu_diag.training.judge import SEARCHED_AT_ONCE, search_size
 from relu_diag.training.look import Look
 from relu_diag.training.obstacle import reads_activations
-from relu_diag.training.rows import TrainingData
 
 # Copies that are tried under any other loss, where a trial takes a dozen passes over the data.
 _CANDIDATES = 4

@@ -232,7 +232,7 @@ def test_the_final_loss_is_that_of_the_end_where_no_data_are_kept() -> None:
     class Unknown(Net):
         def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
             loss = (self.net(batch[0]) - batch[1]).pow(4).mean()
-            self.last = float(loss)
+            self.last = float(loss.detach())
             return loss
 
     module, plateau = Unknown(), PlateauMonitor()
@@ -240,3 +240,90 @@ def test_the_final_loss_is_that_of_the_end_where_no_data_are_kept() -> None:
     assert plateau.final is not None
     assert plateau.final.data is None
     assert plateau.final.loss == pytest.approx(module.last)
+
+
+class Activated(Net):
+    """An activation without a name."""
+
+    def activated(self, Z: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return functional.mse_loss(self.net[2](self.activated(self.net[0](batch[0]))), batch[1])
+
+
+class Stepped(Activated):
+    """What looks like a ReLU on samples none of which falls into a gap."""
+
+    def activated(self, Z: Tensor) -> Tensor:
+        return torch.where(Z > 0.3, Z, torch.zeros_like(Z))
+
+
+class Leaking(Activated):
+    def activated(self, Z: Tensor) -> Tensor:
+        return torch.where(Z > 0, Z, 0.1 * Z)
+
+
+def test_an_activation_that_a_step_has_refuted_is_watched_no_more() -> None:
+    few = Net()
+    with torch.no_grad():
+        Z = few.net[0](samples(24).tensors[0])
+    apart = ((Z <= 0) | (Z > 0.3)).all(dim=1)
+    assert 2 <= int(apart.sum()) < 22
+    order = torch.argsort(apart.int(), descending=True)
+    data = DataLoader(torch.utils.data.Subset(samples(24), order.tolist()), batch_size=2)
+    landscape, plateau = watch(Stepped(), data)
+    assert not landscape.reports
+    assert plateau.final is None
+    assert "net.0: what stands behind it is not ReLU-like" in plateau.examiner.reason()
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_an_activation_is_read_off_the_numbers_that_it_was_given(precision: str) -> None:
+    landscape, plateau = watch(Leaking(), precision=precision)
+    assert landscape.reports["net.0"].samples == 24
+    assert landscape.reports["net.0"].block.slopes == pytest.approx((0.1, 1.0), rel=5e-3)
+    assert plateau.final is not None
+
+
+def test_steps_of_copies_are_told_from_networks_without_blocks(caplog: pytest.LogCaptureFixture) -> None:
+    class Reptile(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            learner = copy.deepcopy(self.net)
+            loss = functional.mse_loss(learner(batch[0]), batch[1])
+            loss.backward()
+            for own, its in zip(self.net.parameters(), learner.parameters(), strict=True):
+                own.grad = its.grad
+            self.optimizers().step()
+            return loss.detach()
+
+    with caplog.at_level("INFO", LOG):
+        watch(Reptile())
+    assert "no Linear layer ran with a gradient" in caplog.text
+
+
+def test_a_loss_of_derivatives_is_named_with_a_cure_that_works(caplog: pytest.LogCaptureFixture) -> None:
+    class Residual(Net):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            X = batch[0].requires_grad_()
+            outputs = self.net(X)
+            (slope,) = torch.autograd.grad(outputs.sum(), X, create_graph=True)
+            return (slope.sum(1) + outputs[:, 0]).square().mean()
+
+    with caplog.at_level("INFO", LOG):
+        watch(Residual())
+    assert "derivatives of the network; a pass under a part of it" in caplog.text
+    assert "loss=lambda module, batch: ..." in caplog.text
+    landscape = LandscapeMonitor(
+        every_n_steps=1, loss=lambda module, batch: functional.mse_loss(module.net(batch[0]), batch[1])
+    )
+    module = Residual()
+    Trainer(**QUIET, callbacks=[landscape], max_epochs=2, log_every_n_steps=1).fit(module, batches(24))
+    assert landscape.off == ""
+    with torch.no_grad():
+        silent = (module.net[0](samples(24).tensors[0]) < 0).all(dim=0)
+    assert torch.equal(landscape.reports["net.0"].states.dead, silent)

@@ -238,7 +238,7 @@ def test_a_gradient_penalty_makes_no_block() -> None:
 
     seen, reasons = ride_on(net, loss)
     assert not seen
-    assert reasons == {"the loss": "it is computed from derivatives of the network"}
+    assert reasons["the loss"].startswith("it is computed from derivatives of the network")
 
 
 def test_a_checkpointed_forward_is_not_run_once_more() -> None:
