@@ -173,8 +173,6 @@ class Passenger(Rides, BeginsAnew):
             batch_idx: Number of the batch in its epoch.
         """
         examiner = self.examiner
-        if examiner.passes():
-            return
         if examiner.rider.riding:
             self._rest(self._of_a_ride)
         examiner.step_ended(trainer, batch, skipped=pl_module.automatic_optimization and not outputs)

@@ -6,18 +6,19 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from relu_diag.figures import TrainingHistory
 from relu_diag.functional import NearbyStationaryPoint, NeuronGeometry, NeuronStates, ShallowBlock
-from relu_diag.training import BlockReport, BlockWatch
+from relu_diag.training import BlockReport, BlockWatch, Careful
 
 
 class WatchedBlocks:
     """Reports, verdicts and history of the blocks in ``watched``, by the names of their first layers."""
 
     watched: dict[str, BlockWatch]
+    _careful: Careful
 
     @property
     def off(self) -> str:
         """Why the monitor has switched itself off; empty while it is on."""
-        raise NotImplementedError
+        return self._careful.off
 
     def __repr__(self) -> str:
         words = f"off: {self.off}" if self.off else ", ".join(self.watched) or "nothing seen yet"

@@ -146,17 +146,13 @@ class LandscapeMonitor(WatchedBlocks, Rides):
         self._seen: list[Sighting] | None = None
         self._losses: list[tuple[float, int]] = []
         self._sampled: int | None = None
+        self._rests_until = 0  # the step before which none is ridden
         self._meets = False  # whether the present step is one that every rank samples
         self._named: set[str] | None = None  # blocks that were said to be watched; None before anything was said
         self._absent: Set[str] = frozenset()  # blocks that the last step sampled had no part in
         self._folder: str | None = None
         self._state: dict[str, Any] = {}
         self._look: Look | None = None
-
-    @property
-    def off(self) -> str:
-        """Why the monitor has switched itself off; empty while it is on."""
-        return self._careful.off
 
     @property
     def state_key(self) -> str:
@@ -225,7 +221,7 @@ class LandscapeMonitor(WatchedBlocks, Rides):
         """
         # The step that loggers use; what the module logs in this very step lands on the same one.
         step = steps_logged(trainer)
-        if not self._due(step):
+        if step < self._rests_until or not self._due(step):
             return
         self._wake(SAMPLED)
         self._sampled = step
@@ -290,6 +286,7 @@ class LandscapeMonitor(WatchedBlocks, Rides):
         if self._rider.riding:  # the step has ended the epoch before it ran: the next one is sampled in its place
             self._rider.leave()
             self._sampled = None
+            self._rests_until = 0
         for watch in self.watched.values():
             watch.rows.finish(complete=is_epoch_of_all(trainer))
         if self._look is not None:
@@ -347,7 +344,10 @@ class LandscapeMonitor(WatchedBlocks, Rides):
         # Networks that take turns from step to step are to be seen all: not every sample is of an even step.
         shift = number % _SHIFTS if self.every_n_steps > _RARE else 0
         self._meets = self._sampled is None or (number > self._sampled // self.every_n_steps and past >= shift)
-        return self._meets or any(watch.wants_rows or watch.suspects for watch in self.watched.values())
+        if self._meets or any(watch.wants_rows or watch.suspects for watch in self.watched.values()):
+            return True
+        self._rests_until = step - past + (shift if past < shift else self.every_n_steps)
+        return False
 
     def _say_what_is_new(self, trainer: Trainer, seen: list[Sighting]) -> None:
         """Say what is watched: that there is nothing, once, and each block when it takes part, as layers thaw."""

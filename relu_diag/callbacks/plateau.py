@@ -83,8 +83,7 @@ class PlateauMonitor(Passenger):
 
     Attributes:
         plateaus: The plateaus so far, `Plateau`.
-        final: The weights at the end of training, judged, `Examination`; None before, without a block, and if the loss
-            is not finite.
+        final: The weights at the end of training, judged, `Examination`; None before, without a block or finite loss.
         not_finite: First step at which the loss was NaN or infinite, or None.
 
     Raises:
@@ -252,7 +251,8 @@ class PlateauMonitor(Passenger):
             batch: The batch.
             batch_idx: Unused.
         """
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if not self.examiner.passes():
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if not self._stream.take(trainer, pl_module, outputs):
             with self.examiner.careful:
                 self._stream.after_step(trainer, pl_module, outputs)

@@ -28,6 +28,8 @@ _EARLY_NUMBERS = 2**22
 _RIDDEN = 32
 # One step of so many confirms the loss of rows kept before, as do one before a verdict and the last.
 _CONFIRMED = 256
+# The same where steps are spared.
+_CONFIRMED_AT_LAST = 1024
 # Samples that are kept of data without an end.
 _ENDLESS = 2**14
 
@@ -77,8 +79,9 @@ class Keeper:
         self._endless = True
         self._most = self.max_samples
         self._expected = 0
-        # Which steps of an epoch are kept.
+        # Which steps of an epoch are kept, and how many go by before the loss of their rows is confirmed.
         self._spread = Spread()
+        self._confirmed = _CONFIRMED
         # Whether the present step is read off its batch, and the number of steps.
         self._reading = False
         self._batches = 0
@@ -115,7 +118,7 @@ class Keeper:
         number = self._batches + 1
         self._batch_idx = batch_idx
         self._confirming = not self._keeping and self._ridden >= FIRST
-        due = self._unconfirmed or number % _CONFIRMED == 0 or is_at_the_end(trainer, batch_idx)
+        due = self._unconfirmed or number % self._confirmed == 0 or self._is_at_the_end(trainer, batch_idx)
         self._unconfirmed = self._unconfirmed and not self._confirming
         if self._confirming and not (self._kept.rows and due):
             return
@@ -186,15 +189,21 @@ class Keeper:
         if self._keeping and self._spread.stride > 1:
             return int(min(self._spread.ahead(batch_idx), max(1, trainer.num_training_batches - batch_idx)))
         busy = self._keeping or self._unconfirmed or self._whole or self._endless or self._ridden < FIRST
-        if busy or is_at_the_end(trainer, batch_idx + 1):
+        if busy or self._is_at_the_end(trainer, batch_idx + 1):
             return 1
         # An epoch begins, a loss is confirmed, or the run is at its end.
-        ahead = [trainer.num_training_batches - batch_idx, _CONFIRMED - self._batches % _CONFIRMED]
+        ahead = [trainer.num_training_batches - batch_idx, self._confirmed - self._batches % self._confirmed]
         if trainer.max_steps > trainer.global_step:
             ahead.append(trainer.max_steps - trainer.global_step)
         if trainer.current_epoch + 1 == trainer.max_epochs:
             ahead.append(trainer.num_training_batches - 2 - batch_idx)
         return max(1, int(min(ahead)))
+
+    def _is_at_the_end(self, trainer: Trainer, batch_idx: int) -> bool:
+        """Whether a step is one of the last ones, and the loss of the rows is to be confirmed once more."""
+        if self._spread.stride > 1 and trainer.global_step - self._kept_at < trainer.num_training_batches:
+            return False
+        return is_at_the_end(trainer, batch_idx)
 
     def _take(self, trainer: Trainer, seen: Sequence[Sighting], batch: Any) -> None:
         """Keep the rows of a step."""
@@ -212,6 +221,7 @@ class Keeper:
             self._keeping = False
         elif self._keeping and self._kept.full:
             self._finish_keeping(trainer, complete=False)
+        self._unconfirmed = self._unconfirmed and self._spread.stride == 1
 
     def _begins_again(self, seen: Sequence[Sighting], batch: Any) -> bool:
         """Compare the loss of a step with that of the rows kept; whether it is another one, and an epoch begins."""
@@ -272,6 +282,7 @@ class Keeper:
             readable = self._kept.will_be_readable(self.seen)
             some = Spread.over(trainer.num_training_batches, self._batches, readable)
             self._spread = some if self._spares() else Spread()
+            self._confirmed = _CONFIRMED_AT_LAST if self._spread.stride > 1 else _CONFIRMED
         self._kept.missed = self._kept.missed or (self._keeping and self._spread.stride > 1)
 
     def _short(self, trainer: Trainer) -> bool:

@@ -192,7 +192,7 @@ class PlateauDetector:
 
     def _search(self, step: int, completed: int) -> PlateauChange | None:
         """The start of a plateau, if one of the levels that just completed a block shows a flat window."""
-        for level in range(completed):
+        for level in range(completed - 1):  # the largest block just completed is the first of a pair
             window = self._flat(step, level)
             if window:
                 for size in range(len(self._means.levels)):
@@ -238,8 +238,8 @@ class PlateauDetector:
         count = self._means.counts[level]
         if count % 2 or count < FEWEST:
             return []
-        kept = self._means.levels[level][-KEPT:]
-        if kept[-1].last - kept[0].first + 1 < self.min_steps:
+        kept = self._means.levels[level]
+        if kept[-1].last - kept[max(0, len(kept) - KEPT)].first + 1 < self.min_steps:
             return []
         blocks = self._means.since(self._reference.end, level)
         blocks = blocks[len(blocks) % 2 :]
