@@ -43,12 +43,10 @@ class Scene:
 
     def _searched(self, units: Tensor) -> Placement:
         """Where some neurons gain most, duplicates among them having handed their output weights over."""
-        states = self.states
-        without = merge_units(self.block, states.duplicate, states.repeated)
-        H = without.H.clone()
-        H[:, units] = 0.0
-        gone = torch.cat([units[~torch.isin(units, states.dead)], torch.unique(states.repeated)])
-        rest = self.outputs + self._change(replace(without, H=H), gone)
+        duplicate, into = self.states.duplicate, self.states.repeated
+        without = merge_units(self.block, duplicate, into) if len(duplicate) else self.block
+        loud = units[~torch.isin(units, self.states.dead)]
+        rest = self.outputs - self._outputs_of(_part(self.block, loud)) + self._handed_over(duplicate, into)
         signal = BlockSignal(self.rows.X, self.rows.G)
         return place_units(without, units, signal, self.rows.loss, self.rows.price, self.everything, rest)
 
@@ -66,15 +64,15 @@ class Scene:
         rows, states = self.rows, self.states
         gone = torch.isin(states.duplicate, placement.units)
         duplicate, into = states.duplicate[gone], states.repeated[gone]
-        moved = torch.cat([placement.units, torch.unique(into)])
-        after = placement.applied_to(merge_units(self.block, duplicate, into))
-        change = self._change(after, moved)
+        old = _part(self.block, placement.units)
+        new = ShallowBlock(placement.W, placement.H, self.block.slopes)
+        change = self._outputs_of(new) - self._outputs_of(old) + self._handed_over(duplicate, into)
         drop = 0.0
         if rows.loss is None:
             small = float(change.norm()) <= _UNSEEN * float(self.outputs.norm())
             allowed = small or not bool(change.any())
         else:
-            costs = rows.price * (_activity(_part(after, moved), rows.X) - _activity(_part(self.block, moved), rows.X))
+            costs = rows.price * (_activity(new, rows.X) - _activity(old, rows.X))
             drop = -float(rows.loss.change(self.outputs, change)) - costs
             allowed = drop > 0
         if not allowed:
@@ -82,12 +80,17 @@ class Scene:
         placement = replace(placement, drop=drop, function_change=float(change.abs().max()))
         return NewPlaces(placement, duplicate, into, states.counts)
 
-    def _change(self, after: ShallowBlock, moved: Tensor) -> Tensor:
-        """What outputs change by where some neurons have other weights, ``(N, J)``."""
-        X = self.rows.X
-        if not len(moved):
+    def _outputs_of(self, some: ShallowBlock | None) -> Tensor:
+        """What some neurons add to the outputs, ``(N, J)``."""
+        return torch.zeros_like(self.outputs) if some is None else chunked_outputs(some, self.rows.X)
+
+    def _handed_over(self, duplicate: Tensor, into: Tensor) -> Tensor:
+        """What is added to the outputs by those that get the output weights of duplicates, ``(N, J)``."""
+        if not len(duplicate):
             return torch.zeros_like(self.outputs)
-        return chunked_outputs(_part(after, moved), X) - chunked_outputs(_part(self.block, moved), X)
+        W, H = self.block.W, self.block.H
+        share = W[duplicate].norm(dim=1) / W[into].norm(dim=1)
+        return self._outputs_of(ShallowBlock(W[into], H[:, duplicate] * share, self.block.slopes))
 
 
 def nothing_new(block: ShallowBlock, states: IdleNeurons) -> NewPlaces:
@@ -97,13 +100,15 @@ def nothing_new(block: ShallowBlock, states: IdleNeurons) -> NewPlaces:
     return NewPlaces(none, nobody, nobody, states.counts)
 
 
-def _part(block: ShallowBlock, units: Tensor) -> ShallowBlock:
-    """What some neurons add to the outputs."""
-    return ShallowBlock(block.W[units], block.H[:, units], block.slopes)
+def _part(block: ShallowBlock, units: Tensor) -> ShallowBlock | None:
+    """Some neurons alone; None where there is none."""
+    return ShallowBlock(block.W[units], block.H[:, units], block.slopes) if len(units) else None
 
 
-def _activity(block: ShallowBlock, X: Tensor) -> float:
+def _activity(block: ShallowBlock | None, X: Tensor) -> float:
     """The mean activation of all neurons together."""
+    if block is None:
+        return 0.0
     return sum(
         float(rho(part @ block.W.T, block.slopes).abs().sum()) for part in torch.split(X, chunk_rows(block))
     ) / len(X)

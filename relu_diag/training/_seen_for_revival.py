@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from relu_diag.capture import Sighting
 from relu_diag.functional import rho
@@ -61,12 +62,33 @@ def active_neurons(seen: Sighting) -> Tensor:
     Returns:
         bool, shape ``(I,)``.
     """
-    block = seen.block
     if seen.signal.Z is not None:
-        return (rho(seen.signal.Z, block.slopes) != 0).any(dim=0)
+        return rho(seen.signal.Z, seen.ridden.weights.slopes).any(dim=0)
+    block = seen.block
     parts = torch.split(seen.signal.X, chunk_rows(block))
     active = [(rho(part @ block.W.T, block.slopes) != 0).any(dim=0) for part in parts]
     return torch.stack(active).any(dim=0)
+
+
+def outputs_on_rows(seen: Sighting, rows: Tensor | slice) -> Tensor:
+    """Outputs of a block on some rows, at the weights of the step, which are not copied.
+
+    Args:
+        seen: The block.
+        rows: Which rows.
+
+    Returns:
+        Outputs, shape ``(n, J)``.
+    """
+    weights = seen.ridden.weights
+    X = seen.signal.X[rows]
+    own = X if weights.bias is None else X[:, :-1]
+    Z = functional.linear(own, weights.W.to(X), None if weights.bias is None else weights.bias.to(X))
+    A = rho(Z, weights.slopes)
+    outputs = []
+    for head, bias in zip(weights.heads, weights.head_biases, strict=True):
+        outputs.append(functional.linear(A, head.to(X), None if bias is None else bias.to(X)))
+    return torch.cat(outputs, dim=1)
 
 
 def price_of_activity(seen: Sighting) -> float:

@@ -15,12 +15,17 @@ from relu_diag.training._data import tensors_of
 from relu_diag.training._idle_neurons import Activity, IdleNeurons
 from relu_diag.training._kept_for_revival import KeptRows, together
 from relu_diag.training._scene import Scene, nothing_new
-from relu_diag.training._seen_for_revival import active_neurons, obstacle_to_revival, price_of_activity
+from relu_diag.training._seen_for_revival import (
+    active_neurons,
+    obstacle_to_revival,
+    outputs_on_rows,
+    price_of_activity,
+)
 from relu_diag.training.new_places import NewPlaces
 from relu_diag.training.recipe import Recipe, factor_between
 
 # Rows by which it is seen whether a loss that is known goes on.
-_CHECKED = 64
+_CHECKED = 16
 # Attempts to recognise a loss in a row before the next ones wait.
 _ATTEMPTS = 3
 
@@ -228,9 +233,8 @@ class BlockRevival:
             return None
         some = torch.arange(0, count, max(1, count // _CHECKED), device=seen.signal.X.device)
         for index in (some, slice(None)):
-            X, G = seen.signal.X[index], seen.signal.G[index]
             here = loss if isinstance(index, slice) else loss.rows(index)
-            factor = factor_between(here, chunked_outputs(seen.block, X), G)
+            factor = factor_between(here, outputs_on_rows(seen, index), seen.signal.G[index])
             if factor > 0:
                 return loss.scaled(factor)
         return None
