@@ -1,4 +1,4 @@
-"""Cost of watching: time of whole fits with monitors at their defaults against none, and of a sampled step.
+"""Cost of watching: time of whole fits with monitors at their defaults, of a sampled step, and of an exact pass.
 
 Fits without a callback, with LandscapeMonitor(), with PlateauMonitor() and with both take turns, in one process and one
 thread. Two fits alike differ by more than monitors cost. So the time that the thread spends in hooks is counted, in
@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from relu_diag.callbacks import LandscapeMonitor, PlateauMonitor
 from relu_diag.capture import Glance, Memory, Ride
-from relu_diag.training import Window
+from relu_diag.training import BlockWatch, Look, Window
 
 
 class Classifier(LightningModule):
@@ -84,6 +84,14 @@ REPORTED = 20
 WARM = 5
 # Hooks that a fit calls once.
 ONCE = {"setup", "on_fit_start", "on_train_start", "on_train_end", "on_fit_end", "teardown"}
+
+
+# The blocks that passes at fixed weights look at; those of the encoder have dropout inside, and are refused.
+BLOCKS = {
+    "784-256-10, batch 128": "net.0",
+    "784-1024-10, batch 256": "net.0",
+    "4 layers of 512, batch 128": "net.6",
+}
 
 
 class Counted:
@@ -201,6 +209,29 @@ def sampled_steps(net: nn.Module, X: Tensor, y: Tensor, count: int) -> dict[str,
     return times
 
 
+def exact_pass(module: Classifier, block: str, batches: list[tuple[Tensor, Tensor]]) -> tuple[list[float], list[float]]:
+    """Processor time of gradients of some batches, and of a pass at fixed weights over them, in turn."""
+    look = Look("riding_cost", block, batches, None, loss_of)
+    trainer = Trainer(barebones=True, accelerator="cpu")
+    look.find(trainer, module)
+    gradients, passes = [], []
+    for _ in range(REPORTED):
+        start = time.process_time()
+        for batch in batches:
+            loss_of(module, batch).backward()
+        module.zero_grad()
+        gradients.append(time.process_time() - start)
+        watch = BlockWatch(look.location.hidden, "", judging=False, max_samples=None)
+        start = time.process_time()
+        watch.look(look.sightings(trainer, module), 0, everything=True)
+        passes.append(time.process_time() - start)
+    return gradients[WARM:], passes[WARM:]
+
+
+def loss_of(module: Classifier, batch: Sequence[Tensor]) -> Tensor:
+    return functional.cross_entropy(module.net(batch[0]), batch[1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
@@ -234,6 +265,12 @@ def main() -> None:
                 f"{1e3 * middle(sampled['report']):.2f} ms",
                 flush=True,
             )
+        if name in BLOCKS:
+            batches = [(X[:batch], y[:batch]), (X[-batch:], y[-batch:])]
+            gradients, passes = exact_pass(Classifier(make()), BLOCKS[name], batches)
+            usual = statistics.median(passes) / statistics.median(gradients)
+            least = min(passes) / min(gradients)
+            print(f"  an exact pass / a gradient: least {least:.3f}, medians {usual:.3f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class LandscapeMonitor(WatchedBlocks, Rides):
 
     The sampled steps since the last report add up to one, at the end of an epoch once there are two of them (four where
     the blocks have more than 131,072 weights), and after every 20: "dead" is silent on each of the samples seen, slopes
-    are means over them: once the gradients of 128 rows were read, over those of every fifth step, and the others are
+    are means over them: once the gradients of 128 rows were read, over those of every sixth step, and the others are
     only asked for silent neurons. A batch that is the whole data set is reported at each sampled step, and exactly.
 
     At the first step it warns where the inputs of a block are so far from zero that random neurons are born dead.

@@ -44,10 +44,11 @@ class Shards:
         Yields:
             The hooks.
         """
-        gathered = any(is_sharded(one) for one in {type(one): one for one in module.modules()}.values())
-        roots = [name for name, one in module.named_modules() if is_sharded(one)] if gathered else []
-        for name, layer in module.named_modules():
-            inside = any(f"{name}.".startswith(f"{root}." if root else "") for root in roots)
+        layers = dict(module.named_modules())
+        gathered = any(is_sharded(one) for one in {type(one): one for one in layers.values()}.values())
+        roots = [name for name, one in layers.items() if is_sharded(one)] if gathered else []
+        for name, layer in layers.items():
+            inside = bool(roots) and any(f"{name}.".startswith(f"{root}." if root else "") for root in roots)
             if inside or any(hasattr(one, "to_local") for one in layer._parameters.values()):
                 yield LayerHook(layer, partial(guard, self._note, name, seen), before=True)
 

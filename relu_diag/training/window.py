@@ -24,7 +24,7 @@ from relu_diag.metrics import sums_of_all_ranks
 
 # Rows whose gradients are read before steps are glanced at, and how many of the steps are still read.
 _ENOUGH = 128
-_READ = 5
+_READ = 6
 # Numbers of a tensor that are kept of a step, to be compared with the next one.
 _PRINTED = 64
 
