@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric
 
 from relu_diag.capture import Glimpse, Sighting
 from relu_diag.figures import TrainingHistory
-from relu_diag.functional import NearbyStationaryPoint, ShallowBlock, WeightDecay
+from relu_diag.functional import NearbyStationaryPoint, NotFiniteError, ShallowBlock, WeightDecay
 from relu_diag.functional.local import target_scale
 from relu_diag.functional.tables import counted
 from relu_diag.metrics import landscape_scalars
@@ -235,8 +235,11 @@ class BlockWatch:
             return
         self._data = self.rows.data()
         if self._seen is not None and self._seen.live is not None:
-            now = replace(self.last, block=self._seen.live(), step=step)
-            self._report.log_scalars(trainer, step, self._judge(trainer, now))
+            try:
+                block = self._seen.live()
+            except NotFiniteError:  # training has diverged, and its last reports say how
+                return
+            self._report.log_scalars(trainer, step, self._judge(trainer, replace(self.last, block=block, step=step)))
 
     def log_final_loss(self, trainer: Trainer, step: int, loss: float) -> None:
         """Show the loss at the end of a run where TensorBoard compares runs.

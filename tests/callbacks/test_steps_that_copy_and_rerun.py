@@ -327,3 +327,15 @@ def test_a_loss_of_derivatives_is_named_with_a_cure_that_works(caplog: pytest.Lo
     with torch.no_grad():
         silent = (module.net[0](samples(24).tensors[0]) < 0).all(dim=0)
     assert torch.equal(landscape.reports["net.0"].states.dead, silent)
+
+
+def test_weights_that_are_not_finite_at_the_end_switch_nothing_off(caplog: pytest.LogCaptureFixture) -> None:
+    class Diverging(Net):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=1e9)
+
+    landscape = LandscapeMonitor(every_n_steps=1, verdict="nearby")
+    with caplog.at_level("INFO", LOG):
+        Trainer(**QUIET, callbacks=[landscape], max_epochs=12, log_every_n_steps=1).fit(Diverging(), batches(24))
+    assert landscape.off == ""
+    assert "(last seen at step" in caplog.text
