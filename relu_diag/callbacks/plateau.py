@@ -54,12 +54,12 @@ _WAITS = "the rows of an epoch are being kept"
 class PlateauMonitor(Passenger):
     """Finds the plateaus of the training loss, judges which stationary point each is near, and forecasts its end.
 
-    It watches the loss of the module's training steps, and finds plateaus of any length without settings, under noise
-    and spikes (`relu_diag.training.PlateauDetector`). When a plateau is noticed, and each time it has become half as
-    old again, it judges every block at the weights of then: by the rows of one epoch that it keeps while riding along
-    on the user's own steps. The training step is never run for it. A batch that is the whole data set is judged at
-    once. There is a forecast if no layer below the block is trained and the optimizer is SGD, with or without momentum,
-    weight decay and a schedule; otherwise it says why there is none.
+    It finds plateaus of any length in the loss of the training steps without settings, under noise and spikes
+    (`relu_diag.training.PlateauDetector`). When a plateau is noticed, and each time it has become half as old again, it
+    judges every block at the weights of then: by the rows of one epoch that it keeps while riding along on the user's
+    own steps. The training step is never run for it. A batch that is the whole data set is judged at once. Blocks too
+    large to search around are judged by as few rows of as few steps as the run so far pays for, unless a callback acts
+    on plateaus. A forecast needs inputs that nothing trains and SGD, with or without momentum, decay and schedule.
 
     Each event logs, under the prefix ``plateau/`` (or ``plateau/<block>/``): ``verdict``
     (`relu_diag.training.VERDICT_CODES`, -1 between plateaus), ``escape`` (number of escape neurons), ``escape_step``
