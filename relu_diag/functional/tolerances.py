@@ -178,8 +178,8 @@ class Tolerances:
     off_centre: float = 0.01
     overlap: float = 0.5
     wide_overlap: float = 0.95
-    agreement: float = 0.1
-    sure: float = 1.0
+    agreement: float = 0.02
+    sure: float = 0.5
     accidents: float = 0.3
     faint: float = 0.5
     same_neuron: float = 1e-2

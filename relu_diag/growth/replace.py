@@ -75,6 +75,8 @@ def replace_units(
     if block.slopes != live.slopes():
         raise ValueError(f"`block` has slopes {block.slopes}, the block in the module has {live.slopes()}.")
     at = _indices(units, len(live.hidden.value()))
+    if not len(at):
+        return
     chosen = list(live.rows(_chosen(block, live, at)))
     owners = all_within(optimizers)
     _check_rows(module, chosen, owners)

@@ -26,6 +26,8 @@ from relu_diag.training.recipe import Recipe, factor_between
 
 # Rows by which it is seen whether a loss that is known goes on.
 _CHECKED = 16
+# Neurons that find a place, over those that find none, below which looking was in vain.
+_FEW = 0.1
 # Attempts to recognise a loss in a row before the next ones wait.
 _ATTEMPTS = 3
 
@@ -269,7 +271,7 @@ class BlockRevival:
             self._search.pass_by()
             return
         self._in_vain = None if self.alive is None else found.in_vain.to(self.alive.device)
-        self._search.note(worth=len(found.placement.units) >= int(found.in_vain.sum()))
+        self._search.note(worth=len(found.placement.units) >= _FEW * int(found.in_vain.sum()))
 
     def look_anew(self) -> None:
         """After a jump of the loss: what was in vain may not be any more."""

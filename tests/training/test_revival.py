@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from relu_diag.callbacks import ReviveDeadUnits
+from relu_diag.capture import find_blocks, read_block
+from relu_diag.growth import replace_units
 from relu_diag.training import revival
 from relu_diag.training._scene import Scene
 
@@ -111,3 +113,11 @@ def test_a_loss_that_is_never_known_is_asked_for_less_and_less_often(monkeypatch
     monkeypatch.setattr(ReviveDeadUnits, "_look_for_jumps", lambda *_: None)
     fit(Regression(dead=8, squared_from=10**9), *(Kill(step) for step in range(11, STEPS, 10)))
     assert 3 <= len(calls) <= 8
+
+
+def test_naming_no_unit_changes_nothing() -> None:
+    module = Regression(dead=0).net
+    (location,) = find_blocks(module)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    replace_units(module, location, [], read_block(module, location))
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())

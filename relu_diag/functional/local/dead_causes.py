@@ -247,6 +247,8 @@ def _born_dead(inputs: _Inputs, slopes: tuple[float, float]) -> float:
     length = inputs.mean.norm()
     along = inputs.mean / length if length > 0 else torch.nn.functional.one_hot(torch.tensor(0), d).to(inputs.W)
     U = U - torch.outer(U @ along, along)
+    # How long input weights are is in the biases over them: these are all as long.
+    U = math.sqrt(d - 1) * torch.nn.functional.normalize(U, dim=1)
     above, below = torch.full_like(beta, torch.inf), torch.full_like(beta, -torch.inf)
     never = torch.zeros_like(beta, dtype=torch.bool)
     for part in torch.split(inputs.X, BUDGETS.samples_at_once):
