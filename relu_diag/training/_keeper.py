@@ -264,10 +264,9 @@ class Keeper:
         if self._kept.readable or (self._short(trainer) and self._small):
             self.want()
 
-    def _moved(self) -> dict[str, float]:
-        """Blocks whose inputs may be others than when their rows were kept, and how far what computes them changed."""
-        moved = {name: one for name, one in self.seen.items() if self._kept.moves(one, self._module)}
-        return {name: self._kept.drift(one) for name, one in moved.items()}
+    def _moved(self) -> dict[str, Sighting]:
+        """Blocks whose inputs may be others than when their rows were kept."""
+        return {name: one for name, one in self.seen.items() if self._kept.moves(one, self._module)}
 
     def _begin_keeping(self, trainer: Trainer) -> None:
         """Keep the rows of the steps to come, where they are needed."""

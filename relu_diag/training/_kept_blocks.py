@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -10,7 +10,7 @@ from torch import nn
 from relu_diag.capture import Sighting
 from relu_diag.training._data import affordable
 from relu_diag.training._factors import Factors
-from relu_diag.training._others import Before, lengths_of_others
+from relu_diag.training._others import Before, change_but, lengths_of_others
 from relu_diag.training.obstacle import obstacle_of
 from relu_diag.training.recipe import Recipe
 from relu_diag.training.rows import NOT_SEEN, KeptRows
@@ -211,16 +211,17 @@ class KeptBlocks:
             return True
         return known != lengths_of_others(module, one.parameters)
 
-    def drift(self, one: Sighting) -> float:
-        """How far what may compute the inputs of a block has changed since its rows began to be kept.
+    def drifts(self, moved: Mapping[str, Sighting]) -> dict[str, float]:
+        """How far what may compute the inputs of blocks has changed since rows began to be kept.
 
         Args:
-            one: The block.
+            moved: The blocks, by name.
 
         Returns:
-            Change of all other weights, relative to them; 0 where it is not known.
+            By name, the change of all other weights, relative to them; 0 where it is not known.
         """
-        return 0.0 if self._before is None else self._before.change(() if one.reruns else one.parameters)
+        changes = {} if self._before is None or not moved else self._before.changes()
+        return {name: change_but(changes, () if one.reruns else one.parameters) for name, one in moved.items()}
 
     def _is_as_it_is(self, name: str) -> bool:
         """Whether a batch holds the inputs of a block as they are."""

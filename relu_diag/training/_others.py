@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -29,34 +29,33 @@ class Before:
         >>> before = Before(layer)
         >>> with torch.no_grad():
         ...     _ = layer.weight.mul_(1.5)
-        >>> round(before.change([layer.bias]), 3), before.change([layer.weight])
+        >>> changes = before.changes()
+        >>> round(change_but(changes, [layer.bias]), 3), change_but(changes, [layer.weight])
         (0.5, 0.0)
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._some = [(one, _some(one)) for one in _numbers_of(module)]
 
-    def change(self, own: Collection[nn.Parameter]) -> float:
-        """How far all have changed but some, relative to their length.
-
-        Args:
-            own: Those that do not count.
-
-        Returns:
-            The share; 0 where there are no others.
-        """
-        known = {id(one) for one in own}
-        moved = length = 0.0
+    def changes(self) -> dict[int, tuple[float, float]]:
+        """Squares of how far each has changed, and of how long it was, by identity; none of those of another shape."""
+        known, squares = [], []
         for one, then in self._some:
-            if id(one) in known or one.shape.numel() == 0:
-                continue
             now = _some(one)
-            if now.shape != then.shape:  # a layer was widened
-                continue
-            weight = one.numel() / max(then.numel(), 1)
-            moved += weight * float((now - then).abs().square().sum())
-            length += weight * float(then.abs().square().sum())
-        return (moved / length) ** 0.5 if length else 0.0
+            if len(then) and now.shape == then.shape:
+                both = torch.stack([(now - then).abs().square().mean(), then.abs().square().mean()])
+                known.append(id(one))
+                squares.append(one.numel() * both.double())
+        numbers = torch.stack([both.to(squares[0].device) for both in squares]).tolist() if squares else []
+        return {key: (moved, length) for key, (moved, length) in zip(known, numbers, strict=True)}
+
+
+def change_but(changes: Mapping[int, tuple[float, float]], own: Collection[nn.Parameter]) -> float:
+    """How far all have changed but some, relative to their length; 0 where there are no others."""
+    known = {id(one) for one in own}
+    others = [both for key, both in changes.items() if key not in known]
+    length = sum(length for _, length in others)
+    return (sum(moved for moved, _ in others) / length) ** 0.5 if length else 0.0
 
 
 def _numbers_of(module: nn.Module) -> Iterator[Tensor]:

@@ -157,7 +157,7 @@ class Examiner(Keeper):
             self._agree()
             if self.careful.off:
                 return []
-        moved = self._moved()
+        moved = self._kept.drifts(self._moved())
         missing = {name: KeptRows(reason=reasons.get(name) or _UNASKED) for name in self.seen if name not in rows}
         if since is not None and self._kept_at < since and not self._keeping:
             missing |= {name: KeptRows(reason=reasons.get(name) or _MOVED) for name in moved if name in rows}
