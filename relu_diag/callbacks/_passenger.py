@@ -145,7 +145,7 @@ class Passenger(Rides, BeginsAnew):
         self.examiner.begin_fit(trainer, pl_module)
         # Of steps that optimize by hand, which may return no loss, losses are noted before their backward passes.
         self._of_a_ride = RIDDEN if pl_module.automatic_optimization else RIDDEN[1:]
-        self._rest((*UNUSED, *self._of_a_ride))
+        self._rest(trainer, (*UNUSED, *self._of_a_ride))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Ride along on the step, if its rows are needed.
@@ -174,12 +174,15 @@ class Passenger(Rides, BeginsAnew):
         """
         examiner = self.examiner
         if examiner.rider.riding:
-            self._rest(self._of_a_ride)
+            self._rest(trainer, self._of_a_ride)
         examiner.step_ended(trainer, batch, skipped=pl_module.automatic_optimization and not outputs)
         rests = examiner.rests(trainer, batch_idx)
-        if rests is not (_BEGINNING in self.__dict__):
-            change = self._rest if rests else self._wake
-            change((_BEGINNING,))
+        if rests is (_BEGINNING in self.__dict__):
+            return
+        if rests:
+            self._rest(trainer, (_BEGINNING,))
+        else:
+            self._wake((_BEGINNING,))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The rows of an epoch are kept, if its steps were ridden.

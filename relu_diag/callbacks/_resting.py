@@ -19,8 +19,11 @@ _KNOWN = {"relu_diag", "lightning", "pytorch_lightning"}
 class Rests(CallbackOfBoth):
     """A callback that lets hooks rest: Lightning passes over those of its callbacks that are no functions."""
 
-    def _rest(self, hooks: tuple[str, ...]) -> None:
+    def _rest(self, trainer: Trainer, hooks: tuple[str, ...]) -> None:
         """Let hooks rest, unless a subclass or the user has put others in their place."""
+        # A callback of the user's that passes its calls on to this one calls all of them.
+        if not any(one is self for one in trainer.callbacks):  # type: ignore[attr-defined]
+            return
         for hook in hooks:
             if getattr(type(self), hook).__module__.partition(".")[0] in _KNOWN:
                 self.__dict__.setdefault(hook, None)

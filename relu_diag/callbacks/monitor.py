@@ -201,7 +201,7 @@ class LandscapeMonitor(WatchedBlocks, Rides):
         Raises:
             MisconfigurationException: If the pass has no loss, no data, or not the one block.
         """
-        self._rest((*UNUSED, *SAMPLED))
+        self._rest(trainer, (*UNUSED, *SAMPLED))
         if not self.exact and not hasattr(pl_module, "batch_loss"):
             return
         if self.block is not None and not isinstance(self.block, str):
@@ -260,7 +260,7 @@ class LandscapeMonitor(WatchedBlocks, Rides):
             batch: Unused.
             batch_idx: Unused.
         """
-        self._rest(SAMPLED)
+        self._rest(trainer, SAMPLED)
         if self._rider.glancing:
             self._take_glimpses()
         elif self._rider.riding:
@@ -381,10 +381,10 @@ class LandscapeMonitor(WatchedBlocks, Rides):
                 if one.hidden not in self.watched:
                     self._watch(one.hidden, named)
                 self.watched[one.hidden].add(one, self._sampled or 0, self._rider.loss, self._batch, self._alone)
-            for name in self._rider.refuted & self.watched.keys():
-                del self.watched[name]
             self._seen = seen
             self._absent = self.watched.keys() - {one.hidden for one in seen}
+            for name in self._rider.refuted & self._absent:
+                del self.watched[name]
         self._batch = None
         self._rider.leave()
 

@@ -222,7 +222,8 @@ def _leaves_out(loader: Any) -> bool:
     inner = getattr(batches, "sampler", None)
     if isinstance(inner, SequentialSampler):  # the same ones in every epoch
         return False
-    return not isinstance(inner, Sized) or len(inner) % batches.batch_size > 0  # type: ignore[union-attr]
+    size = getattr(batches, "batch_size", None)  # of the user's own batches may have no one size
+    return not isinstance(inner, Sized) or not isinstance(size, int) or len(inner) % size > 0
 
 
 def _batch_size(loader: DataLoader[Any]) -> int | None:

@@ -45,7 +45,7 @@ from relu_diag.training.penalty import decaying, largest_weight_decay, penalty_o
 from relu_diag.training.rows import KeptRows
 
 _NOT_ALONE = "the layers below the block are trained too, and move its inputs: its own growth says little of when"
-_DRIFT = "what computes its inputs has changed by {:.1%} since its rows began to be kept"
+_DRIFT = "the weights that may compute its inputs have changed by {:.1%} since its rows began to be kept"
 _UNASKED = "no verdict was asked for"
 _NOT_CONVEX = "the loss is not known to be convex in the outputs"
 

@@ -154,7 +154,7 @@ class Keeper:
             seen = self.rider.end()
             self._draws.end(trainer.strategy.root_device)
             self._ridden += 1
-            for name in self.rider.refuted & self.seen.keys():
+            for name in self.rider.refuted & self.seen.keys() - {one.hidden for one in seen}:
                 del self.seen[name]
                 self._kept.drop(name)
             if not self._confirming or self._begins_again(seen, batch):
@@ -242,6 +242,8 @@ class Keeper:
         # A step may have ended the epoch before it ran.
         self.rider.leave()
         self._reading = False
+        # What was known to need nothing were steps of an epoch that may have ended early.
+        self._busy_at = 0
         if self._keeping:
             with self.careful:
                 self._finish_keeping(trainer, complete=is_epoch_of_all(trainer))

@@ -72,7 +72,7 @@ class Examiner(Keeper):
         super().__init__(owner, None if around else block, most, check_callable("targets", targets))
         # The last examinations, and when their weights and rows were taken.
         self._found: list[Examination] | None = None
-        self._found_at: tuple[int, int] | None = None
+        self._found_at: tuple[int, int, bool] | None = None
 
     def begin_fit(self, trainer: Trainer, module: LightningModule) -> None:
         """Forget the run before; find the block of a pass, where one is asked for.
@@ -85,7 +85,7 @@ class Examiner(Keeper):
             MisconfigurationException: If a pass was asked for and has no loss, no data, or not the one block.
         """
         self._forget()
-        self._found_at = None
+        self._found = self._found_at = None
         if self.loss is None and not hasattr(module, "batch_loss"):
             return
         if self.block is not None and not isinstance(self.block, str):
@@ -127,7 +127,7 @@ class Examiner(Keeper):
         self._agree()
         if self.careful.off:
             return []
-        now = trainer.global_step, self._kept_at
+        now = trainer.global_step, self._kept_at, self._is_past(since)
         if self.thrifty and self._found_at == now and not self._keeping and trainer.world_size == 1:
             return self._found  # as at the end of the last epoch
         # Early stopping calls this during validation, in inference mode, in which nothing has a gradient.
@@ -159,11 +159,15 @@ class Examiner(Keeper):
                 return []
         moved = self._kept.drifts(self._moved())
         missing = {name: KeptRows(reason=reasons.get(name) or _UNASKED) for name in self.seen if name not in rows}
-        if since is not None and self._kept_at < since and not self._keeping:
+        if self._is_past(since) and not self._keeping:
             missing |= {name: KeptRows(reason=reasons.get(name) or _MOVED) for name in moved if name in rows}
         # Ranks, which do some of it together, may have seen steps of different sizes.
         thorough = trainer.world_size > 1 or not self._spares() or pays_for_descent(self._batches)
         return examine_rows(trainer, module, self.seen, rows | missing, loss, drop, moved, thorough)
+
+    def _is_past(self, since: int | None) -> bool:
+        """Whether the rows are of steps before one."""
+        return since is not None and self._kept_at < since
 
     def refused(self) -> dict[str, str]:
         """What stands between layers that make no block, by their names, once steps were seen.

@@ -84,7 +84,7 @@ def test_inputs_that_weights_compute_are_said_to_have_moved(
     assert plateau.final is not None
     assert plateau.final.data is not None
     assert plateau.final.verdict.assumptions["nothing else is trained"] == "broken"
-    assert "what computes its inputs has changed by" in caplog.text
+    assert "the weights that may compute its inputs have changed by" in caplog.text
 
 
 def test_inputs_of_the_batch_have_not_moved(caplog: pytest.LogCaptureFixture) -> None:
