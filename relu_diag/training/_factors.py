@@ -18,7 +18,7 @@ class Factors:
         >>> factors = Factors()
         >>> for factor in (1.0, 1.1, 1.2, 1.3, 1.4):
         ...     factors.note(factor)
-        >>> factors.grow
+        >>> factors.follow_time
         True
     """
 
@@ -34,7 +34,7 @@ class Factors:
         self._last = [*self._last[-_ENOUGH:], factor]
 
     @property
-    def grow(self) -> bool:
+    def follow_time(self) -> bool:
         """Whether they rise, or fall, with time."""
         return len(self._last) >= _ENOUGH and in_order(self._last)
 

@@ -77,8 +77,8 @@ def pays_for_descent(steps: int) -> bool:
     return steps >= _STEPS_A_DESCENT
 
 
-def some_rows(signal: BlockSignal, most: int) -> BlockSignal:
-    """Inputs and loss gradients of some rows, copied; gradients are those of the mean over the rows that are left."""
+def spread_rows(signal: BlockSignal, most: int) -> BlockSignal:
+    """Inputs and gradients of rows spread over all, copied; gradients are those of the mean over these rows."""
     count = len(signal.X)
     if count <= most:
         return BlockSignal(signal.X.clone(), signal.G.clone())

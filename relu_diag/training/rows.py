@@ -15,7 +15,7 @@ from relu_diag.functional import BlockSignal
 from relu_diag.functional.output_loss import Loss, joined, recognise
 from relu_diag.training._data import MAX_ELEMENTS, SAME, TOO_MANY, tensors_of
 from relu_diag.training._factors import Factors, in_order
-from relu_diag.training._thrift import some_rows
+from relu_diag.training._thrift import spread_rows
 from relu_diag.training._training_data import TrainingData
 from relu_diag.training.evidence import Evidence
 from relu_diag.training.obstacle import ACTIVATIONS_READ, obstacle_of
@@ -113,7 +113,7 @@ class KeptRows:
         self._steps_of_evidence: list[int | None] = []
         # Factors of the losses of batches, in units of that of the first.
         self._factors = [1.0]
-        self._at: float | None = None  # the factor of the last batch, in units of those noted
+        self._last_factor: float | None = None  # the factor of the last batch, in units of those noted
         # What the loss of the evidence is not, so far.
         self._unknown = NOT_SEEN
         self._hint = _HINT
@@ -145,7 +145,7 @@ class KeptRows:
             if not self.reason:
                 return
         if self._room(seen.count, seen.inputs + seen.outputs):
-            signal = some_rows(seen.signal, self._each or seen.count)
+            signal = spread_rows(seen.signal, self._each or seen.count)
             self._batches.append(_Batch(signal.X, None, None if self._each else step, None))
             self._kept_batches += 1
             self._kept += len(signal.X)
@@ -178,7 +178,7 @@ class KeptRows:
             self.reason = _ANOTHER
         elif factor > 0 and factor != mean:
             self.factors.note(recipe.factor * factor)
-            if self.factors.grow or (not self._has_seen(factor) and in_order([*self._factors, factor])):
+            if self.factors.follow_time or (not self._has_seen(factor) and in_order([*self._factors, factor])):
                 self._settle(recipe.factor * factor)
             elif not self._has_seen(factor):
                 self.recipe = recipe.scaled(factor / mean)
@@ -188,7 +188,7 @@ class KeptRows:
     def _factor(self) -> float:
         """The factor of the last batch; of one whose own is not known, that of the recipe."""
         known = 1.0 if self.recipe is None else self.recipe.factor
-        return known if self._at is None else self._at
+        return known if self._last_factor is None else self._last_factor
 
     def _settle(self, factor: float) -> None:
         """Judge all rows by the loss of now, whose factor grows with time."""
@@ -253,7 +253,7 @@ class KeptRows:
             complete: Whether every sample of an epoch has passed by since the first one was kept.
         """
         self._read_noted()
-        if self.factors.grow and not self._finished:
+        if self.factors.follow_time and not self._finished:
             self._settle(self._factor)
         if self._batches and not self.full:
             self.complete = complete and self._passed == self._kept
@@ -398,8 +398,8 @@ class KeptRows:
             factor = factor_between(same, evidence.outputs(), evidence.G())
             if factor > 0 and evidence.count == self.recipe.count:
                 self._factors.append(factor)
-                self._at = self.recipe.factor * factor
-                self.factors.note(self._at)
+                self._last_factor = self.recipe.factor * factor
+                self.factors.note(self._last_factor)
         for step, (X, own) in zip(self._steps_of_evidence, evidence.steps(found), strict=True):
             self._add(X, own, step)
         self._evidence = Evidence()

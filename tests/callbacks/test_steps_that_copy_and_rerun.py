@@ -84,13 +84,13 @@ def test_inputs_that_weights_compute_are_said_to_have_moved(
     assert plateau.final is not None
     assert plateau.final.data is not None
     assert plateau.final.verdict.assumptions["nothing else is trained"] == "broken"
-    assert "the weights that may compute its inputs have changed by" in caplog.text
+    assert "compute its inputs have changed by" in caplog.text
 
 
 def test_inputs_of_the_batch_have_not_moved(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", LOG):
         watch(Net())
-    assert "what computes its inputs" not in caplog.text
+    assert "compute its inputs have changed" not in caplog.text
 
 
 def test_a_layer_that_the_loss_reads_elsewhere_is_a_caveat() -> None:
