@@ -283,7 +283,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
             rank_zero_warn(f"GrowOnPlateau: no growth at step {trainer.global_step:,}: the loss is not finite.")
             return
         found = [one for one in found if self.block in {None, one.name}]
-        if not found:
+        if not found and not self.off:
             reason = self.examiner.reason() or f"no step has shown a block {self.block!r}"
             rank_zero_warn(f"GrowOnPlateau: no growth at step {trainer.global_step:,}: {reason}.")
         self._grow_one_of(trainer, [one for one in found if self._may_grow(trainer, one)])
@@ -292,8 +292,9 @@ class GrowOnPlateau(Passenger, PlateauListener):
         """Grow the block that gains most by it; where no neurons of it do, the next one."""
         order = [*range(len(able))]
         if len(able) > 1:
-            gains = growth_prospects(able, None if self.units == "auto" else self.units)
-            order = trainer.strategy.broadcast(most_promising_first(able, gains))
+            with self.examiner.careful:
+                gains = growth_prospects(able, None if self.units == "auto" else self.units)
+                order = trainer.strategy.broadcast(most_promising_first(able, gains))
         for place in order:
             if self._grow(trainer, able[place]):
                 return
@@ -332,7 +333,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
 
     def _may_grow(self, trainer: Trainer, examination: Examination) -> bool:
         """Whether there is room for neurons, and nothing forbids a block to grow for ever."""
-        if self.max_growths is not None and len(self.growths) >= self.max_growths:
+        if self.off or (self.max_growths is not None and len(self.growths) >= self.max_growths):
             return False
         room = self._room(examination)
         return (room is None or room > 0) and self._growable.allows(trainer, examination)
@@ -358,12 +359,13 @@ class GrowOnPlateau(Passenger, PlateauListener):
         room = self._room(examination)
         units = self.units if self.units == "auto" or room is None else min(self.units, room)
         module = trainer.lightning_module
-        try:
-            return choose_widening(trainer, module, examination, units, self.embedding, self.nudge, room)
-        except NoWidening as why:
-            where = examination.location
-            rank_zero_warn(f"GrowOnPlateau: no growth of {where} at step {examination.step:,}: {why}.")
-            return None
+        with self.examiner.careful:
+            try:
+                return choose_widening(trainer, module, examination, units, self.embedding, self.nudge, room)
+            except NoWidening as why:
+                where = examination.location
+                rank_zero_warn(f"GrowOnPlateau: no growth of {where} at step {examination.step:,}: {why}.")
+        return None
 
     def _embed(self, trainer: Trainer, examination: Examination, choice: WideningChoice) -> None:
         """Add the neurons, and report it."""

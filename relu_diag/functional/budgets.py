@@ -122,6 +122,7 @@ class Budgets:
         finalists: Sets of neurons that are trained for a few steps.
         trial_steps: How many.
         short_steps: Steps between two looks at the loss on other rows.
+        ways_back: Points on the way back from steps that go too far for these rows, each halfway to where they began.
         short_history: Pairs of steps and gradients kept by these.
         rehearsal_steps: Steps of training on copies, by which ways to grow are compared on few samples.
         rehearsal_memory: Share of the averages of gradients and of their squares that stays from step to step there.
@@ -288,6 +289,7 @@ class Budgets:
     finalists: int = 2
     trial_steps: int = 5
     short_steps: int = 5
+    ways_back: int = 3
     short_history: int = 10
     rehearsal_steps: int = 200
     rehearsal_memory: tuple[float, float] = (0.9, 0.999)

@@ -129,6 +129,7 @@ class Tolerances:
         noticed: Drop of the loss, over the one asked for, below which residuals do not notice small neurons.
         novel: Square of a feature that others leave over its own, below which it is theirs in other words.
         worth_a_neuron: Drop of the loss over the loss from which on a neuron is added where nobody said how many.
+        certain: Change of a logit, or of the logarithm of a rate, by which a sample becomes certain.
         rival: Drop of the loss by a set of new neurons, over the largest, from which on it may turn out to be better.
         explained: Part of a gradient that the loss recognised in it may leave open, however coarse its numbers are.
         telling: Smallest residual over the middle one that still tells the absolute error from Huber's.
@@ -253,6 +254,7 @@ class Tolerances:
     noticed: float = 1e-2
     novel: float = 1e-2
     worth_a_neuron: float = 1e-2
+    certain: float = 8.0
     rival: float = 0.8
     explained: float = 0.05
     telling: float = 0.05

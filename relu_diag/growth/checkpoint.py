@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, cast
 
 import torch
@@ -94,7 +96,27 @@ def _update_hparams(module: nn.Module, before: int, after: int) -> None:
     if place is None and made and all(one is None for one in made.values()):
         place = _width_place(equal)
     if place is not None:
-        module.hparams[place[0]] = _replaced(module.hparams[place[0]], place[1:], after)
+        _set(module, place, after)
+    else:
+        _update_factor(module, before, after)
+
+
+def _set(module: LightningModule, place: _Place, number: int) -> None:
+    """Give a hyper-parameter another number."""
+    module.hparams[place[0]] = _replaced(module.hparams[place[0]], place[1:], number)
+
+
+def _update_factor(module: LightningModule, before: int, after: int) -> None:
+    """Replace the factor that a width is computed from, as ``expansion`` in ``width * expansion``, if one is it."""
+    for factor in range(1, before):
+        if before % factor or (factor * after) % before:
+            continue
+        other = factor * after // before
+        for name, value in module.hparams.items():
+            for place in _places(value, factor):
+                if _makes(module, (name, *place), other):
+                    _set(module, (name, *place), other)
+                    return
 
 
 def _places(value: Any, number: int) -> Iterator[_Place]:
@@ -203,6 +225,46 @@ def _consistent(changes: list[_Change]) -> list[_Change]:
     """The changes of layers that all fit another one's; load_state_dict reports the layers that differ otherwise."""
     odd = {change.layer for change in changes if not any(change.fits(other) for other in changes)}
     return _consistent([change for change in changes if change.layer not in odd]) if odd else changes
+
+
+def explain_other_widths() -> None:
+    """Let modules say what to do where a state dict of other widths is loaded into them.
+
+    `load_from_checkpoint` makes a module anew, and where its width is no hyper-parameter, or computed from others, it
+    is the width before it grew. Nothing but the error of such a module is another one.
+
+    Example:
+        >>> explain_other_widths()
+    """
+    _explain(LightningModule)
+    other = sys.modules.get("pytorch_lightning")
+    if other is not None:
+        _explain(other.LightningModule)
+
+
+def _explain(kind: type[LightningModule]) -> None:
+    """Let the modules of one of Lightning's two packages say it; a second call changes nothing."""
+    load = kind.load_state_dict
+    if hasattr(load, "__wrapped__"):
+        return
+
+    @wraps(load)
+    def explained(self: LightningModule, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        try:
+            return load(self, state_dict, *args, **options)
+        except RuntimeError as error:
+            layers = {name: layer for name, layer in self.named_modules() if isinstance(layer, nn.Linear)}
+            hidden = [one for one in _consistent(_changes(layers, dict(state_dict), "")) if one.axis == 0]
+            if not hidden:
+                raise
+            widths = ", ".join(f"{one.layer} has {one.incoming} neurons in it and {one.current} here" for one in hidden)
+            raise RuntimeError(
+                f"The state dict does not fit {type(self).__name__}: {widths}. If it has grown in training, its "
+                f"hyper-parameters cannot say so: derive {type(self).__name__} from relu_diag.growth.GrowingModule, "
+                "or call relu_diag.growth.resize_on_load(module) before weights are loaded."
+            ) from error
+
+    kind.load_state_dict = explained  # type: ignore[method-assign, assignment]
 
 
 def _resize(axis: int, layer: nn.Linear, width: int) -> None:

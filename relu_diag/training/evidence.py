@@ -25,13 +25,16 @@ _MOST = 16
 class Evidence:
     """Steps whose loss is not known yet. It is a function of the outputs alone, so that their weights may differ.
 
+    Attributes:
+        inputs: The inputs of each step, shape ``(N, d)``.
+
     Example:
         >>> Evidence().few
         True
     """
 
     def __init__(self) -> None:
-        self._inputs: list[Tensor] = []
+        self.inputs: list[Tensor] = []
         self._outputs: list[Tensor] = []
         self._gradients: list[Tensor] = []
         self._leaves: list[list[Tensor]] = []
@@ -51,7 +54,7 @@ class Evidence:
         """
         some = slice(max(_FEW_ROWS, _NUMBERS // seen.outputs))
         few = cls()
-        few._inputs.append(seen.signal.X[some])
+        few.inputs.append(seen.signal.X[some])
         few._outputs.append(seen.block(seen.signal.X[some]))
         few._gradients.append(seen.signal.G[some])
         few._leaves.append([leaf[some] if leaf.dim() and len(leaf) == seen.count else leaf for leaf in leaves])
@@ -65,7 +68,7 @@ class Evidence:
             loss: The loss.
             leaves: The tensors of its batch.
         """
-        self._inputs.append(seen.signal.X.clone())
+        self.inputs.append(seen.signal.X.clone())
         self._outputs.append(seen.block(seen.signal.X))
         self._gradients.append(seen.signal.G.clone())
         self._leaves.append([leaf.detach().clone() for leaf in leaves])
@@ -93,11 +96,11 @@ class Evidence:
     @property
     def count(self) -> int:
         """Number of rows of the largest step."""
-        return max(len(X) for X in self._inputs)
+        return max(len(X) for X in self.inputs)
 
     def X(self) -> Tensor:
         """The inputs of all steps, shape ``(N, d)``."""
-        return _below(self._inputs)
+        return _below(self.inputs)
 
     def outputs(self) -> Tensor:
         """The outputs of all steps, shape ``(N, J)``."""
@@ -128,11 +131,11 @@ class Evidence:
         Yields:
             Inputs and loss of a step.
         """
-        if len(self._inputs) == 1:
-            yield self._inputs[0], loss
+        if len(self.inputs) == 1:
+            yield self.inputs[0], loss
             return
         first = 0
-        for X in self._inputs:
+        for X in self.inputs:
             rows = torch.arange(first, first + len(X), device=X.device)
             yield X, loss.rows(rows).scaled(self.count / len(X))
             first += len(X)

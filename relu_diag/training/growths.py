@@ -46,5 +46,12 @@ class Growth:
         verdicts = f"{self.verdict_before} before, {self.verdict_after} after; " if known else ""
         return (
             f"step {self.step:,} {self.block or 'block'} grows from {self.before} to {self.after} neurons: "
-            f"{'; '.join(lines)}; {verdicts}drop {self.measured_drop:.2g}, {self.predicted_drop:.2g} to first order"
+            f"{'; '.join(lines)}; {verdicts}{self._drop}"
         )
+
+    @property
+    def _drop(self) -> str:
+        """The drop in words, with the prediction where it says something else."""
+        measured = f"drop {self.measured_drop:.2g}"
+        predicted = f"{self.predicted_drop:.2g}"
+        return measured if measured.endswith(f" {predicted}") else f"{measured}, {predicted} to first order"

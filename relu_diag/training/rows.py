@@ -328,7 +328,7 @@ class KeptRows:
             The data; None where the loss is not known, or the two have no samples in common.
         """
         self._read_noted()
-        theirs = {batch.step: batch.X for batch in below._batches if batch.step is not None and batch.chosen is None}
+        theirs = below._inputs_of_steps()
         kept = []
         for batch in [] if self.reason else self._batches:
             X = None if batch.step is None else theirs.get(batch.step)
@@ -343,6 +343,12 @@ class KeptRows:
         except ValueError:
             return None
         return None if data is None else replace(data, complete=all(complete for _, complete in everyone))
+
+    def _inputs_of_steps(self) -> dict[int, Tensor]:
+        """All inputs of each step, by its number; also of steps that are too few to tell the loss of an inner block."""
+        whole = {batch.step: batch.X for batch in self._batches if batch.chosen is None}
+        waiting = zip(self._steps_of_evidence, self._evidence.inputs, strict=True)
+        return {step: X for step, X in (*whole.items(), *waiting) if step is not None}
 
     def _together(self, kept: list[tuple[Tensor, Loss]]) -> TrainingData | None:
         """Batches of all ranks as one on this rank's device, with the mean of their losses; None without any."""

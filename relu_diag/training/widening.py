@@ -127,7 +127,7 @@ def _count(part: GrowthProposal | Widening) -> int:
 def _lines(part: GrowthProposal | Widening) -> list[str]:
     """What a part adds, one line for each of its neurons."""
     if not isinstance(part, Widening):
-        return [str(part)]
+        return [part.what]
     return part.units * [f"new neuron, {part.kind}{', silent at first' if part.kept else ''}"]
 
 

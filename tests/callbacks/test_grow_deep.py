@@ -89,3 +89,30 @@ def test_behind_dropout_nothing_can_be_evaluated_and_the_function_is_kept() -> N
     grown(Deep(nn.Dropout(0.5)), growth)
     (one,) = growth.growths
     assert one.function_change == 0
+
+
+class DeadLayer(LightningModule):
+    """Nothing passes its second layer, on four samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(*(layer for _ in range(4) for layer in (nn.Linear(1, 1), nn.ReLU())))[:-1]
+        for layer, bias in zip(self.net[::2], (0.0, -9.0, 1.0, 0.0), strict=True):
+            nn.init.constant_(layer.weight, 0.7)
+            nn.init.constant_(layer.bias, bias)
+
+    def training_step(self, batch: list[Tensor]) -> Tensor:
+        return functional.mse_loss(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_layer_that_is_dead_on_a_few_samples_is_the_one_that_grows() -> None:
+    X = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+    growth = GrowOnPlateau(at_steps=(4,), units=2)
+    trainer = Trainer(callbacks=[growth], **{**QUIET, "max_epochs": 5})
+    trainer.fit(DeadLayer(), DataLoader(TensorDataset(X, (X - 2).abs()), batch_size=4))
+    (one,) = growth.growths
+    assert (one.block, one.after) == ("net.2", 3)
+    assert one.measured_drop > 0

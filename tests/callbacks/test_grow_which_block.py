@@ -94,6 +94,18 @@ def test_a_block_that_gets_no_neurons_leaves_the_growth_to_the_other(monkeypatch
     assert [one.block for one in growth.growths] == ["first.0"]
 
 
+def test_a_choice_that_fails_is_one_warning_and_training_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> WideningChoice:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr("relu_diag.callbacks.growth.choose_widening", fails)
+    growth = GrowOnPlateau(at_steps=(2, 4), units=2)
+    with pytest.warns(UserWarning, match="GrowOnPlateau is off for the rest of the run.*shapes differ") as seen:
+        fit(Two(), growth)
+    assert sum("shapes differ" in str(one.message) for one in seen) == 1
+    assert not growth.growths
+
+
 def test_both_blocks_of_a_deep_network_can_be_chosen() -> None:
     growth = GrowOnPlateau(at_steps=(4,), units=2)
     fit(Deep(6, 2), growth)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from relu_diag import ShallowBlock
 from relu_diag.capture import BlockLocation, read_block
-from relu_diag.growth import grow
+from relu_diag.growth import GrowingModule, grow
 
 LOCATION = BlockLocation("net.0", "net.2", (0.0, 1.0))
 
@@ -71,11 +72,23 @@ class Sizes(LightningModule):
         self.net = nn.Sequential(nn.Linear(sizes[0], sizes[1]), nn.ReLU(), nn.Linear(sizes[1], sizes[2]))
 
 
-def grown(module: LightningModule) -> LightningModule:
+class Expanded(LightningModule):
+    """The width is computed."""
+
+    def __init__(self, d: int = 4, expansion: int = 2) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(nn.Linear(d, d * expansion), nn.ReLU(), nn.Linear(d * expansion, d))
+
+
+class GrowingExpanded(Expanded, GrowingModule):
+    """The same, which takes any width."""
+
+
+def grown(module: LightningModule, count: int = 1) -> LightningModule:
     block = read_block(module, LOCATION)
-    wider = ShallowBlock(
-        torch.cat([block.W, block.W[:1]]), torch.cat([block.H, 0 * block.H[:, :1]], 1), block.slopes, block.output_bias
-    )
+    W = torch.cat([block.W, block.W[:count]])
+    wider = ShallowBlock(W, torch.cat([block.H, 0 * block.H[:, :count]], 1), block.slopes, block.output_bias)
     grow(module, LOCATION, wider)
     return module
 
@@ -96,3 +109,35 @@ def test_only_the_hyper_parameter_that_is_the_width_changes(module: LightningMod
     drawn = torch.random.get_rng_state()
     assert dict(grown(module).hparams) == expected
     assert torch.equal(torch.random.get_rng_state(), drawn)
+
+
+def saved(module: LightningModule, folder: Path) -> Path:
+    trainer = Trainer(barebones=True, accelerator="cpu")
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(folder / "grown.ckpt", weights_only=True)
+    return folder / "grown.ckpt"
+
+
+def test_a_width_that_is_computed_follows_by_its_factor(tmp_path: Path) -> None:
+    path = saved(grown(Expanded(), count=4), tmp_path)
+    loaded = Expanded.load_from_checkpoint(path)
+    assert (loaded.hparams["expansion"], loaded.net[0].out_features) == (3, 12)
+
+
+@pytest.mark.parametrize("kind", [Expanded, FixedHidden])
+def test_a_width_that_nothing_can_say_is_one_error_with_its_cure(kind: type[LightningModule], tmp_path: Path) -> None:
+    module = grown(kind())
+    width = module.net[0].out_features
+    with pytest.raises(RuntimeError, match=rf"net.0 has {width} neurons in it and {width - 1} here.*GrowingModule"):
+        kind.load_from_checkpoint(saved(module, tmp_path))
+
+
+def test_the_cure_of_a_width_that_nothing_can_say_works(tmp_path: Path) -> None:
+    module = grown(GrowingExpanded())
+    loaded = GrowingExpanded.load_from_checkpoint(saved(module, tmp_path))
+    assert torch.equal(loaded.net[0].weight, module.net[0].weight)
+
+
+def test_other_errors_of_loading_are_torchs_own() -> None:
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        Expanded().load_state_dict(Expanded().state_dict() | {"other": torch.ones(1)})

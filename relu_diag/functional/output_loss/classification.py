@@ -62,6 +62,11 @@ class BinaryCrossEntropy(Elementwise):
             object.__setattr__(self, "pos_weight", _per_output("pos_weight", self.pos_weight, self.Y))
 
     @property
+    def attained(self) -> bool:
+        """False: of a label alone it is not."""
+        return False
+
+    @property
     def name(self) -> str:
         """Its name."""
         return "binary cross-entropy"
@@ -232,6 +237,11 @@ class CrossEntropy(Loss):
     def smooth(self) -> bool:
         """True."""
         return True
+
+    @property
+    def attained(self) -> bool:
+        """False: of a label alone it is not."""
+        return False
 
     @property
     def samples(self) -> int:

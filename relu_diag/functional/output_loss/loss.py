@@ -78,6 +78,17 @@ class Loss(ABC):
         """
         return self
 
+    def at_the_end(self, outputs: Tensor) -> Tensor:
+        """The outputs of the whole network, where layers stand between the block and the loss.
+
+        Args:
+            outputs: Outputs of the block, shape ``(N, J)``.
+
+        Returns:
+            What the loss is computed from, shape ``(N, K)``.
+        """
+        return outputs
+
     @abstractmethod
     def change(self, outputs: Tensor, step: Tensor) -> Tensor:
         """What the loss changes by when the outputs take a step: small changes keep their digits.
@@ -143,6 +154,11 @@ class Loss(ABC):
     def output_scale(self) -> float:
         """Size of outputs that make a difference: that of the targets, or 1 for logits and logarithms of rates."""
         return 1.0
+
+    @property
+    def attained(self) -> bool:
+        """Whether its lowest value is one of finite outputs; that of a label is not, and logits may grow for ever."""
+        return True
 
     @property
     @abstractmethod

@@ -208,6 +208,11 @@ class Poisson(Elementwise):
     of_numbers: ClassVar[bool] = False
 
     @property
+    def attained(self) -> bool:
+        """False: of a count of zero it is not."""
+        return False
+
+    @property
     def name(self) -> str:
         """Its name."""
         return "Poisson loss"

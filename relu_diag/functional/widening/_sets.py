@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,9 @@ from relu_diag.functional.widening._greedy import GreedyChoice, filled, greedy_c
 from relu_diag.functional.widening._pools import POOLS, Situation
 from relu_diag.functional.widening._refit import curvature_scale, refitted_outputs
 from relu_diag.functional.widening._short_training import short_training
+
+# Input weights ``(n, d)`` and output weights ``(J, n)``.
+Weights = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +45,8 @@ class Part:
 class Rows:
     """A network as it was ``given``, and on its rows.
 
-    Neurons are fitted to the rows ``fit``, proposed by ``few`` of them, and judged by the rows ``judge``.
+    Neurons are fitted to the rows ``fit``, proposed by ``few`` of them, and judged by the rows ``judge``. None
+    changes an output of the whole network by more than ``furthest``.
     """
 
     given: ShallowBlock
@@ -51,12 +56,32 @@ class Rows:
     few: Part
     judge: Part
     judged_before: float
+    furthest: float
     draw: torch.Generator
 
     def judged(self, V: Tensor, H: Tensor) -> float:
         """The loss that judges, with neurons of input weights ``(n, d)`` and output weights ``(J, n)``."""
-        added = rho(self.judge.X @ V.T, self.block.slopes) @ H.T
-        return float(self.judge.loss(self.judge.outputs + added))
+        return float(self.judge.loss(self.judge.outputs + self._added(self.judge, V, H)))
+
+    def goes_too_far(self, V: Tensor, H: Tensor) -> bool:
+        """Whether an output of the whole network changes too much."""
+        if math.isinf(self.furthest):
+            return False
+        everything = self.all
+        moved = everything.loss.at_the_end(everything.outputs + self._added(everything, V, H))
+        return float((moved - everything.loss.at_the_end(everything.outputs)).abs().max()) > self.furthest
+
+    def within(self, V: Tensor, H: Tensor) -> Tensor:
+        """Output weights ``(J, n)``, halved until no output changes too much."""
+        for _ in range(BUDGETS.halvings):
+            if not self.goes_too_far(V, H):
+                break
+            H = H / 2
+        return H
+
+    def _added(self, part: Part, V: Tensor, H: Tensor) -> Tensor:
+        """What neurons add to the outputs of some rows, shape ``(N, J)``."""
+        return rho(part.X @ V.T, self.block.slopes) @ H.T
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +112,8 @@ def split_rows(block: ShallowBlock, X: Tensor, loss: Loss, held_out: float, seed
     if len(fit.X) > BUDGETS.rows_to_propose:
         with suppress(NotImplementedError):  # a loss without rows of its own
             few = everything.chosen(order[count:][: BUDGETS.rows_to_propose])
-    return Rows(block, own, everything, fit, few, judge, judge.before(), draw)
+    furthest = math.inf if loss.attained else max(float(loss.at_the_end(outputs).abs().max()), FLOAT64.certain)
+    return Rows(block, own, everything, fit, few, judge, judge.before(), furthest, draw)
 
 
 def proposed_set(rows: Rows, kind: str, most: int, worthwhile: bool) -> UnitSet:
@@ -120,6 +146,7 @@ def proposed_set(rows: Rows, kind: str, most: int, worthwhile: bool) -> UnitSet:
     V = V[index] / size[:, None]
     A = A[:, index] / size
     H = refitted_outputs(few.loss, at, A, A.new_zeros(at.shape[1], len(V)), BUDGETS.usual_ridge)
+    H = rows.within(V, H)
     return UnitSet(kind, V, H, rows.judged(V, H))
 
 
@@ -146,10 +173,11 @@ def fitted_set(rows: Rows, start: UnitSet) -> UnitSet:
     best = replace(start, H=H, judged=rows.judged_before)
     for ridge in BUDGETS.ridges:
         H = refitted_outputs(fit.loss, fit.outputs, A, H, ridge)
-        judged = rows.judged(start.V, H)
+        near = rows.within(start.V, H)
+        judged = rows.judged(start.V, near)
         if not judged < best.judged:
             break
-        best = replace(start, H=H, judged=judged)
+        best = replace(start, H=near, judged=judged)
     return best
 
 
@@ -178,9 +206,21 @@ def trained_set(rows: Rows, start: UnitSet, steps: int) -> UnitSet:
         start.H / root,
     )
     best = start
+    last = next(pieces)
     for V, H in itertools.islice(pieces, steps // BUDGETS.short_steps):
         judged = rows.judged(V, H)
-        if not judged < best.judged:
-            break
+        if not judged < best.judged or rows.goes_too_far(V, H):
+            return _on_the_way(rows, best, last, (V, H))
         best = UnitSet(start.kind, V, H, judged)
+        last = V, H
+    return best
+
+
+def _on_the_way(rows: Rows, best: UnitSet, start: Weights, end: Weights) -> UnitSet:
+    """The neurons on the way from weights that the judging rows agree with to some that go too far, if better."""
+    for halving in range(1, BUDGETS.ways_back + 1):
+        V, H = (one.lerp(other, 0.5**halving) for one, other in zip(start, end, strict=True))
+        judged = rows.judged(V, H)
+        if judged < best.judged and not rows.goes_too_far(V, H):
+            return UnitSet(best.kind, V, H, judged)
     return best

@@ -16,7 +16,7 @@ from relu_diag.functional.output_loss import Loss
 def short_training(
     loss: Loss, outputs: Tensor, X: Tensor, slopes: tuple[float, float], V: Tensor, H: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Input and output weights of the neurons after some steps, and after some more, for as long as they are asked for.
+    """Input and output weights of the neurons at the start, after some steps, after some more, and so on.
 
     Args:
         loss: The loss.
@@ -27,7 +27,7 @@ def short_training(
         H: Output weights at the start, shape ``(J, n)``.
 
     Yields:
-        The weights, every `BUDGETS.short_steps` steps.
+        The weights, every `BUDGETS.short_steps` steps, those at the start first.
     """
     V = V.clone()
     H = H.clone()
@@ -51,5 +51,5 @@ def short_training(
         return float(here.value())
 
     while True:
-        search.step(closure)  # type: ignore[no-untyped-call]
         yield V.clone(), H.clone()
+        search.step(closure)  # type: ignore[no-untyped-call]

@@ -117,7 +117,9 @@ def best_widening(
 
     For each kind of input weights many are made, and neurons are chosen from them greedily against what is left of the
     loss gradient. Their output weights are fitted, the rest of the network being as it is, and both weights of the two
-    best sets are trained for a few quasi-Newton steps; the best goes on as long as the loss falls on the rows held out.
+    best sets are trained for a few quasi-Newton steps; the best goes on as long as the loss falls on the rows held out,
+    and under losses of labels and counts no output changes by more than the largest one, or 8: separable labels call
+    for ever larger ones, which other data pay for.
     Each neuron then gets the balance of input and output weights that is usual in the network, but for outputs that are
     twice as loud: its input weights are the ones that go on learning.
 

@@ -108,9 +108,13 @@ class LossThroughLayers(Loss):
         """The loss at some outputs: they pass through the layers once."""
         return _LossThroughLayersAt(self, outputs)
 
+    def at_the_end(self, outputs: Tensor) -> Tensor:
+        """The outputs of the last layer, shape ``(N, K)``."""
+        return self._through(outputs)[-1]
+
     def prepared(self, like: Tensor) -> LossThroughLayers:
         """The loss with that at the end prepared."""
-        return replace(self, end=self.end.prepared(self._through(like)[-1]))
+        return replace(self, end=self.end.prepared(self.at_the_end(like)))
 
     def change(self, outputs: Tensor, step: Tensor) -> Tensor:
         """What the loss changes by, shape ``()``."""
@@ -144,6 +148,11 @@ class LossThroughLayers(Loss):
     def smooth(self) -> bool:
         """Not at the kinks of the layers."""
         return False
+
+    @property
+    def attained(self) -> bool:
+        """That of the loss at the end."""
+        return self.end.attained
 
     @property
     def samples(self) -> int | None:

@@ -81,10 +81,15 @@ class GrowthProposal:
             return _with_neuron(block, self.new_block.W[-1], self.new_block.H[:, -1])
         return _displaced(replicate_unit(block, self.unit, self.beta, self.gamma), self.displacement)
 
+    @property
+    def what(self) -> str:
+        """Which neuron it is and its gain, without what it does to the loss."""
+        neuron = "new neuron" if self.unit is None else f"replica of neuron {self.unit}, gamma {self.gamma}"
+        return f"{neuron}, gain {self.gain:.3g}"
+
     def __str__(self) -> str:
-        what = "new neuron" if self.unit is None else f"replica of neuron {self.unit}, gamma {self.gamma}"
         moved = f"; outputs change by {self.function_change:.3g}, the loss drops by {self.measured_drop:.3g}"
-        return f"{what}, gain {self.gain:.3g}{moved if self.displacement.any() or self.unit is None else ''}"
+        return f"{self.what}{moved if self.displacement.any() or self.unit is None else ''}"
 
 
 def growth_proposals(

@@ -1,4 +1,4 @@
-"""Where training leads from several networks of one shape: all of them trained on copies, side by side."""
+"""Where training leads from several networks: all of them trained on copies, side by side."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from relu_diag.functional.block import ShallowBlock, rho
 from relu_diag.functional.budgets import BUDGETS
@@ -20,7 +21,7 @@ def rehearsed_losses(blocks: Sequence[ShallowBlock], X: Tensor, loss: Loss, rate
     A network that is lower at once may lead to a higher minimum: only training tells.
 
     Args:
-        blocks: Networks of the same shape, one at least.
+        blocks: Networks of the same inputs and outputs, one at least.
         X: Inputs, shape ``(N, d)``.
         loss: The loss of their outputs, a sum over samples.
         rate: The rate of Adam.
@@ -41,8 +42,9 @@ def rehearsed_losses(blocks: Sequence[ShallowBlock], X: Tensor, loss: Loss, rate
     slopes = blocks[0].slopes
     # Of all networks together, one after the other: the rows of one are those of its samples.
     everywhere = loss.double().rows(torch.arange(count).repeat(len(blocks)).to(X.device))
-    W = torch.stack([block.W.detach().double() for block in blocks])
-    H = torch.stack([block.H.detach().double() for block in blocks])
+    # A neuron without any weights has no gradient: narrower networks train as they do without it.
+    W = pad_sequence([block.W.detach().double() for block in blocks], batch_first=True)
+    H = pad_sequence([block.H.detach().double().T for block in blocks], batch_first=True).mT.contiguous()
     bias = _biases(blocks)
     state = [_Moments(weights) for weights in (W, H, bias)]
     trained = [True, True, blocks[0].output_bias is not None]

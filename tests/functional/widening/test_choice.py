@@ -11,6 +11,7 @@ from relu_diag import ShallowBlock
 from relu_diag import functional as F
 from relu_diag.functional import widening
 from relu_diag.functional.output_loss import Loss
+from relu_diag.functional.widening import LaterLayer, LossThroughLayers
 from relu_diag.functional.widening._greedy import greedy_choice
 from relu_diag.functional.widening._pools import POOLS, Situation
 from relu_diag.functional.widening._refit import refitted_outputs
@@ -212,3 +213,23 @@ def test_a_loss_without_rows_of_its_own_proposes_on_all_of_them() -> None:
     block = ShallowBlock(X[:2], torch.zeros(1, 2).double())
     found = F.best_widening(block, X, loss, units=4, held_out=0.0)
     assert found.after < 0.5 * found.before
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("deep", [False, True])
+def test_separable_labels_do_not_send_logits_far_away_and_other_rows_pay_nothing(seed: int, deep: bool) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    X = torch.randn(400, 20, generator=draw).double()
+    labels = (X[:, 0] * X[:, 1] + 0.5 * X[:, 2] > 0).long()
+    W, H, K = (torch.randn(shape, generator=draw).double() / 4 for shape in ((3, 20), (2, 3), (2, 2)))
+    block = ShallowBlock(W, H)
+    layers = (LaterLayer(K, (0.0, 1.0), None),) if deep else ()
+    loss, other = (
+        LossThroughLayers(end, layers) if deep else end
+        for end in (F.CrossEntropy(labels[:60]), F.CrossEntropy(labels[60:]))
+    )
+    found = F.best_widening(block, X[:60], loss, units=8, held_out=0.0)
+    before, after = (loss.at_the_end(one(X[:60])) for one in (block, found.new_block))
+    assert found.after < found.before
+    assert (after - before).abs().max() <= max(float(before.abs().max()), 8.0) * (1 + 1e-9)
+    assert other(found.new_block(X[60:])) < 3 * other(block(X[60:]))
