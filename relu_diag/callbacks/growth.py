@@ -35,6 +35,7 @@ from relu_diag.training import (
     Report,
     WideningChoice,
     against_growing,
+    agree,
     check_block,
     check_count,
     check_flag,
@@ -294,7 +295,9 @@ class GrowOnPlateau(Passenger, PlateauListener):
         if len(able) > 1:
             with self.examiner.careful:
                 gains = growth_prospects(able, None if self.units == "auto" else self.units)
-                order = trainer.strategy.broadcast(most_promising_first(able, gains))
+                order = most_promising_first(able, gains)
+            agree(self.examiner.careful, {})
+            order = trainer.strategy.broadcast(order)
         for place in order:
             if self._grow(trainer, able[place]):
                 return
@@ -359,13 +362,15 @@ class GrowOnPlateau(Passenger, PlateauListener):
         room = self._room(examination)
         units = self.units if self.units == "auto" or room is None else min(self.units, room)
         module = trainer.lightning_module
+        choice: WideningChoice | None = None
         with self.examiner.careful:
             try:
-                return choose_widening(trainer, module, examination, units, self.embedding, self.nudge, room)
+                choice = choose_widening(trainer, module, examination, units, self.embedding, self.nudge, room)
             except NoWidening as why:
                 where = examination.location
                 rank_zero_warn(f"GrowOnPlateau: no growth of {where} at step {examination.step:,}: {why}.")
-        return None
+        agree(self.examiner.careful, {})
+        return None if self.off else choice
 
     def _embed(self, trainer: Trainer, examination: Examination, choice: WideningChoice) -> None:
         """Add the neurons, and report it."""

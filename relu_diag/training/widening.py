@@ -39,6 +39,7 @@ from relu_diag.training.gap import coupled_decay, gap_in_training
 from relu_diag.training.judge import SEARCHED_AT_ONCE, search_size
 from relu_diag.training.look import Look
 from relu_diag.training.obstacle import reads_activations
+from relu_diag.training.ranks import Later, of_all_ranks
 
 # Copies that are tried under any other loss, where a trial takes a dozen passes over the data.
 _CANDIDATES = 4
@@ -140,7 +141,7 @@ def choose_widening(
     nudge: bool,
     most: int | None = None,
 ) -> WideningChoice:
-    """The neurons that gain most, one at least; the same on every rank. `NoWidening` if none gains anything.
+    """The neurons that gain most, one at least; the same on every rank. A collective: every rank must call it.
 
     Where the loss is known, sets of new neurons are compared by the loss after a short fit (`best_widening`), and
     where rows and neurons are few, with copies and new neurons one after the other (`growth_proposals`); weight decay
@@ -158,6 +159,9 @@ def choose_widening(
     Returns:
         The choice.
 
+    Raises:
+        NoWidening: If no neuron gains anything, here or on another process.
+
     Example:
         >>> from relu_diag.functional import SquaredError
         >>> from relu_diag.training import TrainingData, verdict_in_training
@@ -173,15 +177,22 @@ def choose_widening(
     plan = _Plan(examination.block, count, room, embedding, nudge, examination.loss)
     data = _some_data(examination)
     falls: Falls | None = None
-    if data is not None:
-        decay = coupled_decay(trainer, examination) or WeightDecay()
-        gap = gap_in_training(trainer, examination)
-        falls = Falls.of(examination.block, data, decay)
-        parts = _by_rows(replace(plan, rehearses=can_be_rehearsed(trainer, falls)), falls, gap)
-    elif examination.look is not None:
-        parts = _one_by_one(plan, _search(trainer, module, examination, examination.look, nudge))
-    else:
-        parts = _by_signals(plan, examination)
+    parts: list[GrowthProposal | Widening] = []
+    later = Later()
+    with later:
+        if data is not None:
+            decay = coupled_decay(trainer, examination) or WeightDecay()
+            gap = gap_in_training(trainer, examination)
+            falls = Falls.of(examination.block, data, decay)
+            parts = _by_rows(replace(plan, rehearses=can_be_rehearsed(trainer, falls)), falls, gap)
+        elif examination.look is not None:
+            parts = _one_by_one(plan, _search(trainer, module, examination, examination.look, nudge))
+        else:
+            parts = _by_signals(plan, examination)
+    everyone = of_all_ranks(later.failed)
+    later.settle()
+    if any(everyone):
+        raise NoWidening("another process found none")
     parts = trainer.strategy.broadcast(parts)
     return _choice(parts, falls)
 

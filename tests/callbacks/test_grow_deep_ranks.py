@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -15,6 +17,8 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 from relu_diag.callbacks import GrowOnPlateau
+from relu_diag.callbacks import growth as growing
+from relu_diag.training import widening
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -53,6 +57,7 @@ def trained(
     optimizer: str = "SGD",
     order: Tensor | None = None,
     seed: int = 1,
+    also: Sequence[Callback] = (),
     **options: Any,
 ) -> Deep:
     X = torch.randn(160, 6, generator=torch.Generator().manual_seed(seed)).double()
@@ -60,7 +65,7 @@ def trained(
     if order is not None:
         X, y = X[order], y[order]
     module = Deep(optimizer)
-    trainer = Trainer(callbacks=[growth, AllTheSame()], **{**QUIET, "max_epochs": 5, **options})
+    trainer = Trainer(callbacks=[growth, AllTheSame(), *also], **{**QUIET, "max_epochs": 5, **options})
     trainer.fit(module, DataLoader(TensorDataset(X, y), batch_size=batch))
     return module
 
@@ -86,3 +91,31 @@ def test_two_processes_grow_an_inner_block_as_one(block: str | None, optimizer: 
     assert sum(p.numel() for p in one.parameters()) > sum(p.numel() for p in Deep().parameters())
     for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
         assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
+class Off(Callback):
+    """Every process has switched the growth off, and none has grown."""
+
+    def __init__(self, growth: GrowOnPlateau) -> None:
+        self.growth = growth
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if "out of memory" not in self.growth.off or self.growth.growths:
+            raise RuntimeError(f"still on: {self.growth!r}")
+
+
+@pytest.mark.parametrize(("room", "part"), [(widening, "_by_rows"), (growing, "growth_prospects")])
+def test_a_choice_that_fails_on_one_process_leaves_none_waiting(
+    room: Any, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_it_is = getattr(room, part)
+
+    def fails(*arguments: Any) -> Any:
+        if torch.distributed.get_rank() == 1:
+            raise MemoryError("out of memory")
+        return as_it_is(*arguments)
+
+    monkeypatch.setattr(room, part, fails)
+    growth = GrowOnPlateau(at_steps=(3,), units=3)
+    strategy = DDPStrategy(start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=30))
+    trained(growth, strategy=strategy, devices=2, batch=80, also=[Off(growth)])
