@@ -213,7 +213,7 @@ def _changes(layers: dict[str, nn.Linear], state_dict: dict[str, Tensor], prefix
     changes = []
     for name, layer in layers.items():
         incoming = state_dict.get(f"{prefix}{name}.weight" if name else f"{prefix}weight")
-        if incoming is None or incoming.ndim != 2:
+        if not isinstance(incoming, Tensor) or incoming.ndim != 2:
             continue
         for axis in (0, 1):
             if incoming.shape[axis] != layer.weight.shape[axis]:
@@ -231,7 +231,7 @@ def explain_other_widths() -> None:
     """Let modules say what to do where a state dict of other widths is loaded into them.
 
     `load_from_checkpoint` makes a module anew, and where its width is no hyper-parameter, or computed from others, it
-    is the width before it grew. Nothing but the error of such a module is another one.
+    is the width before it grew. Nothing changes but that the error of such a module says more.
 
     Example:
         >>> explain_other_widths()
@@ -258,11 +258,13 @@ def _explain(kind: type[LightningModule]) -> None:
             if not hidden:
                 raise
             widths = ", ".join(f"{one.layer} has {one.incoming} neurons in it and {one.current} here" for one in hidden)
-            raise RuntimeError(
+            cure = (
                 f"The state dict does not fit {type(self).__name__}: {widths}. If it has grown in training, its "
                 f"hyper-parameters cannot say so: derive {type(self).__name__} from relu_diag.growth.GrowingModule, "
                 "or call relu_diag.growth.resize_on_load(module) before weights are loaded."
-            ) from error
+            )
+            error.args = (f"{error}\n{cure}",)
+            raise
 
     kind.load_state_dict = explained  # type: ignore[method-assign, assignment]
 
