@@ -12,7 +12,7 @@ from relu_diag.functional.output_loss import Loss, joined
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class KeptRows:
+class RevivalRows:
     """Rows of one step or several: inputs ``(N, d)``, gradients ``(N, J)``, their loss, and the price of activity."""
 
     X: Tensor
@@ -20,12 +20,12 @@ class KeptRows:
     loss: Loss | None
     price: float
 
-    def first(self, count: int) -> KeptRows:
+    def first(self, count: int) -> RevivalRows:
         """The first rows, as if they were all."""
         weight = len(self.X) / count
         index = torch.arange(count, device=self.X.device)
         loss = None if self.loss is None else self.loss.rows(index).scaled(weight)
-        return KeptRows(self.X[:count], weight * self.G[:count], loss, self.price)
+        return RevivalRows(self.X[:count], weight * self.G[:count], loss, self.price)
 
     def are_like(self, seen: Sighting) -> bool:
         """Whether they have as many inputs and outputs as those of a step."""
@@ -37,7 +37,7 @@ class KeptRows:
         return self.X.shape == X.shape and torch.equal(self.X, X)
 
 
-def together(steps: list[KeptRows]) -> KeptRows:
+def together(steps: list[RevivalRows]) -> RevivalRows:
     """The mean over several steps as one."""
     share = [len(step.X) / sum(len(step.X) for step in steps) for step in steps]
     X = torch.cat([step.X for step in steps])
@@ -50,4 +50,4 @@ def together(steps: list[KeptRows]) -> KeptRows:
         except ValueError:  # of different kinds
             loss = None
     price = sum(weight * step.price for weight, step in zip(share, steps, strict=True))
-    return KeptRows(X, G, loss, price)
+    return RevivalRows(X, G, loss, price)

@@ -11,7 +11,7 @@ from relu_diag.functional import BlockSignal, ShallowBlock, rho
 from relu_diag.functional.block import chunk_rows, chunked_outputs
 from relu_diag.functional.widening import Placement, merge_units, place_units
 from relu_diag.training._idle_neurons import IdleNeurons
-from relu_diag.training._kept_for_revival import KeptRows
+from relu_diag.training._kept_for_revival import RevivalRows
 from relu_diag.training.new_places import NewPlaces
 
 # A change of the outputs over their size that is none, where no loss is known to evaluate it.
@@ -25,7 +25,7 @@ class Scene:
     """A block, rows to place neurons by, those that do nothing, its outputs ``(N, J)``, and whether rows are all."""
 
     block: ShallowBlock
-    rows: KeptRows
+    rows: RevivalRows
     states: IdleNeurons
     outputs: Tensor
     everything: bool

@@ -13,7 +13,7 @@ from relu_diag.functional.block import chunked_outputs
 from relu_diag.functional.output_loss import Loss, recognise
 from relu_diag.training._data import tensors_of
 from relu_diag.training._idle_neurons import Activity, IdleNeurons
-from relu_diag.training._kept_for_revival import KeptRows, together
+from relu_diag.training._kept_for_revival import RevivalRows, together
 from relu_diag.training._scene import Scene, nothing_new
 from relu_diag.training._seen_for_revival import (
     active_neurons,
@@ -107,7 +107,7 @@ class BlockRevival:
         self._search = _Pause(1)
         # Neurons for which the last search found no place, bool, shape (I,).
         self._in_vain: Tensor | None = None
-        self._steps: list[KeptRows] = []
+        self._steps: list[RevivalRows] = []
 
     @property
     def steps_needed(self) -> int:
@@ -180,7 +180,7 @@ class BlockRevival:
             self.idle = self._has_little_to_do(seen)
         loss = None if self.idle else self._loss(seen, batch)
         price = self._price(seen)
-        step = KeptRows(seen.signal.X, seen.signal.G, loss, price)
+        step = RevivalRows(seen.signal.X, seen.signal.G, loss, price)
         self._steps.append(step if len(step.X) <= room else step.first(room))
 
     def _note_activity(self, seen: Sighting) -> None:
