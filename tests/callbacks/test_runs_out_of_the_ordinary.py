@@ -108,3 +108,17 @@ def test_batches_of_the_users_own_sampler_need_no_size() -> None:
     data = samples()
     fit(Still(), DataLoader(data, batch_sampler=Buckets(len(data))), monitor, steps=6)
     assert not monitor.off
+
+
+def test_a_layer_that_another_use_refutes_is_watched_in_its_block() -> None:
+    class Twice(Still):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            X, y = batch
+            far = self.net[0](2 * X)
+            gap = torch.where(far > 0.3, far, torch.zeros_like(far))
+            return functional.cross_entropy(self.net[2](self.net[0](X).relu()) + self.net[2](gap), y)
+
+    monitor = LandscapeMonitor(every_n_steps=1)
+    fit(Twice(), DataLoader(samples(), 20), monitor, steps=6)
+    assert not monitor.off
+    assert "net.0" in monitor.watched
