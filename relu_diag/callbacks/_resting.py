@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import LightningModule, Trainer
 
 from relu_diag.training import CallbackOfBoth
@@ -37,6 +39,10 @@ class Rests(CallbackOfBoth):
     def _wake_all(self) -> None:
         """Let all hooks be called again."""
         self._wake(tuple(hook for hook, value in self.__dict__.items() if value is None and hook.startswith("on_")))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy gets: none of its hooks rests."""
+        return {name: value for name, value in self.__dict__.items() if value is not None or not name.startswith("on_")}
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Be as before the run.

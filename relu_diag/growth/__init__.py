@@ -3,7 +3,7 @@
 Nothing else in the package changes the shape of a module.
 """
 
-from relu_diag.growth.checkpoint import GrowingModule, explain_other_widths, resize_on_load
+from relu_diag.growth.checkpoint import GrowingModule, resize_on_load
 from relu_diag.growth.graph import drop_graphs, in_a_graph
 from relu_diag.growth.live import OtherOptimizers, check_growable, grow, other_optimizers
 from relu_diag.growth.replace import replace_in_training, replace_units
@@ -28,4 +28,3 @@ __all__ = [
 ]
 
 accept_grown_results()
-explain_other_widths()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import wraps
 from typing import Any, cast
 
 import torch
@@ -225,48 +223,6 @@ def _consistent(changes: list[_Change]) -> list[_Change]:
     """The changes of layers that all fit another one's; load_state_dict reports the layers that differ otherwise."""
     odd = {change.layer for change in changes if not any(change.fits(other) for other in changes)}
     return _consistent([change for change in changes if change.layer not in odd]) if odd else changes
-
-
-def explain_other_widths() -> None:
-    """Let modules say what to do where a state dict of other widths is loaded into them.
-
-    `load_from_checkpoint` makes a module anew, and where its width is no hyper-parameter, or computed from others, it
-    is the width before it grew. Nothing changes but that the error of such a module says more.
-
-    Example:
-        >>> explain_other_widths()
-    """
-    _explain(LightningModule)
-    other = sys.modules.get("pytorch_lightning")
-    if other is not None:
-        _explain(other.LightningModule)
-
-
-def _explain(kind: type[LightningModule]) -> None:
-    """Let the modules of one of Lightning's two packages say it; a second call changes nothing."""
-    load = kind.load_state_dict
-    if hasattr(load, "__wrapped__"):
-        return
-
-    @wraps(load)
-    def explained(self: LightningModule, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
-        try:
-            return load(self, state_dict, *args, **options)
-        except RuntimeError as error:
-            layers = {name: layer for name, layer in self.named_modules() if isinstance(layer, nn.Linear)}
-            hidden = [one for one in _consistent(_changes(layers, dict(state_dict), "")) if one.axis == 0]
-            if not hidden:
-                raise
-            widths = ", ".join(f"{one.layer} has {one.incoming} neurons in it and {one.current} here" for one in hidden)
-            cure = (
-                f"The state dict does not fit {type(self).__name__}: {widths}. If it has grown in training, its "
-                f"hyper-parameters cannot say so: derive {type(self).__name__} from relu_diag.growth.GrowingModule, "
-                "or call relu_diag.growth.resize_on_load(module) before weights are loaded."
-            )
-            error.args = (f"{error}\n{cure}",)
-            raise
-
-    kind.load_state_dict = explained  # type: ignore[method-assign, assignment]
 
 
 def _resize(axis: int, layer: nn.Linear, width: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 from typing import Any
 
@@ -72,6 +73,19 @@ def test_the_hooks_of_steps_that_are_not_sampled_rest() -> None:
     assert awake.awake == {"on_train_batch_start": STEPS, "on_before_backward": 4, "on_before_zero_grad": 0}
     assert monitor.reports["net.0"].samples > 0
     assert monitor.on_before_zero_grad is not None  # after the run all are as before
+
+
+def test_a_copy_made_in_training_has_hooks_that_are_called() -> None:
+    """A tuner copies callbacks; the copy goes into a run of its own."""
+
+    class Copies(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            self.copies = [copy.deepcopy(one) for one in trainer.callbacks[:2]]  # type: ignore[attr-defined]
+
+    copies = Copies()
+    fit(Noise(4, 8, 3), data(4), LandscapeMonitor(every_n_steps=10), PlateauMonitor(), copies)
+    for one in copies.copies:
+        assert all(callable(getattr(one, hook)) for hook in dir(one) if hook.startswith("on_"))
 
 
 def test_hooks_that_a_subclass_adds_are_called_in_every_step() -> None:

@@ -124,23 +124,7 @@ def test_a_width_that_is_computed_follows_by_its_factor(tmp_path: Path) -> None:
     assert (loaded.hparams["expansion"], loaded.net[0].out_features) == (3, 12)
 
 
-@pytest.mark.parametrize("kind", [Expanded, FixedHidden])
-def test_a_width_that_nothing_can_say_is_one_error_with_its_cure(kind: type[LightningModule], tmp_path: Path) -> None:
-    module = grown(kind())
-    width = module.net[0].out_features
-    words = rf"(?s)size mismatch for net.0.*net.0 has {width} neurons in it and {width - 1} here.*GrowingModule"
-    with pytest.raises(RuntimeError, match=words):
-        kind.load_from_checkpoint(saved(module, tmp_path))
-
-
-def test_the_cure_of_a_width_that_nothing_can_say_works(tmp_path: Path) -> None:
+def test_a_growing_module_loads_a_width_that_nothing_can_say(tmp_path: Path) -> None:
     module = grown(GrowingExpanded())
     loaded = GrowingExpanded.load_from_checkpoint(saved(module, tmp_path))
     assert torch.equal(loaded.net[0].weight, module.net[0].weight)
-
-
-def test_other_errors_of_loading_are_torchs_own() -> None:
-    with pytest.raises(RuntimeError, match="Unexpected key"):
-        Expanded().load_state_dict(Expanded().state_dict() | {"other": torch.ones(1)})
-    with pytest.raises(RuntimeError, match=r"net\.0\.weight"):
-        Expanded().load_state_dict(Expanded().state_dict() | {"net.0.weight": "none"})
