@@ -108,7 +108,8 @@ def test_classes_of_a_table_are_its_last_column_and_probabilities_those_of_a_fil
     torch.save((X, soft), tmp_path / "d.pt")
     _, Y = load_data(tmp_path / "d.pt", block, classes=True)
     assert loss_named("cross_entropy", block, Y).labels.equal(soft)
-    assert inspect_block(block, inputs, loss_named("cross_entropy", block, Y)).figures == {}
+    drawn = inspect_block(block, inputs, loss_named("cross_entropy", block, Y)).figures
+    assert sorted(drawn) == ["neuron_0", "perturbations"]
 
 
 def test_with_decay_it_says_how_far_the_best_network_of_any_width_is(

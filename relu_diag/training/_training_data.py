@@ -21,6 +21,7 @@ class TrainingData:
         complete: Whether these are all samples of an epoch.
 
     Example:
+        >>> import torch
         >>> from relu_diag.functional import SquaredError
         >>> data = TrainingData(torch.eye(2), SquaredError(torch.ones(2, 1)), complete=True)
         >>> data.loss_of(ShallowBlock(torch.ones(1, 2), torch.ones(1, 1)))
