@@ -237,6 +237,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=float, default=1.0, help="factor of the number of steps")
     parser.add_argument("--only", default="", help="problems whose name has this in it")
+    parser.add_argument(
+        "--learnable", action="store_true", help="labels of a linear teacher, not random ones: no plateau"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -245,6 +248,8 @@ def main() -> None:
         if arguments.only not in name:
             continue
         X, y = torch.randn(200 * batch, inputs), torch.randint(10, (200 * batch,))
+        if arguments.learnable:
+            y = (X @ torch.randn(inputs, 10)).argmax(1)
         data = DataLoader(TensorDataset(X, y), batch_size=batch, shuffle=True)
         count = int(arguments.steps * steps)
         fit(make(), data, 20, [])
