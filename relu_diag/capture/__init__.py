@@ -4,6 +4,7 @@ from relu_diag.capture._graph import NOTHING_BETWEEN
 from relu_diag.capture.find import choose_block, find_blocks, read_block, write_block
 from relu_diag.capture.glance import Glance, Glimpse, extremes_of
 from relu_diag.capture.live import LiveBlock, NeuronRows
+from relu_diag.capture.local import local_part
 from relu_diag.capture.location import BlockLocation
 from relu_diag.capture.memory import Memory
 from relu_diag.capture.namespace import of_lightning
@@ -32,6 +33,7 @@ __all__ = [
     "extremes_of",
     "find_blocks",
     "is_sharded",
+    "local_part",
     "loss_at_outputs",
     "of_lightning",
     "read_block",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from relu_diag.capture._local import local
+from relu_diag.capture.local import local_part
 
 # Nodes that keep every row and its numbers: shapes, copies, dtypes.
 LAYOUT = {
@@ -217,7 +217,7 @@ def saved_tensor(node: Node, name: str) -> Tensor | None:
     if raw is None or getattr(raw, "unpack_hook", None) is not None:
         return None
     saved: Tensor | None = getattr(node, f"_saved_{name}")
-    return None if saved is None else local(saved.detach())
+    return None if saved is None else local_part(saved.detach())
 
 
 def bends(node: Node) -> bool:

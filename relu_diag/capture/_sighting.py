@@ -12,11 +12,11 @@ from torch.utils.hooks import RemovableHandle
 
 from relu_diag.capture._graph import Passage, Product, trained_slope
 from relu_diag.capture._kinks import LaterKink, later_kinks
-from relu_diag.capture._local import local
 from relu_diag.capture._nodes import makes_one_number, operation
 from relu_diag.capture._reading import Facts
 from relu_diag.capture._ridden import Application, Gradients, Ridden, Weights, sum_of, sum_of_rows
 from relu_diag.capture.live import LiveBlock
+from relu_diag.capture.local import local_part
 from relu_diag.capture.sighting import Sighting
 
 # Runs a hook with its arguments.
@@ -54,7 +54,7 @@ class Noted:
     def _note(self, below: tuple[Tensor | None, ...], above: tuple[Tensor | None, ...]) -> None:
         if above[0] is None:
             return
-        G = local(above[0])
+        G = local_part(above[0])
         if self.read:
             self.G = _added(self.G, G)
         self.by_bias = _added(self.by_bias, sum_of_rows(G))
@@ -234,7 +234,7 @@ class Block:
 
     def _note_activation(self, grads: tuple[Tensor | None, ...]) -> None:
         if grads[0] is not None:
-            self.C = _added(self.C, local(grads[0]))
+            self.C = _added(self.C, local_part(grads[0]))
             self.total = sum_of(self.C)
 
 
@@ -248,7 +248,7 @@ def _by_weight(product: Product, total: Tensor | None, below: tuple[Tensor | Non
     gradient = product.weight_gradient(below)
     if gradient is None:
         return total
-    gradient = local(gradient)
+    gradient = local_part(gradient)
     parameter = product.weight.parameter
     changed = parameter._backward_hooks or parameter._post_accumulate_grad_hooks  # by a hook of the user's
     return _added(total, gradient if lent and not changed else gradient.clone())

@@ -11,10 +11,10 @@ from collections.abc import Hashable, Mapping
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from relu_diag.capture._local import local
 from relu_diag.capture._nodes import is_layout
 from relu_diag.capture._norm import NORMS
 from relu_diag.capture._reading import Kept, Reading, read
+from relu_diag.capture.local import local_part
 
 # Forms of graphs that are remembered.
 _FORMS = 16
@@ -64,7 +64,7 @@ class Memory:
         Returns:
             The copy.
         """
-        value = local(parameter.detach())
+        value = local_part(parameter.detach())
         free = self._free.pop(id(parameter), None)
         if free is None or (free.shape, free.dtype, free.device) != (value.shape, value.dtype, value.device):
             return value.clone()

@@ -22,7 +22,6 @@ from relu_diag.capture._catcher import WeightCatcher
 from relu_diag.capture._graph import Product, adds_untrained, product_of, slopes_of
 from relu_diag.capture._hooks import LayerHook
 from relu_diag.capture._kinks import Inputs, LaterKink
-from relu_diag.capture._local import local
 from relu_diag.capture._nodes import below_layout, nodes_below
 from relu_diag.capture._reading import DERIVATIVES, Candidate, Use
 from relu_diag.capture._ridden import finite
@@ -31,6 +30,7 @@ from relu_diag.capture._sighting import Block, Noted, Reader
 from relu_diag.capture._slopes import ROWS, first_rows, slopes_seen
 from relu_diag.capture._together import joined
 from relu_diag.capture.glance import extremes_of
+from relu_diag.capture.local import local_part
 from relu_diag.capture.memory import Memory
 from relu_diag.capture.sighting import Sighting
 
@@ -272,10 +272,10 @@ class Ride:
             self._layers[node] = layer
         if args:  # not where the inputs were given by keyword
             weight = None if catch is None else catch.weight
-            kept = local(Z.detach())
+            kept = local_part(Z.detach())
             kept = kept.clone() if id(layer) in self._memory.overwritten else kept
             extremes = extremes_of(kept) if id(layer) in self._memory.hidden else None
-            self._passed[node] = _Passed(local(args[0].detach()), kept, kept._version, weight, extremes)
+            self._passed[node] = _Passed(local_part(args[0].detach()), kept, kept._version, weight, extremes)
         if self._board_outputs:
             self._board(Z, 1.0, to_the_loss=False)
 
@@ -399,7 +399,7 @@ class Ride:
         key = id(parameter)
         if key not in self._copies:
             self._versions[key] = parameter._version
-            self._copies[key] = self._memory.copy(parameter) if self._lent else local(parameter.detach()).clone()
+            self._copies[key] = self._memory.copy(parameter) if self._lent else local_part(parameter.detach()).clone()
         return self._copies[key]
 
 

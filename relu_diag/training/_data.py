@@ -29,6 +29,8 @@ _PRODUCTS = 2**29
 SEARCHED = 2**21
 # Samples that are kept of any network.
 _FEWEST = 1024
+# Numbers of a tensor that stand for it.
+_SOME = 64
 
 
 def affordable(seen: Sighting) -> int:
@@ -106,6 +108,23 @@ def samples_of(trainer: Trainer) -> int:
     """
     data = getattr(trainer.train_dataloader, "dataset", None)
     return -(-len(data) // trainer.world_size) if isinstance(data, Sized) else 0
+
+
+def some_numbers(values: Tensor) -> Tensor:
+    """A copy of some numbers of a tensor, spread over all: they tell most tensors from each other.
+
+    Args:
+        values: The tensor.
+
+    Returns:
+        Numbers, 64 to 127, or as many as there are, one axis.
+
+    Example:
+        >>> len(some_numbers(torch.ones(100, 10)))
+        67
+    """
+    flat = values.detach().reshape(-1)
+    return flat[:: max(len(flat) // _SOME, 1)].clone()
 
 
 def lately(trainer: Trainer) -> int:

@@ -8,14 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-# Numbers of a tensor by which its change is measured.
-_SAMPLED = 64
+from relu_diag.capture import local_part
+from relu_diag.training._data import some_numbers
 
 
 def lengths_of_others(module: nn.Module, own: Collection[nn.Parameter]) -> list[float]:
     """Lengths of all parameters and buffers but some: by versions alone, what is written to ``.data`` is missed."""
     known = {id(one) for one in own}
-    return [float(torch.linalg.vector_norm(_local(one))) for one in _numbers_of(module) if id(one) not in known]
+    return [
+        float(torch.linalg.vector_norm(local_part(one.detach()))) for one in _numbers_of(module) if id(one) not in known
+    ]
 
 
 class Before:
@@ -35,13 +37,13 @@ class Before:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._some = [(one, _some(one)) for one in _numbers_of(module)]
+        self._some = [(one, some_numbers(local_part(one.detach()))) for one in _numbers_of(module)]
 
     def changes(self) -> dict[int, tuple[float, float]]:
         """Squares of how far each has changed, and of how long it was, by identity; none of those of another shape."""
         known, squares = [], []
         for one, then in self._some:
-            now = _some(one)
+            now = some_numbers(local_part(one.detach()))
             if len(then) and now.shape == then.shape:
                 both = torch.stack([(now - then).abs().square().mean(), then.abs().square().mean()])
                 known.append(id(one))
@@ -63,15 +65,3 @@ def _numbers_of(module: nn.Module) -> Iterator[Tensor]:
     for one in (*module.parameters(), *module.buffers()):
         if not is_lazy(one) and (one.is_floating_point() or one.is_complex()):
             yield one
-
-
-def _some(value: Tensor) -> Tensor:
-    """A copy of some numbers of a tensor, spread over all."""
-    flat = _local(value).reshape(-1)
-    return flat[:: max(len(flat) // _SAMPLED, 1)].clone()
-
-
-def _local(value: Tensor) -> Tensor:
-    """A tensor, or this process's part of one that several share."""
-    shard = value.detach()
-    return shard.to_local() if hasattr(shard, "to_local") else shard

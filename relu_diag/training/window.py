@@ -21,12 +21,11 @@ from relu_diag.functional.local import (
     without_chance_kinks,
 )
 from relu_diag.metrics import sums_of_all_ranks
+from relu_diag.training._data import some_numbers
 
 # Rows whose gradients are read before steps are glanced at, and how many of the steps are still read.
 _ENOUGH = 128
 _READ = 6
-# Numbers of a tensor that are kept of a step, to be compared with the next one.
-_PRINTED = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,7 +233,7 @@ class Window:
         """Whether inputs and batch of a step are those of the one before, which may have been written over since."""
         before, prints = self._inputs, self._prints
         self._inputs = inputs
-        self._prints = [_some(one) for one in (*inputs, *batch)]
+        self._prints = [some_numbers(one) for one in (*inputs, *batch)]
         if [one.shape for one in inputs] != [one.shape for one in before] or len(self._prints) != len(prints):
             return False
         pairs = [*zip(self._prints, prints, strict=True), *zip(inputs, before, strict=True)]
@@ -287,12 +286,6 @@ class _Sums:
             return exact
         sampled = self._sampled.sums(block)
         return sampled if exact is None else sampled + exact
-
-
-def _some(values: Tensor) -> Tensor:
-    """A copy of some numbers, spread over all, which tell most tensors from each other."""
-    flat = values.detach().reshape(-1)
-    return flat[:: max(len(flat) // _PRINTED, 1)].clone()
 
 
 def _caveats(seen: Sighting) -> tuple[str, ...]:
