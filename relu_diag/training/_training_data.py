@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -42,3 +42,41 @@ class TrainingData:
             Loss.
         """
         return float(self.loss.double()(chunked_outputs(block.double(), self.X)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowsOfStep:
+    """Rows of a step.
+
+    Attributes:
+        X: Block inputs, shape ``(N, d)``.
+        loss: The loss of its outputs; None where it is not known.
+        step: Number of the step; None where that is of no use.
+        chosen: Which rows of the step they are, long; None: all.
+        factor: The factor of the loss.
+
+    Example:
+        >>> import torch
+        >>> from relu_diag.functional import SquaredError
+        >>> rows = RowsOfStep(torch.eye(2), SquaredError(torch.ones(2, 1)), step=0, chosen=None)
+        >>> rows.scaled(3.0).factor
+        3.0
+    """
+
+    X: Tensor
+    loss: Loss | None
+    step: int | None
+    chosen: Tensor | None
+    factor: float = 1.0
+
+    def scaled(self, factor: float) -> RowsOfStep:
+        """The rows with their loss times a factor.
+
+        Args:
+            factor: The factor.
+
+        Returns:
+            The rows.
+        """
+        loss = None if self.loss is None else self.loss.scaled(factor)
+        return replace(self, loss=loss, factor=self.factor * factor)

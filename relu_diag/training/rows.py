@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from relu_diag.functional.output_loss import Loss, joined, recognise
 from relu_diag.training._data import MAX_ELEMENTS, SAME, TOO_MANY, tensors_of
 from relu_diag.training._factors import Factors, in_order
 from relu_diag.training._thrift import spread_rows
-from relu_diag.training._training_data import TrainingData
+from relu_diag.training._training_data import RowsOfStep, TrainingData
 from relu_diag.training.evidence import Evidence
 from relu_diag.training.obstacle import ACTIVATIONS_READ, obstacle_of
 from relu_diag.training.ranks import of_all_ranks
@@ -43,22 +43,6 @@ _ANOTHER = "the loss is another one than when its rows were kept"
 _OF_A_BATCH = 1.1
 # Roundings of outputs that a gradient may be off by.
 _ROUNDINGS = 8
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Batch:
-    """Rows of a step: inputs ``(N, d)``, loss, the step, which rows they are (None: all), and the loss's factor."""
-
-    X: Tensor
-    loss: Loss | None
-    step: int | None
-    chosen: Tensor | None
-    factor: float = 1.0
-
-    def scaled(self, factor: float) -> _Batch:
-        """The rows with their loss times a factor."""
-        loss = None if self.loss is None else self.loss.scaled(factor)
-        return replace(self, loss=loss, factor=self.factor * factor)
 
 
 class KeptRows:
@@ -101,7 +85,7 @@ class KeptRows:
         self._steps = steps
         self._each = each
         self.factors = Factors()
-        self._batches: list[_Batch] = []
+        self._batches: list[RowsOfStep] = []
         # Parts of batches that are read when somebody asks, and the number of batches that some rows are kept of.
         self._noted: list[list[Tensor]] = []
         self._kept_batches = 0
@@ -111,8 +95,8 @@ class KeptRows:
         self._passed = 0
         self._evidence = Evidence()
         self._steps_of_evidence: list[int | None] = []
-        # Factors of the losses of batches, in units of that of the first.
-        self._factors = [1.0]
+        # In units of that of the first batch.
+        self._factors_of_batches = [1.0]
         self._last_factor: float | None = None  # the factor of the last batch, in units of those noted
         # What the loss of the evidence is not, so far.
         self._unknown = NOT_SEEN
@@ -146,7 +130,7 @@ class KeptRows:
                 return
         if self._room(seen.count, seen.inputs + seen.outputs):
             signal = spread_rows(seen.signal, self._each or seen.count)
-            self._batches.append(_Batch(signal.X, None, None if self._each else step, None))
+            self._batches.append(RowsOfStep(signal.X, None, None if self._each else step, None))
             self._kept_batches += 1
             self._kept += len(signal.X)
             if self.reason != ACTIVATIONS_READ and not self.full:
@@ -172,13 +156,15 @@ class KeptRows:
             return
         factor = factor_between(same, step.outputs(), step.G(), _ROUNDINGS * seen.rounding)
         # The factor of a sum over a batch of another size is another one.
-        mean = sum(self._factors) / len(self._factors) if step.count == recipe.count else factor
+        mean = sum(self._factors_of_batches) / len(self._factors_of_batches) if step.count == recipe.count else factor
         stands = not bool(same.gradient(step.outputs()).any())  # all targets are met: nothing tells the factor
         if obstacle_of(seen) or not (stands or (factor > 0 and step.is_all(same.scaled(factor)))):
             self.reason = _ANOTHER
         elif factor > 0 and factor != mean:
             self.factors.note(recipe.factor * factor)
-            if self.factors.follow_time or (not self._has_seen(factor) and in_order([*self._factors, factor])):
+            if self.factors.follow_time or (
+                not self._has_seen(factor) and in_order([*self._factors_of_batches, factor])
+            ):
                 self._settle(recipe.factor * factor)
             elif not self._has_seen(factor):
                 self.recipe = recipe.scaled(factor / mean)
@@ -194,7 +180,7 @@ class KeptRows:
         """Judge all rows by the loss of now, whose factor grows with time."""
         if self.recipe is not None:
             self.recipe = self.recipe.scaled(factor / self.recipe.factor)
-            self._factors = [1.0]
+            self._factors_of_batches = [1.0]
             self._batches = [one.scaled(factor / one.factor) for one in self._batches]
 
     @property
@@ -205,12 +191,12 @@ class KeptRows:
     @property
     def uneven(self) -> bool:
         """Whether batches weigh their rows differently, as a mean by weights of classes does: each is to be asked."""
-        return not 1 - SAME <= max(self._factors) / min(self._factors) <= 1 + SAME
+        return not 1 - SAME <= max(self._factors_of_batches) / min(self._factors_of_batches) <= 1 + SAME
 
     def _has_seen(self, factor: float) -> bool:
         """Whether a factor is one that a batch had, or that another batch may have."""
         slack = _OF_A_BATCH if self.uneven else 1 + SAME
-        return min(self._factors) / slack <= factor <= max(self._factors) * slack
+        return min(self._factors_of_batches) / slack <= factor <= max(self._factors_of_batches) * slack
 
     def take(self, batch: Any) -> bool:
         """Keep the rows of a batch by the recipe, nothing being ridden: they are copied now, and read later.
@@ -277,7 +263,7 @@ class KeptRows:
             self.reason = str(error) or type(error).__name__
             return
         if read is not None:
-            self._batches.append(_Batch(*read, step=None, chosen=None, factor=recipe.factor))
+            self._batches.append(RowsOfStep(*read, step=None, chosen=None, factor=recipe.factor))
 
     def inputs(self) -> list[Tensor]:
         """The inputs kept by this rank.
@@ -403,7 +389,7 @@ class KeptRows:
         elif (same := self.recipe.loss_of(evidence.leaves(), evidence.count)) is not None:
             factor = factor_between(same, evidence.outputs(), evidence.G())
             if factor > 0 and evidence.count == self.recipe.count:
-                self._factors.append(factor)
+                self._factors_of_batches.append(factor)
                 self._last_factor = self.recipe.factor * factor
                 self.factors.note(self._last_factor)
         for step, (X, own) in zip(self._steps_of_evidence, evidence.steps(found), strict=True):
@@ -421,7 +407,7 @@ class KeptRows:
                 return
             loss = loss.rows(chosen).scaled(len(X) / len(chosen))
             X = X[chosen]
-        self._batches.append(_Batch(X.clone(), loss, step, chosen, self._factor))
+        self._batches.append(RowsOfStep(X.clone(), loss, step, chosen, self._factor))
 
     def _some(self, count: int, device: torch.device) -> Tensor | None:
         """Which rows of a batch of so many are kept, long; None: all."""
