@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, SequentialSampler, Subset
 
 from relu_diag.capture import Sighting
 from relu_diag.training.lightning_internals import batches_done_in_epoch
@@ -232,8 +232,13 @@ def _leaves_out(loader: Any) -> bool:
     sampler = getattr(loader, "sampler", None)
     if getattr(sampler, "replacement", False):
         return True
-    data = getattr(sampler, "data_source", None)
-    if isinstance(sampler, RandomSampler) and isinstance(data, Sized) and sampler.num_samples < len(data):
+    data: Any = None
+    drawn = 0
+    if isinstance(sampler, RandomSampler):
+        data, drawn = sampler.data_source, sampler.num_samples
+    elif isinstance(sampler, DistributedSampler) and sampler.shuffle:
+        data, drawn = sampler.dataset, sampler.total_size  # of all ranks, each of which gets as many
+    if isinstance(data, Sized) and drawn < len(data):
         return True
     batches = getattr(loader, "batch_sampler", None)
     if not getattr(batches, "drop_last", False):

@@ -14,7 +14,7 @@ from support.quiet import QUIET
 from support.sines import Net, batches, samples
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 
 from relu_diag.callbacks import LandscapeMonitor, PlateauMonitor
 from relu_diag.training import tensors_of
@@ -130,6 +130,15 @@ def test_a_sampler_of_some_samples_does_not_draw_all_data() -> None:
     assert plateau.final is not None
     assert plateau.final.data is not None
     assert not plateau.final.data.complete
+
+
+@pytest.mark.parametrize(("count", "expected"), [(24, True), (25, False)])
+def test_samples_that_no_rank_draws_in_an_epoch_are_left_out(count: int, expected: bool) -> None:
+    sampler = DistributedSampler(samples(count), num_replicas=2, rank=0, drop_last=True)
+    _, plateau = watch(Net(), DataLoader(samples(count), batch_size=4, sampler=sampler))
+    assert plateau.final is not None
+    assert plateau.final.data is not None
+    assert plateau.final.data.complete == expected
 
 
 def packed(rows: list[tuple[Tensor, Tensor]]) -> Any:
