@@ -157,6 +157,7 @@ class Budgets:
         listed_numbers: Numbers in the inputs up to which all maxima are looked for.
         samples_at_once: Samples in a piece where few numbers are made of each.
         random_units: Random input weights for which it is seen whether they are silent.
+        random_angles: Angles with the mean of the inputs at which each of them is looked at.
         quantiles: Points at which an average over a Gaussian variable is taken.
         deviations: How many standard deviations they reach.
         cap_inputs: Dimensions up to which a maximum on the sphere is enclosed by caps.
@@ -324,6 +325,7 @@ class Budgets:
     listed_numbers: int = 2**10
     samples_at_once: int = 4096
     random_units: int = 256
+    random_angles: int = 8
     quantiles: int = 4001
     deviations: float = 8.0
     cap_inputs: int = 6

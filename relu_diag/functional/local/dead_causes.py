@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
+from scipy.special import betaincinv
 from torch import Tensor
 
 from relu_diag.functional._checks import is_number
@@ -231,33 +232,41 @@ def _futile(inputs: _Inputs, block: ShallowBlock, signal: BlockSignal, dead: Ten
 def _born_dead(inputs: _Inputs, slopes: tuple[float, float]) -> float:
     """The share of random neurons that are silent on the inputs, for biases as the block has.
 
-    Across the mean directions are drawn; along it the weight is Gaussian, and the share follows in closed form.
+    Input weights have any direction alike. Those across the mean are drawn; of the angles with it, on which most
+    hangs, each draw takes some that stand for all.
     """
     if 0.0 not in slopes or not inputs.X.any():
         return 0.0
     side = 1.0 if slopes[0] == 0 else -1.0
     d = inputs.X.shape[1]
-    scale = inputs.W.norm(dim=1) / math.sqrt(d)
-    biases = (side * inputs.bias / scale)[scale > 0].sort().values
     draws = BUDGETS.random_units
+    scale = inputs.W.norm(dim=1)
+    biases = (side * inputs.bias / scale)[scale > 0].sort().values
     at = torch.linspace(0, max(len(biases) - 1, 0), draws, device=biases.device).round().long()
-    beta = biases[at] if len(biases) else inputs.W.new_zeros(draws)
-    generator = torch.Generator().manual_seed(0)
-    U = torch.randn(draws, d, generator=generator, dtype=torch.float64).to(inputs.W)
+    level = biases[at] if len(biases) else inputs.W.new_zeros(draws)
     length = inputs.mean.norm()
     along = inputs.mean / length if length > 0 else torch.nn.functional.one_hot(torch.tensor(0), d).to(inputs.W)
-    U = U - torch.outer(U @ along, along)
-    # How long input weights are is in the biases over them: these are all as long.
-    U = math.sqrt(d - 1) * torch.nn.functional.normalize(U, dim=1)
-    above, below = torch.full_like(beta, torch.inf), torch.full_like(beta, -torch.inf)
-    never = torch.zeros_like(beta, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+    U = torch.randn(draws, d, generator=generator, dtype=torch.float64).to(inputs.W)
+    U = torch.nn.functional.normalize(U - torch.outer(U @ along, along), dim=1)
+    # No order of theirs goes with that of the biases.
+    mixed = torch.randperm(draws, generator=generator)
+    cosines = _cosines(d, BUDGETS.random_angles, draws)[:, mixed].to(inputs.W)
+    sines = (1 - cosines.square()).clamp(min=0).sqrt()
+    top = torch.full_like(cosines, -torch.inf)
     for part in torch.split(inputs.X, BUDGETS.samples_at_once):
         X = part.double()
-        t = X @ along
-        level = -(beta[:, None] + U @ X.T)  # silent where xi t < level
-        bound = level / t
-        above = torch.minimum(above, torch.where(t > 0, bound, torch.inf).amin(dim=1))
-        below = torch.maximum(below, torch.where(t < 0, bound, -torch.inf).amax(dim=1))
-        never |= ((t == 0) & (level <= 0)).any(dim=1)
-    share = (torch.special.ndtr(above) - torch.special.ndtr(below)).clamp(min=0)
-    return float(torch.where(never, 0.0, share).mean())
+        near = X @ along
+        far = U @ X.T
+        for one, cosine, sine in zip(top, cosines, sines, strict=True):
+            torch.maximum(one, (torch.outer(cosine, near) + sine[:, None] * far).amax(dim=1), out=one)
+    return float((top + level <= 0).double().mean())
+
+
+def _cosines(d: int, angles: int, draws: int) -> Tensor:
+    """Cosines of the angles of random directions with a given one, evenly by their share ``(angles, draws)``."""
+    share = (torch.arange(angles * draws, dtype=torch.float64) + 0.5) / (angles * draws)
+    if d == 1:
+        return (share - 0.5).sign().reshape(angles, draws)
+    half = (d - 1) / 2
+    return torch.from_numpy(2 * betaincinv(half, half, share.numpy()) - 1).reshape(angles, draws)

@@ -23,7 +23,7 @@ def weights(kind: str, inputs: int, draw: torch.Generator) -> Tensor:
 @pytest.mark.parametrize("offset", [0.0, 1.0, 4.0])
 @pytest.mark.parametrize("bias", [0.0, -1.0, -2.0])
 @pytest.mark.parametrize("kind", ["gaussian", "one length"])
-@pytest.mark.parametrize("inputs", [6, 40])
+@pytest.mark.parametrize("inputs", [1, 2, 3, 6, 40])
 def test_the_share_is_that_of_random_units(inputs: int, kind: str, bias: float, offset: float) -> None:
     draw = torch.Generator().manual_seed(0)
     X = torch.randn(SAMPLES, inputs, generator=draw).double()
@@ -33,5 +33,5 @@ def test_the_share_is_that_of_random_units(inputs: int, kind: str, bias: float, 
     block = ShallowBlock(W, torch.ones(1, UNITS).double())
     measured = float((X @ W.T <= 0).all(dim=0).double().mean())
     said = dead_causes(block, BlockSignal(X, torch.ones(SAMPLES, 1).double())).born_dead
-    # Of 256 random units: two standard errors.
-    assert said == pytest.approx(measured, abs=0.05)
+    # Of 256 random units, each at 8 angles with the mean.
+    assert said == pytest.approx(measured, abs=0.03)
