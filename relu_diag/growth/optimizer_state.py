@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
+from lightning.fabric.utilities.types import Optimizable
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
+
+from relu_diag.capture import of_lightning
 
 # Adafactor's factored moments of a matrix, and the axis along which each runs. New neurons get the mean of the old
 # ones: the mean of all, and with it the scaling of the old neurons, stays.
@@ -32,11 +35,17 @@ def plain(optimizer: Optimizer) -> Optimizer:
         optimizer: A torch optimizer, or Lightning's wrapper of one.
 
     Returns:
-        The torch optimizer.
+        The torch optimizer, or what Lightning takes for one.
+
+    Raises:
+        TypeError: If it is none.
     """
-    inner = getattr(optimizer, "_optimizer", optimizer)
-    assert isinstance(inner, Optimizer)
-    return inner
+    inner: Any = optimizer
+    if of_lightning(optimizer, "LightningOptimizer"):
+        inner = inner._optimizer
+    if not isinstance(inner, Optimizable):
+        raise TypeError(f"`optimizers` must be torch optimizers; got {type(inner).__name__}. Pass a list of them.")
+    return cast(Optimizer, inner)
 
 
 def all_within(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
@@ -54,7 +63,7 @@ def all_within(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
         optimizer = waiting.pop(0)
         if id(optimizer) not in found:
             found[id(optimizer)] = optimizer
-            waiting.extend(plain(value) for value in vars(optimizer).values() if isinstance(value, Optimizer))
+            waiting.extend(plain(value) for value in vars(optimizer).values() if _is_optimizer(value))
     return [*found.values()]
 
 
@@ -73,26 +82,22 @@ def widen_state(optimizer: Optimizer, parameter: nn.Parameter, axis: int, added:
     width = parameter.shape[axis] - added
     new = parameter.detach().narrow(axis, width, added)
     before = parameter.detach().narrow(axis, 0, width)
-    for copy in _beside_the_state(optimizer, parameter):
-        if copy.shape == before.shape:
+    for held, is_copy in _beside_the_state(optimizer, parameter):
+        if held.shape == before.shape:
             # The tensor itself: who holds it may be a tuple.
-            copy.data = torch.cat([copy.detach(), new.to(copy)], dim=axis)
-    state = optimizer.state.get(parameter)
-    if not state:
-        return
-    whole = {name: value for name, value in state.items() if _has_entries(value) and name not in _FACTORS}
-    misfits = [name for name, value in whole.items() if name in _INDIVISIBLE or value.shape != before.shape]
-    if misfits:
-        _start_again(optimizer, state, misfits, "cannot be carried over to a wider layer")
-        return
-    along = whole | {name: state[name] for name in state if _FACTORS.get(name) == axis}
-    copies = _copies(optimizer)
-    for name, value in along.items():
-        if name in _SCALES or name in _FACTORS:
-            filling: Tensor | None = value.mean(dim=axis, keepdim=True)
-        else:
-            filling = new if name in copies else None
-        state[name] = _padded(value, axis, added, filling)
+            held.data = _padded(held.detach(), axis, added, new if is_copy else None)
+    for state, copies in _states_of(optimizer, parameter):
+        along, misfits = _along(state, before, axis)
+        if misfits := [*misfits, *_INDIVISIBLE.intersection(along)]:
+            _start_again(optimizer, state, misfits, "cannot be carried over to a wider layer")
+            continue
+        for name, (value, place) in along.items():
+            if name in _SCALES or name in _FACTORS:
+                filling: Tensor | None = value.mean(dim=place, keepdim=True)
+            else:
+                filling = new if name in copies else None
+            wider = _padded(value, place, added, filling)
+            state[name] = wider if state[name].ndim == wider.ndim else wider.flatten()
 
 
 def restart_rows(optimizer: Optimizer, parameter: nn.Parameter, axis: int, units: Tensor, values: Tensor) -> None:
@@ -108,29 +113,22 @@ def restart_rows(optimizer: Optimizer, parameter: nn.Parameter, axis: int, units
     if isinstance(optimizer, LBFGS):
         _forget_curvature(optimizer)
         return
-    for copy in _beside_the_state(optimizer, parameter):
-        if copy.shape == parameter.shape:
-            copy.detach().index_copy_(axis, units, values.to(copy))
-    state = optimizer.state.get(parameter)
-    if not state:
-        return
-    tensors = {name: value for name, value in state.items() if _has_entries(value)}
-    along = {name: _axis_in(name, value, parameter, axis) for name, value in tensors.items()}
-    if misfits := [name for name, place in along.items() if place is None]:
-        _start_again(optimizer, state, misfits, "is of all neurons together")
-        return
-    copies = _copies(optimizer)
-    for name, place in along.items():
-        if place is None or place < 0:
+    for held, is_copy in _beside_the_state(optimizer, parameter):
+        if held.shape == parameter.shape:
+            held.detach().index_copy_(axis, units, values.to(held) if is_copy else torch.zeros_like(values).to(held))
+    for state, copies in _states_of(optimizer, parameter):
+        along, misfits = _along(state, parameter, axis)
+        if misfits:
+            _start_again(optimizer, state, misfits, "is of all neurons together")
             continue
-        value = tensors[name]
-        if name in _SCALES or name in _FACTORS:
-            fresh = _mean_of_others(value, place, units).expand_as(value.index_select(place, units))
-        elif name in copies:
-            fresh = values.to(value)
-        else:
-            fresh = torch.zeros_like(value.index_select(place, units))
-        value.index_copy_(place, units, fresh)
+        for name, (value, place) in along.items():
+            if name in _SCALES or name in _FACTORS:
+                fresh = _mean_of_others(value, place, units).expand_as(value.index_select(place, units))
+            elif name in copies:
+                fresh = values.to(value)
+            else:
+                fresh = torch.zeros_like(value.index_select(place, units))
+            value.index_copy_(place, units, fresh)
 
 
 def flat_vectors(optimizer: Optimizer) -> list[str]:
@@ -177,13 +175,33 @@ def _tensors_within(value: Any, depth: int = 0) -> Iterator[Tensor]:
             yield from _tensors_within(one, depth + 1)
 
 
-def _axis_in(name: str, value: Tensor, parameter: nn.Parameter, axis: int) -> int | None:
+def _along(state: dict[str, Any], like: Tensor, axis: int) -> tuple[dict[str, tuple[Tensor, int]], list[str]]:
+    """The values of a state that have neurons along an axis, with it, and the names of those that do not show it.
+
+    A value that is kept as one vector comes in the shape of its parameter.
+    """
+    along: dict[str, tuple[Tensor, int]] = {}
+    misfits = []
+    for name, value in state.items():
+        if not _holds_tensors(value):
+            continue
+        if _has_entries(value) and value.ndim == 1 and value.numel() == like.numel():
+            value = value.view(like.shape)
+        place = _axis_in(name, value, like, axis) if _has_entries(value) else None
+        if place is None:
+            misfits.append(name)
+        elif place >= 0:
+            along[name] = (value, place)
+    return along, misfits
+
+
+def _axis_in(name: str, value: Tensor, like: Tensor, axis: int) -> int | None:
     """The axis of a state that counts neurons; -1 where it has none, None where it cannot be told."""
     if name in _FACTORS:
         return axis if _FACTORS[name] == axis else -1
-    shared = [size == 1 and other > 1 for size, other in zip(value.shape, parameter.shape, strict=False)]
-    fits = [size in {1, other} for size, other in zip(value.shape, parameter.shape, strict=False)]
-    if value.ndim != parameter.ndim or not all(fits):
+    shared = [size == 1 and other > 1 for size, other in zip(value.shape, like.shape, strict=False)]
+    fits = [size in {1, other} for size, other in zip(value.shape, like.shape, strict=False)]
+    if value.ndim != like.ndim or not all(fits):
         return None
     return -1 if shared[axis] else axis
 
@@ -197,64 +215,94 @@ def _mean_of_others(value: Tensor, axis: int, units: Tensor) -> Tensor:
     return value.index_select(axis, kept.nonzero().squeeze(1)).mean(dim=axis, keepdim=True)
 
 
-def _copies(optimizer: Optimizer) -> set[str]:
+def _states_of(optimizer: Optimizer, parameter: nn.Parameter) -> Iterator[tuple[dict[str, Any], set[str]]]:
+    """What an optimizer keeps of a parameter by names, in its state or in a mapping beside, and which are copies."""
+    known = {id(one): one for group in optimizer.param_groups for one in group["params"]}
+    # The states of optimizers that it wraps are theirs, also where it has them under a name of its own.
+    done = {id(one.state) for one in vars(optimizer).values() if _is_optimizer(one)}
+    for mapping in (optimizer.state, *vars(optimizer).values()):
+        if not isinstance(mapping, dict) or id(mapping) in done:
+            continue
+        done.add(id(mapping))
+        owners = [(known.get(id(key) if isinstance(key, Tensor) else key), state) for key, state in mapping.items()]
+        record = [(owner, state) for owner, state in owners if owner is not None and isinstance(state, dict)]
+        yield from ((state, _copies(record)) for owner, state in record if owner is parameter)
+
+
+def _copies(record: Sequence[tuple[nn.Parameter, dict[str, Any]]]) -> set[str]:
     """Names of the states that are copies of their parameters: known ones, and those whose values are close to them."""
-    miss: dict[str, float] = {}
-    size: dict[str, float] = {}
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if name in _SCALES or not _has_entries(value) or value.ndim != parameter.ndim:
-                continue
-            # Of a parameter that has just been widened, the part that it was.
-            own = parameter.detach()[tuple(slice(count) for count in value.shape)]
-            if own.shape == value.shape:
-                miss[name] = miss.get(name, 0.0) + float((value - own).float().square().sum())
-                size[name] = size.get(name, 0.0) + float(own.float().square().sum())
-    return _COPIES | {name for name in miss if miss[name] < _CLOSE**2 * size[name]}
+    names = dict.fromkeys(name for _, state in record for name in state if name not in _SCALES)
+    close = {name for name in names if _are_close([(parameter, state.get(name)) for parameter, state in record])}
+    return _COPIES | close
 
 
-def _beside_the_state(optimizer: Optimizer, parameter: nn.Parameter) -> list[Tensor]:
-    """Tensors outside ``state`` that an optimizer holds for a parameter, as copies kept in lists."""
+def _are_close(pairs: Sequence[tuple[Tensor | None, Any]]) -> bool:
+    """Whether values are near to their parameters, all of them together."""
+    miss = size = 0.0
+    for parameter, value in pairs:
+        if parameter is None or not _has_entries(value) or value.ndim != parameter.ndim:
+            continue
+        # Of a parameter that has just been widened, the part that it was.
+        own = parameter.detach()[tuple(slice(count) for count in value.shape)]
+        if own.shape == value.shape:
+            miss += float((value - own).float().square().sum())
+            size += float(own.float().square().sum())
+    return miss < _CLOSE**2 * size
+
+
+def _beside_the_state(optimizer: Optimizer, parameter: nn.Parameter) -> list[tuple[Tensor, bool]]:
+    """Tensors outside ``state`` that an optimizer holds for a parameter, in lists say, and whether they are copies."""
     known = [one for group in optimizer.param_groups for one in group["params"]]
-    found: dict[int, Tensor] = {}
+    within = {id(one.state) for one in vars(optimizer).values() if _is_optimizer(one)}
+    found: dict[int, tuple[Tensor, bool]] = {}
     for group in optimizer.param_groups:
         members = group["params"]
         if any(own is parameter for own in members):
-            places = {len(ones): _place_of(parameter, ones) for ones in (known, members)}
+            lists = {len(ones): ones for ones in (known, members)}
             own = [value for name, value in group.items() if name != "params"]
             others = [value for name, value in vars(optimizer).items() if name not in {"state", "param_groups"}]
             for value in (*own, *others):
-                found.update((id(one), one) for one in _held_for(value, parameter, places))
-    return [one for one in found.values() if all(one is not own for own in known)]
+                if id(value) not in within:
+                    found.update((id(held[0]), held) for held in _held_for(value, parameter, lists))
+    return [held for held in found.values() if all(held[0] is not own for own in known)]
 
 
-def _place_of(parameter: nn.Parameter, among: Sequence[Tensor]) -> int:
-    """Which of some tensors a parameter is."""
-    return next(i for i, own in enumerate(among) if own is parameter)
-
-
-def _held_for(value: Any, parameter: nn.Parameter, places: dict[int, int], depth: int = 0) -> Iterator[Tensor]:
+def _held_for(
+    value: Any, parameter: nn.Parameter, lists: dict[int, Sequence[Tensor]], depth: int = 0
+) -> Iterator[tuple[Tensor, bool]]:
     """Tensors for a parameter in a mapping by parameters or their ids, or in a container as long as their list."""
     if isinstance(value, Optimizer | nn.Module | Tensor) or depth > _DEEPEST:
         return
+    pairs: list[tuple[Tensor | None, Any]] = []
     if isinstance(value, dict):
         # A parameter's hash is its id: a look-up would compare the two.
-        for held in [held for key, held in value.items() if key is parameter or key == id(parameter)]:
-            parts = held.values() if isinstance(held, dict) else [held]
-            yield from (one for one in parts if _has_entries(one))
+        known = {id(one): one for ones in lists.values() for one in ones}
+        pairs = [(known.get(id(key) if isinstance(key, Tensor) else key), held) for key, held in value.items()]
         value = list(value.values())
     elif hasattr(value, "__dict__") and not callable(value):
         value = list(vars(value).values())
     if isinstance(value, list | tuple):
-        if len(value) in places and all(isinstance(one, Tensor) for one in value):
-            yield value[places[len(value)]]
+        if len(value) in lists and all(isinstance(one, Tensor) for one in value):
+            pairs = [*zip(lists[len(value)], value, strict=True)]
         for one in value:
-            yield from _held_for(one, parameter, places, depth + 1)
+            yield from _held_for(one, parameter, lists, depth + 1)
+    own = [held for owner, held in pairs if owner is parameter and _has_entries(held)]
+    yield from ((held, _are_close(pairs)) for held in own)
 
 
 def _has_entries(value: Any) -> bool:
     """Whether a value of an optimizer's state is a tensor with axes."""
     return isinstance(value, Tensor) and value.ndim > 0
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Whether a value of an optimizer's state is a tensor with axes, or a container of some."""
+    return any(one.ndim > 0 for one in _tensors_within(value))
+
+
+def _is_optimizer(value: Any) -> bool:
+    """Whether it is an optimizer, or what Lightning takes for one."""
+    return isinstance(value, Optimizer) or (isinstance(value, Optimizable) and not isinstance(value, nn.Module))
 
 
 def _start_again(optimizer: Optimizer, state: dict[str, Any], misfits: Sequence[str], why: str) -> None:
