@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import inspect
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -18,6 +20,8 @@ from relu_diag.growth.graph import in_a_graph
 
 # Words in the name of a hyper-parameter that counts hidden neurons.
 _WIDTH_WORDS = ("width", "hidden", "units", "neurons")
+# How a width may be written: a command line passes strings.
+_NUMBERS = (int, float, str)
 # Where a number stands among hyper-parameters: the name of one, then keys and indices within it.
 _Place = tuple[Any, ...]
 
@@ -118,24 +122,38 @@ def _update_factor(module: LightningModule, before: int, after: int) -> None:
 
 
 def _places(value: Any, number: int) -> Iterator[_Place]:
-    """Where a number stands in a hyper-parameter, which may be a configuration of many: keys and indices."""
-    if type(value) is int and value == number:
+    """Where a number stands in a hyper-parameter, which may be a configuration of many: keys, indices and names."""
+    if type(value) in _NUMBERS and value == type(value)(number):
         yield ()
-    parts = value.items() if isinstance(value, dict) else enumerate(value) if type(value) in {list, tuple} else ()
-    for key, part in parts:
+    for key, part in _parts(value).items():
         for place in _places(part, number):
             yield (key, *place)
+
+
+def _parts(value: Any) -> dict[Any, Any]:
+    """What a configuration is made of, by keys, indices, or the names of attributes."""
+    if isinstance(value, dict):
+        return value
+    if type(value) in {list, tuple}:
+        return dict(enumerate(value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    return vars(value) if isinstance(value, argparse.Namespace | SimpleNamespace) else {}
 
 
 def _replaced(value: Any, place: _Place, number: int) -> Any:
     """A hyper-parameter with another number at a place; the one given stays as it is."""
     if not place:
-        return number
-    part = _replaced(value[place[0]], place[1:], number)
+        return type(value)(number)
+    key, *rest = place
+    part = _replaced(_parts(value)[key], tuple(rest), number)
     if isinstance(value, tuple):
-        return (*value[: place[0]], part, *value[place[0] + 1 :])
+        return (*value[:key], part, *value[key + 1 :])
     changed = copy.copy(value)
-    changed[place[0]] = part
+    if isinstance(value, dict | list):
+        changed[key] = part
+    else:
+        object.__setattr__(changed, key, part)  # a frozen dataclass lets nobody else
     return changed
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,32 @@ class Configured(LightningModule):
         self.net = nn.Sequential(nn.Linear(sizes[0], sizes[1]), nn.ReLU(), nn.Linear(sizes[1], sizes[2]))
 
 
+@dataclass(frozen=True)
+class Settings:
+    """A configuration as an object."""
+
+    hidden: int = 4
+    batch: int = 4
+
+
+class InAnObject(LightningModule):
+    """The width in an object, as a dataclass or what argparse returns."""
+
+    def __init__(self, settings: Any) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(nn.Linear(3, settings.hidden), nn.ReLU(), nn.Linear(settings.hidden, 2))
+
+
+class AsText(LightningModule):
+    """Numbers as a command line passes them."""
+
+    def __init__(self, hidden: str = "4", batch: float = 4.0) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(nn.Linear(3, int(hidden)), nn.ReLU(), nn.Linear(int(hidden), 2))
+
+
 class Sizes(LightningModule):
     """The sizes of all layers as positional numbers of one tuple."""
 
@@ -102,6 +130,9 @@ def grown(module: LightningModule, count: int = 1) -> LightningModule:
         (NeedsMore(nn.Linear(1, 1)), {"hidden": 6}),
         (Configured({"batch": 4, "sizes": [4, 4, 4]}), {"config": {"batch": 4, "sizes": [4, 5, 4]}}),
         (Sizes(), {"sizes": (4, 5, 4)}),
+        (InAnObject(Settings()), {"settings": Settings(hidden=5)}),
+        (InAnObject(Namespace(batch=4, hidden=4)), {"settings": Namespace(batch=4, hidden=5)}),
+        (AsText(), {"hidden": "5", "batch": 4.0}),
     ],
     ids=lambda value: type(value).__name__,
 )
