@@ -96,7 +96,7 @@ def _update_hparams(module: nn.Module, before: int, after: int) -> None:
     # A name says something only where the module cannot be made to see what it makes.
     place = next((place for place in equal if made[place]), None)
     if place is None and made and all(one is None for one in made.values()):
-        place = _width_place(equal)
+        place = _width_place([one for one in equal if type(_at(dict(module.hparams), one)) is int])
     if place is not None:
         _set(module, place, after)
     else:
@@ -139,6 +139,11 @@ def _parts(value: Any) -> dict[Any, Any]:
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in fields(value)}
     return vars(value) if isinstance(value, argparse.Namespace | SimpleNamespace) else {}
+
+
+def _at(value: Any, place: _Place) -> Any:
+    """What stands at a place."""
+    return _at(_parts(value)[place[0]], place[1:]) if place else value
 
 
 def _replaced(value: Any, place: _Place, number: int) -> Any:
