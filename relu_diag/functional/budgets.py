@@ -110,6 +110,8 @@ class Budgets:
         pairs_for_one: Pairs of samples drawn for each input weight between samples.
         uphill_steps: Steps uphill of input weights that are to be extremal.
         singular_vectors: Singular vectors used of the samples on one side.
+        singular_steps: Steps towards them where they are not computed.
+        dense_singular: Outputs, or inputs, up to which they are.
         new_units: Neurons added at once where nobody said how many.
         refits: Newton steps of their output weights.
         refit_products: Products with the data in each.
@@ -278,6 +280,8 @@ class Budgets:
     pairs_for_one: int = 4
     uphill_steps: int = 2
     singular_vectors: int = 4
+    singular_steps: int = 1
+    dense_singular: int = 32
     new_units: int = 32
     refits: int = 1
     refit_products: int = 6

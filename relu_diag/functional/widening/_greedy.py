@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,29 +36,34 @@ def greedy_choice(A: Tensor, G: Tensor, count: int) -> GreedyChoice:
     Returns:
         The choice; less than ``count`` where no other feature explains anything.
     """
-    size = A.norm(dim=0)
-    free = size > 0
-    A = A / torch.where(free, size, 1.0)
-    index = []
-    explained = []
-    felt = A.T @ G
-    left = free.to(A)
-    for _ in range(min(count, A.shape[1])):
-        merit = torch.where(
-            free & (left > FLOAT64.novel), felt.square().sum(dim=1) / left.clamp(min=FLOAT64.novel), 0.0
-        )
+    # By products of the features with each other, and not with samples: those are few, and stay in the cache.
+    gram = (A.T @ A).cpu().double().numpy()
+    felt = (A.T @ G).cpu().double().numpy()
+    size = np.sqrt(gram.diagonal())
+    left = (size > 0).astype(float)
+    size[size == 0] = 1.0
+    gram = gram / size / size[:, None]
+    felt = felt / size[:, None]
+    if felt.shape[1] > len(felt):
+        felt = np.asarray(np.linalg.qr(felt.T, mode="r")).T  # the same lengths and angles
+    most = min(count, len(felt))
+    chosen = np.zeros((most, len(felt)))
+    index: list[int] = []
+    explained: list[float] = []
+    for place in range(most):
+        merit = np.where(left > FLOAT64.novel, np.square(felt).sum(axis=1) / left.clip(FLOAT64.novel), 0.0)
         best = int(merit.argmax())
-        if not float(merit[best]) > 0:
+        if not merit[best] > 0:
             break
         index.append(best)
         explained.append(float(merit[best]))
-        free[best] = False
-        new = A[:, best] / A[:, best].norm()
-        along = A.T @ new
+        root = math.sqrt(left[best])
         # What is left of the features, and of what they feel, beside the chosen ones.
-        A.addr_(new, along, alpha=-1.0)
-        felt.addr_(along, new @ G, alpha=-1.0)
-        left -= along.square()
+        along = (gram[best] - chosen[:place, best] @ chosen[:place]) / root
+        felt -= along[:, None] * (felt[best] / root)
+        left -= np.square(along)
+        left[best] = 0.0
+        chosen[place] = along
     return GreedyChoice(torch.tensor(index, dtype=torch.long, device=A.device), torch.tensor(explained))
 
 

@@ -94,12 +94,36 @@ def steepest_units(situation: Situation, count: int) -> Tensor:
     X, G = situation.signal.X, situation.signal.G
     most = min(*G.shape, X.shape[1], BUDGETS.singular_vectors)
     sides = random_units(situation, max(1, count // (2 * most)))
-    found = []
-    for side in sides:
-        within = (X @ side > 0).to(G)[:, None] * G
-        found.append(torch.linalg.svd(within.T @ X, full_matrices=False)[2][:most])
-    V = torch.cat(found)
+    within = (X @ sides.T > 0).to(G).T[:, :, None]
+    if min(G.shape[1], X.shape[1]) <= BUDGETS.dense_singular:
+        found = _right_vectors(G.T @ (within * X) if X.shape[1] < G.shape[1] else (within * G).mT @ X, most)
+    else:
+        found = _near_right_vectors(X, within, G, most)
+    length = found.norm(dim=2, keepdim=True)
+    # Where fewer are felt than are looked for, the rest are rounding: the side itself stands for them.
+    felt = length > torch.finfo(found.dtype).eps ** 0.5 * length.max()
+    V = torch.where(felt, found, sides[:, None]).flatten(0, 1)
     return torch.cat([V, -V])
+
+
+def _right_vectors(M: Tensor, most: int) -> Tensor:
+    """The strongest right singular vectors of matrices ``(S, J, d)``, of any length, ``(S, most, d)``."""
+    is_tall = M.shape[1] > M.shape[2]
+    _, vectors = torch.linalg.eigh(M.mT @ M if is_tall else M @ M.mT)
+    strongest: Tensor = vectors[:, :, -most:].mT
+    return strongest if is_tall else strongest @ M
+
+
+def _near_right_vectors(X: Tensor, within: Tensor, G: Tensor, most: int) -> Tensor:
+    """Nearly those of ``G^T diag(within) X`` for some sides ``(S, N, 1)``, which is never written down."""
+    draw = torch.Generator().manual_seed(0)
+    V = torch.randn(X.shape[1], 2 * most, generator=draw, dtype=torch.float64).to(X)
+    for _ in range(BUDGETS.singular_steps):
+        U = G.T @ (within * (X @ V))
+        V = X.T @ (within * (G @ torch.linalg.qr(U).Q))
+        V = torch.linalg.qr(V).Q
+    U = torch.linalg.qr(G.T @ (within * (X @ V))).Q
+    return _right_vectors((within * (G @ U)).mT @ X, most)
 
 
 def turned_copies(situation: Situation, count: int) -> Tensor:
