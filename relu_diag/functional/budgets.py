@@ -115,6 +115,8 @@ class Budgets:
         new_units: Neurons added at once where nobody said how many.
         refits: Newton steps of their output weights.
         refit_products: Products with the data in each.
+        outputs_behind: Outputs of a network up to which their derivatives by those of a block are written down.
+        numbers_behind: How many of these derivatives, of all samples, at most.
         rows_to_propose: Rows by which sets of new neurons are proposed, and ranked before the best are fitted on all.
         rows_to_compare: Rows by which it is told which of several networks gains most by new neurons.
         kinds_to_compare: Kinds of input weights that are tried for it.
@@ -285,6 +287,8 @@ class Budgets:
     new_units: int = 32
     refits: int = 1
     refit_products: int = 6
+    outputs_behind: int = 16
+    numbers_behind: int = 2**22
     rows_to_propose: int = 512
     rows_to_compare: int = 256
     kinds_to_compare: tuple[str, ...] = ("extremal", "GradMax")

@@ -89,6 +89,17 @@ class Loss(ABC):
         """
         return outputs
 
+    def of_the_end(self, end: Tensor) -> Tensor:
+        """The loss by the outputs of the whole network.
+
+        Args:
+            end: Those, see `at_the_end`, shape ``(N, K)``.
+
+        Returns:
+            Loss, shape ``()``.
+        """
+        return self(end)
+
     @abstractmethod
     def change(self, outputs: Tensor, step: Tensor) -> Tensor:
         """What the loss changes by when the outputs take a step: small changes keep their digits.
@@ -271,6 +282,14 @@ class LossAt:
             Shape ``(N, J)``.
         """
         return self.loss.curvature(self.outputs, direction)
+
+    def prepared(self) -> Self:
+        """The same for many products with the Hessian, where something can be computed once for all of them.
+
+        Returns:
+            It.
+        """
+        return self
 
 
 def joined(losses: list[Loss], weights: list[float] | None = None) -> Loss:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -10,30 +12,62 @@ from relu_diag.functional.output_loss import Loss, LossAt
 from relu_diag.functional.tolerances import FLOAT64
 
 
-def refitted_outputs(loss: Loss, outputs: Tensor, A: Tensor, start: Tensor, ridge: float) -> Tensor:
-    """Output weights by damped Newton steps, each solved by conjugate gradients.
+class Start:
+    """A loss at the outputs without new neurons, where all fits begin: what they ask of it is computed once.
 
     Args:
         loss: The loss, convex or not.
         outputs: Outputs without the neurons, shape ``(N, J)``.
+    """
+
+    def __init__(self, loss: Loss, outputs: Tensor) -> None:
+        self.loss = loss
+        self.outputs = outputs
+        self.at = loss.at(outputs).prepared()
+
+    @cached_property
+    def value(self) -> float:
+        """The loss."""
+        return float(self.at.value())
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """Its gradient, shape ``(N, J)``."""
+        return self.at.gradient()
+
+    @cached_property
+    def scale(self) -> float:
+        """Its curvature per squared output of one sample, in the direction of its gradient."""
+        G = self.gradient
+        size = float(G.square().sum())
+        bend = float((G * self.at.curvature(G)).sum()) if size > 0 else 0.0
+        # A loss without curvature is as far from linear as its gradient would change over one output.
+        return bend / size if bend > 0 else max(size**0.5 / len(G), FLOAT64.eps)
+
+
+def refitted_outputs(start: Start, A: Tensor, H: Tensor, ridge: float) -> Tensor:
+    """Output weights by damped Newton steps, each solved by conjugate gradients.
+
+    Args:
+        start: The loss without the neurons.
         A: Activations of the neurons, of mean square 1, shape ``(N, n)``.
-        start: Output weights to start from, shape ``(J, n)``.
+        H: Output weights to start from, shape ``(J, n)``.
         ridge: Penalty on their squares, over the mean curvature of the loss.
 
     Returns:
         Output weights, shape ``(J, n)``.
     """
-    H = start
-    before = loss.at(outputs)
-    scale = curvature_scale(before)
-    penalty = ridge * scale * len(A)
-    gram = scale * (A.T @ A) + (penalty + FLOAT64.damping * scale * len(A)) * torch.eye(A.shape[1]).to(A)
+    loss, outputs = start.loss, start.outputs
+    penalty = ridge * start.scale * len(A)
+    damped = penalty + FLOAT64.damping * start.scale * len(A)
+    gram = start.scale * (A.T @ A)
+    gram.diagonal().add_(damped)
     factor = torch.linalg.cholesky(gram)
-    here = loss.at(outputs + A @ H.T) if bool(H.any()) else before
+    here = loss.at(outputs + A @ H.T) if bool(H.any()) else start.at
     value = _penalised(here, H, penalty)
     for _ in range(BUDGETS.refits):
-        gradient = here.gradient().T @ A + penalty * H
-        step = _newton_step(here, A, gradient, penalty, factor)
+        slope = start.gradient if here is start.at else here.gradient()
+        step = _newton_step(here, A, slope.T @ A + penalty * H, penalty, factor)
         length, found = 1.0, None
         for _ in range(BUDGETS.halvings):
             trial = H + length * step
@@ -50,15 +84,6 @@ def refitted_outputs(loss: Loss, outputs: Tensor, A: Tensor, start: Tensor, ridg
         if enough:
             break
     return H
-
-
-def curvature_scale(here: LossAt) -> float:
-    """The curvature of a loss per squared output of one sample, in the direction of its gradient, shape ``()``."""
-    G = here.gradient()
-    size = float(G.square().sum())
-    bend = float((G * here.curvature(G)).sum()) if size > 0 else 0.0
-    # A loss without curvature is as far from linear as its gradient would change over one output.
-    return bend / size if bend > 0 else max(size**0.5 / len(G), FLOAT64.eps)
 
 
 def _penalised(here: LossAt, H: Tensor, penalty: float) -> float:

@@ -6,24 +6,25 @@ import itertools
 import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from relu_diag.functional.block import BlockSignal, ShallowBlock, chunked_outputs, rho
 from relu_diag.functional.budgets import BUDGETS
-from relu_diag.functional.output_loss import Loss, LossAt
+from relu_diag.functional.output_loss import Loss
 from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.widening._greedy import GreedyChoice, filled, greedy_choice
 from relu_diag.functional.widening._pools import POOLS, Situation
-from relu_diag.functional.widening._refit import curvature_scale, refitted_outputs
+from relu_diag.functional.widening._refit import Start, refitted_outputs
 from relu_diag.functional.widening._short_training import short_training
 
 # Input weights ``(n, d)`` and output weights ``(J, n)``.
 Weights = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Part:
     """Some of the rows: inputs, outputs without new neurons, and their loss, scaled as if they were all."""
 
@@ -31,9 +32,20 @@ class Part:
     outputs: Tensor
     loss: Loss
 
+    @cached_property
+    def start(self) -> Start:
+        """Where fits begin."""
+        return Start(self.loss, self.outputs)
+
+    @cached_property
+    def end(self) -> Tensor:
+        """Outputs of the whole network without new neurons, shape ``(N, K)``."""
+        return self.loss.at_the_end(self.outputs)
+
+    @cached_property
     def before(self) -> float:
-        """Loss without new neurons."""
-        return float(self.loss(self.outputs))
+        """The loss without new neurons."""
+        return float(self.loss.of_the_end(self.end))
 
     def chosen(self, index: Tensor) -> Part:
         """Some of these rows."""
@@ -45,8 +57,8 @@ class Part:
 class Rows:
     """A network as it was ``given``, and on its rows.
 
-    Neurons are fitted to the rows ``fit``, proposed by ``few`` of them, and judged by the rows ``judge``. None
-    changes an output of the whole network by more than ``furthest``.
+    Neurons are proposed by the rows ``few``, fitted to ``fit``, and judged by ``judge``. None changes an output of the
+    whole network by more than ``furthest``, for which they are weighed on all rows, ``judging`` among them.
     """
 
     given: ShallowBlock
@@ -55,33 +67,39 @@ class Rows:
     fit: Part
     few: Part
     judge: Part
-    judged_before: float
+    judging: Tensor | None
     furthest: float
     draw: torch.Generator
 
-    def judged(self, V: Tensor, H: Tensor) -> float:
-        """The loss that judges, with neurons of input weights ``(n, d)`` and output weights ``(J, n)``."""
-        return float(self.judge.loss(self.judge.outputs + self._added(self.judge, V, H)))
+    @property
+    def weigh(self) -> Part:
+        """The rows on which neurons are weighed: those that judge, and all where these tell what goes too far."""
+        return self.judge if math.isinf(self.furthest) else self.all
 
-    def goes_too_far(self, V: Tensor, H: Tensor) -> bool:
-        """Whether an output of the whole network changes too much."""
-        if math.isinf(self.furthest):
-            return False
-        everything = self.all
-        moved = everything.loss.at_the_end(everything.outputs + self._added(everything, V, H))
-        return float((moved - everything.loss.at_the_end(everything.outputs)).abs().max()) > self.furthest
+    @property
+    def judged_before(self) -> float:
+        """The loss that judges, without neurons."""
+        return self.judge.before
 
-    def within(self, V: Tensor, H: Tensor) -> Tensor:
-        """Output weights ``(J, n)``, halved until no output changes too much."""
+    def activations(self, part: Part, V: Tensor) -> Tensor:
+        """Of neurons of input weights ``(n, d)`` on some rows, shape ``(N, n)``."""
+        return rho(part.X @ V.T, self.block.slopes)
+
+    def tried(self, part: Part, added: Tensor) -> tuple[float, bool]:
+        """The loss that judges with so much added to outputs of ``weigh`` or ``judge``, and whether it goes too far."""
+        end = part.loss.at_the_end(part.outputs + added)
+        own = end if self.judging is None or part is self.judge else end[self.judging]
+        far = not math.isinf(self.furthest) and bool((end - part.end).abs().max() > self.furthest)
+        return float(self.judge.loss.of_the_end(own)), far
+
+    def within(self, part: Part, A: Tensor, H: Tensor) -> tuple[Tensor, float]:
+        """Output weights ``(J, n)``, halved until nothing goes too far on some rows, and the loss that judges."""
         for _ in range(BUDGETS.halvings):
-            if not self.goes_too_far(V, H):
+            judged, far = self.tried(part, A @ H.T)
+            if not far:
                 break
             H = H / 2
-        return H
-
-    def _added(self, part: Part, V: Tensor, H: Tensor) -> Tensor:
-        """What neurons add to the outputs of some rows, shape ``(N, J)``."""
-        return rho(part.X @ V.T, self.block.slopes) @ H.T
+        return H, judged
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,8 +130,9 @@ def split_rows(block: ShallowBlock, X: Tensor, loss: Loss, held_out: float, seed
     if len(fit.X) > BUDGETS.rows_to_propose:
         with suppress(NotImplementedError):  # a loss without rows of its own
             few = everything.chosen(order[count:][: BUDGETS.rows_to_propose])
-    furthest = math.inf if loss.attained else max(float(loss.at_the_end(outputs).abs().max()), FLOAT64.certain)
-    return Rows(block, own, everything, fit, few, judge, judge.before(), furthest, draw)
+    furthest = math.inf if loss.attained else max(float(everything.end.abs().max()), FLOAT64.certain)
+    judging = order[:count] if count else None
+    return Rows(block, own, everything, fit, few, judge, judging, furthest, draw)
 
 
 def proposed_set(rows: Rows, kind: str, most: int, worthwhile: bool) -> UnitSet:
@@ -129,31 +148,29 @@ def proposed_set(rows: Rows, kind: str, most: int, worthwhile: bool) -> UnitSet:
         The neurons.
     """
     block = rows.block
-    few = rows.few
-    X, at = few.X, few.outputs
-    here = few.loss.at(at)
-    G = here.gradient()
+    X = rows.few.X
+    start = rows.few.start
     constant = rows.all.X[:, -1]
     biased = bool((constant == constant[0]).all()) and bool(constant[0] != 0)
-    situation = Situation(block, BlockSignal(X, G), biased, rows.draw)
+    situation = Situation(block, BlockSignal(X, start.gradient), biased, rows.draw)
     V = POOLS[kind](situation, max(BUDGETS.pool, BUDGETS.pool_for_one * most))
     A = rho(X @ V.T, block.slopes)
-    choice = greedy_choice(A, G, most)
-    count = max(1, _worthwhile(choice, here)) if worthwhile else most
+    choice = greedy_choice(A, start.gradient, most)
+    count = max(1, _worthwhile(choice, start)) if worthwhile else most
     index = filled(choice.index[:count], count, len(V))
     size = A[:, index].square().mean(dim=0).sqrt()
     size = torch.where(size > 0, size, 1.0)
     V = V[index] / size[:, None]
     A = A[:, index] / size
-    H = refitted_outputs(few.loss, at, A, A.new_zeros(at.shape[1], len(V)), BUDGETS.usual_ridge)
-    H = rows.within(V, H)
-    return UnitSet(kind, V, H, rows.judged(V, H))
+    H = refitted_outputs(start, A, A.new_zeros(len(block.H), len(V)), BUDGETS.usual_ridge)
+    H, judged = rows.within(rows.judge, rows.activations(rows.judge, V), H)
+    return UnitSet(kind, V, H, judged)
 
 
-def _worthwhile(choice: GreedyChoice, here: LossAt) -> int:
+def _worthwhile(choice: GreedyChoice, start: Start) -> int:
     """How many neurons, from the first on, lower the loss by enough each, as far as gradient and curvature say."""
-    drops = choice.explained / (2 * curvature_scale(here))
-    enough = drops > FLOAT64.worth_a_neuron * abs(float(here.value()))
+    drops = choice.explained / (2 * start.scale)
+    enough = drops > FLOAT64.worth_a_neuron * abs(start.value)
     return int(enough.cumprod(dim=0).sum())
 
 
@@ -167,14 +184,13 @@ def fitted_set(rows: Rows, start: UnitSet) -> UnitSet:
     Returns:
         The neurons, fitted on all rows that neurons are fitted to.
     """
-    fit = rows.fit
-    A = rho(fit.X @ start.V.T, rows.block.slopes)
+    weighed = rows.activations(rows.weigh, start.V)
+    A = weighed if rows.fit is rows.weigh else rows.activations(rows.fit, start.V)
     H = torch.zeros_like(start.H)
     best = replace(start, H=H, judged=rows.judged_before)
     for ridge in BUDGETS.ridges:
-        H = refitted_outputs(fit.loss, fit.outputs, A, H, ridge)
-        near = rows.within(start.V, H)
-        judged = rows.judged(start.V, near)
+        H = refitted_outputs(rows.fit.start, A, H, ridge)
+        near, judged = rows.within(rows.weigh, weighed, H)
         if not judged < best.judged:
             break
         best = replace(start, H=near, judged=judged)
@@ -208,8 +224,8 @@ def trained_set(rows: Rows, start: UnitSet, steps: int) -> UnitSet:
     best = start
     last = next(pieces)
     for V, H in itertools.islice(pieces, steps // BUDGETS.short_steps):
-        judged = rows.judged(V, H)
-        if not judged < best.judged or rows.goes_too_far(V, H):
+        judged, far = _tried(rows, V, H)
+        if far or not judged < best.judged:
             return _on_the_way(rows, best, last, (V, H))
         best = UnitSet(start.kind, V, H, judged)
         last = V, H
@@ -220,7 +236,12 @@ def _on_the_way(rows: Rows, best: UnitSet, start: Weights, end: Weights) -> Unit
     """The neurons on the way from weights that the judging rows agree with to some that go too far, if better."""
     for halving in range(1, BUDGETS.ways_back + 1):
         V, H = (one.lerp(other, 0.5**halving) for one, other in zip(start, end, strict=True))
-        judged = rows.judged(V, H)
-        if judged < best.judged and not rows.goes_too_far(V, H):
+        judged, far = _tried(rows, V, H)
+        if judged < best.judged and not far:
             return UnitSet(best.kind, V, H, judged)
     return best
+
+
+def _tried(rows: Rows, V: Tensor, H: Tensor) -> tuple[float, bool]:
+    """The loss that judges with neurons of weights ``(n, d)`` and ``(J, n)``, and whether something goes too far."""
+    return rows.tried(rows.weigh, rows.activations(rows.weigh, V) @ H.T)

@@ -228,7 +228,7 @@ def _result(rows: Rows, best: UnitSet, candidates: tuple[WideningCandidate, ...]
     """The widening by the best set, or by silent neurons in its place where it lowers no loss."""
     block = rows.block
     judged_before = rows.judged_before
-    before = rows.all.before()
+    before = rows.all.before
     V, H = _balanced(block, best)
     after = float(rows.all.loss(rows.all.outputs + rho(rows.all.X @ V.T, block.slopes) @ H.T))
     kept = not (best.judged < judged_before and after < before)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from relu_diag.functional.block import ShallowBlock, rho
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import slopes_at
 from relu_diag.functional.output_loss import Loss, LossAt
 
@@ -112,9 +113,13 @@ class LossThroughLayers(Loss):
         """The outputs of the last layer, shape ``(N, K)``."""
         return self._through(outputs)[-1]
 
+    def of_the_end(self, end: Tensor) -> Tensor:
+        """The loss by the outputs of the last layer, shape ``()``."""
+        return self.end(end)
+
     def prepared(self, like: Tensor) -> LossThroughLayers:
         """The loss with that at the end prepared."""
-        return replace(self, end=self.end.prepared(self.at_the_end(like)))
+        return replace(self, end=self.end.prepared(like.new_empty(len(like), len(self.layers[-1].H))))
 
     def change(self, outputs: Tensor, step: Tensor) -> Tensor:
         """What the loss changes by, shape ``()``."""
@@ -202,6 +207,7 @@ class _LossThroughLayersAt(LossAt):
         Z = loss._through(outputs)
         self._end = loss.end.at(Z[-1])
         self._slopes = [slopes_at(at, layer.slopes) for at, layer in zip(Z, loss.layers, strict=False)]
+        self._derivatives: Tensor | None = None
 
     def value(self) -> Tensor:
         """The loss, shape ``()``."""
@@ -213,12 +219,29 @@ class _LossThroughLayersAt(LossAt):
 
     def curvature(self, direction: Tensor) -> Tensor:
         """The product of the Gauss-Newton matrix with a direction, shape ``(N, J)``."""
+        if self._derivatives is not None:
+            moved = (self._derivatives @ direction[:, :, None])[:, :, 0]
+            return self._back(self._end.curvature(moved))
         for slopes, layer in zip(self._slopes, self.loss.layers, strict=True):
             direction = (slopes * direction) @ layer.H.T
         return self._back(self._end.curvature(direction))
 
+    def prepared(self) -> _LossThroughLayersAt:
+        """The same with the derivatives of the network's outputs by those of the block, where they are few."""
+        layers = self.loss.layers
+        numbers = len(self.outputs) * len(layers[-1].H) * max(len(layer.H.T) for layer in layers)
+        # Behind one layer they would be as many as its weights, sample by sample, and nothing gained.
+        if len(layers) > 1 and len(layers[-1].H) <= BUDGETS.outputs_behind and numbers <= BUDGETS.numbers_behind:
+            derivatives = self._slopes[-1][:, None] * layers[-1].H
+            for slopes, layer in zip(self._slopes[-2::-1], layers[-2::-1], strict=True):
+                derivatives = slopes[:, None] * (derivatives @ layer.H)
+            self._derivatives = derivatives
+        return self
+
     def _back(self, G: Tensor) -> Tensor:
         """A gradient at the end as one at the outputs of the block."""
+        if self._derivatives is not None:
+            return (G[:, None] @ self._derivatives)[:, 0]
         for slopes, layer in zip(reversed(self._slopes), reversed(self.loss.layers), strict=True):
             G = slopes * (G @ layer.H)
         return G

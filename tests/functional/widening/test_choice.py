@@ -14,7 +14,7 @@ from relu_diag.functional.output_loss import Loss
 from relu_diag.functional.widening import LaterLayer, LossThroughLayers
 from relu_diag.functional.widening._greedy import greedy_choice
 from relu_diag.functional.widening._pools import POOLS, Situation
-from relu_diag.functional.widening._refit import refitted_outputs
+from relu_diag.functional.widening._refit import Start, refitted_outputs
 
 
 def problem(seed: int = 0, samples: int = 200, classes: int = 3) -> tuple[ShallowBlock, Tensor, Tensor]:
@@ -173,7 +173,7 @@ def test_fitted_outputs_are_those_of_ridge_regression() -> None:
     generator = torch.Generator().manual_seed(0)
     A, Y = (torch.randn(40, n, generator=generator, dtype=torch.float64) for n in (6, 2))
     A = A / A.square().mean(dim=0).sqrt()
-    H = refitted_outputs(F.SquaredError(Y), torch.zeros(40, 2).double(), A, torch.zeros(2, 6).double(), ridge=0.1)
+    H = refitted_outputs(Start(F.SquaredError(Y), torch.zeros(40, 2).double()), A, torch.zeros(2, 6).double(), 0.1)
     exact = torch.linalg.solve(A.T @ A + 0.1 * 40 * torch.eye(6).double(), A.T @ Y).T
     assert_close(H, exact, rtol=1e-2, atol=1e-3)
 
