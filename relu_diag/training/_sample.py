@@ -7,10 +7,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from relu_diag.functional.output_loss import Loss
+from relu_diag.functional.widening import LossThroughLayers
 from relu_diag.training._training_data import TrainingData
 
 # Inputs that are turned to float64 at once.
 _COLUMNS = 64
+# Products of rows with the weights behind a block, each time that neurons are tried: about a quarter of a step.
+_PRODUCTS = 2**25
 
 
 def in_order(data: TrainingData) -> TrainingData:
@@ -47,6 +51,22 @@ def some_in_order(data: TrainingData, count: int) -> TrainingData:
         return _part(data, order[_drawn(data, count)])
     except NotImplementedError:
         return data
+
+
+def affordable_rows(loss: Loss, most: int, fewest: int) -> int:
+    """As many rows as may pass through the layers behind a block each time that neurons are tried.
+
+    Args:
+        loss: The loss of the outputs of the block.
+        most: Number of rows at most.
+        fewest: Number of rows without which nothing is known.
+
+    Returns:
+        The number.
+    """
+    layers = loss.layers if isinstance(loss, LossThroughLayers) else ()
+    weights = sum(layer.H.numel() for layer in layers)
+    return min(most, max(fewest, _PRODUCTS // max(weights, 1)))
 
 
 def sampled(data: TrainingData, count: int) -> TrainingData:

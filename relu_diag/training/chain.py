@@ -12,15 +12,16 @@ from relu_diag.functional import ShallowBlock
 from relu_diag.functional.block import rho
 from relu_diag.functional.widening import LaterLayer, LossThroughLayers
 from relu_diag.training._data import SAME
-from relu_diag.training._sample import some_in_order
+from relu_diag.training._sample import affordable_rows, some_in_order
 from relu_diag.training._settled import steady
 from relu_diag.training._training_data import TrainingData
 from relu_diag.training.obstacle import reads_activations
 from relu_diag.training.ranks import Later, of_all_ranks
 from relu_diag.training.rows import KeptRows
 
-# Rows of a chain: more than neurons are chosen by.
+# Rows of a chain: as many as neurons are chosen by, or more.
 _ROWS = 4096
+_FEWEST = 512
 
 
 def data_of_chains(
@@ -111,11 +112,12 @@ def _along(blocks: list[ShallowBlock], names: list[str], data: TrainingData) -> 
 
     In an order of their own and by weights of few digits, so that activations are the same to the bit in any order.
     """
-    data = some_in_order(data, _ROWS)
     blocks = [steady(block) for block in blocks]
+    layers = tuple(LaterLayer.of(block) for block in blocks)
+    data = some_in_order(data, affordable_rows(LossThroughLayers(data.loss, layers), _ROWS, _FEWEST))
     X = data.X
     for place, (name, block) in enumerate(zip(names, blocks, strict=True)):
-        behind = tuple(LaterLayer.of(later) for later in blocks[place + 1 :])
+        behind = layers[place + 1 :]
         loss = LossThroughLayers(data.loss, behind) if behind else data.loss
         yield name, TrainingData(X, loss, data.complete)
         if behind:

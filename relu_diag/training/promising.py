@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.widening import LossThroughLayers, widening_prospect
-from relu_diag.training._sample import some_in_order
+from relu_diag.training._sample import affordable_rows, some_in_order
 from relu_diag.training._settled import steady
 from relu_diag.training.examination import Examination
 from relu_diag.training.felt import data_of, growth_gain
@@ -41,7 +41,8 @@ def growth_prospects(examinations: Sequence[Examination], units: int | None) -> 
     data = [one for one in known if one is not None]
     if len(data) < len(known):
         return [growth_gain(one) for one in examinations]
-    few = [some_in_order(one, BUDGETS.rows_to_compare) for one in data]
+    most = BUDGETS.rows_to_compare
+    few = [some_in_order(one, affordable_rows(one.loss, most, most // 2)) for one in data]
     return [
         widening_prospect(steady(one.block), rows.X, rows.loss, units)
         for one, rows in zip(examinations, few, strict=True)

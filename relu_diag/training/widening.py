@@ -30,7 +30,7 @@ from relu_diag.functional.widening import add_inactive_propagation, add_silent_u
 from relu_diag.training._data import MAX_ELEMENTS, TOO_MANY
 from relu_diag.training._falls import Falls
 from relu_diag.training._rehearsed import best_in_rehearsal, can_be_rehearsed, random_neurons
-from relu_diag.training._sample import some_in_order
+from relu_diag.training._sample import affordable_rows, some_in_order
 from relu_diag.training._settled import settled, steady, with_own_digits
 from relu_diag.training._training_data import TrainingData
 from relu_diag.training.examination import Examination
@@ -202,7 +202,8 @@ def _some_data(examination: Examination) -> TrainingData | None:
     data = data_of(examination)
     if data is None:
         return None
-    return some_in_order(data, min(_ROWS, max(_FEWEST, _NUMBERS // data.X.shape[1])))
+    most = min(_ROWS, max(_FEWEST, _NUMBERS // data.X.shape[1]))
+    return some_in_order(data, affordable_rows(data.loss, most, BUDGETS.rows_to_compare))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
