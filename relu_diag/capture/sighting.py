@@ -161,6 +161,11 @@ class Sighting:
         return self.ridden.signal()
 
     @cached_property
+    def passed(self) -> Tensor:
+        """Outputs of the block for its rows, shape ``(N, J)``."""
+        return self.block(self.signal.X)
+
+    @cached_property
     def gradients(self) -> tuple[Tensor, Tensor] | None:
         """Gradients by the weights of this use, as autograd has them, ``(I, d)`` and ``(J, I)``; or None."""
         return self.ridden.gradients()

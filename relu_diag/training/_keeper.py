@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from relu_diag.capture import Sighting
+from relu_diag.training._chained import as_one
 from relu_diag.training._data import Draws, Repeats, is_at_the_end, is_epoch_of_all, samples_of
 from relu_diag.training._kept_blocks import KeptBlocks
 from relu_diag.training._thrift import SMALL, Spread, rows_worth, size_of, spares
@@ -48,6 +49,8 @@ class Keeper:
         rider: Sees the steps.
         careful: Runs what may go wrong.
         thrifty: Whether verdicts are only said: of large blocks they are on as few rows as the steps so far pay for.
+        as_one: Whether rows of blocks that are one chain are kept as those of one network. A growth needs no others,
+            and what goes into the first block and the targets can be read off batches.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Keeper:
         self.max_samples = max_samples
         self.targets = targets
         self._patterns = ridden
+        self.as_one = False
         self._forget()
 
     def _forget(self) -> None:
@@ -68,6 +72,9 @@ class Keeper:
         self.thrifty = False
         self.careful = Careful(self.owner)
         self.seen: dict[str, Sighting] = {}
+        # Those whose rows are kept, a chain as one.
+        self._rowed: dict[str, Sighting] = {}
+        self._chained = self.as_one
         self.rider = Rider(self._patterns, self.careful)
         self._kept = KeptBlocks()
         self._look: Look | None = None
@@ -156,9 +163,14 @@ class Keeper:
             self._ridden += 1
             for name in self.rider.refuted & self.seen.keys() - {one.hidden for one in seen}:
                 del self.seen[name]
+                self._rowed.pop(name, None)
                 self._kept.drop(name)
-            if not self._confirming or self._begins_again(seen, batch):
-                self._take(trainer, seen, batch)
+            rowed = self._with_rows(seen)
+            if not self._confirming or self._begins_again(rowed, batch):
+                self.seen.update({one.hidden: one for one in seen})
+                self._take(trainer, rowed, batch)
+                if self._chained and any(self._kept.reasons.get(one.hidden) for one in rowed):
+                    self._take_apart(trainer, seen, batch)
         self.rider.leave()
 
     def passes(self) -> bool:
@@ -213,7 +225,7 @@ class Keeper:
         first = {one.hidden for one in seen}
         for one in seen:
             self._keep(one, batch, inner=not first.isdisjoint(one.readers))
-        self.seen.update({one.hidden: one for one in seen})
+        self._rowed.update({one.hidden: one for one in seen})
         if self._whole:
             self._finish_keeping(trainer, complete=True)
         elif self._ridden >= FIRST and not self._worth_keeping(trainer):
@@ -222,6 +234,18 @@ class Keeper:
         elif self._keeping and self._kept.full:
             self._finish_keeping(trainer, complete=False)
         self._unconfirmed = self._unconfirmed and self._spread.stride == 1
+
+    def _with_rows(self, seen: Sequence[Sighting]) -> Sequence[Sighting]:
+        """Whose rows are kept of the blocks of a step: theirs, or those of all as one."""
+        together = as_one(seen) if self._chained else None
+        return seen if together is None else [together]
+
+    def _take_apart(self, trainer: Trainer, seen: Sequence[Sighting], batch: Any) -> None:
+        """Keep the rows of each block from this step on: of all as one the loss is not known."""
+        self._chained = False
+        self._rowed = {}
+        self._kept = KeptBlocks()
+        self._take(trainer, seen, batch)
 
     def _begins_again(self, seen: Sequence[Sighting], batch: Any) -> bool:
         """Compare the loss of a step with that of the rows kept; whether it is another one, and an epoch begins."""
@@ -268,7 +292,7 @@ class Keeper:
 
     def _moved(self) -> dict[str, Sighting]:
         """Blocks whose inputs may be others than when their rows were kept."""
-        return {name: one for name, one in self.seen.items() if self._kept.moves(one, self._module)}
+        return {name: one for name, one in self._rowed.items() if self._kept.moves(one, self._module)}
 
     def _begin_keeping(self, trainer: Trainer) -> None:
         """Keep the rows of the steps to come, where they are needed."""
@@ -280,7 +304,7 @@ class Keeper:
         self._most = _ENDLESS if self._endless and self.max_samples is None else self.max_samples
         self._expected = 0 if self._endless else samples_of(trainer)
         if begins:
-            readable = self._kept.will_be_readable(self.seen)
+            readable = self._kept.will_be_readable(self._rowed)
             some = Spread.over(trainer.num_training_batches, self._batches, readable)
             self._spread = some if self._spares() else Spread()
             self._confirmed = _CONFIRMED_AT_LAST if self._spread.stride > 1 else _CONFIRMED
@@ -314,7 +338,9 @@ class Keeper:
     def _pays_for_more(self) -> bool:
         """Whether a verdict may be on twice as many rows by now as those that are kept."""
         rows = self._kept.rows
-        few = any(one.max_samples and 2 * one.max_samples <= self._worth(self.seen[name]) for name, one in rows.items())
+        few = any(
+            one.max_samples and 2 * one.max_samples <= self._worth(self._rowed[name]) for name, one in rows.items()
+        )
         return few and self._spares()
 
     def _finish_keeping(self, trainer: Trainer, complete: bool) -> None:
@@ -327,7 +353,7 @@ class Keeper:
     def _keep(self, one: Sighting, batch: Any, inner: bool) -> None:
         """Keep the rows of a block; a batch that is the whole data set alone."""
         kept = self._kept
-        before = self.seen.get(one.hidden, one)
+        before = self._rowed.get(one.hidden, one)
         same_readers = before.readers == one.readers
         if same_readers and (before.inputs, before.outputs) != (one.inputs, one.outputs):
             kept.drop(one.hidden)

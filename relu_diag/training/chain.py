@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import torch
-from torch import Tensor
-
 from relu_diag.capture import Sighting
 from relu_diag.functional import ShallowBlock
-from relu_diag.functional.block import rho
 from relu_diag.functional.widening import LaterLayer, LossThroughLayers
-from relu_diag.training._data import SAME
+from relu_diag.training._chained import activations, chain_from, followers_of, name_of_chain
 from relu_diag.training._sample import affordable_rows, some_in_order
 from relu_diag.training._settled import steady
 from relu_diag.training._training_data import TrainingData
-from relu_diag.training.obstacle import reads_activations
 from relu_diag.training.ranks import Later, of_all_ranks
 from relu_diag.training.rows import KeptRows
 
@@ -35,7 +30,7 @@ def data_of_chains(
     Args:
         seen: The last sighting of every block.
         blocks: The blocks at the weights of now.
-        kept: Rows of the blocks.
+        kept: Rows of the blocks, and of chains as one by the names of all their blocks (`name_of_chain`).
 
     Returns:
         The data by names of blocks; without those that stand alone.
@@ -62,49 +57,21 @@ def data_of_chains(
     later = Later()
     followers: dict[str, str] = {}
     with later:
-        followers = _followers(seen)
-    everyone = of_all_ranks(followers)
-    followers = {name: after for name, after in followers.items() if all(one.get(name) == after for one in everyone)}
+        followers = followers_of(seen)
+    everyone = of_all_ranks((followers, set(kept)))
+    followers = {name: after for name, after in followers.items() if all(one.get(name) == after for one, _ in everyone)}
+    everywhere = set.intersection(*(names for _, names in everyone))
     chains: list[tuple[list[str], TrainingData]] = []
     for first in seen:
-        names = [first, *_behind(first, followers)]
+        names = chain_from(first, followers)
         if first in followers.values() or len(names) == 1:
             continue
-        data = kept[names[-1]].on_rows_of(kept[first])
+        together = name_of_chain(names)
+        data = kept[together].data() if together in everywhere else kept[names[-1]].on_rows_of(kept[first])
         if data is not None:
             chains.append((names, data))
     later.settle()
     return dict(pair for names, data in chains for pair in _along([blocks[name] for name in names], names, data))
-
-
-def _followers(seen: Mapping[str, Sighting]) -> dict[str, str]:
-    """By name of a block, the one that reads its activations, where only that does."""
-    return {
-        name: one.readers[0]
-        for name, one in seen.items()
-        if len(one.readers) == 1 and one.readers[0] in seen and _follows(seen[one.readers[0]], one)
-    }
-
-
-def _follows(after: Sighting, before: Sighting) -> bool:
-    """Whether the inputs of a block are the activations of another one, which only it reads."""
-    X = _activations(before.block, before.signal.X, after.block)
-    own = after.signal.X
-    same = X.shape == own.shape and bool((X - own).norm() <= SAME * own.norm())
-    return same and not before.dropout and not reads_activations(before.block, before.signal)
-
-
-def _activations(before: ShallowBlock, X: Tensor, after: ShallowBlock) -> Tensor:
-    """The activations of a block as inputs of the next one, shape ``(N, d)``."""
-    A = rho(X.to(before.W) @ before.W.T, before.slopes)
-    return torch.cat([A, A.new_ones(len(A), 1)], dim=1) if after.W.shape[1] == A.shape[1] + 1 else A
-
-
-def _behind(name: str, followers: Mapping[str, str]) -> Iterator[str]:
-    """The blocks behind one, in their order."""
-    while name in followers:
-        name = followers[name]
-        yield name
 
 
 def _along(blocks: list[ShallowBlock], names: list[str], data: TrainingData) -> Iterator[tuple[str, TrainingData]]:
@@ -121,4 +88,4 @@ def _along(blocks: list[ShallowBlock], names: list[str], data: TrainingData) -> 
         loss = LossThroughLayers(data.loss, behind) if behind else data.loss
         yield name, TrainingData(X, loss, data.complete)
         if behind:
-            X = _activations(block, X, blocks[place + 1])
+            X = activations(block, X, blocks[place + 1])

@@ -69,7 +69,7 @@ class Evidence:
             leaves: The tensors of its batch.
         """
         self.inputs.append(seen.signal.X.clone())
-        self._outputs.append(seen.block(seen.signal.X))
+        self._outputs.append(seen.passed)
         self._gradients.append(seen.signal.G.clone())
         self._leaves.append([leaf.detach().clone() for leaf in leaves])
         self._losses.append(loss)

@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric
 
 from relu_diag.capture import BlockLocation, Sighting
 from relu_diag.functional import NotFiniteError
+from relu_diag.functional.widening import LossThroughLayers
 from relu_diag.training._dead import all_dead
 from relu_diag.training._judged import Subject
 from relu_diag.training._training_data import TrainingData
@@ -109,6 +110,9 @@ def examine_rows(
     for name in subjects:
         with later:
             data[name] = subjects[name].rows.data()
+            chain = chains.get(name)
+            if data[name] is None and chain is not None and not isinstance(chain.loss, LossThroughLayers):
+                data[name] = chain  # of its last block
     later.settle()
     judged = Subject.unjudged if drop is None else Subject.judged
     found = [

@@ -39,7 +39,8 @@ class Examiner(Keeper):
         max_samples: Judge on no more than so many samples; None: all.
         loss: Loss of a pass, ``loss(module, batch)``.
         targets: Returns the targets of a batch that does not show them.
-        around: Whether to ride on all blocks: those behind the ones asked for tell what these are worth.
+        around: Whether to ride on all blocks: those behind the ones asked for tell what these are worth. No verdict is
+            asked for then, and rows of blocks that follow one another are kept as those of one network.
 
     Attributes:
         seen: The last sighting of every block, by name of its first layer.
@@ -70,6 +71,7 @@ class Examiner(Keeper):
         self.loss = check_callable("loss", loss)
         most = None if max_samples is None else check_count("max_samples", max_samples)
         super().__init__(owner, None if around else block, most, check_callable("targets", targets))
+        self.as_one = around and dataloader is None
         # The last examinations, and when their weights and rows were taken.
         self._found: list[Examination] | None = None
         self._found_at: tuple[int, int, bool] | None = None
