@@ -8,9 +8,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
+from relu_diag.callbacks._passenger import Rides
 from relu_diag.capture import BlockLocation
-from relu_diag.growth import OtherOptimizers, check_growable, other_optimizers
-from relu_diag.training import Examination, Examiner, location_of, tell
+from relu_diag.growth import OtherOptimizers, check_growable, drop_graphs, in_a_graph, other_optimizers, unwrapped
+from relu_diag.training import Examination, Examiner, epochs_completed, location_of, tell
 
 _NO_PLACE = (
     "only two Linear layers can grow, and its weights are others. Write it as nn.Linear, activation, nn.Linear, or "
@@ -122,3 +123,43 @@ class Growable:
         except (TypeError, ValueError) as why:
             return str(why)
         return ""
+
+
+def graphs_let_go(trainer: Trainer, examination: Examination) -> bool:
+    """Drop graphs of steps that are over and hold the parameters of a block, with a word.
+
+    Args:
+        trainer: The trainer, fitting.
+        examination: The block.
+
+    Returns:
+        Whether none holds them any more on this process.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Rides):
+            callback.rider.let_go()
+    with unwrapped(trainer):
+        alive = in_a_graph(examination.parameters)
+    if alive:
+        module = trainer.lightning_module
+        held = drop_graphs([*module.modules(), *trainer.callbacks])  # type: ignore[attr-defined]
+        if held:
+            names = ", ".join(held)
+            rank_zero_warn(f"GrowOnPlateau: {names} kept graphs of steps that are over, which are dropped to grow.")
+        with unwrapped(trainer):
+            alive = in_a_graph(examination.parameters)
+    return not alive
+
+
+def goes_on(trainer: Trainer) -> bool:
+    """Whether there are steps left in which new neurons could be trained.
+
+    Args:
+        trainer: The trainer, fitting.
+
+    Returns:
+        Whether there are.
+    """
+    ended = epochs_completed(trainer)
+    more_epochs = trainer.max_epochs in {None, -1} or ended < (trainer.max_epochs or 0)
+    return more_epochs and (trainer.max_steps < 0 or trainer.global_step < trainer.max_steps)

@@ -11,17 +11,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from relu_diag.callbacks._growable import Growable
-from relu_diag.callbacks._passenger import Passenger, Rides
+from relu_diag.callbacks._growable import Growable, goes_on, graphs_let_go
+from relu_diag.callbacks._passenger import Passenger
 from relu_diag.callbacks.plateau import PlateauMonitor
 from relu_diag.growth import (
     averaged_copies,
     check_strategy,
-    drop_graphs,
     grow_in_training,
-    in_a_graph,
     resize_on_load,
-    unwrapped,
 )
 from relu_diag.training import (
     VERDICT_CODES,
@@ -35,19 +32,20 @@ from relu_diag.training import (
     Report,
     WideningChoice,
     against_growing,
-    agree,
     check_block,
     check_count,
     check_flag,
     choose_widening,
-    epochs_completed,
     gap_in_training,
     growth_prospects,
     most_promising_first,
+    on_all_ranks,
     tell,
 )
 
 Embedding = Literal["best", "replication", "inactive propagation"]
+# Why a plateau is none to grow on, which the monitor has said.
+_OTHER_VERDICT = "another verdict"
 
 
 class GrowOnPlateau(Passenger, PlateauListener):
@@ -294,13 +292,15 @@ class GrowOnPlateau(Passenger, PlateauListener):
         order = [*range(len(able))]
         if len(able) > 1:
             with self.examiner.careful:
-                gains = growth_prospects(able, None if self.units == "auto" else self.units)
-                order = most_promising_first(able, gains)
-            agree(self.examiner.careful, {})
-            order = trainer.strategy.broadcast(order)
+                order = trainer.strategy.broadcast(on_all_ranks(lambda: self._order(able)))
         for place in order:
             if self._grow(trainer, able[place]):
                 return
+
+    def _order(self, able: Sequence[Examination]) -> list[int]:
+        """Blocks by what they gain, the most promising first."""
+        gains = growth_prospects(able, None if self.units == "auto" else self.units)
+        return most_promising_first(able, gains)
 
     def on_plateau(self, trainer: Trainer, pl_module: LightningModule, event: PlateauEvent) -> None:
         """Grow the blocks that are at one of the kinds to grow on, and whose patience is exhausted.
@@ -318,21 +318,30 @@ class GrowOnPlateau(Passenger, PlateauListener):
                 self._reports[name] = 0
                 continue
             self._reports[name] = self._reports.get(name, 0) + 1
-            if self._reports[name] >= self.patience and not trainer.should_stop and _goes_on(trainer):
+            if self._reports[name] >= self.patience and not trainer.should_stop and goes_on(trainer):
                 self._reports[name] = 0
                 self._grow(trainer, examination)
 
     def _is_stuck(self, trainer: Trainer, examination: Examination, event: PlateauEvent) -> bool:
         """Whether a plateau is one to grow on: by the gap where decay is part of the loss, else by the verdict."""
-        gap = event.gap if examination is event.examination else gap_in_training(trainer, examination)
-        if gap is None:
-            return examination.verdict.kind in self.verdicts
+        against = ""
+        with self.examiner.careful:
+            against = trainer.strategy.broadcast(on_all_ranks(lambda: self._against(trainer, examination, event)))
+        if self.off:
+            return False
         name = examination.name
-        reason: str = trainer.strategy.broadcast(against_growing(trainer, examination, gap))
-        if reason and self._reasons.get(name) != reason:
-            tell(trainer, f"step {examination.step:,} {name or 'block'} does not grow: {reason}")
-        self._reasons[name] = reason
-        return not reason
+        if against and against not in {_OTHER_VERDICT, self._reasons.get(name)}:
+            tell(trainer, f"step {examination.step:,} {name or 'block'} does not grow: {against}")
+        if against != _OTHER_VERDICT:
+            self._reasons[name] = against
+        return not against
+
+    def _against(self, trainer: Trainer, examination: Examination, event: PlateauEvent) -> str:
+        """Why a block does not grow on a plateau; empty where it does."""
+        gap = event.gap if examination is event.examination else gap_in_training(trainer, examination)
+        if gap is not None:
+            return against_growing(trainer, examination, gap)
+        return "" if examination.verdict.kind in self.verdicts else _OTHER_VERDICT
 
     def _may_grow(self, trainer: Trainer, examination: Examination) -> bool:
         """Whether there is room for neurons, and nothing forbids a block to grow for ever."""
@@ -365,12 +374,13 @@ class GrowOnPlateau(Passenger, PlateauListener):
         choice: WideningChoice | None = None
         with self.examiner.careful:
             try:
-                choice = choose_widening(trainer, module, examination, units, self.embedding, self.nudge, room)
+                choice = on_all_ranks(
+                    lambda: choose_widening(trainer, module, examination, units, self.embedding, self.nudge, room)
+                )
             except NoWidening as why:
                 where = examination.location
                 rank_zero_warn(f"GrowOnPlateau: no growth of {where} at step {examination.step:,}: {why}.")
-        agree(self.examiner.careful, {})
-        return None if self.off else choice
+        return choice
 
     def _embed(self, trainer: Trainer, examination: Examination, choice: WideningChoice) -> None:
         """Add the neurons, and report it."""
@@ -378,10 +388,15 @@ class GrowOnPlateau(Passenger, PlateauListener):
         if location is None:
             return
         width = len(examination.block.W)
-        try:
-            embed = partial(choice.embed, live=examination.block)
-            grow_in_training(trainer, location, embed, self._growable.others)
-        except (RuntimeError, TypeError, ValueError) as why:
+        embed = partial(choice.embed, live=examination.block)
+        why = "GrowOnPlateau is off"
+        with self.examiner.careful:
+            try:
+                grow_in_training(trainer, location, embed, self._growable.others, on_all_ranks)
+                why = ""
+            except (RuntimeError, TypeError, ValueError) as refusal:
+                why = str(refusal)
+        if why:
             rank_zero_warn(f"GrowOnPlateau: no growth of {location} at step {examination.step:,}: {why}")
             return
         growth = Growth(
@@ -403,21 +418,8 @@ class GrowOnPlateau(Passenger, PlateauListener):
         self._report.log_text(trainer, growth.step, "timeline", str(growth))
 
     def _is_free(self, trainer: Trainer, examination: Examination) -> bool:
-        """Whether no graph depends on the shape of the block; those of steps that are over are dropped with a word."""
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Rides):
-                callback.rider.let_go()
-        with unwrapped(trainer):
-            alive = in_a_graph(examination.parameters)
-        if alive:
-            module = trainer.lightning_module
-            held = drop_graphs([*module.modules(), *trainer.callbacks])  # type: ignore[attr-defined]
-            if held:
-                names = ", ".join(held)
-                rank_zero_warn(f"GrowOnPlateau: {names} kept graphs of steps that are over, which are dropped to grow.")
-            with unwrapped(trainer):
-                alive = in_a_graph(examination.parameters)
-        free: bool = trainer.strategy.reduce_boolean_decision(not alive)
+        """Whether no graph depends on the shape of the block; if one does, the growth waits."""
+        free: bool = trainer.strategy.reduce_boolean_decision(graphs_let_go(trainer, examination))
         if not free:
             self._waiting.append(examination)
             if not self._told:
@@ -441,10 +443,3 @@ def _check_choices(at_steps: Sequence[int], embedding: str, verdicts: Sequence[s
     if not listed or set(verdicts) - set(VERDICT_CODES):
         unknown = sorted(set(verdicts) - set(VERDICT_CODES)) if listed else verdicts
         raise MisconfigurationException(f"`verdicts` must be among {[*VERDICT_CODES]}; got {unknown!r}.")
-
-
-def _goes_on(trainer: Trainer) -> bool:
-    """Whether there are steps left in which new neurons could be trained."""
-    ended = epochs_completed(trainer)
-    more_epochs = trainer.max_epochs in {None, -1} or ended < (trainer.max_epochs or 0)
-    return more_epochs and (trainer.max_steps < 0 or trainer.global_step < trainer.max_steps)

@@ -27,6 +27,7 @@ from relu_diag.training import (
     Rider,
     check_block,
     check_count,
+    on_all_ranks,
     say,
 )
 
@@ -353,24 +354,15 @@ class ReviveDeadUnits(Rides):
 
 
 def _found_together(trainer: Trainer, one: BlockRevival, alive: Tensor) -> NewPlaces | None:
-    """What the first process finds, on all of them; an error there is one everywhere, or the others would wait for it.
-
-    Raises:
-        RuntimeError: If the search has failed.
-    """
+    """What the first process finds, on all of them."""
     if trainer.world_size == 1:
         return one.find(alive)
-    sent: NewPlaces | str | None = None
-    if trainer.is_global_zero:
-        try:
-            found = one.find(alive)
-            sent = None if found is None else found.cpu()
-        except Exception as error:
-            sent = f"{type(error).__name__}: {error}"
-    sent = trainer.strategy.broadcast(sent)
-    if isinstance(sent, str):
-        raise RuntimeError(f"the search for new places failed on the first process: {sent}")
-    return sent
+
+    def search() -> NewPlaces | None:
+        found = one.find(alive) if trainer.is_global_zero else None
+        return None if found is None else found.cpu()
+
+    return trainer.strategy.broadcast(on_all_ranks(search))
 
 
 def _on(like: Tensor, found: NewPlaces) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +60,7 @@ def grow(
     with a warning. Compiled code is dropped and compiled again at its next use.
 
     Call it between steps, in ``on_train_batch_end`` or ``on_train_epoch_end``, and with several processes on each of
-    them, outside the wrapper. If an error is raised, nothing has changed.
+    them, outside the wrapper. If it is refused, for the reasons of `prepared_growth`, nothing has changed.
 
     Args:
         module: The module that holds the block, not a wrapper of it.
@@ -69,12 +69,6 @@ def grow(
         optimizers: All optimizers in use.
         others: Further ones, looked for before (`other_optimizers`); None: they are looked for now, which takes a tenth
             of a second where many objects are alive.
-
-    Raises:
-        TypeError: If the module is a wrapper, or its parameters are sharded.
-        ValueError: If the new block does not fit; or if a parameter is frozen, is shared, belongs to none of the
-            optimizers, or belongs to one that was not given.
-        RuntimeError: If a graph through the parameters or a weak reference to one of them is alive.
 
     Example:
         >>> from relu_diag.capture import find_blocks, read_block
@@ -91,6 +85,43 @@ def grow(
           (2): Linear(in_features=2, out_features=1, bias=True)
         )
     """
+    prepared_growth(module, location, new_block, optimizers, others)()
+
+
+def prepared_growth(
+    module: nn.Module,
+    location: BlockLocation,
+    new_block: ShallowBlock,
+    optimizers: Iterable[Optimizer] = (),
+    others: OtherOptimizers | None = None,
+) -> Callable[[], None]:
+    """A growth that has been checked: called, it is done, and what could be refused has been.
+
+    Args:
+        module: As in `grow`, like all others.
+        location: Which block.
+        new_block: The new parameters.
+        optimizers: All optimizers in use.
+        others: Further ones.
+
+    Returns:
+        What grows.
+
+    Raises:
+        TypeError: If the module is a wrapper, or its parameters are sharded.
+        ValueError: If the new block does not fit; or if a parameter is frozen, is shared, belongs to none of the
+            optimizers, or belongs to one that was not given.
+        RuntimeError: If a graph through the parameters or a weak reference to one of them is alive.
+
+    Example:
+        >>> from relu_diag.capture import find_blocks, read_block
+        >>> net = nn.Sequential(nn.Linear(3, 1), nn.ReLU(), nn.Linear(1, 1))
+        >>> location, = find_blocks(net)
+        >>> growth = prepared_growth(net, location, read_block(net, location))
+        >>> growth()  # by no neuron
+        >>> net[0].out_features
+        1
+    """
     if isinstance(module, DistributedDataParallel):
         raise TypeError("`module` is wrapped in DistributedDataParallel: grow module.module, then wrap it again.")
     _check_unsharded(module)
@@ -106,14 +137,18 @@ def grow(
     _check_owners(module, counted, owners, others.in_use)
     if obstacle := _obstacle(parameters.values()):
         raise RuntimeError(f"{location} cannot grow now: {obstacle}.")
-    for name, parameter in parameters.items():
-        _replace(parameter, values[name])
-    added = len(new_block.W) - hidden.out_features
-    hidden.out_features = output.in_features = len(new_block.W)
-    for optimizer in (*owners, *others.of_ended_trainers):
-        for name, parameter in counted.items():
-            widen_state(optimizer, parameter, _AXES[name], added)
-    remember_growth(module, location, added)
+
+    def growth() -> None:
+        for name, parameter in parameters.items():
+            _replace(parameter, values[name])
+        added = len(new_block.W) - hidden.out_features
+        hidden.out_features = output.in_features = len(new_block.W)
+        for optimizer in (*owners, *others.of_ended_trainers):
+            for name, parameter in counted.items():
+                widen_state(optimizer, parameter, _AXES[name], added)
+        remember_growth(module, location, added)
+
+    return growth
 
 
 def check_growable(

@@ -13,7 +13,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from relu_diag.capture import BlockLocation, of_lightning, read_block
 from relu_diag.functional import ShallowBlock
-from relu_diag.growth.live import OtherOptimizers, grow
+from relu_diag.growth.live import OtherOptimizers, prepared_growth
+
+# Growths that are checked, and done when called.
+_Growths = list[Callable[[], None]]
 
 
 def check_strategy(trainer: Trainer) -> None:
@@ -35,11 +38,17 @@ def check_strategy(trainer: Trainer) -> None:
         )
 
 
+def _alone(task: Callable[[], _Growths]) -> _Growths:
+    """On one process."""
+    return task()
+
+
 def grow_in_training(
     trainer: Trainer,
     location: BlockLocation,
     embed: Callable[[ShallowBlock], ShallowBlock],
     others: OtherOptimizers | None = None,
+    on_all: Callable[[Callable[[], _Growths]], _Growths] = _alone,
 ) -> None:
     """Widen a block of the module in training, and its averaged copies (EMA, SWA) in the same way.
 
@@ -51,6 +60,8 @@ def grow_in_training(
         location: Which block of its module.
         embed: Maps a block to the wider one that replaces it.
         others: Optimizers besides those of the trainer, looked for before; None: they are looked for now.
+        on_all: Calls what prepares the growth so that an error on one process is one on all of them, before anything
+            has changed.
 
     Example:
         >>> import torch
@@ -69,10 +80,18 @@ def grow_in_training(
     """
     check_strategy(trainer)
     module = trainer.lightning_module
+
+    def prepared() -> _Growths:
+        growths = [
+            prepared_growth(copy, location, embed(read_block(copy, location)), others=others)
+            for copy in averaged_copies(trainer)
+        ]
+        wider = embed(read_block(module, location))
+        return [prepared_growth(module, location, wider, trainer.optimizers, others), *growths]
+
     with unwrapped(trainer):
-        grow(module, location, embed(read_block(module, location)), trainer.optimizers, others)
-        for copy in averaged_copies(trainer):
-            grow(copy, location, embed(read_block(copy, location)), others=others)
+        for growth in on_all(prepared):
+            growth()
 
 
 def averaged_copies(trainer: Trainer) -> list[nn.Module]:

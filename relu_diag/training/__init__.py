@@ -77,7 +77,7 @@ from relu_diag.training.plateaus import (
     marks_of,
 )
 from relu_diag.training.promising import growth_prospects, most_promising_first
-from relu_diag.training.ranks import Later, agree, of_all_ranks
+from relu_diag.training.ranks import FailedElsewhereError, Later, agree, of_all_ranks, on_all_ranks
 from relu_diag.training.recipe import Recipe, factor_between
 from relu_diag.training.report import Report, say
 from relu_diag.training.revival import BlockRevival, Revival
@@ -87,7 +87,8 @@ from relu_diag.training.stopping import Decision, stop_or_wait
 from relu_diag.training.story import STORY, event_line, first_few, story_rows, tell, tell_event, text_table
 from relu_diag.training.stream import LossStream
 from relu_diag.training.watch import BlockWatch
-from relu_diag.training.widening import NoWidening, WideningChoice, choose_widening
+from relu_diag.training.widening import choose_widening
+from relu_diag.training.widening_choice import NoWidening, WideningChoice
 from relu_diag.training.window import BlockReport, Window
 
 __all__ = [
@@ -107,6 +108,7 @@ __all__ = [
     "Evidence",
     "Examination",
     "Examiner",
+    "FailedElsewhereError",
     "Growth",
     "HistoryRecorder",
     "KeptRows",
@@ -186,6 +188,7 @@ __all__ = [
     "most_promising_first",
     "obstacle_of",
     "of_all_ranks",
+    "on_all_ranks",
     "penalty_of",
     "penalty_on",
     "reads_activations",

@@ -11,7 +11,7 @@ from relu_diag.training._chained import activations, chain_from, followers_of, n
 from relu_diag.training._sample import affordable_rows, some_in_order
 from relu_diag.training._settled import steady
 from relu_diag.training._training_data import TrainingData
-from relu_diag.training.ranks import Later, of_all_ranks
+from relu_diag.training.ranks import of_all_ranks, on_all_ranks
 from relu_diag.training.rows import KeptRows
 
 # Rows of a chain: as many as neurons are chosen by, or more.
@@ -54,10 +54,7 @@ def data_of_chains(
         >>> sorted(data_of_chains(seen, blocks, kept))
         ['0', '2']
     """
-    later = Later()
-    followers: dict[str, str] = {}
-    with later:
-        followers = followers_of(seen)
+    followers = on_all_ranks(lambda: followers_of(seen))
     everyone = of_all_ranks((followers, set(kept)))
     followers = {name: after for name, after in followers.items() if all(one.get(name) == after for one, _ in everyone)}
     everywhere = set.intersection(*(names for _, names in everyone))
@@ -70,8 +67,9 @@ def data_of_chains(
         data = kept[together].data() if together in everywhere else kept[names[-1]].on_rows_of(kept[first])
         if data is not None:
             chains.append((names, data))
-    later.settle()
-    return dict(pair for names, data in chains for pair in _along([blocks[name] for name in names], names, data))
+    return on_all_ranks(
+        lambda: dict(pair for names, data in chains for pair in _along([blocks[name] for name in names], names, data))
+    )
 
 
 def _along(blocks: list[ShallowBlock], names: list[str], data: TrainingData) -> Iterator[tuple[str, TrainingData]]:

@@ -97,23 +97,17 @@ def examine_rows(
                 subjects[name] = replace(subject, drift=moved.get(name, 0.0), thorough=thorough)
         except NotFiniteError:
             finite = False
-    together = trainer.strategy.reduce_boolean_decision(finite and not later.failed)
     later.settle()
-    if not together:
+    if not trainer.strategy.reduce_boolean_decision(finite):
         return None
     # What all ranks do together comes first: an error of one of them then leaves none waiting.
     chains: Mapping[str, TrainingData] = {}
-    data: dict[str, TrainingData | None] = {}
-    with later:
-        if thorough:
-            chains = data_of_chains(seen, {name: subject.block for name, subject in subjects.items()}, kept)
-    for name in subjects:
-        with later:
-            data[name] = subjects[name].rows.data()
-            chain = chains.get(name)
-            if data[name] is None and chain is not None and not isinstance(chain.loss, LossThroughLayers):
-                data[name] = chain  # of its last block
-    later.settle()
+    if thorough:
+        chains = data_of_chains(seen, {name: subject.block for name, subject in subjects.items()}, kept)
+    data = {name: subject.rows.data() for name, subject in subjects.items()}
+    for name, chain in chains.items():
+        if data[name] is None and not isinstance(chain.loss, LossThroughLayers):
+            data[name] = chain  # of its last block
     judged = Subject.unjudged if drop is None else Subject.judged
     found = [
         replace(judged(subject, data[name], loss), deep_data=chains.get(name)) for name, subject in subjects.items()
@@ -193,9 +187,8 @@ def examine_pass(trainer: Trainer, module: LightningModule, look: Look, drop: fl
                 rows.keep(seen, float(loss), batch)
         except NotFiniteError:
             finite = False
-    together = trainer.strategy.reduce_boolean_decision(finite and not later.failed)
     later.settle()
-    if not together:
+    if not trainer.strategy.reduce_boolean_decision(finite):
         return None
     rows.finish(complete=not look.sampled)
     data = rows.data()

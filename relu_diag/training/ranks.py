@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import TracebackType
 from typing import TypeVar
 
@@ -34,14 +34,12 @@ def of_all_ranks(value: Value) -> Sequence[Value]:
 
 
 class Later:
-    """A context in which an exception waits, while this rank goes on with what all ranks do together.
+    """A context in which an exception waits, until all ranks know of it: it is then one on all of them.
 
     Example:
         >>> later = Later()
         >>> with later:
         ...     1 / 0
-        >>> of_all_ranks("here"), later.failed
-        (['here'], True)
         >>> later.settle()
         Traceback (most recent call last):
         ZeroDivisionError: division by zero
@@ -49,11 +47,6 @@ class Later:
 
     def __init__(self) -> None:
         self._error: Exception | None = None
-
-    @property
-    def failed(self) -> bool:
-        """Whether an exception waits."""
-        return self._error is not None
 
     def __enter__(self) -> Later:
         return self
@@ -67,9 +60,47 @@ class Later:
         return True
 
     def settle(self) -> None:
-        """Raise the exception that waits, if there is one: no collective of this task is left."""
-        if self._error is not None:
-            raise self._error
+        """Raise the exception that waits, on this rank or another. A collective: every rank must call it.
+
+        Raises:
+            FailedElsewhereError: If there is none on this rank.
+        """
+        error = self._error
+        failure = _failure_of_any("" if error is None else f"{type(error).__name__}: {error}")
+        if error is not None:
+            raise error
+        if failure:
+            raise FailedElsewhereError(failure)
+
+
+class FailedElsewhereError(RuntimeError):
+    """What failed on another process, so that it is not done on this one either.
+
+    Example:
+        >>> raise FailedElsewhereError("on another process, MemoryError: out of memory")
+        Traceback (most recent call last):
+        relu_diag.training.ranks.FailedElsewhereError: on another process, MemoryError: out of memory
+    """
+
+
+def on_all_ranks(task: Callable[[], Value]) -> Value:
+    """Do something that every rank does. A collective: an error on one rank is one on all of them.
+
+    Args:
+        task: What to do, without a collective in which another rank would be left waiting.
+
+    Returns:
+        What it returns on this rank.
+
+    Example:
+        >>> on_all_ranks(lambda: 1)
+        1
+    """
+    later = Later()
+    with later:
+        value = task()
+    later.settle()
+    return value
 
 
 def agree(careful: Careful, known: Mapping[str, Hashable]) -> list[str]:
@@ -86,11 +117,16 @@ def agree(careful: Careful, known: Mapping[str, Hashable]) -> list[str]:
         >>> agree(Careful("Monitor"), {"net.0": (6, 3)})
         ['net.0']
     """
-    everyone = of_all_ranks((careful.off, dict(known)))
-    off = next((reason for reason, _ in everyone if reason), "")
+    off = _failure_of_any(careful.off)
     if off and not careful.off:
-        careful.switch_off(f"on another process, {off}")
+        careful.switch_off(off)
     if off:
         return []
-    first = everyone[0][1]
-    return [name for name, what in first.items() if all(theirs.get(name) == what for _, theirs in everyone)]
+    everyone = of_all_ranks(dict(known))
+    return [name for name, what in everyone[0].items() if all(theirs.get(name) == what for theirs in everyone)]
+
+
+def _failure_of_any(own: str) -> str:
+    """The reason why this rank has failed, or else another one; empty where none has. A collective."""
+    failures = of_all_ranks(own)
+    return own or next((f"on another process, {failure}" for failure in failures if failure), "")

@@ -19,7 +19,7 @@ from relu_diag.training._thrift import spread_rows
 from relu_diag.training._training_data import RowsOfStep, TrainingData
 from relu_diag.training.evidence import Evidence
 from relu_diag.training.obstacle import ACTIVATIONS_READ, obstacle_of
-from relu_diag.training.ranks import of_all_ranks
+from relu_diag.training.ranks import of_all_ranks, on_all_ranks
 from relu_diag.training.recipe import Recipe, factor_between
 
 NOT_SEEN = "no step of the training was seen yet"
@@ -288,7 +288,7 @@ class KeptRows:
         Returns:
             The data; None where there are none, `reason` says why.
         """
-        self._read_noted()
+        on_all_ranks(self._read_noted)
         kept = [] if self.reason else [(batch.X, batch.loss) for batch in self._batches if batch.loss is not None]
         everyone = of_all_ranks((kept, self.reason, self.complete))
         self.reason = next((reason for _, reason, _ in everyone if reason), "")
@@ -313,6 +313,16 @@ class KeptRows:
         Returns:
             The data; None where the loss is not known, or the two have no samples in common.
         """
+        kept = on_all_ranks(lambda: self._rows_in_common(below))
+        everyone = of_all_ranks((kept, self.complete and len(kept) == len(self._batches)))
+        try:
+            data = self._together([one for theirs, _ in everyone for one in theirs])
+        except ValueError:
+            return None
+        return None if data is None else replace(data, complete=all(complete for _, complete in everyone))
+
+    def _rows_in_common(self, below: KeptRows) -> list[tuple[Tensor, Loss]]:
+        """Inputs of another block, batch by batch, with the loss of the same samples as this one knows it."""
         self._read_noted()
         theirs = below._inputs_of_steps()
         kept = []
@@ -323,12 +333,7 @@ class KeptRows:
             X = X if batch.chosen is None else X[batch.chosen]
             if len(X) == len(batch.X):
                 kept.append((X, batch.loss))
-        try:
-            everyone = of_all_ranks((kept, self.complete and len(kept) == len(self._batches)))
-            data = self._together([one for theirs, _ in everyone for one in theirs])
-        except ValueError:
-            return None
-        return None if data is None else replace(data, complete=all(complete for _, complete in everyone))
+        return kept
 
     def _inputs_of_steps(self) -> dict[int, Tensor]:
         """All inputs of each step, by its number; also of steps that are too few to tell the loss of an inner block."""

@@ -39,7 +39,8 @@ from relu_diag.training.gap import coupled_decay, gap_in_training
 from relu_diag.training.judge import SEARCHED_AT_ONCE, search_size
 from relu_diag.training.look import Look
 from relu_diag.training.obstacle import reads_activations
-from relu_diag.training.ranks import Later, of_all_ranks
+from relu_diag.training.ranks import on_all_ranks
+from relu_diag.training.widening_choice import NoWidening, WideningChoice
 
 # Copies that are tried under any other loss, where a trial takes a dozen passes over the data.
 _CANDIDATES = 4
@@ -59,77 +60,6 @@ _NUMBERS_ONE_BY_ONE = 2**13
 # How often new neurons are made quieter, where they cost more than they gain.
 _HALVINGS = 12
 _NO_GAIN = "no neuron and no direction gains anything"
-
-
-class NoWidening(Exception):
-    """The reason why no neuron is added.
-
-    Example:
-        >>> raise NoWidening("no new neuron lowers the loss")
-        Traceback (most recent call last):
-        relu_diag.training.widening.NoWidening: no new neuron lowers the loss
-    """
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class WideningChoice:
-    """Neurons to add, one step after the other.
-
-    Attributes:
-        parts: One neuron at a time, or several; each is made for the block with the neurons before it.
-        verdict: Kind of the widened weights; "undecided" if the loss is not known to be convex in the outputs, or a
-            verdict on so many would take long.
-        function_change: Largest change of an output on the data.
-        predicted_drop: First-order prediction of the drop of the loss.
-        measured_drop: Drop of the loss as evaluated; 0 where the function is kept.
-
-    Example:
-        >>> WideningChoice((), "", function_change=0.0, predicted_drop=0.0, measured_drop=0.0).units
-        0
-    """
-
-    parts: tuple[GrowthProposal | Widening, ...]
-    verdict: str
-    function_change: float
-    predicted_drop: float
-    measured_drop: float
-
-    @property
-    def units(self) -> int:
-        """Number of new neurons."""
-        return sum(_count(part) for part in self.parts)
-
-    @property
-    def embedding(self) -> tuple[str, ...]:
-        """What is done, one line for each new neuron."""
-        return tuple(line for part in self.parts for line in _lines(part))
-
-    def embed(self, block: ShallowBlock, live: ShallowBlock) -> ShallowBlock:
-        """Add the neurons to the live block, or in the same way to an averaged copy of it.
-
-        Args:
-            block: The block to widen.
-            live: The block for which the choice was made.
-
-        Returns:
-            The wider block.
-        """
-        if block.W.shape == live.W.shape and torch.equal(block.W, live.W) and torch.equal(block.H, live.H):
-            return self.parts[-1].new_block
-        for part in self.parts:
-            block = part.embed(block)
-        return block
-
-
-def _count(part: GrowthProposal | Widening) -> int:
-    return part.units if isinstance(part, Widening) else 1
-
-
-def _lines(part: GrowthProposal | Widening) -> list[str]:
-    """What a part adds, one line for each of its neurons."""
-    if not isinstance(part, Widening):
-        return [part.what]
-    return part.units * [f"new neuron, {part.kind}{', silent at first' if part.kept else ''}"]
 
 
 def choose_widening(
@@ -160,7 +90,7 @@ def choose_widening(
         The choice.
 
     Raises:
-        NoWidening: If no neuron gains anything, here or on another process.
+        NoWidening: If no neuron gains anything.
 
     Example:
         >>> from relu_diag.functional import SquaredError
@@ -175,26 +105,38 @@ def choose_widening(
     """
     room = BUDGETS.new_units if most is None else min(most, BUDGETS.new_units)
     plan = _Plan(examination.block, count, room, embedding, nudge, examination.loss)
+    found = on_all_ranks(partial(_found, trainer, module, examination, plan))
+    parts = trainer.strategy.broadcast(found.parts)
+    if isinstance(parts, NoWidening):
+        raise NoWidening(str(parts))
+    return _choice(parts, found.falls)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found:
+    """The neurons to add, or why there are none, and what they change of the loss, where it is known."""
+
+    parts: list[GrowthProposal | Widening] | NoWidening
+    falls: Falls | None
+
+
+def _found(trainer: Trainer, module: LightningModule, examination: Examination, plan: _Plan) -> _Found:
+    """The neurons to add, as this process finds them."""
     data = _some_data(examination)
     falls: Falls | None = None
-    parts: list[GrowthProposal | Widening] = []
-    later = Later()
-    with later:
+    try:
         if data is not None:
             decay = coupled_decay(trainer, examination) or WeightDecay()
             gap = gap_in_training(trainer, examination)
             falls = Falls.of(examination.block, data, decay)
             parts = _by_rows(replace(plan, rehearses=can_be_rehearsed(trainer, falls)), falls, gap)
         elif examination.look is not None:
-            parts = _one_by_one(plan, _search(trainer, module, examination, examination.look, nudge))
+            parts = _one_by_one(plan, _search(trainer, module, examination, examination.look, plan.nudge))
         else:
             parts = _by_signals(plan, examination)
-    everyone = of_all_ranks(later.failed)
-    later.settle()
-    if any(everyone):
-        raise NoWidening("another process found none")
-    parts = trainer.strategy.broadcast(parts)
-    return _choice(parts, falls)
+    except NoWidening as why:
+        return _Found(why, falls)
+    return _Found(parts, falls)
 
 
 def _some_data(examination: Examination) -> TrainingData | None:
