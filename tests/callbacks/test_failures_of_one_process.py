@@ -98,7 +98,7 @@ def test_a_gap_that_one_process_cannot_tell_is_no_reason_to_grow(monkeypatch: py
     failing(monkeypatch, growing, "against_growing", 1, MemoryError("too little"))
     growth = GrowOnPlateau(verdicts=("not stationary", "local minimum", "saddle", "undecided"))
     monitor = PlateauMonitor(min_steps=10, drop=0.5)
-    fit(monitor, growth, AsOne(lambda module: "too little" in growth.off and not growth.growths), epochs=15)
+    fit(monitor, growth, AsOne(lambda module: "too little" in growth.off and not growth.growths), epochs=30)
 
 
 def test_a_search_that_fails_on_the_first_process_revives_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,7 +145,7 @@ class TellsWhatIsOff(Callback):
         ("relu_diag.capture.sampled.RunningSums", [True, False]),
         ("relu_diag.training.examine.all_dead", [False, True]),
         ("relu_diag.training._judged.judge", [False, True]),
-        ("relu_diag.training.chain._followers", [False, True]),
+        ("relu_diag.training.chain.followers_of", [False, True]),
         ("relu_diag.training.rows.joined", [False, True]),
     ],
 )
