@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from relu_diag.capture import Sighting
@@ -18,6 +19,8 @@ _PULLED = 1e-3
 # Share of neurons born dead that is worth a warning, and rows by which it is predicted.
 _BORN_DEAD = 0.05
 _ROWS = 1024
+# Rows that are looked at together for a neuron that is not dead.
+_PIECE = 64
 # Rows that tell a spread.
 _FEWEST = 16
 
@@ -28,8 +31,9 @@ def all_dead(block: ShallowBlock, inputs: Sequence[Tensor]) -> bool:
         return False
     tolerance = kink_tolerance(None, block.W.dtype)
     sizes = block.W.norm(dim=1)
-    for X in inputs:
-        rows = X.to(block.W)
+    # In pieces: most blocks have a neuron that is active among the first rows.
+    for piece in (piece for X in inputs for piece in torch.split(X, _PIECE)):
+        rows = piece.to(block.W)
         if bool((rows @ block.W.mT >= -tolerance * sizes * rows.norm(dim=1, keepdim=True)).any()):
             return False
     return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ class Falls:
     data: TrainingData
     decay: WeightDecay
     outputs: Tensor
+    # The last wider block that was asked for, and what it changes.
+    _last: dict[str, tuple[ShallowBlock, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, block: ShallowBlock, data: TrainingData, decay: WeightDecay) -> Falls:
@@ -59,7 +61,15 @@ class Falls:
         return 0.0 - float((self.data.loss.double().gradient(self.outputs) * change).sum())
 
     def change(self, wider: ShallowBlock) -> Tensor:
-        """By what a wider block changes the outputs, float64, shape ``(N, J)``."""
+        """By what a wider block changes the outputs, float64, shape ``(N, J)``; that of the last one is remembered."""
+        known = self._last.get("change")
+        if known is None or known[0] is not wider:
+            known = wider, self._changed(wider)
+            self._last["change"] = known
+        return known[1]
+
+    def _changed(self, wider: ShallowBlock) -> Tensor:
+        """The same, computed."""
         old = self.block
         width = len(old.W)
         X = self.data.X

@@ -11,8 +11,9 @@ from lightning.pytorch import LightningModule, Trainer
 
 from relu_diag.capture import Sighting
 from relu_diag.training._chained import as_one
-from relu_diag.training._data import Draws, Repeats, is_at_the_end, is_epoch_of_all, samples_of
+from relu_diag.training._data import Draws, Repeats, affordable, is_at_the_end, is_epoch_of_all, samples_of
 from relu_diag.training._kept_blocks import KeptBlocks
+from relu_diag.training._sample import rows_of_choice
 from relu_diag.training._thrift import SMALL, Spread, rows_worth, size_of, spares
 from relu_diag.training.careful import Careful
 from relu_diag.training.look import Look
@@ -360,7 +361,9 @@ class Keeper:
         if self._spread.stride > 1 and one.hidden not in kept.rows and not self._whole:
             kept.begin_some(one, self._worth(one), self._spread.steps, self._module, inner)
         elif self._whole or one.hidden not in kept.rows:
-            kept.begin(one, self._most, len(one.signal.X) if self._whole else self._expected, self._module)
+            few = min(affordable(one), rows_of_choice(one.inputs)) if self.as_one else None
+            expected = one.count if self._whole else self._expected
+            kept.begin(one, self._most or few, expected, self._module)
         kept.add(one, self.rider.loss, self._shown(batch), self._batches, same_readers, inner)
 
     def _shown(self, batch: Any) -> Any:

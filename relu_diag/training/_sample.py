@@ -13,6 +13,11 @@ from relu_diag.training._training_data import TrainingData
 
 # Inputs that are turned to float64 at once.
 _COLUMNS = 64
+# Rows by which neurons are chosen, fewer where inputs are long so that a choice costs no more than a few steps of
+# training.
+_ROWS = 4096
+_FEWEST = 1024
+_NUMBERS = 2**19
 # Products of rows with the weights behind a block, each time that neurons are tried: about a quarter of a step.
 _PRODUCTS = 2**25
 
@@ -51,6 +56,11 @@ def some_in_order(data: TrainingData, count: int) -> TrainingData:
         return _part(data, order[_drawn(data, count)])
     except NotImplementedError:
         return data
+
+
+def rows_of_choice(inputs: int) -> int:
+    """Number of rows by which neurons of so many inputs are chosen at most."""
+    return min(_ROWS, max(_FEWEST, _NUMBERS // inputs))
 
 
 def affordable_rows(loss: Loss, most: int, fewest: int) -> int:

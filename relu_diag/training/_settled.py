@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -33,9 +32,9 @@ def steady(block: ShallowBlock) -> ShallowBlock:
     bias = block.output_bias
     return replace(
         block,
-        W=_rounded(block.W, _STEADY_DIGITS),
-        H=_rounded(block.H, _STEADY_DIGITS),
-        output_bias=None if bias is None else _rounded(bias, _STEADY_DIGITS),
+        W=_rounded_together(block.W),
+        H=_rounded_together(block.H),
+        output_bias=None if bias is None else _rounded_together(bias),
     )
 
 
@@ -75,25 +74,28 @@ def settled(block: ShallowBlock, units: int, X: Tensor, drop_digits: bool) -> Sh
     """
     W = block.W.clone()
     H = block.H.clone()
-    generator = torch.Generator().manual_seed(0)
+    new = slice(len(W) - units, len(W))
+    if drop_digits:
+        W[new] = _rounded(W[new])
+        H[:, new] = _rounded(H[:, new].T).T
     kink = tolerances(W.dtype).kink
-    size = X.to(W).norm(dim=1)
-    for unit in range(len(W) - units, len(W)):
-        if drop_digits:
-            W[unit] = _rounded(W[unit])
-            H[:, unit] = _rounded(H[:, unit])
-        w = W[unit]
-        reach = kink * float(w.norm()) * size
-        if bool((((X.to(w) @ w).abs() <= reach) & (reach > 0)).any()):
-            turn = torch.randn(len(w), generator=generator, dtype=torch.float64).to(w)
-            W[unit] += _TURN * kink * w.norm() * turn
+    rows = X.to(W)
+    reach = kink * rows.norm(dim=1, keepdim=True) * W[new].norm(dim=1)
+    on_a_kink = (((rows @ W[new].T).abs() <= reach) & (reach > 0)).any(dim=0)
+    generator = torch.Generator().manual_seed(0)
+    for unit in on_a_kink.nonzero()[:, 0] + new.start:
+        turn = torch.randn(W.shape[1], generator=generator, dtype=torch.float64).to(W)
+        W[unit] += _TURN * kink * W[unit].norm() * turn
     return replace(block, W=W, H=H)
 
 
 def _rounded(values: Tensor, digits: int = _DIGITS) -> Tensor:
-    """Values of any shape to so many binary digits of the largest of them."""
-    largest = float(values.abs().max())
-    if not largest:
-        return values
-    unit = 2.0 ** (math.frexp(largest)[1] - digits)
+    """Rows of values ``(n, d)`` to so many binary digits of the largest one of each."""
+    largest = values.abs().amax(dim=1, keepdim=True)
+    unit = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - digits)
     return (values / unit).round() * unit
+
+
+def _rounded_together(values: Tensor) -> Tensor:
+    """Values of any shape to the digits of what is steady in the largest of them."""
+    return _rounded(values.reshape(1, -1), _STEADY_DIGITS).view_as(values)

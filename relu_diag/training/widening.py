@@ -30,7 +30,7 @@ from relu_diag.functional.widening import add_inactive_propagation, add_silent_u
 from relu_diag.training._data import MAX_ELEMENTS, TOO_MANY
 from relu_diag.training._falls import Falls
 from relu_diag.training._rehearsed import best_in_rehearsal, can_be_rehearsed, random_neurons
-from relu_diag.training._sample import affordable_rows, some_in_order
+from relu_diag.training._sample import affordable_rows, rows_of_choice, some_in_order
 from relu_diag.training._settled import settled, steady, with_own_digits
 from relu_diag.training._training_data import TrainingData
 from relu_diag.training.examination import Examination
@@ -44,11 +44,9 @@ from relu_diag.training.widening_choice import NoWidening, WideningChoice
 
 # Copies that are tried under any other loss, where a trial takes a dozen passes over the data.
 _CANDIDATES = 4
-# Rows by which neurons are chosen, fewer where inputs are long so that a choice costs no more than a few steps of
-# training, and the share that judges where these are not all.
+# Rows by which neurons with silent outputs are chosen.
 _ROWS = 4096
-_FEWEST = 1024
-_NUMBERS = 2**19
+# Share of the rows that judges where these are not all.
 _JUDGING = 0.25
 # Numbers of the inputs, and new neurons, up to which neurons are proposed one by one besides; and numbers up to which
 # they are where no set lowers the loss: more would take minutes.
@@ -144,8 +142,8 @@ def _some_data(examination: Examination) -> TrainingData | None:
     data = data_of(examination)
     if data is None:
         return None
-    most = min(_ROWS, max(_FEWEST, _NUMBERS // data.X.shape[1]))
-    return some_in_order(data, affordable_rows(data.loss, most, BUDGETS.rows_to_compare))
+    most = affordable_rows(data.loss, rows_of_choice(data.X.shape[1]), BUDGETS.rows_to_compare)
+    return some_in_order(data, most)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -219,13 +217,15 @@ def _signal(falls: Falls) -> BlockSignal:
 def _best(plan: _Plan, falls: Falls) -> Widening | None:
     """Several neurons at once, in the place where they do not depend on rounding; None where none lowers the loss."""
     data = falls.data
+    block = steady(plan.block)
     found = best_widening(
-        steady(plan.block),
+        block,
         data.X,
         data.loss,
         units=plan.count,
         held_out=0.0 if data.complete else _JUDGING,
         most=plan.room,
+        outputs=falls.outputs if block is plan.block else None,
     )
     if found.kept:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import torch
@@ -371,14 +372,21 @@ class _CrossEntropyAt(LossAt):
 
     def gradient(self) -> Tensor:
         """The gradient, shape ``(N, J)``."""
-        return self._coefficients * self.loss._slope(self._odds / self._sum, self._targets)
+        return self._coefficients * self.loss._slope(self._p, self._targets)
 
     def curvature(self, direction: Tensor) -> Tensor:
         """The product of the Hessian with a direction, shape ``(N, J)``."""
-        mass = self._targets.sum(1, keepdim=True)
-        p = self._odds / self._sum
-        product = p * (direction - (p * direction).sum(1, keepdim=True))
-        return self._coefficients * mass * product
+        return self._bend * (direction - (self._p * direction).sum(1, keepdim=True))
+
+    @cached_property
+    def _p(self) -> Tensor:
+        """Probabilities, shape ``(N, J)``."""
+        return self._odds / self._sum
+
+    @cached_property
+    def _bend(self) -> Tensor:
+        """Probabilities times what multiplies the loss of a sample, shape ``(N, J)``."""
+        return self._coefficients * self._targets.sum(1, keepdim=True) * self._p
 
 
 def _as_labels(labels: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class Part:
         return Part(self.X[index], self.outputs[index], loss)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Rows:
     """A network as it was ``given``, and on its rows.
 
@@ -70,6 +70,13 @@ class Rows:
     judging: Tensor | None
     furthest: float
     draw: torch.Generator
+
+    @cached_property
+    def situation(self) -> Situation:
+        """What candidates are made from."""
+        constant = self.all.X[:, -1]
+        biased = bool((constant == constant[0]).all()) and bool(constant[0] != 0)
+        return Situation(self.block, BlockSignal(self.few.X, self.few.start.gradient), biased, self.draw)
 
     @property
     def weigh(self) -> Part:
@@ -112,12 +119,14 @@ class UnitSet:
     judged: float
 
 
-def split_rows(block: ShallowBlock, X: Tensor, loss: Loss, held_out: float, seed: int) -> Rows:
-    """The rows in two parts; in float32 at least, cut from any graph."""
+def split_rows(
+    block: ShallowBlock, X: Tensor, loss: Loss, held_out: float, seed: int, outputs: Tensor | None = None
+) -> Rows:
+    """The rows in two parts, and outputs of the block for them; in float32 at least, cut from any graph."""
     dtype = torch.promote_types(block.W.dtype, torch.float32)
     own = block.cast(dtype)
     X = X.detach().to(dtype)
-    outputs = chunked_outputs(own, X)
+    outputs = chunked_outputs(own, X) if outputs is None else outputs.detach().to(dtype)
     everything = Part(X, outputs, loss.prepared(outputs))
     draw = torch.Generator().manual_seed(seed)
     count = min(round(held_out * len(X)), len(X) - 1)
@@ -147,14 +156,9 @@ def proposed_set(rows: Rows, kind: str, most: int, worthwhile: bool) -> UnitSet:
     Returns:
         The neurons.
     """
-    block = rows.block
-    X = rows.few.X
     start = rows.few.start
-    constant = rows.all.X[:, -1]
-    biased = bool((constant == constant[0]).all()) and bool(constant[0] != 0)
-    situation = Situation(block, BlockSignal(X, start.gradient), biased, rows.draw)
-    V = POOLS[kind](situation, max(BUDGETS.pool, BUDGETS.pool_for_one * most))
-    A = rho(X @ V.T, block.slopes)
+    V = POOLS[kind](rows.situation, max(BUDGETS.pool, BUDGETS.pool_for_one * most))
+    A = rows.activations(rows.few, V)
     choice = greedy_choice(A, start.gradient, most)
     count = max(1, _worthwhile(choice, start)) if worthwhile else most
     index = filled(choice.index[:count], count, len(V))
@@ -162,7 +166,7 @@ def proposed_set(rows: Rows, kind: str, most: int, worthwhile: bool) -> UnitSet:
     size = torch.where(size > 0, size, 1.0)
     V = V[index] / size[:, None]
     A = A[:, index] / size
-    H = refitted_outputs(start, A, A.new_zeros(len(block.H), len(V)), BUDGETS.usual_ridge)
+    H = refitted_outputs(start, A, A.new_zeros(len(rows.block.H), len(V)), BUDGETS.usual_ridge)
     H, judged = rows.within(rows.judge, rows.activations(rows.judge, V), H)
     return UnitSet(kind, V, H, judged)
 

@@ -112,6 +112,7 @@ def best_widening(
     reduction: Reduction = "mean",
     seed: int = 0,
     most: int | None = None,
+    outputs: Tensor | None = None,
 ) -> Widening:
     """New neurons that lower the loss most, chosen by what they bring and not by their first step.
 
@@ -139,6 +140,7 @@ def best_widening(
         reduction: Of the squared error: "mean", "sum" or "half_sum".
         seed: Of the random numbers.
         most: Number of neurons at most, for "auto"; None: 32.
+        outputs: Outputs of the network for `X`, where they are known, shape ``(N, J)``; None: they are computed.
 
     Returns:
         The wider network, whose loss on all rows and on those held out is lower, or whose function is the same.
@@ -152,7 +154,7 @@ def best_widening(
     """
     _check_options(units, kinds, held_out, steps)
     check_matrix("X", X)
-    rows = split_rows(block, X, as_loss(loss, reduction), held_out, seed)
+    rows = split_rows(block, X, as_loss(loss, reduction), held_out, seed, outputs)
     room = BUDGETS.new_units if most is None else min(most, BUDGETS.new_units)
     count = room if units == "auto" else units
     proposed = [proposed_set(rows, kind, count, units == "auto") for kind in kinds]
