@@ -67,8 +67,9 @@ class Growable:
             examiners: What has seen the steps.
         """
         if self.others is None:
-            # Once a run: it takes as long as many small steps.
-            self.others = other_optimizers(trainer.lightning_module, trainer.optimizers)
+            # Once a run: it may take as long as many small steps.
+            known = trainer.callbacks  # type: ignore[attr-defined]
+            self.others = other_optimizers(trainer.lightning_module, trainer.optimizers, known)
         seen = {name: one for examiner in examiners for name, one in examiner.seen.items()}
         if not self._checked:
             self._refuse(trainer, examiners, seen)

@@ -18,6 +18,7 @@ from torch.utils import swap_tensors
 
 from relu_diag.capture import BlockLocation, check_plain, is_sharded
 from relu_diag.functional import ShallowBlock
+from relu_diag.growth._known_holders import are_held_by_known
 from relu_diag.growth._parameters import check_whole, names_of, owns
 from relu_diag.growth.checkpoint import remember_growth
 from relu_diag.growth.graph import in_a_graph
@@ -278,12 +279,16 @@ def _check_owners(
                 )
 
 
-def other_optimizers(module: nn.Module, optimizers: Iterable[Optimizer]) -> OtherOptimizers:
+def other_optimizers(
+    module: nn.Module, optimizers: Iterable[Optimizer], known: Iterable[object] = ()
+) -> OtherOptimizers:
     """The living optimizers besides those in use.
 
     Args:
         module: The module that is to grow.
         optimizers: All optimizers in use.
+        known: What else may refer to its parameters, as callbacks do: where nothing beside these, the module and the
+            optimizers does, not all objects that are alive need to be looked through.
 
     Returns:
         The others; none where nothing but those in use holds a parameter of the module.
@@ -294,7 +299,10 @@ def other_optimizers(module: nn.Module, optimizers: Iterable[Optimizer]) -> Othe
         >>> other in other_optimizers(net, [used]).in_use
         True
     """
-    return _others_of(module.parameters(), all_within(optimizers))
+    owners = all_within(optimizers)
+    if are_held_by_known(module.parameters(), owners, [module, *known]):
+        return OtherOptimizers((), ())
+    return _others_of(module.parameters(), owners)
 
 
 def _others_of(parameters: Iterable[nn.Parameter], owners: list[Optimizer]) -> OtherOptimizers:
