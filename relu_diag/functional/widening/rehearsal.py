@@ -45,17 +45,18 @@ def rehearsed_losses(blocks: Sequence[ShallowBlock], X: Tensor, loss: Loss, rate
     everywhere = loss.rows(torch.arange(len(rows)).repeat(len(blocks)))
     everywhere = everywhere.prepared(torch.zeros(len(rows) * len(blocks), len(blocks[0].H), dtype=torch.float64))
     trained = _Trained(_parts(blocks))
-    for step in range(1, BUDGETS.rehearsal_steps + 1):
-        outputs, A, S = _outputs(trained.weights, rows, blocks[0].slopes)
-        E = _by_columns(everywhere.gradient(_below(outputs)).numpy(), len(blocks))
-        H = trained.weights[1]
-        of_W, of_H, *of_bias = trained.gradients
-        np.matmul((H.swapaxes(1, 2) @ E) * S, rows, out=of_W)
-        np.matmul(E, A.swapaxes(1, 2), out=of_H)
-        for own in of_bias:
-            E.sum(axis=2, keepdims=True, out=own)
-        trained.step(rate, step)
-    outputs, _, _ = _outputs(trained.weights, rows, blocks[0].slopes)
+    with np.errstate(all="ignore"):  # one may leave all numbers
+        for step in range(1, BUDGETS.rehearsal_steps + 1):
+            outputs, A, S = _outputs(trained.weights, rows, blocks[0].slopes)
+            E = _by_columns(everywhere.gradient(_below(outputs)).numpy(), len(blocks))
+            H = trained.weights[1]
+            of_W, of_H, *of_bias = trained.gradients
+            np.matmul((H.swapaxes(1, 2) @ E) * S, rows, out=of_W)
+            np.matmul(E, A.swapaxes(1, 2), out=of_H)
+            for own in of_bias:
+                E.sum(axis=2, keepdims=True, out=own)
+            trained.step(rate, step)
+        outputs, _, _ = _outputs(trained.weights, rows, blocks[0].slopes)
     return [float(loss(torch.from_numpy(one.T))) for one in outputs]
 
 
