@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from relu_diag.callbacks._dead_layers import revived_layers
 from relu_diag.callbacks._growable import Growable, goes_on, graphs_let_go
 from relu_diag.callbacks._passenger import Passenger
 from relu_diag.callbacks.plateau import PlateauMonitor
@@ -36,9 +37,9 @@ from relu_diag.training import (
     check_count,
     check_flag,
     choose_widening,
+    for_dead_layers,
     gap_in_training,
-    growth_prospects,
-    most_promising_first,
+    growth_order,
     on_all_ranks,
     tell,
 )
@@ -56,6 +57,9 @@ class GrowOnPlateau(Passenger, PlateauListener):
     optimizer states, schedulers and averaged copies stay in use (`relu_diag.growth.grow`). Of several blocks, each is
     grown when its own monitor reports it, and has its own width. A block that can never grow is named at its first
     sighting, with the cure.
+
+    A layer all of whose neurons are dead lets nothing through, and no growth elsewhere is felt: at ``at_steps`` such
+    layers of a network whose loss is known get new neurons first, as many as they have, and Adam begins anew there.
 
     Where the loss is convex and weight decay part of it, as that of SGD, verdicts do not count: the network grows on
     plateaus where the gap to the best network of any width is more than 1 % of its loss, and new neurons are pulled by
@@ -285,22 +289,28 @@ class GrowOnPlateau(Passenger, PlateauListener):
         if not found and not self.off:
             reason = self.examiner.reason() or f"no step has shown a block {self.block!r}"
             rank_zero_warn(f"GrowOnPlateau: no growth at step {trainer.global_step:,}: {reason}.")
+        if any(self._may_grow(trainer, one) for one in found):
+            found = self._with_living_layers(trainer, found)
         self._grow_one_of(trainer, [one for one in found if self._may_grow(trainer, one)])
+
+    def _with_living_layers(self, trainer: Trainer, examinations: list[Examination]) -> list[Examination]:
+        """The blocks, dead layers having got new neurons: no growth elsewhere would be felt."""
+        # Otherwise neurons, or the function, are to stay; so are other blocks than the only one that may grow.
+        if self.embedding == "best" and self.nudge and self.block is None:
+            with self.examiner.careful:
+                found = trainer.strategy.broadcast(on_all_ranks(lambda: for_dead_layers(trainer, examinations)))
+                examinations = revived_layers(trainer, examinations, found)
+        return examinations
 
     def _grow_one_of(self, trainer: Trainer, able: Sequence[Examination]) -> None:
         """Grow the block that gains most by it; where no neurons of it do, the next one."""
         order = [*range(len(able))]
         if len(able) > 1:
             with self.examiner.careful:
-                order = trainer.strategy.broadcast(on_all_ranks(lambda: self._order(able)))
+                order = trainer.strategy.broadcast(on_all_ranks(lambda: growth_order(trainer, able, self.units)))
         for place in order:
             if self._grow(trainer, able[place]):
                 return
-
-    def _order(self, able: Sequence[Examination]) -> list[int]:
-        """Blocks by what they gain, the most promising first."""
-        gains = growth_prospects(able, None if self.units == "auto" else self.units)
-        return most_promising_first(able, gains)
 
     def on_plateau(self, trainer: Trainer, pl_module: LightningModule, event: PlateauEvent) -> None:
         """Grow the blocks that are at one of the kinds to grow on, and whose patience is exhausted.
@@ -387,7 +397,6 @@ class GrowOnPlateau(Passenger, PlateauListener):
         location = examination.location
         if location is None:
             return
-        width = len(examination.block.W)
         embed = partial(choice.embed, live=examination.block)
         why = "GrowOnPlateau is off"
         with self.examiner.careful:
@@ -399,18 +408,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
         if why:
             rank_zero_warn(f"GrowOnPlateau: no growth of {location} at step {examination.step:,}: {why}")
             return
-        growth = Growth(
-            step=examination.step,
-            block=examination.name,
-            before=width,
-            after=width + choice.units,
-            embedding=choice.embedding,
-            verdict_before=examination.verdict.kind,
-            verdict_after=choice.verdict,
-            function_change=choice.function_change,
-            predicted_drop=choice.predicted_drop,
-            measured_drop=choice.measured_drop,
-        )
+        growth = Growth.of(examination, choice)
         self.growths.append(growth)
         tell(trainer, str(growth))
         numbers = {name: getattr(growth, name) for name in ("function_change", "predicted_drop", "measured_drop")}

@@ -127,6 +127,7 @@ class Budgets:
         trial_steps: How many.
         short_steps: Steps between two looks at the loss on other rows.
         ways_back: Points on the way back from steps that go too far for these rows, each halfway to where they began.
+        ways_through: Ways to lead the inputs through dead layers that are compared.
         short_history: Pairs of steps and gradients kept by these.
         rehearsal_steps: Steps of training on copies, by which ways to grow are compared on few samples.
         rehearsal_memory: Share of the averages of gradients and of their squares that stays from step to step there.
@@ -299,6 +300,7 @@ class Budgets:
     trial_steps: int = 5
     short_steps: int = 5
     ways_back: int = 3
+    ways_through: int = 8
     short_history: int = 10
     rehearsal_steps: int = 200
     rehearsal_memory: tuple[float, float] = (0.9, 0.999)

@@ -6,6 +6,7 @@ Nothing else in the package changes the shape of a module.
 from relu_diag.growth.checkpoint import GrowingModule, resize_on_load
 from relu_diag.growth.graph import drop_graphs, in_a_graph
 from relu_diag.growth.live import OtherOptimizers, check_growable, grow, other_optimizers, prepared_growth
+from relu_diag.growth.optimizer_state import forget_gradients
 from relu_diag.growth.replace import replace_in_training, replace_units
 from relu_diag.growth.spawned import accept_grown_results
 from relu_diag.growth.training import averaged_copies, check_strategy, grow_in_training, unwrapped
@@ -17,6 +18,7 @@ __all__ = [
     "check_growable",
     "check_strategy",
     "drop_graphs",
+    "forget_gradients",
     "grow",
     "grow_in_training",
     "in_a_graph",

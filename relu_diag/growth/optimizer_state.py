@@ -131,6 +131,37 @@ def restart_rows(optimizer: Optimizer, parameter: nn.Parameter, axis: int, units
             value.index_copy_(place, units, fresh)
 
 
+def forget_gradients(optimizers: Iterable[Optimizer], parameters: Iterable[nn.Parameter]) -> None:
+    """Let optimizers that correct for their first steps, as Adam's family, begin anew with some parameters.
+
+    Where a gradient has been zero for long, second moments are next to nothing: the steps after it has come back would
+    be several times the rate.
+
+    Args:
+        optimizers: The optimizers in use, changed in place.
+        parameters: The parameters.
+
+    Example:
+        >>> weight = nn.Parameter(torch.ones(1))
+        >>> optimizer = torch.optim.Adam([weight], lr=0.5)
+        >>> for gradient in (0.0, 1.0):
+        ...     weight.grad = torch.tensor([gradient])
+        ...     forget_gradients([optimizer], [weight])
+        ...     optimizer.step()
+        >>> round(weight.item(), 6)
+        0.5
+    """
+    members = list(parameters)
+    for optimizer in all_within(optimizers):
+        for state, copies in (pair for one in members for pair in _states_of(optimizer, one)):
+            if not {"step", "exp_avg_sq"} <= set(state):
+                continue
+            state["step"] = 0 * state["step"]
+            for name, value in state.items():
+                if _has_entries(value) and name not in copies:
+                    value.zero_()
+
+
 def flat_vectors(optimizer: Optimizer) -> list[str]:
     """Names of the vectors of all parameters together that an optimizer keeps; no growth can be carried over to them.
 

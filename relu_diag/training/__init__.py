@@ -9,7 +9,7 @@ from relu_diag.training._training_data import TrainingData
 from relu_diag.training.agreement import agreement, agreement_words
 from relu_diag.training.callback import CallbackOfBoth
 from relu_diag.training.careful import Careful
-from relu_diag.training.chain import data_of_chains
+from relu_diag.training.chain import along, data_of_chains
 from relu_diag.training.checks import (
     check_block,
     check_callable,
@@ -18,6 +18,7 @@ from relu_diag.training.checks import (
     check_fraction,
     check_iterable,
 )
+from relu_diag.training.dead_layers import NewNeurons, at_blocks_of_now, for_dead_layers
 from relu_diag.training.descent import Descent, descent_of
 from relu_diag.training.detector import PlateauChange, PlateauDetector
 from relu_diag.training.evidence import Evidence
@@ -76,7 +77,7 @@ from relu_diag.training.plateaus import (
     listeners,
     marks_of,
 )
-from relu_diag.training.promising import growth_prospects, most_promising_first
+from relu_diag.training.promising import growth_order, growth_prospects, most_promising_first
 from relu_diag.training.ranks import FailedElsewhereError, Later, agree, of_all_ranks, on_all_ranks
 from relu_diag.training.recipe import Recipe, factor_between
 from relu_diag.training.report import Report, say
@@ -119,6 +120,7 @@ __all__ = [
     "LossJumps",
     "LossStream",
     "Moment",
+    "NewNeurons",
     "NewPlaces",
     "NoForecast",
     "NoWidening",
@@ -143,6 +145,8 @@ __all__ = [
     "agree",
     "agreement",
     "agreement_words",
+    "along",
+    "at_blocks_of_now",
     "batches_done_in_epoch",
     "check_block",
     "check_callable",
@@ -166,10 +170,12 @@ __all__ = [
     "examine_rows",
     "factor_between",
     "first_few",
+    "for_dead_layers",
     "gap_in_training",
     "gap_with_decay",
     "gradient_share",
     "growth_gain",
+    "growth_order",
     "growth_prospects",
     "is_epoch_of_all",
     "is_mlflow",

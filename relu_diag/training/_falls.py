@@ -9,7 +9,8 @@ from torch import Tensor
 
 from relu_diag.functional import ShallowBlock, WeightDecay
 from relu_diag.functional.block import chunked_outputs
-from relu_diag.training._training_data import TrainingData
+from relu_diag.functional.widening import Network
+from relu_diag.training._training_data import Chain, TrainingData
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +46,12 @@ class Falls:
         with torch.no_grad():
             outputs = chunked_outputs(block, data.X).double()
         return cls(block, data, decay, outputs)
+
+    @property
+    def chain(self) -> Chain:
+        """The network that the block is in, or is."""
+        data = self.data
+        return data.chain or Chain(("",), Network.of([self.block]), data.X, data.loss, data.complete)
 
     def __call__(self, wider: ShallowBlock) -> float:
         """By how much a wider block lowers the loss, decay included."""

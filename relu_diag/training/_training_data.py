@@ -9,6 +9,33 @@ from torch import Tensor
 from relu_diag.functional import ShallowBlock
 from relu_diag.functional.block import chunked_outputs
 from relu_diag.functional.output_loss import Loss
+from relu_diag.functional.widening import Network
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chain:
+    """Blocks that follow one another up to the loss.
+
+    Attributes:
+        names: Their names.
+        network: The network that they make.
+        X: Its inputs, shape ``(N, d)``.
+        loss: The loss of its outputs.
+        complete: Whether these are all samples of an epoch.
+
+    Example:
+        >>> import torch
+        >>> from relu_diag.functional import SquaredError
+        >>> network = Network.of([ShallowBlock(torch.eye(2), torch.ones(1, 2))])
+        >>> Chain(("net.0",), network, torch.eye(2), SquaredError(torch.ones(2, 1))).names
+        ('net.0',)
+    """
+
+    names: tuple[str, ...]
+    network: Network
+    X: Tensor
+    loss: Loss
+    complete: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,6 +46,8 @@ class TrainingData:
         X: Block inputs, shape ``(N, d)``.
         loss: The loss of its outputs.
         complete: Whether these are all samples of an epoch.
+        chain: The blocks that follow one another up to the loss, this one among them; None where it stands alone.
+        place: Which of them it is, from 0.
 
     Example:
         >>> import torch
@@ -31,6 +60,8 @@ class TrainingData:
     X: Tensor
     loss: Loss
     complete: bool = False
+    chain: Chain | None = None
+    place: int = 0
 
     def loss_of(self, block: ShallowBlock) -> float:
         """The training loss of a block on the data, computed in float64.

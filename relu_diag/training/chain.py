@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from relu_diag.capture import Sighting
 from relu_diag.functional import ShallowBlock
-from relu_diag.functional.widening import LaterLayer, LossThroughLayers
-from relu_diag.training._chained import activations, chain_from, followers_of, name_of_chain
+from relu_diag.functional.widening import LossThroughLayers, Network
+from relu_diag.training._chained import chain_from, followers_of, name_of_chain
 from relu_diag.training._sample import affordable_rows, some_in_order
 from relu_diag.training._settled import steady
-from relu_diag.training._training_data import TrainingData
+from relu_diag.training._training_data import Chain, TrainingData
 from relu_diag.training.ranks import of_all_ranks, on_all_ranks
 from relu_diag.training.rows import KeptRows
 
@@ -68,22 +68,35 @@ def data_of_chains(
         if data is not None:
             chains.append((names, data))
     return on_all_ranks(
-        lambda: dict(pair for names, data in chains for pair in _along([blocks[name] for name in names], names, data))
+        lambda: dict(pair for names, data in chains for pair in along([blocks[name] for name in names], names, data))
     )
 
 
-def _along(blocks: list[ShallowBlock], names: list[str], data: TrainingData) -> Iterator[tuple[str, TrainingData]]:
+def along(
+    blocks: Sequence[ShallowBlock], names: Sequence[str], data: TrainingData
+) -> Iterator[tuple[str, TrainingData]]:
     """The data of each block of a chain, by those of the first with the loss of the last.
 
     In an order of their own and by weights of few digits, so that activations are the same to the bit in any order.
+
+    Args:
+        blocks: The blocks, in their order.
+        names: Their names.
+        data: Inputs of the first, and the loss of the outputs of the last.
+
+    Yields:
+        Name and data of every block.
+
+    Example:
+        >>> import torch
+        >>> from relu_diag.functional import SquaredError
+        >>> blocks = [ShallowBlock(torch.eye(2), torch.eye(2)), ShallowBlock(torch.eye(2), torch.ones(1, 2))]
+        >>> data = TrainingData(torch.eye(2), SquaredError(torch.ones(2, 1)))
+        >>> [(name, one.loss.name) for name, one in along(blocks, ["a", "b"], data)]
+        [('a', 'squared error through 1 further layers'), ('b', 'squared error')]
     """
-    blocks = [steady(block) for block in blocks]
-    layers = tuple(LaterLayer.of(block) for block in blocks)
-    data = some_in_order(data, affordable_rows(LossThroughLayers(data.loss, layers), _ROWS, _FEWEST))
-    X = data.X
-    for place, (name, block) in enumerate(zip(names, blocks, strict=True)):
-        behind = layers[place + 1 :]
-        loss = LossThroughLayers(data.loss, behind) if behind else data.loss
-        yield name, TrainingData(X, loss, data.complete)
-        if behind:
-            X = activations(block, X, blocks[place + 1])
+    network = Network.of([steady(block) for block in blocks])
+    data = some_in_order(data, affordable_rows(LossThroughLayers(data.loss, network.layers), _ROWS, _FEWEST))
+    chain = Chain(tuple(names), network, data.X, data.loss, data.complete)
+    for place, (name, X) in enumerate(zip(names, network.inputs(data.X), strict=True)):
+        yield name, TrainingData(X, network.loss_behind(place, data.loss), data.complete, chain, place)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from relu_diag.training.examination import Examination
+from relu_diag.training.widening_choice import WideningChoice
+
 
 @dataclass(frozen=True, slots=True)
 class Growth:
@@ -38,6 +41,31 @@ class Growth:
     function_change: float
     predicted_drop: float
     measured_drop: float
+
+    @classmethod
+    def of(cls, examination: Examination, choice: WideningChoice) -> Growth:
+        """The growth of a block by what was chosen for it.
+
+        Args:
+            examination: The block, examined.
+            choice: The neurons.
+
+        Returns:
+            The growth.
+        """
+        width = len(examination.block.W)
+        return cls(
+            step=examination.step,
+            block=examination.name,
+            before=width,
+            after=width + choice.units,
+            embedding=choice.embedding,
+            verdict_before=examination.verdict.kind,
+            verdict_after=choice.verdict,
+            function_change=choice.function_change,
+            predicted_drop=choice.predicted_drop,
+            measured_drop=choice.measured_drop,
+        )
 
     def __str__(self) -> str:
         counts = Counter(self.embedding)

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
+import torch
+from lightning.pytorch import Trainer
+
+from relu_diag.functional import WeightDecay
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.widening import LossThroughLayers, widening_prospect
+from relu_diag.training._rehearsed import can_be_rehearsed, random_neurons, rehearsed
 from relu_diag.training._sample import affordable_rows, some_in_order
 from relu_diag.training._settled import steady
 from relu_diag.training.examination import Examination
 from relu_diag.training.felt import data_of, growth_gain
+from relu_diag.training.gap import coupled_decay
 
 # Share of the largest drop with which the growth of an earlier block is as good.
 _AS_GOOD = 0.5
+# Sets of random neurons for each block by which blocks are compared in a rehearsal.
+_STARTS = 12
 
 
 def growth_prospects(examinations: Sequence[Examination], units: int | None) -> list[float]:
@@ -86,3 +95,48 @@ def _layers_behind(examination: Examination) -> int:
     """How many further layers are known to stand behind a block."""
     data = data_of(examination)
     return len(data.loss.layers) if data is not None and isinstance(data.loss, LossThroughLayers) else 0
+
+
+def growth_order(trainer: Trainer, examinations: Sequence[Examination], units: int | Literal["auto"]) -> list[int]:
+    """The order in which blocks are to be tried: by where training leads, where that is seen, or by what each gains.
+
+    Args:
+        trainer: The trainer.
+        examinations: The blocks, examined; one at least.
+        units: Number of neurons that each would get.
+
+    Returns:
+        Their places, the most promising first.
+
+    Example:
+        >>> import torch
+        >>> from relu_diag.functional import ShallowBlock
+        >>> from relu_diag.training import verdict_in_training
+        >>> block, unknown = ShallowBlock(torch.eye(2), torch.ones(1, 2)), verdict_in_training(None, "")
+        >>> one = Examination(0, "net.0", None, block, 0.5, unknown, None, None, None, "", dead=False)
+        >>> growth_order(Trainer(barebones=True, accelerator="cpu"), [one, one], units=1)
+        [0, 1]
+    """
+    order = None if units == "auto" else _order_in_rehearsal(trainer, examinations, units)
+    if order is not None:
+        return order
+    return most_promising_first(examinations, growth_prospects(examinations, None if units == "auto" else units))
+
+
+def _order_in_rehearsal(trainer: Trainer, examinations: Sequence[Examination], units: int) -> list[int] | None:
+    """The order by the lowest loss to which random neurons lead; None where blocks are not of one small network."""
+    data = [data_of(one) for one in examinations]
+    known = [one for one in data if one is not None and one.chain is not None]
+    chain = known[0].chain if known else None
+    if chain is None or len(known) < len(data) or any(one.chain is not chain for one in known):
+        return None
+    if not can_be_rehearsed(trainer, chain, coupled_decay(trainer, examinations[0]) or WeightDecay()):
+        return None
+    networks = [
+        chain.network.with_block(one.place, parts[-1].new_block)
+        for one in known
+        for parts in random_neurons(chain.network.block(one.place), one.X, units, _STARTS)
+    ]
+    losses = torch.tensor(rehearsed(networks, chain)).view(len(known), -1).amin(dim=1)
+    order: list[int] = losses.argsort(stable=True).tolist()
+    return order

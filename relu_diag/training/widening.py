@@ -127,7 +127,7 @@ def _found(trainer: Trainer, module: LightningModule, examination: Examination, 
             decay = coupled_decay(trainer, examination) or WeightDecay()
             gap = gap_in_training(trainer, examination)
             falls = Falls.of(examination.block, data, decay)
-            parts = _by_rows(replace(plan, rehearses=can_be_rehearsed(trainer, falls)), falls, gap)
+            parts = _by_rows(replace(plan, rehearses=can_be_rehearsed(trainer, falls.chain, decay)), falls, gap)
         elif examination.look is not None:
             parts = _one_by_one(plan, _search(trainer, module, examination, examination.look, plan.nudge))
         else:
@@ -184,7 +184,7 @@ def _by_rows(plan: _Plan, falls: Falls, gap: Gap | None) -> list[GrowthProposal 
     most = _FEW_NUMBERS if found else _NUMBERS_ONE_BY_ONE
     if data.X.numel() <= most and plan.most <= _FEW_NEURONS:
         if plan.count != "auto" and plan.rehearses:
-            further = [*_proposed(plan, search, falls), *random_neurons(falls, plan.most)]
+            further = [*_proposed(plan, search, falls), *random_neurons(falls.block, data.X, plan.most)]
             return best_in_rehearsal(falls, [*found, *further])
         with suppress(NoWidening):
             found.append(_one_by_one(plan, search, falls))

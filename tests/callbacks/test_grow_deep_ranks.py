@@ -104,7 +104,7 @@ class Off(Callback):
             raise RuntimeError(f"still on: {self.growth!r}")
 
 
-@pytest.mark.parametrize(("room", "part"), [(widening, "_by_rows"), (growing, "growth_prospects")])
+@pytest.mark.parametrize(("room", "part"), [(widening, "_by_rows"), (growing, "growth_order")])
 def test_a_choice_that_fails_on_one_process_leaves_none_waiting(
     room: Any, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,6 +88,6 @@ def test_a_rehearsal_of_several_networks_is_adam_on_each() -> None:
 def test_a_rehearsal_ends_with_one_of_the_ways_to_grow(size: float) -> None:
     X = size * torch.eye(3).double()
     falls = Falls.of(block(), TrainingData(X, Poisson(torch.full((3, 2), 10.0).double())), WeightDecay())
-    found = random_neurons(falls, 1)
+    found = random_neurons(falls.block, X, 1)
     best = best_in_rehearsal(falls, found)
     assert any(best is parts for parts in found)

@@ -7,22 +7,22 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from relu_diag.functional._arrays import Array
 from relu_diag.functional.block import ShallowBlock
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.output_loss import Loss
 from relu_diag.functional.tolerances import FLOAT64
+from relu_diag.functional.widening.network import Network
 
 
-def rehearsed_losses(blocks: Sequence[ShallowBlock], X: Tensor, loss: Loss, rate: float) -> list[float]:
+def rehearsed_losses(networks: Sequence[ShallowBlock | Network], X: Tensor, loss: Loss, rate: float) -> list[float]:
     """The losses of networks after some steps of Adam with all their weights, for small networks on few samples.
 
     A network that is lower at once may lead to a higher minimum: only training tells.
 
     Args:
-        blocks: Networks of the same inputs and outputs, one at least.
+        networks: Networks of the same inputs, outputs and number of layers, one at least.
         X: Inputs, shape ``(N, d)``.
         loss: The loss of their outputs, a sum over samples.
         rate: The rate of Adam.
@@ -41,42 +41,72 @@ def rehearsed_losses(blocks: Sequence[ShallowBlock], X: Tensor, loss: Loss, rate
     # Numbers are so few that what counts is how long it takes to call a function: NumPy's take half as long.
     rows = X.double().cpu().numpy()
     loss = loss.double().to("cpu")
+    together = _Together([one if isinstance(one, Network) else Network.of([one]) for one in networks])
     # Of all networks together, one after the other: the rows of one are those of its samples.
-    everywhere = loss.rows(torch.arange(len(rows)).repeat(len(blocks)))
-    everywhere = everywhere.prepared(torch.zeros(len(rows) * len(blocks), len(blocks[0].H), dtype=torch.float64))
-    trained = _Trained(_parts(blocks))
+    everywhere = loss.rows(torch.arange(len(rows)).repeat(len(networks)))
+    everywhere = everywhere.prepared(_below(together.outputs(rows)))
     with np.errstate(all="ignore"):  # one may leave all numbers
         for step in range(1, BUDGETS.rehearsal_steps + 1):
-            outputs, A, S = _outputs(trained.weights, rows, blocks[0].slopes)
-            E = _by_columns(everywhere.gradient(_below(outputs)).numpy(), len(blocks))
-            H = trained.weights[1]
-            of_W, of_H, *of_bias = trained.gradients
-            np.matmul((H.swapaxes(1, 2) @ E) * S, rows, out=of_W)
-            np.matmul(E, A.swapaxes(1, 2), out=of_H)
-            for own in of_bias:
-                E.sum(axis=2, keepdims=True, out=own)
-            trained.step(rate, step)
-        outputs, _, _ = _outputs(trained.weights, rows, blocks[0].slopes)
+            outputs = together.outputs(rows)
+            together.follow(_by_columns(everywhere.gradient(_below(outputs)).numpy(), len(networks)))
+            together.trained.step(rate, step)
+        outputs = together.outputs(rows)
     return [float(loss(torch.from_numpy(one.T))) for one in outputs]
 
 
-def _parts(blocks: Sequence[ShallowBlock]) -> list[Array]:
-    """Weights ``(K, I, d)``, ``(K, J, I)`` and, where there are some, biases ``(K, J, 1)`` of all networks."""
-    # A neuron without any weights has no gradient: narrower networks train as they do without it.
-    W = pad_sequence([block.W.detach() for block in blocks], batch_first=True)
-    H = pad_sequence([block.H.detach().T for block in blocks], batch_first=True).mT
-    biases = [block.output_bias.detach() for block in blocks if block.output_bias is not None]
-    found = [W, H, torch.stack(biases)[:, :, None]] if biases else [W, H]
-    return [part.double().cpu().numpy() for part in found]
+class _Together:
+    """Networks of as many layers side by side, with weights ``(K, J, I)`` and biases ``(K, J, 1)`` of all of them.
+
+    A neuron without any weights has no gradient: narrower networks train as they do without it.
+    """
+
+    def __init__(self, networks: Sequence[Network]) -> None:
+        layers = list(zip(*(network.layers for network in networks), strict=True))
+        self._slopes = [some[0].slopes for some in layers]
+        weights = [_padded([network.W for network in networks]), *(_padded([one.H for one in some]) for some in layers)]
+        # By places of the layers that have some: the constant for the first one's is among the inputs.
+        biases = {
+            place: _padded([one.bias[:, None] for one in some if one.bias is not None])
+            for place, some in enumerate(layers, start=1)
+            if some[0].bias is not None
+        }
+        self.trained = _Trained([*weights, *biases.values()])
+        count = len(weights)
+        self._weights = self.trained.weights[:count]
+        self._biases = dict(zip(biases, self.trained.weights[count:], strict=True))
+        self._of_weights = self.trained.gradients[:count]
+        self._of_biases = dict(zip(biases, self.trained.gradients[count:], strict=True))
+
+    def outputs(self, rows: Array) -> Array:
+        """Outputs ``(K, J, N)`` on rows ``(N, d)``; what gradients need is kept."""
+        self._read = [rows.T]
+        self._kinks: list[Array] = []
+        Z = self._weights[0] @ rows.T
+        for place, slopes in enumerate(self._slopes, start=1):
+            self._kinks.append(np.where(Z > 0, slopes[1], slopes[0]))
+            self._read.append(Z * self._kinks[-1])
+            Z = self._weights[place] @ self._read[-1]
+            if place in self._biases:
+                Z = Z + self._biases[place]
+        return Z
+
+    def follow(self, E: Array) -> None:
+        """Put the gradients in their place, by those of the outputs ``(K, J, N)``."""
+        for place in reversed(range(len(self._weights))):
+            np.matmul(E, self._read[place].swapaxes(-1, -2), out=self._of_weights[place])
+            if place in self._of_biases:
+                E.sum(axis=2, keepdims=True, out=self._of_biases[place])
+            if place:
+                E = (self._weights[place].swapaxes(1, 2) @ E) * self._kinks[place - 1]
 
 
-def _outputs(weights: Sequence[Array], rows: Array, slopes: tuple[float, float]) -> tuple[Array, Array, Array]:
-    """Outputs ``(K, J, N)``, activations and slopes ``(K, I, N)`` of networks of such weights on rows ``(N, d)``."""
-    W, H, *bias = weights
-    Z = W @ rows.T
-    S = np.where(Z > 0, slopes[1], slopes[0])
-    A = Z * S
-    return sum(bias, H @ A), A, S
+def _padded(parts: Sequence[Tensor]) -> Array:
+    """Matrices in the corners of larger ones, shape ``(K, rows, columns)``."""
+    shape = [max(part.shape[axis] for part in parts) for axis in (0, 1)]
+    found = np.zeros((len(parts), *shape))
+    for place, part in zip(found, parts, strict=True):
+        place[: part.shape[0], : part.shape[1]] = part.detach().double().cpu().numpy()
+    return found
 
 
 def _below(outputs: Array) -> Tensor:
