@@ -5,7 +5,14 @@ Nothing else in the package changes the shape of a module.
 
 from relu_diag.growth.checkpoint import GrowingModule, resize_on_load
 from relu_diag.growth.graph import drop_graphs, in_a_graph
-from relu_diag.growth.live import OtherOptimizers, check_growable, grow, other_optimizers, prepared_growth
+from relu_diag.growth.live import (
+    OtherOptimizers,
+    check_growable,
+    grow,
+    other_optimizers,
+    prepared_growth,
+    prepared_widening,
+)
 from relu_diag.growth.optimizer_state import forget_gradients
 from relu_diag.growth.replace import replace_in_training, replace_units
 from relu_diag.growth.spawned import accept_grown_results
@@ -24,6 +31,7 @@ __all__ = [
     "in_a_graph",
     "other_optimizers",
     "prepared_growth",
+    "prepared_widening",
     "replace_in_training",
     "replace_units",
     "resize_on_load",

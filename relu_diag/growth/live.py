@@ -7,6 +7,7 @@ import sys
 import weakref
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from lightning.pytorch import Trainer
@@ -140,16 +141,53 @@ def prepared_growth(
         raise RuntimeError(f"{location} cannot grow now: {obstacle}.")
 
     def growth() -> None:
-        for name, parameter in parameters.items():
-            _replace(parameter, values[name])
         added = len(new_block.W) - hidden.out_features
-        hidden.out_features = output.in_features = len(new_block.W)
+        _widen(hidden, output, parameters, values)
         for optimizer in (*owners, *others.of_ended_trainers):
             for name, parameter in counted.items():
                 widen_state(optimizer, parameter, _AXES[name], added)
         remember_growth(module, location, added)
 
     return growth
+
+
+def prepared_widening(module: nn.Module, location: BlockLocation, new_block: ShallowBlock) -> Callable[[], None]:
+    """The widening of a copy of a block that no optimizer trains, checked: called, it is done.
+
+    Args:
+        module: The module that holds the copy.
+        location: Where in it.
+        new_block: The new parameters.
+
+    Returns:
+        What widens it.
+
+    Raises:
+        RuntimeError: If a graph through the parameters or a weak reference to one of them is alive.
+
+    Example:
+        >>> from relu_diag.capture import find_blocks, read_block
+        >>> net = nn.Sequential(nn.Linear(3, 1), nn.ReLU(), nn.Linear(1, 1)).requires_grad_(False)
+        >>> location, = find_blocks(net)
+        >>> prepared_widening(net, location, read_block(net, location))()  # by no neuron
+        >>> net[0].out_features
+        1
+    """
+    hidden, output = location.linears(module)
+    parameters = _parameters(hidden, output)
+    values = _values(hidden, output, location, new_block)
+    if obstacle := _obstacle(parameters.values()):
+        raise RuntimeError(f"A copy of {location} cannot be widened now: {obstacle}.")
+    return partial(_widen, hidden, output, parameters, values)
+
+
+def _widen(
+    hidden: nn.Linear, output: nn.Linear, parameters: dict[str, nn.Parameter], values: dict[str, Tensor]
+) -> None:
+    """Give two layers their new parameters."""
+    for name, parameter in parameters.items():
+        _replace(parameter, values[name])
+    hidden.out_features = output.in_features = len(hidden.weight)
 
 
 def check_growable(

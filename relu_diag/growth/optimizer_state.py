@@ -263,12 +263,19 @@ def _states_of(optimizer: Optimizer, parameter: nn.Parameter) -> Iterator[tuple[
 def _copies(record: Sequence[tuple[nn.Parameter, dict[str, Any]]]) -> set[str]:
     """Names of the states that are copies of their parameters: known ones, and those whose values are close to them."""
     names = dict.fromkeys(name for _, state in record for name in state if name not in _SCALES)
-    close = {name for name in names if _are_close([(parameter, state.get(name)) for parameter, state in record])}
+    close = {name for name in names if are_close([(parameter, state.get(name)) for parameter, state in record])}
     return _COPIES | close
 
 
-def _are_close(pairs: Sequence[tuple[Tensor | None, Any]]) -> bool:
-    """Whether values are near to their parameters, all of them together."""
+def are_close(pairs: Sequence[tuple[Tensor | None, Any]]) -> bool:
+    """Whether values are near to their parameters, all of them together.
+
+    Args:
+        pairs: A parameter, or None, and a value each.
+
+    Returns:
+        Whether they are: copies, and no momentum.
+    """
     miss = size = 0.0
     for parameter, value in pairs:
         if parameter is None or not _has_entries(value) or value.ndim != parameter.ndim:
@@ -276,7 +283,7 @@ def _are_close(pairs: Sequence[tuple[Tensor | None, Any]]) -> bool:
         # Of a parameter that has just been widened, the part that it was.
         own = parameter.detach()[tuple(slice(count) for count in value.shape)]
         if own.shape == value.shape:
-            miss += float((value - own).float().square().sum())
+            miss += float((value.detach() - own).float().square().sum())
             size += float(own.float().square().sum())
     return miss < _CLOSE**2 * size
 
@@ -294,14 +301,24 @@ def _beside_the_state(optimizer: Optimizer, parameter: nn.Parameter) -> list[tup
             others = [value for name, value in vars(optimizer).items() if name not in {"state", "param_groups"}]
             for value in (*own, *others):
                 if id(value) not in within:
-                    found.update((id(held[0]), held) for held in _held_for(value, parameter, lists))
+                    found.update((id(held[0]), held) for held in held_for(value, parameter, lists))
     return [held for held in found.values() if all(held[0] is not own for own in known)]
 
 
-def _held_for(
+def held_for(
     value: Any, parameter: nn.Parameter, lists: dict[int, Sequence[Tensor]], depth: int = 0
 ) -> Iterator[tuple[Tensor, bool]]:
-    """Tensors for a parameter in a mapping by parameters or their ids, or in a container as long as their list."""
+    """Tensors for a parameter in a mapping by parameters or their ids, or in a container as long as their list.
+
+    Args:
+        value: Where to look.
+        parameter: The parameter.
+        lists: All parameters, or a group of them, by how many they are.
+        depth: Of containers within containers.
+
+    Yields:
+        The tensors, and whether they are copies of the parameter.
+    """
     if isinstance(value, Optimizer | nn.Module | Tensor) or depth > _DEEPEST:
         return
     pairs: list[tuple[Tensor | None, Any]] = []
@@ -316,9 +333,9 @@ def _held_for(
         if len(value) in lists and all(isinstance(one, Tensor) for one in value):
             pairs = [*zip(lists[len(value)], value, strict=True)]
         for one in value:
-            yield from _held_for(one, parameter, lists, depth + 1)
+            yield from held_for(one, parameter, lists, depth + 1)
     own = [held for owner, held in pairs if owner is parameter and _has_entries(held)]
-    yield from ((held, _are_close(pairs)) for held in own)
+    yield from ((held, are_close(pairs)) for held in own)
 
 
 def _has_entries(value: Any) -> bool:

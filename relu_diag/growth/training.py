@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from relu_diag.capture import BlockLocation, of_lightning, read_block
 from relu_diag.functional import ShallowBlock
+from relu_diag.growth._beside import prepared_copies
 from relu_diag.growth.live import OtherOptimizers, prepared_growth
 
 # Growths that are checked, and done when called.
@@ -52,6 +53,9 @@ def grow_in_training(
 ) -> None:
     """Widen a block of the module in training, and its averaged copies (EMA, SWA) in the same way.
 
+    Copies of the block that the module or other callbacks keep - target networks, averages of one's own, as modules or
+    as tensors - get neurons without output, so that they follow the block and compute what they did.
+
     Call it between steps, on every process with the same embedding. Under DDP the module is taken out of its wrapper
     and wrapped again.
 
@@ -82,12 +86,13 @@ def grow_in_training(
     module = trainer.lightning_module
 
     def prepared() -> _Growths:
-        growths = [
-            prepared_growth(copy, location, embed(read_block(copy, location)), others=others)
-            for copy in averaged_copies(trainer)
-        ]
         wider = embed(read_block(module, location))
-        return [prepared_growth(module, location, wider, trainer.optimizers, others), *growths]
+        averaged = averaged_copies(trainer)
+        # The module last: its hyper-parameters are those with which all that it holds has its shape.
+        growths = prepared_copies(trainer, location, wider, averaged)
+        for copy in averaged:
+            growths.append(prepared_growth(copy, location, embed(read_block(copy, location)), others=others))
+        return [*growths, prepared_growth(module, location, wider, trainer.optimizers, others)]
 
     with unwrapped(trainer):
         for growth in on_all(prepared):
