@@ -54,9 +54,9 @@ class GrowOnPlateau(Passenger, PlateauListener):
 
     It grows the network in the way that lowers the loss most, under any differentiable loss: the loss falls at the
     growth itself, or the function is kept where no loss can be evaluated or nothing lowers it. Layers, Parameters,
-    optimizer states, schedulers and copies (averages, target networks) stay in use (`relu_diag.growth.grow`). Of several blocks, each is
-    grown when its own monitor reports it, and has its own width. A block that can never grow is named at its first
-    sighting, with the cure.
+    optimizer states, schedulers and copies (averages, target networks) stay in use (`relu_diag.growth.grow`). Of
+    several blocks, each is grown when its own monitor reports it, and has its own width. A block that can never grow
+    is named at its first sighting, with the cure.
 
     A layer all of whose neurons are dead lets nothing through, and no growth elsewhere is felt: at ``at_steps`` such
     layers of a network whose loss is known get new neurons first, as many as they have, and Adam begins anew there.
