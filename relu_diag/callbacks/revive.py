@@ -94,7 +94,6 @@ class ReviveDeadUnits(Rides):
         self._state_key = self._generate_state_key(block=block)
         self.dormant = float(dormant)
         self.revivals: list[Revival] = []
-        self._state: dict[str, Tensor] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -128,13 +127,17 @@ class ReviveDeadUnits(Rides):
         return self._state_key
 
     def state_dict(self) -> dict[str, Any]:
-        """State for a checkpoint: the revivals, and which neurons have been active since the last one.
+        """State for a checkpoint: the revivals, and what is known of each block, the rows kept so far among it.
 
         Returns:
             Plain numbers and tensors.
         """
-        alive = {name: one.alive.cpu() for name, one in self._blocks.items() if one.alive is not None}
-        return {"revivals": [asdict(one) for one in self.revivals], "alive": {**self._state, **alive}}
+        return {
+            "revivals": [asdict(one) for one in self.revivals],
+            "blocks": {name: one.state_dict() for name, one in self._blocks.items()},
+            "jumps": self._jumps.state_dict(),
+            "soon": self._soon,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from the state of a checkpoint.
@@ -143,7 +146,12 @@ class ReviveDeadUnits(Rides):
             state_dict: Result of `state_dict`.
         """
         self.revivals = [Revival(**one) for one in state_dict["revivals"]]
-        self._state = dict(state_dict["alive"])
+        for name, state in state_dict.get("blocks", {}).items():
+            self._blocks[name] = BlockRevival(name, self.samples, self.dormant)
+            self._blocks[name].load_state_dict(state)
+        if "jumps" in state_dict:
+            self._jumps.load_state_dict(state_dict["jumps"])
+        self._soon = state_dict.get("soon")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot be revived.
@@ -272,8 +280,10 @@ class ReviveDeadUnits(Rides):
 
     def _near(self) -> bool:
         """Whether a step is ridden: the first, and as many before a revival as it takes to keep the rows."""
-        if not self._ridden:
-            return True
+        return not self._ridden or self._wants_rows()
+
+    def _wants_rows(self) -> bool:
+        """Whether a revival is so near that the rows of this step are kept for it."""
         left = self.every_n_steps - self._step % self.every_n_steps
         if self._soon is not None:
             left = min(left, self._soon - self._step)
@@ -285,12 +295,15 @@ class ReviveDeadUnits(Rides):
         seen = self._rider.end()
         if not self._rider.finite or not (seen or self._rider.reasons):
             return
+        wanted = self._wants_rows()
         for one in seen:
             if one.outgrown:  # by another callback, since the step
                 continue
             known = self._blocks.setdefault(one.hidden, BlockRevival(one.hidden, self.samples, self.dormant))
-            if one.hidden in self._state:
-                known.alive = self._state.pop(one.hidden).to(one.signal.X.device)
+            if known.show(one):
+                if wanted:
+                    known.keep(one, batch)
+                continue
             known.keep(one, batch)
             if not self._ridden and self._step % self.every_n_steps + known.steps_needed < self.every_n_steps:
                 known.forget_rows()

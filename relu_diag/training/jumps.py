@@ -54,3 +54,20 @@ class LossJumps:
         if jumped:
             self._ranges.clear()
         return jumped
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was noted, for a checkpoint.
+
+        Returns:
+            Plain numbers.
+        """
+        return {"losses": [float(one) for one in self._losses], "ranges": [list(pair) for pair in self._ranges]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state of a checkpoint.
+
+        Args:
+            state: What `state_dict` returned.
+        """
+        self._losses = [torch.tensor(loss, dtype=torch.float64) for loss in state["losses"]]
+        self._ranges.extend((low, high) for low, high in state["ranges"])

@@ -10,10 +10,20 @@ from torch import Tensor
 
 from relu_diag.capture import LiveBlock, Sighting
 from relu_diag.functional.block import chunked_outputs
-from relu_diag.functional.output_loss import Loss, recognise
+from relu_diag.functional.output_loss import (
+    AbsoluteError,
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Huber,
+    Loss,
+    Poisson,
+    SquaredError,
+    recognise,
+)
 from relu_diag.training._data import tensors_of
 from relu_diag.training._idle_neurons import Activity, IdleNeurons
 from relu_diag.training._kept_for_revival import RevivalRows, together
+from relu_diag.training._plain import from_plain, to_plain
 from relu_diag.training._scene import Scene, nothing_new
 from relu_diag.training._seen_for_revival import (
     active_neurons,
@@ -30,6 +40,10 @@ _CHECKED = 16
 _FEW = 0.1
 # Attempts to recognise a loss in a row before the next ones wait.
 _ATTEMPTS = 3
+
+
+# What a checkpoint does not hold: arguments, and parameters of the module.
+_NOT_KEPT = {"hidden", "samples", "dormant", "live", "_samples", "_every_n_steps"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +122,7 @@ class BlockRevival:
         # Neurons for which the last search found no place, bool, shape (I,).
         self._in_vain: Tensor | None = None
         self._steps: list[RevivalRows] = []
+        self._is_taken_up = False
 
     @property
     def steps_needed(self) -> int:
@@ -118,6 +133,51 @@ class BlockRevival:
     def rows(self) -> int:
         """Number of rows kept."""
         return sum(len(step.X) for step in self._steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of the block, so that a run goes on as if it had not been stopped.
+
+        Returns:
+            Plain numbers and tensors; nothing where a loss is none that is known.
+        """
+        own = {name: value for name, value in vars(self).items() if name not in _NOT_KEPT}
+        try:
+            return dict(to_plain(own, _KINDS))
+        except TypeError:
+            return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state of a checkpoint.
+
+        Args:
+            state: What `state_dict` returned.
+        """
+        for name, value in from_plain(state, _KINDS).items():
+            setattr(self, name, value)
+        self._is_taken_up = bool(state)
+
+    def show(self, seen: Sighting) -> bool:
+        """Take up the parameters after a checkpoint, and which neurons were active in the step that shows them.
+
+        Args:
+            seen: The block, as the step saw it.
+
+        Returns:
+            Whether it is the first step after a checkpoint.
+        """
+        if self.live is not None or not self._is_taken_up or seen.live is None:
+            return False
+        device = seen.signal.X.device
+        for name, value in from_plain(self.state_dict(), _KINDS, device).items():
+            setattr(self, name, value)
+        self.live = seen.live
+        bias = seen.live.hidden_bias
+        if bias is not None and bias.grad is not None and self._gradients_tell:
+            self.note_gradients(scaled=True)
+        else:
+            active = active_neurons(seen)
+            self.alive = active if self.alive is None else self.alive_of(len(active)) | active
+        return True
 
     def note_gradients(self, scaled: bool) -> None:
         """Note which neurons have a gradient in this step: those that were active in it.
@@ -319,3 +379,17 @@ class _Pause:
         """Begin the next gap, none where it was worth it."""
         self._failures = 0 if worth else self._failures + 1
         self._left = 2 ** (self._failures - self._patience) if self._failures >= self._patience else 0
+
+
+# What the state of a block is made of.
+_KINDS = (
+    RevivalRows,
+    Recipe,
+    _Pause,
+    AbsoluteError,
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Huber,
+    Poisson,
+    SquaredError,
+)
