@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from relu_diag.callbacks._passenger import Rides
-from relu_diag.capture import BlockLocation
+from relu_diag.capture import BlockLocation, Sighting
 from relu_diag.growth import OtherOptimizers, check_growable, drop_graphs, in_a_graph, other_optimizers, unwrapped
 from relu_diag.training import Examination, Examiner, epochs_completed, location_of, tell
 
@@ -78,7 +78,7 @@ class Growable:
                 continue
             self._seen.add(name)
             place = location_of(trainer.lightning_module, sighting)
-            self._warn(name, _NO_PLACE if place is None else self._obstacle(trainer, place))
+            self._warn(name, _other_weights(sighting) if place is None else self._obstacle(trainer, place))
 
     def allows(self, trainer: Trainer, examination: Examination) -> bool:
         """Whether a block can grow, with a word if not.
@@ -150,6 +150,23 @@ def graphs_let_go(trainer: Trainer, examination: Examination) -> bool:
         with unwrapped(trainer):
             alive = in_a_graph(examination.parameters)
     return not alive
+
+
+def _other_weights(sighting: Sighting) -> str:
+    """What the weights of a block are, where they are not those of two Linear layers, with the cure."""
+    if sighting.tied:
+        return f"the two layers of {sighting.name} share a weight. Untie them"
+    if len(sighting.readers) > 1:
+        return (
+            f"{' and '.join(sighting.readers)} read its activations, and only one layer may. Let one layer compute all "
+            "outputs, or name another block: GrowOnPlateau(block=...)"
+        )
+    if sighting.live is None:
+        return (
+            "its weights are computed from others (weight_norm, spectral_norm, pruning). Remove the parametrization "
+            "first (remove_parametrizations, remove_weight_norm, prune.remove)"
+        )
+    return _NO_PLACE
 
 
 def goes_on(trainer: Trainer) -> bool:

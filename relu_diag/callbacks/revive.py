@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -105,6 +106,8 @@ class ReviveDeadUnits(Rides):
         self._rider = Rider(self.block, self._careful)
         self._blocks: dict[str, BlockRevival] = {}
         self._uncompiled = ExitStack()
+        # Blocks of which it was said why they cannot be revived.
+        self._told: set[str] = set()
         self._ridden = False
         self._step = 0
 
@@ -213,6 +216,7 @@ class ReviveDeadUnits(Rides):
                 self._took(batch)
             self._leave()
             self._refuse()
+            self._warn()
         now = trainer.global_step
         regular = now // self.every_n_steps > self._step // self.every_n_steps
         if not regular and (self._soon is None or now < self._soon):
@@ -322,6 +326,13 @@ class ReviveDeadUnits(Rides):
                 f"ReviveDeadUnits revives Linear -> ReLU-like -> Linear blocks; {told}. Activations that keep the "
                 "largest pre-activations (TopK, JumpReLU) are none: name other blocks by `block`."
             )
+
+    def _warn(self) -> None:
+        """Say once of each block that cannot be revived why."""
+        for name, one in self._blocks.items():
+            if one.reason and name not in self._told:
+                self._told.add(name)
+                rank_zero_warn(f"ReviveDeadUnits places no neurons of {name} anew: {one.reason}.")
 
     def _revive(self, trainer: Trainer, step: int) -> None:
         """Find what to do on the first process, and do it on all of them."""

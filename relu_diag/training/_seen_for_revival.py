@@ -29,9 +29,9 @@ def obstacle_to_revival(seen: Sighting) -> str:
     if named := _masked_activation(seen):
         return named
     if seen.tied:
-        return "its layers share a weight: no neuron can be given other output weights than input weights"
+        return "its layers share a weight: no neuron can be given other output weights than input weights; untie them"
     if seen.live is None:
-        return "its weights are computed from others (weight_norm, spectral_norm)"
+        return "its weights are computed from others (weight_norm, spectral_norm): remove the parametrization first"
     return ""
 
 

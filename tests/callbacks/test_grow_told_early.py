@@ -13,7 +13,7 @@ from support.quiet import QUIET
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from relu_diag.callbacks import GrowOnPlateau, PlateauMonitor
+from relu_diag.callbacks import GrowOnPlateau, PlateauMonitor, ReviveDeadUnits
 from relu_diag.capture import find_blocks, read_block
 from relu_diag.functional import replicate_unit
 from relu_diag.growth import check_growable, grow, other_optimizers
@@ -47,6 +47,55 @@ def test_what_stands_between_layers_is_said_before_a_growth_is_due(name: str, ca
     loader = DataLoader(TensorDataset(torch.randn(64, 4)), batch_size=16)
     with pytest.warns(UserWarning, match=rf"can never grow: .*{name}.*name another block"):
         trainer.fit(Net(BETWEEN[name]()), loader)
+
+
+class TwoReaders(nn.Module):
+    """Two layers read one hidden layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 6)
+        self.mean = nn.Linear(6, 2)
+        self.scale = nn.Linear(6, 2)
+
+    def forward(self, X: Tensor) -> Tensor:
+        hidden = self.first(X).relu()
+        return torch.cat([self.mean(hidden), self.scale(hidden)], dim=1)
+
+
+def normed() -> list[nn.Module]:
+    return [nn.utils.parametrizations.weight_norm(nn.Linear(4, 6)), nn.ReLU(), nn.Linear(6, 2)]
+
+
+def tied() -> list[nn.Module]:
+    layers = [nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)]
+    layers[2].weight = layers[0].weight
+    return layers
+
+
+OTHERS: list[tuple[Callable[[], list[nn.Module]], str]] = [
+    (normed, "remove_parametrizations"),
+    (tied, "share a weight.*Untie them"),
+    (lambda: [TwoReaders()], "net.0.mean and net.0.scale read its activations"),
+]
+
+
+@pytest.mark.parametrize(("layers", "words"), OTHERS)
+def test_weights_that_are_not_those_of_two_layers_are_named_with_the_cure(
+    layers: Callable[[], list[nn.Module]], words: str
+) -> None:
+    trainer = Trainer(callbacks=[GrowOnPlateau(at_steps=(50,))], **{**QUIET, "max_steps": 3, "max_epochs": 1})
+    with pytest.warns(UserWarning, match=f"can never grow: .*{words}"):
+        trainer.fit(Net(layers()), DataLoader(TensorDataset(torch.randn(64, 4)), batch_size=16))
+
+
+@pytest.mark.parametrize(("layers", "words"), [(normed, "remove the parametrization"), (tied, "untie them")])
+def test_layers_whose_neurons_cannot_be_placed_anew_are_named_at_once(
+    layers: Callable[[], list[nn.Module]], words: str
+) -> None:
+    trainer = Trainer(callbacks=[ReviveDeadUnits(50)], **{**QUIET, "max_steps": 3, "max_epochs": 1})
+    with pytest.warns(UserWarning, match=f"ReviveDeadUnits places no neurons of net.0 anew: .*{words}"):
+        trainer.fit(Net(layers()), DataLoader(TensorDataset(torch.randn(64, 4)), batch_size=16))
 
 
 def test_layers_that_are_frozen_at_first_may_grow_later() -> None:
