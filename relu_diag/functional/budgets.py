@@ -115,6 +115,7 @@ class Budgets:
         new_units: Neurons added at once where nobody said how many.
         refits: Newton steps of their output weights.
         refit_products: Products with the data in each.
+        products_to_propose: The same where sets of neurons are only ranked.
         outputs_behind: Outputs of a network up to which their derivatives by those of a block are written down.
         numbers_behind: How many of these derivatives, of all samples, at most.
         rows_to_propose: Rows by which sets of new neurons are proposed, and ranked before the best are fitted on all.
@@ -288,6 +289,7 @@ class Budgets:
     new_units: int = 32
     refits: int = 1
     refit_products: int = 6
+    products_to_propose: int = 3
     outputs_behind: int = 16
     numbers_behind: int = 2**22
     rows_to_propose: int = 512

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,8 +29,8 @@ class Falls:
     data: TrainingData
     decay: WeightDecay
     outputs: Tensor
-    # The last wider block that was asked for, and what it changes.
-    _last: dict[str, tuple[ShallowBlock, Tensor]] = field(default_factory=dict)
+    # The last wider block that was asked for and what it changes, and the last change and how far the loss falls by it.
+    _last: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, block: ShallowBlock, data: TrainingData, decay: WeightDecay) -> Falls:
@@ -60,12 +61,18 @@ class Falls:
 
     def of_loss(self, change: Tensor) -> float:
         """By how much the loss alone falls with a change of the outputs ``(N, J)``."""
-        # A difference of losses would cancel.
-        return 0.0 - float(self.data.loss.double().change(self.outputs, change))
+        known = self._last.get("fall")
+        if known is None or known[0] is not change:
+            # A difference of losses would cancel.
+            known = change, 0.0 - float(self.data.loss.double().change(self.outputs, change))
+            self._last["fall"] = known
+        fall: float = known[1]
+        return fall
 
     def to_first_order(self, change: Tensor) -> float:
         """The same, to first order."""
-        return 0.0 - float((self.data.loss.double().gradient(self.outputs) * change).sum())
+        gradient = self.data.loss.gradient(self.outputs.to(self.data.X))
+        return 0.0 - float((gradient * change).sum())
 
     def change(self, wider: ShallowBlock) -> Tensor:
         """By what a wider block changes the outputs, float64, shape ``(N, J)``; that of the last one is remembered."""
@@ -73,7 +80,8 @@ class Falls:
         if known is None or known[0] is not wider:
             known = wider, self._changed(wider)
             self._last["change"] = known
-        return known[1]
+        step: Tensor = known[1]
+        return step
 
     def _changed(self, wider: ShallowBlock) -> Tensor:
         """The same, computed."""

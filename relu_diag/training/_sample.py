@@ -20,6 +20,9 @@ _FEWEST = 1024
 _NUMBERS = 2**19
 # Products of rows with the weights behind a block, each time that neurons are tried: about a quarter of a step.
 _PRODUCTS = 2**25
+# Steps for which new neurons are trained then, and how many at least where rows are no fewer.
+_STEPS = 30
+_FEWEST_STEPS = 10
 
 
 def in_order(data: TrainingData) -> TrainingData:
@@ -74,9 +77,27 @@ def affordable_rows(loss: Loss, most: int, fewest: int) -> int:
     Returns:
         The number.
     """
+    return min(most, max(fewest, _PRODUCTS // max(_weights_behind(loss), 1)))
+
+
+def affordable_steps(loss: Loss, rows: int) -> int:
+    """As many steps as new neurons may be trained on so many rows that pass through the layers behind a block.
+
+    Args:
+        loss: The loss of the outputs of the block.
+        rows: Number of rows.
+
+    Returns:
+        The number.
+    """
+    products = rows * _weights_behind(loss)
+    return min(_STEPS, max(_FEWEST_STEPS, _STEPS * 2 * _PRODUCTS // max(products, 1)))
+
+
+def _weights_behind(loss: Loss) -> int:
+    """Number of weights between the outputs of a block and a loss."""
     layers = loss.layers if isinstance(loss, LossThroughLayers) else ()
-    weights = sum(layer.H.numel() for layer in layers)
-    return min(most, max(fewest, _PRODUCTS // max(weights, 1)))
+    return sum(layer.H.numel() for layer in layers)
 
 
 def sampled(data: TrainingData, count: int) -> TrainingData:

@@ -30,7 +30,7 @@ from relu_diag.functional.widening import add_inactive_propagation, add_silent_u
 from relu_diag.training._data import MAX_ELEMENTS, TOO_MANY
 from relu_diag.training._falls import Falls
 from relu_diag.training._rehearsed import best_in_rehearsal, can_be_rehearsed, random_neurons
-from relu_diag.training._sample import affordable_rows, rows_of_choice, some_in_order
+from relu_diag.training._sample import affordable_rows, affordable_steps, rows_of_choice, some_in_order
 from relu_diag.training._settled import settled, steady, with_own_digits
 from relu_diag.training._training_data import TrainingData
 from relu_diag.training.examination import Examination
@@ -224,6 +224,7 @@ def _best(plan: _Plan, falls: Falls) -> Widening | None:
         data.loss,
         units=plan.count,
         held_out=0.0 if data.complete else _JUDGING,
+        steps=affordable_steps(data.loss, len(data.X)),
         most=plan.room,
         outputs=falls.outputs if block is plan.block else None,
     )

@@ -283,6 +283,11 @@ class LossAt:
         """
         return self.loss.curvature(self.outputs, direction)
 
+    @property
+    def is_quick(self) -> bool:
+        """Whether products with the Hessian cost next to nothing, whatever the loss is computed through."""
+        return False
+
     def prepared(self) -> Self:
         """The same for many products with the Hessian, where something can be computed once for all of them.
 

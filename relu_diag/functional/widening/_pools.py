@@ -117,13 +117,27 @@ def _right_vectors(M: Tensor, most: int) -> Tensor:
 def _near_right_vectors(X: Tensor, within: Tensor, G: Tensor, most: int) -> Tensor:
     """Nearly those of ``G^T diag(within) X`` for some sides ``(S, N, 1)``, which is never written down."""
     draw = torch.Generator().manual_seed(0)
-    V = torch.randn(X.shape[1], 2 * most, generator=draw, dtype=torch.float64).to(X)
+    V = torch.randn(X.shape[1], 2 * most, generator=draw, dtype=torch.float64).to(X).expand(len(within), -1, -1)
     for _ in range(BUDGETS.singular_steps):
-        U = G.T @ (within * (X @ V))
-        V = X.T @ (within * (G @ torch.linalg.qr(U).Q))
-        V = torch.linalg.qr(V).Q
-    U = torch.linalg.qr(G.T @ (within * (X @ V))).Q
-    return _right_vectors((within * (G @ U)).mT @ X, most)
+        U = _orthonormal(_all_at_once(G.T, within * _all_at_once(X, V)))
+        V = _orthonormal(_all_at_once(X.T, within * _all_at_once(G, U)))
+    U = _orthonormal(_all_at_once(G.T, within * _all_at_once(X, V)))
+    return _right_vectors(_all_at_once(X.T, within * _all_at_once(G, U)).mT, most)
+
+
+def _all_at_once(M: Tensor, columns: Tensor) -> Tensor:
+    """The product of a matrix ``(m, n)`` with matrices of few columns ``(S, n, k)``, as one product, ``(S, m, k)``."""
+    sides, _, count = columns.shape
+    product: Tensor = M @ columns.transpose(0, 1).reshape(M.shape[1], -1)
+    return product.view(len(M), sides, count).transpose(0, 1)
+
+
+def _orthonormal(U: Tensor) -> Tensor:
+    """Columns of matrices ``(S, n, k)``, fewer than rows, made orthonormal; those that rounding makes become zero."""
+    values, vectors = torch.linalg.eigh(U.mT @ U)
+    least = U.shape[2] * torch.finfo(U.dtype).eps * values[:, -1:]
+    found: Tensor = U @ (vectors * torch.where(values > least, values.clamp(min=0).rsqrt(), 0.0)[:, None])
+    return found
 
 
 def turned_copies(situation: Situation, count: int) -> Tensor:

@@ -45,7 +45,9 @@ class Start:
         return bend / size if bend > 0 else max(size**0.5 / len(G), FLOAT64.eps)
 
 
-def refitted_outputs(start: Start, A: Tensor, H: Tensor, ridge: float) -> Tensor:
+def refitted_outputs(
+    start: Start, A: Tensor, H: Tensor, ridge: float, products: int = BUDGETS.refit_products
+) -> Tensor:
     """Output weights by damped Newton steps, each solved by conjugate gradients.
 
     Args:
@@ -53,6 +55,7 @@ def refitted_outputs(start: Start, A: Tensor, H: Tensor, ridge: float) -> Tensor
         A: Activations of the neurons, of mean square 1, shape ``(N, n)``.
         H: Output weights to start from, shape ``(J, n)``.
         ridge: Penalty on their squares, over the mean curvature of the loss.
+        products: Products with the data in each step.
 
     Returns:
         Output weights, shape ``(J, n)``.
@@ -67,7 +70,9 @@ def refitted_outputs(start: Start, A: Tensor, H: Tensor, ridge: float) -> Tensor
     value = _penalised(here, H, penalty)
     for _ in range(BUDGETS.refits):
         slope = start.gradient if here is start.at else here.gradient()
-        step = _newton_step(here, A, slope.T @ A + penalty * H, penalty, factor)
+        # Where each product passes through layers, the curvature without the neurons has to do.
+        bent = start.at if start.at.is_quick else here
+        step = _newton_step(bent, A, slope.T @ A + penalty * H, penalty, factor, products)
         length, found = 1.0, None
         for _ in range(BUDGETS.halvings):
             trial = H + length * step
@@ -90,14 +95,14 @@ def _penalised(here: LossAt, H: Tensor, penalty: float) -> float:
     return float(here.value()) + penalty / 2 * float(H.square().sum())
 
 
-def _newton_step(here: LossAt, A: Tensor, gradient: Tensor, penalty: float, factor: Tensor) -> Tensor:
+def _newton_step(here: LossAt, A: Tensor, gradient: Tensor, penalty: float, factor: Tensor, products: int) -> Tensor:
     """The step ``(J, n)`` to the minimum of the quadratic model, or until its curvature is not positive."""
     step = torch.zeros_like(gradient)
     left = -gradient
     aside = torch.cholesky_solve(left.T, factor).T
     direction, size = aside, float((left * aside).sum())
     first = size
-    for _ in range(BUDGETS.refit_products):
+    for _ in range(products):
         product = here.curvature(A @ direction.T).T @ A + penalty * direction
         bend = float((direction * product).sum())
         if not bend > 0:

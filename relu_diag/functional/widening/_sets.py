@@ -166,7 +166,8 @@ def proposed_set(rows: Rows, kind: str, most: int, worthwhile: bool) -> UnitSet:
     size = torch.where(size > 0, size, 1.0)
     V = V[index] / size[:, None]
     A = A[:, index] / size
-    H = refitted_outputs(start, A, A.new_zeros(len(rows.block.H), len(V)), BUDGETS.usual_ridge)
+    H = A.new_zeros(len(rows.block.H), len(V))
+    H = refitted_outputs(start, A, H, BUDGETS.usual_ridge, BUDGETS.products_to_propose)
     H, judged = rows.within(rows.judge, rows.activations(rows.judge, V), H)
     return UnitSet(kind, V, H, judged)
 

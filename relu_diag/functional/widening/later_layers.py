@@ -226,6 +226,11 @@ class _LossThroughLayersAt(LossAt):
             direction = (slopes * direction) @ layer.H.T
         return self._back(self._end.curvature(direction))
 
+    @property
+    def is_quick(self) -> bool:
+        """Whether the derivatives are written down."""
+        return self._derivatives is not None
+
     def prepared(self) -> _LossThroughLayersAt:
         """The same with the derivatives of the network's outputs by those of the block, where they are few."""
         layers = self.loss.layers
