@@ -116,8 +116,11 @@ class Budgets:
         refits: Newton steps of their output weights.
         refit_products: Products with the data in each.
         products_to_propose: The same where sets of neurons are only ranked.
+        halvings_to_propose: Halvings of output weights until the loss falls, there.
         outputs_behind: Outputs of a network up to which their derivatives by those of a block are written down.
         numbers_behind: How many of these derivatives, of all samples, at most.
+        products_behind: Products of samples and weights between a block and the loss, in one pass, beyond which
+            curvatures are those without new neurons.
         rows_to_propose: Rows by which sets of new neurons are proposed, and ranked before the best are fitted on all.
         rows_to_compare: Rows by which it is told which of several networks gains most by new neurons.
         kinds_to_compare: Kinds of input weights that are tried for it.
@@ -290,8 +293,10 @@ class Budgets:
     refits: int = 1
     refit_products: int = 6
     products_to_propose: int = 3
+    halvings_to_propose: int = 2
     outputs_behind: int = 16
     numbers_behind: int = 2**22
+    products_behind: int = 2**24
     rows_to_propose: int = 512
     rows_to_compare: int = 256
     kinds_to_compare: tuple[str, ...] = ("extremal", "GradMax")

@@ -284,8 +284,8 @@ class LossAt:
         return self.loss.curvature(self.outputs, direction)
 
     @property
-    def is_quick(self) -> bool:
-        """Whether products with the Hessian cost next to nothing, whatever the loss is computed through."""
+    def stands_for_others(self) -> bool:
+        """Whether the Hessian here has to do at outputs near by, as one there would take long."""
         return False
 
     def prepared(self) -> Self:

@@ -45,9 +45,22 @@ class Start:
         return bend / size if bend > 0 else max(size**0.5 / len(G), FLOAT64.eps)
 
 
-def refitted_outputs(
-    start: Start, A: Tensor, H: Tensor, ridge: float, products: int = BUDGETS.refit_products
-) -> Tensor:
+def proposed_outputs(start: Start, A: Tensor, ridge: float) -> Tensor:
+    """Output weights by one step from none, not searched along: little work, to rank sets of neurons by.
+
+    Args:
+        start: The loss without the neurons.
+        A: Activations of the neurons, of mean square 1, shape ``(N, n)``.
+        ridge: Penalty on the squares of output weights, over the mean curvature of the loss.
+
+    Returns:
+        Output weights, shape ``(J, n)``.
+    """
+    penalty, factor = _stiffness(start, A, ridge)
+    return _newton_step(start.at, A, start.gradient.T @ A, penalty, factor, BUDGETS.products_to_propose)
+
+
+def refitted_outputs(start: Start, A: Tensor, H: Tensor, ridge: float) -> Tensor:
     """Output weights by damped Newton steps, each solved by conjugate gradients.
 
     Args:
@@ -55,24 +68,19 @@ def refitted_outputs(
         A: Activations of the neurons, of mean square 1, shape ``(N, n)``.
         H: Output weights to start from, shape ``(J, n)``.
         ridge: Penalty on their squares, over the mean curvature of the loss.
-        products: Products with the data in each step.
 
     Returns:
         Output weights, shape ``(J, n)``.
     """
     loss, outputs = start.loss, start.outputs
-    penalty = ridge * start.scale * len(A)
-    damped = penalty + FLOAT64.damping * start.scale * len(A)
-    gram = start.scale * (A.T @ A)
-    gram.diagonal().add_(damped)
-    factor = torch.linalg.cholesky(gram)
+    penalty, factor = _stiffness(start, A, ridge)
     here = loss.at(outputs + A @ H.T) if bool(H.any()) else start.at
     value = _penalised(here, H, penalty)
     for _ in range(BUDGETS.refits):
         slope = start.gradient if here is start.at else here.gradient()
         # Where each product passes through layers, the curvature without the neurons has to do.
-        bent = start.at if start.at.is_quick else here
-        step = _newton_step(bent, A, slope.T @ A + penalty * H, penalty, factor, products)
+        bent = start.at if start.at.stands_for_others else here
+        step = _newton_step(bent, A, slope.T @ A + penalty * H, penalty, factor, BUDGETS.refit_products)
         length, found = 1.0, None
         for _ in range(BUDGETS.halvings):
             trial = H + length * step
@@ -89,6 +97,14 @@ def refitted_outputs(
         if enough:
             break
     return H
+
+
+def _stiffness(start: Start, A: Tensor, ridge: float) -> tuple[float, Tensor]:
+    """The penalty on squares of output weights, and the factor of the damped curvature as if that were the same."""
+    penalty = ridge * start.scale * len(A)
+    gram = start.scale * (A.T @ A)
+    gram.diagonal().add_(penalty + FLOAT64.damping * start.scale * len(A))
+    return penalty, torch.linalg.cholesky(gram)
 
 
 def _penalised(here: LossAt, H: Tensor, penalty: float) -> float:

@@ -17,7 +17,7 @@ from relu_diag.functional.output_loss import Loss
 from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.widening._greedy import GreedyChoice, filled, greedy_choice
 from relu_diag.functional.widening._pools import POOLS, Situation
-from relu_diag.functional.widening._refit import Start, refitted_outputs
+from relu_diag.functional.widening._refit import Start, proposed_outputs, refitted_outputs
 from relu_diag.functional.widening._short_training import short_training
 
 # Input weights ``(n, d)`` and output weights ``(J, n)``.
@@ -99,11 +99,14 @@ class Rows:
         far = not math.isinf(self.furthest) and bool((end - part.end).abs().max() > self.furthest)
         return float(self.judge.loss.of_the_end(own)), far
 
-    def within(self, part: Part, A: Tensor, H: Tensor) -> tuple[Tensor, float]:
-        """Output weights ``(J, n)``, halved until nothing goes too far on some rows, and the loss that judges."""
-        for _ in range(BUDGETS.halvings):
+    def within(self, part: Part, A: Tensor, H: Tensor, lowering: int = 0) -> tuple[Tensor, float]:
+        """Output weights ``(J, n)``, halved until nothing goes too far on some rows, and the loss that judges.
+
+        They are halved as well, so many times at most, until that loss falls.
+        """
+        for halving in range(BUDGETS.halvings):
             judged, far = self.tried(part, A @ H.T)
-            if not far:
+            if not far and (halving >= lowering or judged < self.judged_before):
                 break
             H = H / 2
         return H, judged
@@ -166,9 +169,8 @@ def proposed_set(rows: Rows, kind: str, most: int, worthwhile: bool) -> UnitSet:
     size = torch.where(size > 0, size, 1.0)
     V = V[index] / size[:, None]
     A = A[:, index] / size
-    H = A.new_zeros(len(rows.block.H), len(V))
-    H = refitted_outputs(start, A, H, BUDGETS.usual_ridge, BUDGETS.products_to_propose)
-    H, judged = rows.within(rows.judge, rows.activations(rows.judge, V), H)
+    H = proposed_outputs(start, A, BUDGETS.usual_ridge)
+    H, judged = rows.within(rows.judge, rows.activations(rows.judge, V), H, BUDGETS.halvings_to_propose)
     return UnitSet(kind, V, H, judged)
 
 

@@ -227,9 +227,10 @@ class _LossThroughLayersAt(LossAt):
         return self._back(self._end.curvature(direction))
 
     @property
-    def is_quick(self) -> bool:
-        """Whether the derivatives are written down."""
-        return self._derivatives is not None
+    def stands_for_others(self) -> bool:
+        """Whether derivatives are written down, and each product elsewhere would pass through large layers."""
+        weights = sum(layer.H.numel() for layer in self.loss.layers)
+        return self._derivatives is not None and len(self.outputs) * weights > BUDGETS.products_behind
 
     def prepared(self) -> _LossThroughLayersAt:
         """The same with the derivatives of the network's outputs by those of the block, where they are few."""
