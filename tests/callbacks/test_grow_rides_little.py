@@ -48,7 +48,7 @@ def run(module: Deep, monkeypatch: pytest.MonkeyPatch) -> tuple[GrowOnPlateau, i
     rides = []
     found: dict[str, Any] = {}
     begin = Ride.begin
-    along = chain._along
+    along = chain.along
 
     def counted(ride: Ride, *args: Any, **options: Any) -> None:
         rides.append(1)
@@ -60,7 +60,7 @@ def run(module: Deep, monkeypatch: pytest.MonkeyPatch) -> tuple[GrowOnPlateau, i
             yield name, one
 
     monkeypatch.setattr(Ride, "begin", counted)
-    monkeypatch.setattr(chain, "_along", noted)
+    monkeypatch.setattr(chain, "along", noted)
     growth = GrowOnPlateau(at_steps=(60,), units=4)
     trainer = Trainer(callbacks=[growth], **{**QUIET, "max_epochs": 3})
     trainer.fit(module, DataLoader(TensorDataset(*data()), batch_size=10, shuffle=True))
