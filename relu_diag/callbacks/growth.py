@@ -58,8 +58,8 @@ class GrowOnPlateau(Passenger, PlateauListener):
     several blocks, each is grown when its own monitor reports it, and has its own width. A block that can never grow
     is named at its first sighting, with the cure.
 
-    A layer all of whose neurons are dead lets nothing through, and no growth elsewhere is felt: at ``at_steps`` such
-    layers of a network whose loss is known get new neurons first, as many as they have, and Adam begins anew there.
+    A layer all of whose neurons are dead lets nothing through, and no growth elsewhere is felt: such layers of a
+    network whose loss is known get new neurons first, as many as they have, and Adam begins anew there.
 
     Where the loss is convex and weight decay part of it, as that of SGD, verdicts do not count: the network grows on
     plateaus where the gap to the best network of any width is more than 1 % of its loss, and new neurons are pulled by
@@ -320,17 +320,24 @@ class GrowOnPlateau(Passenger, PlateauListener):
             pl_module: Its module.
             event: The event.
         """
-        for examination in event.examinations:
-            name = examination.name
-            if self.block not in {None, name}:
-                continue
-            if not self._is_stuck(trainer, examination, event):
-                self._reports[name] = 0
-                continue
-            self._reports[name] = self._reports.get(name, 0) + 1
-            if self._reports[name] >= self.patience and not trainer.should_stop and goes_on(trainer):
-                self._reports[name] = 0
+        due = {one.name for one in event.examinations if self._is_due(trainer, one, event)}
+        if not any(one.name in due and self._may_grow(trainer, one) for one in event.examinations):
+            return
+        for examination in self._with_living_layers(trainer, list(event.examinations)):
+            if examination.name in due:
                 self._grow(trainer, examination)
+
+    def _is_due(self, trainer: Trainer, examination: Examination, event: PlateauEvent) -> bool:
+        """Whether a block is stuck for so many reports that it is to grow now."""
+        name = examination.name
+        if self.block not in {None, name}:
+            return False
+        stuck = self._is_stuck(trainer, examination, event)
+        self._reports[name] = self._reports.get(name, 0) + 1 if stuck else 0
+        if self._reports[name] < self.patience or not stuck or trainer.should_stop or not goes_on(trainer):
+            return False
+        self._reports[name] = 0
+        return True
 
     def _is_stuck(self, trainer: Trainer, examination: Examination, event: PlateauEvent) -> bool:
         """Whether a plateau is one to grow on: by the gap where decay is part of the loss, else by the verdict."""

@@ -134,10 +134,11 @@ def _new_neurons(chain: Chain, dead: Sequence[int], rehearses: bool) -> NewNeuro
     some = some_in_order(TrainingData(chain.X, chain.loss, chain.complete), _ROWS)
     chain = replace(chain, X=some.X, loss=some.loss, complete=some.complete)
     network = chain.network
-    opened = reopened(network, dead, chain.X, chain.loss, held_out=0.0 if chain.complete else _JUDGING).network
     if rehearses:
-        ways = [opened, *(drawn_anew(network, dead, chain.X, seed) for seed in range(_STARTS))]
+        ways = [drawn_anew(network, dead, chain.X, seed) for seed in range(_STARTS)]
         opened = ways[first_of_the_best(rehearsed(ways, chain), chain)]
+    else:
+        opened = reopened(network, dead, chain.X, chain.loss, held_out=0.0 if chain.complete else _JUDGING).network
     for place in dead:
         block = opened.block(place)
         new = settled(block, len(block.W), opened.inputs(chain.X)[place], drop_digits=True)

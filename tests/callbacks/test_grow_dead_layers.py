@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from relu_diag.callbacks import GrowOnPlateau
+from relu_diag.callbacks import GrowOnPlateau, PlateauMonitor
 
 
 class Deep(LightningModule):
@@ -69,6 +69,16 @@ def test_a_network_that_is_cut_off_learns_again(width: int, count: int, dead: tu
     cut_off = Deep(width, dead)
     fit(cut_off, GrowOnPlateau(at_steps=(10_000,)), count, 200)
     assert loss_of(module, count) < 0.6 * loss_of(cut_off, count)
+
+
+def test_a_dead_layer_gets_new_neurons_on_a_plateau_too() -> None:
+    module = Deep(4, (0,), depth=1)
+    growth = GrowOnPlateau(max_growths=1)
+    X, Y = rows(300)
+    trainer = Trainer(callbacks=[PlateauMonitor(), growth], **{**QUIET, "max_steps": 800, "max_epochs": -1})
+    trainer.fit(module, DataLoader(TensorDataset(X, Y), batch_size=300))
+    assert neurons(module) == [5]
+    assert loss_of(module, 300) < 0.1 * float(Y.var())
 
 
 def test_the_loss_does_not_rise_at_the_growth_itself() -> None:
