@@ -299,7 +299,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
         if self.embedding == "best" and self.nudge and self.block is None:
             with self.examiner.careful:
                 found = trainer.strategy.broadcast(on_all_ranks(lambda: for_dead_layers(trainer, examinations)))
-                examinations = revived_layers(trainer, examinations, found)
+                examinations = revived_layers(trainer, examinations, found, self._growable)
         return examinations
 
     def _grow_one_of(self, trainer: Trainer, able: Sequence[Examination]) -> None:

@@ -23,20 +23,18 @@ class Reopening:
 
     Attributes:
         network: The network.
-        places: The blocks whose neurons are new.
-        widening: How those of the last of them were chosen, by which the loss falls; silent where none lowers it.
+        widening: How those of the last dead one were chosen, by which the loss falls; silent where none lowers it.
 
     Example:
         >>> from relu_diag.functional import SquaredError
         >>> X = torch.eye(2, dtype=torch.float64)
         >>> dead = Network.of([ShallowBlock(-X[:1], X[:1, :1])])
         >>> opened = reopened(dead, [0], X, SquaredError(X[:, :1]), held_out=0.0)
-        >>> opened.places, bool(opened.network(X).any())
-        ((0,), True)
+        >>> bool(opened.network(X).any()), opened.widening.units
+        (True, 1)
     """
 
     network: Network
-    places: tuple[int, ...]
     widening: Widening
 
 
@@ -78,7 +76,7 @@ def reopened(network: Network, dead: Sequence[int], X: Tensor, end: Loss, held_o
     )
     units = len(block.W)
     new = replace(block, W=widening.new_block.W[-units:], H=widening.new_block.H[:, -units:])
-    return Reopening(opened.with_block(last, new), tuple(dead), widening)
+    return Reopening(opened.with_block(last, new), widening)
 
 
 def drawn_anew(network: Network, dead: Sequence[int], X: Tensor, seed: int) -> Network:
