@@ -162,6 +162,7 @@ class Budgets:
         numbers_alike: Activations at once in that search.
         parts_held_out: Parts of those, by whose spread the drop of all of them is judged.
         usual_neurons: Neurons from which on only as many of all are asked what is usual, at most twice as many.
+        usual_samples: The same of samples.
         amplitude_steps: Steps to the amplitudes of neurons that are placed together.
         listed_numbers: Numbers in the inputs up to which all maxima are looked for.
         samples_at_once: Samples in a piece where few numbers are made of each.
@@ -332,12 +333,13 @@ class Budgets:
     held_out: int = 256
     placement_starts: int = 64
     placement_climbs: tuple[int, ...] = (0, 3)
-    starts_for_one: int = 3
+    starts_for_one: int = 2
     starts_alike: int = 128
     samples_alike: int = 128
     numbers_alike: int = 2**22
     parts_held_out: int = 16
     usual_neurons: int = 256
+    usual_samples: int = 1024
     amplitude_steps: int = 30
     listed_numbers: int = 2**10
     samples_at_once: int = 4096

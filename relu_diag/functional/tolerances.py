@@ -49,6 +49,7 @@ class Tolerances:
         worth_another: Drop of the loss by one more batch of neurons, over that of all before, that is worth looking.
         settled_fit: Drop of the loss by a step to the best amplitudes, over the whole drop, that ends the steps.
         off_centre: Share of the squares of gradients in their mean, from which on an output bias is far off.
+        worth_before_rest: The same where neurons that are left are placed in any case.
         overlap: Cosine of what two neurons add to the outputs from which on one of them is enough.
         wide_overlap: The same where each is placed against all of the loss.
         agreement: Gain on samples held out over the one on those it was chosen by, from which it is no accident.
@@ -175,6 +176,7 @@ class Tolerances:
     whisper: float = 1e-4
     likeness: float = 0.3
     worth_another: float = 0.03
+    worth_before_rest: float = 0.15
     settled_fit: float = 1e-3
     off_centre: float = 0.01
     overlap: float = 0.5

@@ -7,7 +7,8 @@ from relu_diag.functional.widening.choice import Widening, WideningCandidate, be
 from relu_diag.functional.widening.embedding import add_inactive_propagation, add_inactive_units, replicate_unit
 from relu_diag.functional.widening.later_layers import LaterLayer, LossThroughLayers
 from relu_diag.functional.widening.network import Network
-from relu_diag.functional.widening.placement import Placement, merge_units, output_length, place_units
+from relu_diag.functional.widening.output_lengths import output_length
+from relu_diag.functional.widening.placement import Placement, merge_units, place_units
 from relu_diag.functional.widening.preservation import Preservation, addition_preserves, replication_preserves
 from relu_diag.functional.widening.proposal import GrowthProposal, growth_proposals
 from relu_diag.functional.widening.rehearsal import rehearsed_losses

@@ -155,6 +155,7 @@ def usual_size_when_active(block: ShallowBlock, X: Tensor, units: Tensor) -> flo
     stay[units] = False
     some = stay.nonzero().squeeze(1)
     some = some[:: max(1, len(some) // BUDGETS.usual_neurons)]
+    X = X[:: max(1, len(X) // BUDGETS.usual_samples)]
     A = rho(X @ block.W[some].detach().T, block.slopes)
     heard = (size_when_active(A) * block.H[:, some].detach().norm(dim=0))[A.any(dim=0)]
     return float(heard.median()) if len(heard) else 0.0

@@ -18,7 +18,13 @@ from relu_diag.functional.widening._amplitudes import (
     size_when_active,
     usual_size_when_active,
 )
-from relu_diag.functional.widening._candidates import placement_candidates
+from relu_diag.functional.widening._candidates import (
+    different_first,
+    first_of_alike,
+    placement_candidates,
+    promise,
+)
+from relu_diag.functional.widening._weights import Frame, Lengths
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,6 +99,7 @@ def place_units(
     price: float = 0.0,
     everything: bool = False,
     rest: Tensor | None = None,
+    fill: bool = False,
 ) -> Placement:
     """Place neurons where they gain most: along different extremal directions, in a block in which they do nothing.
 
@@ -112,6 +119,8 @@ def place_units(
         price: Loss per unit of mean activation of one neuron, as in `extremal_directions`.
         everything: Whether the samples are all there are.
         rest: Outputs of the block without the neurons, shape ``(N, J)``, where they are known.
+        fill: Whether neurons that are left are placed by all samples, where their gain may be an accident. Their drop
+            is not counted.
 
     Returns:
         As many of the neurons as gain something.
@@ -130,10 +139,12 @@ def place_units(
         H = block.H.detach().clone()
         H[:, units] = 0.0
         rest = chunked_outputs(replace(block, W=block.W.detach(), H=H), signal.X.detach())
-    search = _Search(block, units, signal, rest, loss, price, everything)
+    search = _Search(block, units, signal, rest, loss, price, everything, fill)
     for _ in range(BUDGETS.placements):
         if not search.place_some():
             break
+    if fill:
+        search.place_the_rest()
     return search.placement(signal.X)
 
 
@@ -162,24 +173,6 @@ def merge_units(block: ShallowBlock, units: Tensor, into: Tensor) -> ShallowBloc
     return replace(block, H=H)
 
 
-def output_length(block: ShallowBlock) -> float | None:
-    """The length of the output weights, where somebody keeps all of them at one.
-
-    Args:
-        block: The block.
-
-    Returns:
-        Length; None where they differ.
-
-    Example:
-        >>> output_length(ShallowBlock(W=torch.ones(2, 1), H=torch.tensor([[1.0, -1.0]])))
-        1.0
-    """
-    length = block.H.detach().norm(dim=0)
-    even = len(length) > 1 and bool((length - length[0]).abs().max() <= FLOAT64.even_lengths * length[0])
-    return float(length[0]) if even and bool(length[0] > 0) else None
-
-
 class _Search:
     """Places neurons batch after batch."""
 
@@ -192,21 +185,24 @@ class _Search:
         loss: Loss | None,
         price: float,
         everything: bool,
+        fill: bool,
     ) -> None:
         self.block = block
         self.units = units
         self.everything = everything
+        self.fill = fill
         X = signal.X.detach()
-        self.frame = _Frame.of(X)
+        self.frame = Frame.of(X)
         loss = None if loss is None else loss.prepared(outputs)
         G = signal.G.detach() if loss is None else loss.gradient(outputs)
         data = Remainder(self.frame.centred(X), outputs, G, loss, block.output_bias is not None)
         # Whether gradients without their mean, and as they are, are two things to place neurons by.
         self.off_centre = data.biased and data.is_off_centre
+        self.whole = data
         self.split = not everything and len(X) >= BUDGETS.held_out
         self.data = data.part(0, 2) if self.split else data
         self.check = data.part(1, 2) if self.split else data
-        self.lengths = _Lengths.of(block, units, price > 0)
+        self.lengths = Lengths.of(block, units, price > 0)
         # Of a unit of amplitude.
         self.price = price / self.lengths.fixed if self.lengths.fixed else price
         # A faint neuron that is often active is not what a price on activity is paid for.
@@ -224,12 +220,12 @@ class _Search:
         room = min(len(self.units) - self.placed, BUDGETS.placed_at_once)
         if room < 1:
             return False
-        v, o, expected, promise = self._directions(room)
+        v, o, expected, promised = self._directions(self.data, room)
         A = rho(self.check.X @ v.T, self.block.slopes)
-        gain = self._gains(A, o)
+        gain = self._gains(self.check, A, o)
         kept = self._no_accidents(A, o, gain, expected).nonzero().squeeze(1)
         # What few samples promise is often less on others.
-        order = torch.minimum(promise, _promise(gain, A))[kept].argsort(descending=True, stable=True)
+        order = torch.minimum(promised, promise(gain, A))[kept].argsort(descending=True, stable=True)
         kept = kept[order]
         kept = kept[self._different(A[:, kept], o[kept])][:room]
         if not len(kept):
@@ -247,11 +243,34 @@ class _Search:
         self._add(v, o, gain, amplitude)
         drop = self._drop(A, o, amplitude)
         self.drop += drop
-        if drop < FLOAT64.worth_another * self.drop:
-            return False
         self.check = self.check.moved((A * amplitude) @ o)
         self.data = self.data.moved((rho(self.data.X @ v.T, self.block.slopes) * amplitude) @ o)
-        return self._on_the_other_half()
+        worth = FLOAT64.worth_before_rest if self.fill else FLOAT64.worth_another
+        return self._on_the_other_half() and drop >= worth * self.drop
+
+    def place_the_rest(self) -> None:
+        """Place those that are left by all samples, where their gain may be an accident.
+
+        Training tells: they find something, or are silent again at the next look.
+        """
+        room = min(len(self.units) - self.placed, BUDGETS.placed_at_once)
+        if room < 1:
+            return
+        data = self.whole
+        if self.W and data.loss is not None:
+            new = ShallowBlock(torch.cat(self.W), torch.cat(self.H, dim=1), self.block.slopes)
+            data = data.moved(chunked_outputs(new, data.X))
+        v, o, gain, promised = self._directions(data, room)
+        order = promised.argsort(descending=True, stable=True)
+        if not len(order):
+            return
+        order = order[different_first(v[order], o[order])][:room]
+        v, o, gain = v[order], o[order], gain[order]
+        amplitude = torch.zeros_like(gain)
+        if data.loss is not None:
+            fit = AmplitudeFit(data, rho(data.X @ v.T, self.block.slopes), o, self.price)
+            amplitude = fit.best(torch.ones_like(gain, dtype=torch.bool))
+        self._add(v, o, gain, amplitude)
 
     def _on_the_other_half(self) -> bool:
         """Go on with the samples held out as those to choose by, and the reverse: each half knows other neurons."""
@@ -274,10 +293,10 @@ class _Search:
         self.in_vain = False
         return again
 
-    def _directions(self, room: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _directions(self, data: Remainder, room: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Directions ``(n, d)``, outputs ``(n, J)``, gains ``(n,)``, and how much they promise to lower the loss."""
-        found = placement_candidates(self.data.X, self.data.felt, self.block.slopes, self.price, room)
-        return found.v, found.o, found.gain, _promise(found.gain, rho(self.data.X @ found.v.T, self.block.slopes))
+        found, promised = placement_candidates(data.X, data.felt, self.block.slopes, self.price, room)
+        return found.v, found.o, found.gain, promised
 
     def _different(self, A: Tensor, o: Tensor) -> Tensor:
         """Neurons, the best first, without those that do much of what one before does: ``A (N, n)``, long."""
@@ -288,17 +307,13 @@ class _Search:
         U = A / size.clamp(min=torch.finfo(A.dtype).tiny)
         # Without a loss nothing says how much of what one neuron does is left for the next.
         most = FLOAT64.overlap if self.check.loss is not None else FLOAT64.wide_overlap
-        alike = (((U.T @ U) * (o @ o.T)).abs() > most).cpu()
-        kept = (size > 0).cpu()
-        for i in range(len(o)):
-            if kept[i]:
-                kept[i + 1 :] &= ~alike[i, i + 1 :]
+        kept = first_of_alike(((U.T @ U) * (o @ o.T)).abs() > most) & (size > 0)
         chosen: Tensor = kept[before:].nonzero().squeeze(1)
-        return chosen.to(A.device)
+        return chosen
 
-    def _gains(self, A: Tensor, o: Tensor) -> Tensor:
-        """Rates at which the loss falls on the samples held out, ``(n,)``."""
-        felt: Tensor = ((A.T @ self.check.felt) * o).sum(dim=1)
+    def _gains(self, side: Remainder, A: Tensor, o: Tensor) -> Tensor:
+        """Rates at which the loss falls on some samples, by activations there ``(N, n)``, ``(n,)``."""
+        felt: Tensor = ((A.T @ side.felt) * o).sum(dim=1)
         return -felt - self.price * A.abs().mean(dim=0)
 
     def _no_accidents(self, A: Tensor, o: Tensor, gain: Tensor, expected: Tensor) -> Tensor:
@@ -379,71 +394,3 @@ class _Search:
         new = ShallowBlock(W, H, self.block.slopes)
         change = float(chunked_outputs(new, X.detach()).abs().max())
         return Placement(self.units[: len(W)], W, H, torch.cat(self.gains), self.drop, change)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Frame:
-    """Coordinates in which inputs with a constant last column are centred, and that column is as long as they are."""
-
-    mean: Tensor | None
-    spread: float
-
-    @classmethod
-    def of(cls, X: Tensor) -> _Frame:
-        """The frame of some inputs; as they are without a constant column."""
-        if X.shape[1] < 2 or not bool((X[:, -1] == 1).all()) or len(X) < 2:
-            return cls(None, 1.0)
-        mean = X[:, :-1].mean(dim=0)
-        spread = float((X[:, :-1] - mean).square().sum(dim=1).mean().sqrt())
-        return cls(mean, spread) if spread > 0 else cls(None, 1.0)
-
-    def centred(self, X: Tensor) -> Tensor:
-        """Inputs in these coordinates."""
-        return X if self.mean is None else torch.cat([X[:, :-1] - self.mean, self.spread * X[:, -1:]], dim=1)
-
-    def back(self, V: Tensor) -> Tensor:
-        """Input weights, of these coordinates, as those of the inputs."""
-        if self.mean is None:
-            return V
-        bias = self.spread * V[:, -1] - V[:, :-1] @ self.mean
-        return torch.cat([V[:, :-1], bias[:, None]], dim=1)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Lengths:
-    """Usual length of input weights, ratio to that of output weights, and the length all of those have, or None."""
-
-    usual: float
-    ratio: float
-    fixed: float | None
-
-    @classmethod
-    def of(cls, block: ShallowBlock, units: Tensor, priced: bool) -> _Lengths:
-        """Those of the neurons that stay."""
-        stay = torch.ones(len(block.W), dtype=torch.bool, device=block.W.device)
-        stay[units] = False
-        W = block.W.detach().norm(dim=1)
-        H = block.H.detach().norm(dim=0)
-        living = stay & (W > 0) & (H > 0)
-        fixed = output_length(block)
-        if not bool(living.any()):
-            usual = float(W[W > 0].median()) if bool((W > 0).any()) else 1.0
-            return cls(usual, 1.0, fixed)
-        usual, out = float(W[living].median()), float(H[living].median())
-        return cls(usual, usual / out, out if priced and fixed is None else fixed)
-
-    def weights(self, v: Tensor, o: Tensor, amplitude: Tensor) -> tuple[Tensor, Tensor]:
-        """Input weights ``(n, d)`` and output weights ``(J, n)`` of neurons of some amplitudes."""
-        silent = amplitude == 0
-        if self.fixed is not None:
-            w = torch.where(silent, FLOAT64.whisper * self.usual, amplitude / self.fixed)
-            return w[:, None] * v, self.fixed * o.T
-        w = torch.where(silent, self.usual, (amplitude * self.ratio).sqrt())
-        h = torch.where(silent, 0.0, (amplitude / self.ratio).sqrt())
-        return w[:, None] * v, (h[:, None] * o).T
-
-
-def _promise(gain: Tensor, A: Tensor) -> Tensor:
-    """What orders neurons ``(n,)``: at its best amplitude one lowers the loss by its square, over the curvature."""
-    size: Tensor = A.norm(dim=0).clamp(min=torch.finfo(A.dtype).tiny)
-    return gain / size
