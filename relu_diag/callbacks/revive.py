@@ -32,6 +32,8 @@ from relu_diag.training import (
     say,
 )
 
+# The last part of the steps between two revivals, in which a neuron must have been active, is one of so many.
+_LAST_PART = 4
 # Activations by which of them are largest, and not by their sign.
 _REFUSED = re.compile(r"(top_?k|jump_?relu)", re.IGNORECASE)
 
@@ -39,8 +41,8 @@ _REFUSED = re.compile(r"(top_?k|jump_?relu)", re.IGNORECASE)
 class ReviveDeadUnits(Rides):
     """Places dead, dormant and duplicate neurons anew, where the loss falls most with them.
 
-    Every so many steps the neurons of each Linear -> ReLU-like -> Linear block that have been silent since, nearly
-    silent, or that repeat another neuron get the weights of an extremal direction of the loss gradient
+    Every so many steps the neurons of each Linear -> ReLU-like -> Linear block that have been silent since (in long
+    windows: in the last quarter of the steps, if that has 16,384 rows), nearly silent, or that repeat another neuron get the weights of an extremal direction of the loss gradient
     (`relu_diag.functional.widening.place_units`), on rows kept while riding along on the steps before; training_step is
     never run. Where the loss of the block's outputs is recognised, the amplitude is the one at which it falls most, and
     the drop has been evaluated on rows kept; else output weights are zero, and the function stays. An L1 price on the
@@ -60,7 +62,8 @@ class ReviveDeadUnits(Rides):
 
     Args:
         every_n_steps: Optimizer steps between revivals.
-        samples: Rows to keep for each, of the steps right before it.
+        samples: Rows to keep for each, of the steps right before it; None: 2,048 to 8,192, as many as a sixteenth of
+            the steps bring, half of them where few neurons are dead. What few rows have is found by many rows only.
         block: Name of the first layer of a block, a pattern (``encoder.*``), or several of them; None: all blocks.
         dormant: A neuron counts as dormant up to so many times the mean activation of its layer; 0: none does.
 
@@ -80,13 +83,13 @@ class ReviveDeadUnits(Rides):
     def __init__(
         self,
         every_n_steps: int = 1000,
-        samples: int = 2048,
+        samples: int | None = None,
         block: str | Sequence[str] | None = None,
         dormant: float = 0.025,
     ) -> None:
         super().__init__()
         self.every_n_steps = check_count("every_n_steps", every_n_steps)
-        self.samples = check_count("samples", samples)
+        self.samples = None if samples is None else check_count("samples", samples)
         if isinstance(dormant, bool) or not isinstance(dormant, int | float) or not 0 <= dormant < 1:
             raise MisconfigurationException(f"`dormant` must be a share of the mean activation; got {dormant!r}.")
         check_block(block)
@@ -150,7 +153,7 @@ class ReviveDeadUnits(Rides):
         """
         self.revivals = [Revival(**one) for one in state_dict["revivals"]]
         for name, state in state_dict.get("blocks", {}).items():
-            self._blocks[name] = BlockRevival(name, self.samples, self.dormant)
+            self._blocks[name] = self._revival_of(name)
             self._blocks[name].load_state_dict(state)
         if "jumps" in state_dict:
             self._jumps.load_state_dict(state_dict["jumps"])
@@ -179,6 +182,10 @@ class ReviveDeadUnits(Rides):
             batch_idx: Unused.
         """
         self._step = trainer.global_step
+        last_part = self.every_n_steps // _LAST_PART
+        if last_part and self.every_n_steps - self._step % self.every_n_steps == last_part:
+            for one in self._blocks.values():
+                one.note_last_part(last_part)
         if self.off or not self._near():
             return
         with self._careful:
@@ -303,7 +310,7 @@ class ReviveDeadUnits(Rides):
         for one in seen:
             if one.outgrown:  # by another callback, since the step
                 continue
-            known = self._blocks.setdefault(one.hidden, BlockRevival(one.hidden, self.samples, self.dormant))
+            known = self._blocks.setdefault(one.hidden, self._revival_of(one.hidden))
             if known.show(one):
                 if wanted:
                     known.keep(one, batch)
@@ -312,6 +319,10 @@ class ReviveDeadUnits(Rides):
             if not self._ridden and self._step % self.every_n_steps + known.steps_needed < self.every_n_steps:
                 known.forget_rows()
         self._ridden = True
+
+    def _revival_of(self, hidden: str) -> BlockRevival:
+        """What is known of a block that is seen for the first time."""
+        return BlockRevival(hidden, self.samples, self.dormant, self.every_n_steps)
 
     def _refuse(self) -> None:
         """Refuse layers behind which a step has shown an activation that keeps the largest pre-activations.

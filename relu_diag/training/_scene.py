@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from relu_diag.functional import BlockSignal, ShallowBlock, rho
-from relu_diag.functional.block import chunk_rows, chunked_outputs
+from relu_diag.functional import BlockSignal, ShallowBlock
+from relu_diag.functional.block import chunked_outputs
 from relu_diag.functional.widening import Placement, merge_units, place_units
-from relu_diag.training._idle_neurons import IdleNeurons
+from relu_diag.training._idle_neurons import Activity, IdleNeurons
 from relu_diag.training._kept_for_revival import RevivalRows
 from relu_diag.training.new_places import NewPlaces
 
-# A change of the outputs over their size that is none, where no loss is known to evaluate it.
+# A change of the outputs over their size that is none.
 _UNSEEN = 1e-3
 # How often the number of dormant neurons to place anew is halved.
 _TRIES = 4
@@ -48,7 +48,8 @@ class Scene:
         loud = units[~torch.isin(units, self.states.dead)]
         rest = self.outputs - self._outputs_of(_part(self.block, loud)) + self._handed_over(duplicate, into)
         signal = BlockSignal(self.rows.X, self.rows.G)
-        return place_units(without, units, signal, self.rows.loss, self.rows.price, self.everything, rest)
+        rows = self.rows
+        return place_units(without, units, signal, rows.loss, rows.price, self.everything, rest, fill=True)
 
     def _best_of(self, found: Placement, sizes: list[int]) -> NewPlaces | None:
         """The best of a placement's first neurons, so many or so many; None where none of them may be placed."""
@@ -64,18 +65,19 @@ class Scene:
         rows, states = self.rows, self.states
         gone = torch.isin(states.duplicate, placement.units)
         duplicate, into = states.duplicate[gone], states.repeated[gone]
-        old = _part(self.block, placement.units)
-        new = ShallowBlock(placement.W, placement.H, self.block.slopes)
-        change = self._outputs_of(new) - self._outputs_of(old) + self._handed_over(duplicate, into)
+        new = Activity.of(ShallowBlock(placement.W, placement.H, self.block.slopes), rows.X)
+        change = new.outputs + self._handed_over(duplicate, into)
+        activity = float(new.total.sum()) / len(rows.X)
+        old = _part(self.block, placement.units[~torch.isin(placement.units, states.dead)])
+        if old is not None:
+            was = Activity.of(old, rows.X)
+            change = change - was.outputs
+            activity -= float(was.total.sum()) / len(rows.X)
         drop = 0.0
-        if rows.loss is None:
-            small = float(change.norm()) <= _UNSEEN * float(self.outputs.norm())
-            allowed = small or not bool(change.any())
-        else:
-            costs = rows.price * (_activity(new, rows.X) - _activity(old, rows.X))
-            drop = -float(rows.loss.change(self.outputs, change)) - costs
-            allowed = drop > 0
-        if not allowed:
+        if rows.loss is not None:
+            drop = -float(rows.loss.change(self.outputs, change)) - rows.price * activity
+        small = not bool(change.any()) or float(change.norm()) <= _UNSEEN * float(self.outputs.norm())
+        if not (drop > 0 or small):
             return None
         placement = replace(placement, drop=drop, function_change=float(change.abs().max()))
         return NewPlaces(placement, duplicate, into, states.counts)
@@ -103,12 +105,3 @@ def nothing_new(block: ShallowBlock, states: IdleNeurons) -> NewPlaces:
 def _part(block: ShallowBlock, units: Tensor) -> ShallowBlock | None:
     """Some neurons alone; None where there is none."""
     return ShallowBlock(block.W[units], block.H[:, units], block.slopes) if len(units) else None
-
-
-def _activity(block: ShallowBlock | None, X: Tensor) -> float:
-    """The mean activation of all neurons together."""
-    if block is None:
-        return 0.0
-    return sum(
-        float(rho(part @ block.W.T, block.slopes).abs().sum()) for part in torch.split(X, chunk_rows(block))
-    ) / len(X)

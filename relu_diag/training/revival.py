@@ -38,6 +38,15 @@ from relu_diag.training.recipe import Recipe, factor_between
 _CHECKED = 16
 # Neurons that find a place, over those that find none, below which looking was in vain.
 _FEW = 0.1
+# Rows that are kept where nobody says how many, at least and at most.
+_FEW_ROWS = 2**11
+_ROWS = 2**13
+# One of so many steps is ridden for those between, and one of so many where few neurons are dead, up to a share of all.
+_STEPS_FOR_ONE = 16
+_STEPS_FOR_ONE_OF_FEW = 32
+_FEW_DEAD = 0.05
+# Rows in the last part of a window from which on a neuron that is silent there counts as dead, whatever it was before.
+_MANY_ROWS = 2**14
 # Attempts to recognise a loss in a row before the next ones wait.
 _ATTEMPTS = 3
 
@@ -54,7 +63,7 @@ class Revival:
         step: Gradient steps done.
         block: Name of the block's first layer.
         width: Number of neurons.
-        dead: How many were silent since the last revival.
+        dead: How many were silent since the last revival, or, where that is long ago, in the last quarter since.
         dormant: How many were nearly silent.
         duplicate: How many repeated another one.
         revived: How many were placed anew.
@@ -89,8 +98,10 @@ class BlockRevival:
 
     Args:
         hidden: Name of its first layer.
-        samples: Number of rows to keep.
+        samples: Number of rows to keep; None: 2,048 to 8,192, as many as a sixteenth of the steps bring, half of them
+            where few neurons are dead.
         dormant: A neuron counts as dormant up to so many times the mean activation of the layer.
+        every_n_steps: Steps between two revivals.
 
     Attributes:
         live: Its parameters; None before the first step that was ridden.
@@ -105,9 +116,10 @@ class BlockRevival:
         100
     """
 
-    def __init__(self, hidden: str, samples: int, dormant: float) -> None:
+    def __init__(self, hidden: str, samples: int | None, dormant: float, every_n_steps: int = 1) -> None:
         self.hidden = hidden
-        self.samples = samples
+        self._samples = samples
+        self._every_n_steps = every_n_steps
         self.dormant = dormant
         self.live: LiveBlock | None = None
         self.alive: Tensor | None = None
@@ -115,6 +127,7 @@ class BlockRevival:
         self.rows_a_step = 1
         self.everything = False
         self.idle = False
+        self._few_dead = False
         self._gradients_tell = True
         self._recipe: Recipe | None = None
         self._recognition = _Pause(_ATTEMPTS)
@@ -123,6 +136,15 @@ class BlockRevival:
         self._in_vain: Tensor | None = None
         self._steps: list[RevivalRows] = []
         self._is_taken_up = False
+
+    @property
+    def samples(self) -> int:
+        """Number of rows to keep."""
+        if self._samples is not None:
+            return self._samples
+        share = _STEPS_FOR_ONE_OF_FEW if self._few_dead else _STEPS_FOR_ONE
+        affordable = self.rows_a_step * self._every_n_steps // share
+        return min(max(affordable, _FEW_ROWS), _ROWS)
 
     @property
     def steps_needed(self) -> int:
@@ -212,6 +234,15 @@ class BlockRevival:
         known = torch.zeros(width, dtype=torch.bool) if self.alive is None else self.alive
         return known if len(known) == width else torch.cat([known, known.new_ones(width - len(known))])
 
+    def note_last_part(self, steps: int) -> None:
+        """Note that the last part of a window begins: what dies in a long one is found at its end, not at the next.
+
+        Args:
+            steps: Steps of the last part.
+        """
+        if self.rows_a_step * steps >= _MANY_ROWS:
+            self.alive = None
+
     def keep(self, seen: Sighting, batch: Any) -> None:
         """Keep rows of a step that was ridden.
 
@@ -232,12 +263,12 @@ class BlockRevival:
         self.everything = bool(self._steps) and self._steps[-1].are_those_of(seen)
         if self.everything:  # a batch that is the whole data set
             self._steps.clear()
+        if not self._steps and not self.everything:
+            self.idle = self._has_little_to_do(seen)
+            self._few_dead = self.alive is not None and int((~self.alive).sum()) <= _FEW_DEAD * len(self.alive)
         room = self.samples - self.rows
         if room < 1:
             return
-        first = not self._steps
-        if first and not self.everything:
-            self.idle = self._has_little_to_do(seen)
         loss = None if self.idle else self._loss(seen, batch)
         price = self._price(seen)
         step = RevivalRows(seen.signal.X, seen.signal.G, loss, price)
@@ -342,6 +373,7 @@ class BlockRevival:
         """Keep no rows that are long past when it is time."""
         self._steps.clear()
         self.idle = False
+        self._few_dead = False
 
     def begin_again(self) -> None:
         """Forget the rows and the activity: another window begins."""
