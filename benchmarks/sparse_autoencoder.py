@@ -106,7 +106,7 @@ class SparseAutoencoder(LightningModule):
         return self.silent > self.options.every
 
     def _auxk(self, residual: Tensor, z: Tensor) -> Tensor:
-        """Gao et al. 2024: the largest dead features give the residual back, at a 32nd of the loss.
+        """Gao et al. 2024: the largest dead features give the residual back, there at a 32nd of the loss.
 
         Behind a ReLU the pre-activations of dead features are negative: they count as they are, or nothing would learn.
         """
@@ -115,7 +115,7 @@ class SparseAutoencoder(LightningModule):
             return z.new_zeros(())
         top = z[:, dead].topk(min(self.options.d // 2, len(dead)), dim=1)
         chosen = torch.zeros_like(z[:, dead]).scatter(1, top.indices, top.values)
-        return (chosen @ self.decoder[dead] - residual).square().sum(dim=1).mean() / 32
+        return (chosen @ self.decoder[dead] - residual).square().sum(dim=1).mean() * self.options.auxk
 
     def _ghost(self, residual: Tensor, z: Tensor, miss: Tensor) -> Tensor:
         """Jermyn and Templeton 2024: exponentials of dead features, half as long as the residual, weighed so."""
@@ -125,7 +125,7 @@ class SparseAutoencoder(LightningModule):
         ghost = z[:, dead].clamp(max=10).exp() @ self.decoder[dead]
         scale = residual.norm(dim=1, keepdim=True) / (2 * ghost.norm(dim=1, keepdim=True) + 1e-8)
         loss = (ghost * scale.detach() - residual).square().sum(dim=1).mean()
-        return loss * (miss / (loss.detach() + 1e-8))
+        return self.options.ghost * loss * (miss / (loss.detach() + 1e-8))
 
     def on_train_batch_end(self, *_: Any) -> None:
         with torch.no_grad():
@@ -203,14 +203,15 @@ def run(method: str, options: argparse.Namespace) -> dict[str, float]:
         enable_progress_bar=False,
     )
     began = time.perf_counter()
+    at_work = time.process_time()
     trainer.fit(module, DataLoader(Rows(options, seed=0), batch_size=None))
     if options.device == "cuda":
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - began
+    times = {"s": time.perf_counter() - began, "CPU s": time.process_time() - at_work}
     memory = torch.cuda.max_memory_allocated() / 2**30 if options.device == "cuda" else float("nan")
     if method == "revive":
         print(f"<!-- {revive!r}; {'; '.join(map(str, revive.revivals[-3:]))} -->")
-    return {**measure(module.to(options.device), options), "price": float(module.price), "s": seconds, "GiB": memory}
+    return {**measure(module.to(options.device), options), "price": float(module.price), **times, "GiB": memory}
 
 
 def main() -> None:
@@ -221,7 +222,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--every", type=int, default=250, help="steps after which a silent feature is dead")
-    parser.add_argument("--samples", type=int, default=2048, help="rows that ReviveDeadUnits keeps")
+    parser.add_argument("--samples", type=int, help="rows that ReviveDeadUnits keeps, if not as many as it wants")
     parser.add_argument("--dormant", type=float, default=0.025, help="below this share of the mean activation")
     parser.add_argument("--directions", type=int, default=0, help="of the data; 0: half as many as features")
     parser.add_argument("--born-dead", type=float, default=0.0, help="share of features that begin dead")
@@ -230,6 +231,8 @@ def main() -> None:
     parser.add_argument("--l0", type=float, default=6.0, help="mean number of active features")
     parser.add_argument("--price", type=float, default=0.3, help="price of activity at the start")
     parser.add_argument("--rate", type=float, default=0.01, help="how fast the price follows")
+    parser.add_argument("--auxk", type=float, default=1 / 32, help="weight of AuxK's loss")
+    parser.add_argument("--ghost", type=float, default=1.0, help="weight of the ghost gradients' loss")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
@@ -238,7 +241,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_float32_matmul_precision("high")
     run(options.methods[0], argparse.Namespace(**{**vars(options), "steps": 20}))  # warm up
-    columns = ("dead", "miss", "L0", "explained", "price", "s", "GiB")
+    columns = ("dead", "miss", "L0", "explained", "price", "s", "CPU s", "GiB")
     print(f"| method | {' | '.join(columns)} |")
     print(f"|---|{'---:|' * len(columns)}")
     for method in options.methods:
