@@ -41,13 +41,14 @@ _REFUSED = re.compile(r"(top_?k|jump_?relu)", re.IGNORECASE)
 class ReviveDeadUnits(Rides):
     """Places dead, dormant and duplicate neurons anew, where the loss falls most with them.
 
-    Every so many steps the neurons of each Linear -> ReLU-like -> Linear block that have been silent since (in long
-    windows: in the last quarter of the steps, if that has 16,384 rows), nearly silent, or that repeat another neuron get the weights of an extremal direction of the loss gradient
+    Every so many steps the neurons of each Linear -> ReLU-like -> Linear block that have been silent since, nearly
+    silent, or that repeat another neuron get the weights of an extremal direction of the loss gradient
     (`relu_diag.functional.widening.place_units`), on rows kept while riding along on the steps before; training_step is
-    never run. Where the loss of the block's outputs is recognised, the amplitude is the one at which it falls most, and
-    the drop has been evaluated on rows kept; else output weights are zero, and the function stays. An L1 price on the
-    activations is read off and counted. Output weights that are kept at one length, as a dictionary's, stay at it.
-    Raw parameters are blocks as well (sparse autoencoders).
+    never run. Of long windows the last quarter counts, where that has 16,384 rows. Where the loss of the block's
+    outputs is recognised, the amplitude is the one at which it falls most, and the drop has been evaluated on rows
+    kept; else output weights are zero, and the function stays. An L1 price on the activations is read off and counted.
+    Output weights that are kept at one length, as a dictionary's, stay at it. Raw parameters are blocks as well (sparse
+    autoencoders).
 
     Where the loss has jumped, as it does where the data become others, a revival follows as soon as there are rows of
     after the jump.

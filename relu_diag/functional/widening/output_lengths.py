@@ -16,6 +16,7 @@ def output_length(block: ShallowBlock) -> float | None:
         Length; None where they differ.
 
     Example:
+        >>> import torch
         >>> output_length(ShallowBlock(W=torch.ones(2, 1), H=torch.tensor([[1.0, -1.0]])))
         1.0
     """
