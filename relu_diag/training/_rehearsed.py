@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from lightning.pytorch import Trainer
 
 from relu_diag.functional import GrowthProposal, ShallowBlock, WeightDecay, Widening
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.widening import Network, add_inactive_propagation, rehearsed_losses
-from relu_diag.training._falls import Falls
 from relu_diag.training._settled import settled
 from relu_diag.training._training_data import Chain
 
@@ -18,8 +19,8 @@ from relu_diag.training._training_data import Chain
 _FEW_NUMBERS = 512
 # Sets of random neurons with silent outputs that are tried: as many starts.
 _STARTS = 32
-# Rate of training on copies, in root mean squares of the input weights.
-_RATE = 0.05
+# Longest step on copies, in root mean squares of the input weights.
+_LONGEST = 0.05
 # Losses that are as good: above the least by this share of its size, and this share of the loss before.
 _ALIKE = 1e-2
 _NOTHING = 1e-12
@@ -27,29 +28,60 @@ _NOTHING = 1e-12
 Parts = list[GrowthProposal | Widening]
 
 
-def can_be_rehearsed(trainer: Trainer, chain: Chain, decay: WeightDecay) -> bool:
-    """Whether a rehearsal by Adam says where training leads: it steps as Adam does, and the loss alone is what falls.
+@dataclass(frozen=True, slots=True, eq=False)
+class Rehearsal:
+    """Training of networks on copies, by steps as the trainer's optimizer takes them.
 
-    Plain descent leaves small neurons asleep that Adam wakes, and leads elsewhere.
-
-    Args:
-        trainer: The trainer.
-        chain: The network.
-        decay: Weight decay that is a part of the loss.
-
-    Returns:
-        Whether it is, and the network is small.
+    Attributes:
+        chain: What is trained, and on what.
+        rate: The rate of Adam.
     """
-    network = chain.network
-    weights = network.W.numel() + sum(layer.H.numel() for layer in network.layers)
-    if max(chain.X.numel(), weights) > _FEW_NUMBERS:
-        return False
-    try:
-        chain.loss.rows(torch.arange(1).to(chain.X.device))
-    except NotImplementedError:
-        return False
-    adaptive = all("Adam" in type(optimizer).__name__ for optimizer in trainer.optimizers)
-    return adaptive and bool(trainer.optimizers) and not (decay.W or decay.H) and bool(network.W.any())
+
+    chain: Chain
+    rate: float
+
+    @classmethod
+    def of(cls, trainer: Trainer, chain: Chain, decay: WeightDecay) -> Rehearsal | None:
+        """The rehearsal of a small network whose optimizer is Adam, where the loss alone is what falls.
+
+        Plain descent leaves small neurons asleep that Adam wakes, and leads elsewhere.
+
+        Args:
+            trainer: The trainer.
+            chain: The network.
+            decay: Weight decay that is a part of the loss.
+
+        Returns:
+            The rehearsal; None where it would not say where training leads.
+        """
+        network = chain.network
+        weights = network.W.numel() + sum(layer.H.numel() for layer in network.layers)
+        if max(chain.X.numel(), weights) > _FEW_NUMBERS or decay.W or decay.H or not bool(network.W.any()):
+            return None
+        try:
+            chain.loss.rows(torch.arange(1).to(chain.X.device))
+        except NotImplementedError:
+            return None
+        if not trainer.optimizers or any("Adam" not in type(optimizer).__name__ for optimizer in trainer.optimizers):
+            return None
+        size = float(network.W.square().mean().sqrt())
+        rate = max(float(group["lr"]) for one in trainer.optimizers for group in one.param_groups)
+        # Shorter steps would not show where they lead, and rates of some optimizers are factors of others.
+        return cls(chain, min(max(rate, size / BUDGETS.rehearsal_steps), _LONGEST * size))
+
+    def losses(self, networks: Sequence[Network]) -> list[float]:
+        """The losses to which networks in the place of the chain's lead, infinite where numbers leave float64."""
+        losses = rehearsed_losses(networks, self.chain.X, self.chain.loss, self.rate)
+        return [math.inf if math.isnan(loss) else loss for loss in losses]
+
+    def best(self, networks: Sequence[Network]) -> int:
+        """Which network leads to the least loss, the first of those that are as good; one at least."""
+        chain = self.chain
+        losses = self.losses(networks)
+        before = float(chain.loss.double()(chain.network(chain.X).double()))
+        # Rounding must not decide between starts that lead to one minimum. A loss may be below zero, as Poisson's.
+        enough = min(losses) + _ALIKE * abs(min(losses)) + _NOTHING * abs(before)
+        return next(place for place, loss in enumerate(losses) if loss <= enough)
 
 
 def random_neurons(block: ShallowBlock, X: torch.Tensor, count: int, starts: int = _STARTS) -> list[Parts]:
@@ -74,47 +106,16 @@ def random_neurons(block: ShallowBlock, X: torch.Tensor, count: int, starts: int
     return found
 
 
-def rehearsed(networks: Sequence[Network], chain: Chain) -> list[float]:
-    """The losses to which networks in the place of a chain's lead, infinite where numbers leave float64.
-
-    Args:
-        networks: The networks.
-        chain: What they are trained on.
-
-    Returns:
-        The losses.
-    """
-    rate = _RATE * float(chain.network.W.square().mean().sqrt())
-    losses = rehearsed_losses(networks, chain.X, chain.loss, rate)
-    return [math.inf if math.isnan(loss) else loss for loss in losses]
-
-
-def best_in_rehearsal(falls: Falls, found: Sequence[Parts]) -> Parts:
+def best_in_rehearsal(rehearsal: Rehearsal, place: int, found: Sequence[Parts]) -> Parts:
     """The first of those after which training on copies leads lowest.
 
     Args:
-        falls: Of the block.
+        rehearsal: Of the network.
+        place: Which of its blocks grows.
         found: What may be added; one at least.
 
     Returns:
         One of them.
     """
-    chain = falls.chain
-    networks = [chain.network.with_block(falls.data.place, parts[-1].new_block) for parts in found]
-    return found[first_of_the_best(rehearsed(networks, chain), chain)]
-
-
-def first_of_the_best(losses: Sequence[float], chain: Chain) -> int:
-    """The place of the first loss that is as good as the least one.
-
-    Args:
-        losses: Losses, one at least.
-        chain: The network before.
-
-    Returns:
-        The place.
-    """
-    before = float(chain.loss.double()(chain.network(chain.X).double()))
-    # Rounding must not decide between starts that lead to one minimum. A loss may be below zero, as Poisson's.
-    enough = min(losses) + _ALIKE * abs(min(losses)) + _NOTHING * abs(before)
-    return next(place for place, loss in enumerate(losses) if loss <= enough)
+    network = rehearsal.chain.network
+    return found[rehearsal.best([network.with_block(place, parts[-1].new_block) for parts in found])]

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from relu_diag.functional import ShallowBlock, WeightDecay
 from relu_diag.functional.widening import Network, drawn_anew, reopened
 from relu_diag.training._dead import all_dead
-from relu_diag.training._rehearsed import can_be_rehearsed, first_of_the_best, rehearsed
+from relu_diag.training._rehearsed import Rehearsal
 from relu_diag.training._sample import some_in_order
 from relu_diag.training._settled import settled, steady
 from relu_diag.training._training_data import Chain, TrainingData
@@ -96,7 +96,7 @@ def for_dead_layers(trainer: Trainer, examinations: Sequence[Examination]) -> li
         # Under decay a dead layer may be the best one, and more weights than the dead ones have cost something.
         if any(_decays(trainer, one) for one in examinations if one.name in chain.names):
             continue
-        found.append(_new_neurons(chain, dead, can_be_rehearsed(trainer, chain, WeightDecay())))
+        found.append(_new_neurons(chain, dead, Rehearsal.of(trainer, chain, WeightDecay())))
     return found
 
 
@@ -129,14 +129,14 @@ def _dead_layers(chain: Chain) -> list[int]:
     ]
 
 
-def _new_neurons(chain: Chain, dead: Sequence[int], rehearses: bool) -> NewNeurons:
+def _new_neurons(chain: Chain, dead: Sequence[int], rehearsal: Rehearsal | None) -> NewNeurons:
     """What the dead layers of a chain get."""
     some = some_in_order(TrainingData(chain.X, chain.loss, chain.complete), _ROWS)
     chain = replace(chain, X=some.X, loss=some.loss, complete=some.complete)
     network = chain.network
-    if rehearses:
+    if rehearsal is not None:
         ways = [drawn_anew(network, dead, chain.X, seed) for seed in range(_STARTS)]
-        opened = ways[first_of_the_best(rehearsed(ways, chain), chain)]
+        opened = ways[rehearsal.best(ways)]
     else:
         opened = reopened(network, dead, chain.X, chain.loss, held_out=0.0 if chain.complete else _JUDGING).network
     for place in dead:

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from relu_diag.functional import WeightDecay
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.widening import LossThroughLayers, widening_prospect
-from relu_diag.training._rehearsed import can_be_rehearsed, random_neurons, rehearsed
+from relu_diag.training._rehearsed import Rehearsal, random_neurons
 from relu_diag.training._sample import affordable_rows, some_in_order
 from relu_diag.training._settled import steady
 from relu_diag.training.examination import Examination
@@ -130,13 +130,14 @@ def _order_in_rehearsal(trainer: Trainer, examinations: Sequence[Examination], u
     chain = known[0].chain if known else None
     if chain is None or len(known) < len(data) or any(one.chain is not chain for one in known):
         return None
-    if not can_be_rehearsed(trainer, chain, coupled_decay(trainer, examinations[0]) or WeightDecay()):
+    rehearsal = Rehearsal.of(trainer, chain, coupled_decay(trainer, examinations[0]) or WeightDecay())
+    if rehearsal is None:
         return None
     networks = [
         chain.network.with_block(one.place, parts[-1].new_block)
         for one in known
         for parts in random_neurons(chain.network.block(one.place), one.X, units, _STARTS)
     ]
-    losses = torch.tensor(rehearsed(networks, chain)).view(len(known), -1).amin(dim=1)
+    losses = torch.tensor(rehearsal.losses(networks)).view(len(known), -1).amin(dim=1)
     order: list[int] = losses.argsort(stable=True).tolist()
     return order

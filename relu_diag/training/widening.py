@@ -29,7 +29,7 @@ from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.widening import add_inactive_propagation, add_silent_units
 from relu_diag.training._data import MAX_ELEMENTS, TOO_MANY
 from relu_diag.training._falls import Falls
-from relu_diag.training._rehearsed import best_in_rehearsal, can_be_rehearsed, random_neurons
+from relu_diag.training._rehearsed import Rehearsal, best_in_rehearsal, random_neurons
 from relu_diag.training._sample import affordable_rows, affordable_steps, rows_of_choice, some_in_order
 from relu_diag.training._settled import settled, steady, with_own_digits
 from relu_diag.training._training_data import TrainingData
@@ -127,7 +127,7 @@ def _found(trainer: Trainer, module: LightningModule, examination: Examination, 
             decay = coupled_decay(trainer, examination) or WeightDecay()
             gap = gap_in_training(trainer, examination)
             falls = Falls.of(examination.block, data, decay)
-            parts = _by_rows(replace(plan, rehearses=can_be_rehearsed(trainer, falls.chain, decay)), falls, gap)
+            parts = _by_rows(replace(plan, rehearsal=Rehearsal.of(trainer, falls.chain, decay)), falls, gap)
         elif examination.look is not None:
             parts = _one_by_one(plan, _search(trainer, module, examination, examination.look, plan.nudge))
         else:
@@ -148,7 +148,7 @@ def _some_data(examination: Examination) -> TrainingData | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Plan:
-    """What to add to a block of some loss: how many neurons, ``room`` at most, in which way, whether rehearsed."""
+    """What to add to a block of some loss: how many neurons, ``room`` at most, in which way, and by which rehearsal."""
 
     block: ShallowBlock
     count: int | Literal["auto"]
@@ -156,7 +156,7 @@ class _Plan:
     embedding: str
     nudge: bool
     loss: float
-    rehearses: bool = False
+    rehearsal: Rehearsal | None = None
 
     @property
     def most(self) -> int:
@@ -183,9 +183,9 @@ def _by_rows(plan: _Plan, falls: Falls, gap: Gap | None) -> list[GrowthProposal 
     found: list[list[GrowthProposal | Widening]] = [[one] for one in (widening, pulled) if one is not None]
     most = _FEW_NUMBERS if found else _NUMBERS_ONE_BY_ONE
     if data.X.numel() <= most and plan.most <= _FEW_NEURONS:
-        if plan.count != "auto" and plan.rehearses:
+        if plan.count != "auto" and plan.rehearsal is not None:
             further = [*_proposed(plan, search, falls), *random_neurons(falls.block, data.X, plan.most)]
-            return best_in_rehearsal(falls, [*found, *further])
+            return best_in_rehearsal(plan.rehearsal, data.place, [*found, *further])
         with suppress(NoWidening):
             found.append(_one_by_one(plan, search, falls))
     if len(found) == 1:

@@ -14,7 +14,7 @@ from relu_diag.functional import Poisson, SquaredError, WeightDecay
 from relu_diag.functional.widening import LaterLayer, LossThroughLayers, rehearsed_losses
 from relu_diag.training import Examination, TrainingData, data_of, most_promising_first, verdict_in_training
 from relu_diag.training._falls import Falls
-from relu_diag.training._rehearsed import best_in_rehearsal, random_neurons
+from relu_diag.training._rehearsed import Rehearsal, best_in_rehearsal, random_neurons
 from relu_diag.training._sample import in_order, some_in_order
 
 
@@ -89,5 +89,5 @@ def test_a_rehearsal_ends_with_one_of_the_ways_to_grow(size: float) -> None:
     X = size * torch.eye(3).double()
     falls = Falls.of(block(), TrainingData(X, Poisson(torch.full((3, 2), 10.0).double())), WeightDecay())
     found = random_neurons(falls.block, X, 1)
-    best = best_in_rehearsal(falls, found)
+    best = best_in_rehearsal(Rehearsal(falls.chain, rate=0.01), 0, found)
     assert any(best is parts for parts in found)
