@@ -56,7 +56,7 @@ class Subject:
 
     Its name, place, weights and parameters, whether only it is trained, whether every neuron is dead, its rows, the
     fraction by which the loss falls in an escape, how far what computes its inputs has changed since its rows were
-    kept, and whether to try how far descent lowers the loss.
+    kept, whether to try how far descent lowers the loss, and in words whether its slopes vanish.
     """
 
     trainer: Trainer
@@ -71,6 +71,7 @@ class Subject:
     drop: float
     drift: float = 0.0
     thorough: bool = True
+    first_order: str = ""
 
     def judged(self, data: TrainingData | None, loss: float) -> Examination:
         """The examination of the block by its data; the loss is that of the last step seen. No rank waits for it."""
@@ -143,7 +144,8 @@ class Subject:
         descent: Descent | None,
     ) -> tuple[Verdict, Descent | None]:
         """The verdict, and how far the loss could fall at once."""
-        unknown = filter(None, [agreement_words(self.block, self.rows.signals()), self.rows.reason or _NOT_CONVEX])
+        stands = self.first_order or agreement_words(self.block, self.rows.signals())
+        unknown = filter(None, [stands, self.rows.reason or _NOT_CONVEX])
         verdict = verdict_in_training(nearby, "; ".join(unknown), training)
         if verdict.kind in MINIMA:
             descent = None

@@ -7,13 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from relu_diag.functional import BlockSignal, ShallowBlock
+from relu_diag.capture import Sighting
+from relu_diag.functional import BlockSignal, ShallowBlock, stationarity
 
 # Steps below which nothing is said.
 _FEW = 6
 # Standard errors beyond which gradients agree, and within which they are noise.
 _CERTAIN = 5.0
 _NOISE = 2.0
+# A slope over the sum of its absolute terms up to which a block in training stands.
+_STILL = 1e-3
+# Samples times weights of a block whose slopes cost less than a few steps.
+_AFFORDABLE = 2**24
 
 
 def agreement(block: ShallowBlock, signals: Sequence[BlockSignal]) -> float:
@@ -85,3 +90,40 @@ def agreement_words(block: ShallowBlock, signals: Sequence[BlockSignal]) -> str:
     if abs(found) < _NOISE:
         return f"stationary in this block within the noise of {len(signals)} steps"
     return ""
+
+
+def first_order_words(seen: Sighting) -> str:
+    """Whether a block is stationary by the slopes of a step whose batch is the whole data set, in words.
+
+    Args:
+        seen: The block, as the step saw it.
+
+    Returns:
+        The words, and whether the slopes are those of the loss; empty where the block is too large.
+
+    Example:
+        >>> from torch import nn
+        >>> from relu_diag.capture import riding
+        >>> net = nn.Sequential(nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 1))
+        >>> with riding(net) as ride:
+        ...     loss = (net(torch.eye(2)) - net(torch.eye(2)).detach()).square().mean()
+        ...     ride.board(loss)
+        ...     loss.backward()
+        ...     (seen,) = ride.end()
+        >>> first_order_words(seen)
+        'stationary in this block, slopes exact'
+    """
+    block = seen.block
+    if seen.count * len(block.W) * block.W.shape[1] > _AFFORDABLE:
+        return ""
+    signal = seen.signal
+    own = None if signal.C is None else signal.C.to(block.W)
+    found = stationarity(block, BlockSignal(signal.X.to(block.W), signal.G.to(block.W), own))
+    # A neuron counts by what it is felt: one that sees a sample which is met has a slope of all its terms.
+    felt = found.scale * block.W.norm(dim=1)
+    shares = found.violation * felt / felt.max().clamp_min(torch.finfo(felt.dtype).tiny)
+    worst = max(float(shares.max()), found.bias_violation)
+    if worst > _STILL:
+        return f"not stationary in this block, a slope is {worst:.1g} of its terms, slopes {seen.exactness}"
+    share = "" if worst <= found.tol else f" to {worst:.0e}"
+    return f"stationary in this block{share}, slopes {seen.exactness}"

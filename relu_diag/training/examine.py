@@ -17,6 +17,7 @@ from relu_diag.functional.widening import LossThroughLayers
 from relu_diag.training._dead import all_dead
 from relu_diag.training._judged import Subject
 from relu_diag.training._training_data import TrainingData
+from relu_diag.training.agreement import first_order_words
 from relu_diag.training.chain import data_of_chains
 from relu_diag.training.examination import Examination
 from relu_diag.training.look import Look
@@ -132,6 +133,8 @@ def _subject_of(
         rows.reason = _REPLACED
     if (block.W.shape[1], len(block.H)) != (seen.inputs, seen.outputs):
         rows = KeptRows(reason=_WIDENED)
+    # Of a loss that is not known, rows say the slopes where a step has shown all of them.
+    whole = rows.one_batch and len(rows.signals()) == 1
     return Subject(
         trainer=trainer,
         module=module,
@@ -143,6 +146,7 @@ def _subject_of(
         dead=all_dead(block, rows.inputs()),
         rows=rows,
         drop=drop,
+        first_order=first_order_words(seen) if whole else "",
     )
 
 
