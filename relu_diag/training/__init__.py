@@ -6,7 +6,7 @@ says what the optimizer is (`pace`) and gives verdicts (`judge`).
 
 from relu_diag.training._data import is_epoch_of_all, lately, samples_of, tensors_of
 from relu_diag.training._training_data import TrainingData
-from relu_diag.training.agreement import agreement, agreement_words
+from relu_diag.training.agreement import agreement, agreement_words, first_order_words
 from relu_diag.training.callback import CallbackOfBoth
 from relu_diag.training.careful import Careful
 from relu_diag.training.chain import along, data_of_chains
@@ -170,6 +170,7 @@ __all__ = [
     "examine_rows",
     "factor_between",
     "first_few",
+    "first_order_words",
     "for_dead_layers",
     "gap_in_training",
     "gap_with_decay",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from relu_diag.capture import Sighting, riding
-from relu_diag.training.agreement import first_order_words
+from relu_diag.training import first_order_words
 
 X = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).double()
 Y = X[:, :1].abs()
