@@ -173,7 +173,7 @@ def run(method: str, options: argparse.Namespace, seed: int) -> dict[str, float]
     made: dict[str, list[Callback]] = {
         "redo": [ReDo(options.every)],
         "continual backprop": [ContinualBackprop()],
-        "revive": [ReviveDeadUnits(every_n_steps=options.every, samples=options.samples, dormant=options.dormant)],
+        "revive": [ReviveDeadUnits(options.revive_every, options.samples, dormant=options.dormant)],
     }
     trainer = Trainer(
         accelerator="cpu",
@@ -202,8 +202,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-2)
-    parser.add_argument("--every", type=int, default=100, help="steps between two looks for neurons to renew")
-    parser.add_argument("--samples", type=int, default=512, help="rows that ReviveDeadUnits keeps")
+    parser.add_argument("--every", type=int, default=100, help="steps between two looks of ReDo")
+    parser.add_argument("--revive-every", type=int, default=200, help="the same for ReviveDeadUnits")
+    parser.add_argument("--samples", type=int, default=256, help="rows that ReviveDeadUnits keeps")
     parser.add_argument("--dormant", type=float, default=0.025, help="what counts as dormant for it")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--seeds", type=int, default=1)

@@ -26,6 +26,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from relu_diag.callbacks import ReviveDeadUnits
 
 METHODS = ("nothing", "auxk", "resampling", "ghost gradients", "revive")
+# Relative difference from the number of active features asked for, up to which methods are compared at the same.
+MATCHED = 0.05
 # Rows on which features are counted as dead at the end.
 COUNTED = 131_072
 
@@ -241,11 +243,14 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_float32_matmul_precision("high")
     run(options.methods[0], argparse.Namespace(**{**vars(options), "steps": 20}))  # warm up
+    print(f"The price of every method is steered to {options.l0:g} active features.\n")
     columns = ("dead", "miss", "L0", "explained", "price", "s", "CPU s", "GiB")
     print(f"| method | {' | '.join(columns)} |")
     print(f"|---|{'---:|' * len(columns)}")
     for method in options.methods:
         values = run(method, options)
+        if abs(values["L0"] / options.l0 - 1) > MATCHED:
+            method += " (L0 not matched)"
         print(f"| {method} | {' | '.join(f'{values[name]:.4g}' for name in columns)} |", flush=True)
 
 

@@ -127,7 +127,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     rows = activations()
     results = {}
-    for name, callbacks in (("without", ()), ("with", (ReviveDeadUnits(every_n_steps=50, samples=2048),))):
+    for name, callbacks in (("without", ()), ("with", (ReviveDeadUnits(every_n_steps=50),))):
         seed_everything(0, verbose=False)
         module = SparseAutoencoder(rows)
         fit(module, rows, steps=STEPS, callbacks=callbacks)

@@ -63,8 +63,8 @@ class ReviveDeadUnits(Rides):
 
     Args:
         every_n_steps: Optimizer steps between revivals.
-        samples: Rows to keep for each, of the steps right before it; None: 2,048 to 8,192, as many as a sixteenth of
-            the steps bring, half of them where few neurons are dead. What few rows have is found by many rows only.
+        samples: Rows to keep for each, of the steps right before it; None: 2,048 to 8,192, as many as one of 32 steps
+            brings, half of them where few are dead. What few rows have is found by many rows only.
         block: Name of the first layer of a block, a pattern (``encoder.*``), or several of them; None: all blocks.
         dormant: A neuron counts as dormant up to so many times the mean activation of its layer; 0: none does.
 

@@ -41,9 +41,10 @@ _FEW = 0.1
 # Rows that are kept where nobody says how many, at least and at most.
 _FEW_ROWS = 2**11
 _ROWS = 2**13
-# One of so many steps is ridden for those between, and one of so many where few neurons are dead, up to a share of all.
-_STEPS_FOR_ONE = 16
-_STEPS_FOR_ONE_OF_FEW = 32
+# Between those, one of so many steps is ridden, and one of so many where few neurons are dead, up to a share of all:
+# a revival then takes less than three of a hundred steps.
+_STEPS_FOR_ONE = 32
+_STEPS_FOR_ONE_OF_FEW = 64
 _FEW_DEAD = 0.05
 # Rows in the last part of a window from which on a neuron that is silent there counts as dead, whatever it was before.
 _MANY_ROWS = 2**14
@@ -98,7 +99,7 @@ class BlockRevival:
 
     Args:
         hidden: Name of its first layer.
-        samples: Number of rows to keep; None: 2,048 to 8,192, as many as a sixteenth of the steps bring, half of them
+        samples: Number of rows to keep; None: 2,048 to 8,192, as many as one of 32 steps brings, half of them
             where few neurons are dead.
         dormant: A neuron counts as dormant up to so many times the mean activation of the layer.
         every_n_steps: Steps between two revivals.

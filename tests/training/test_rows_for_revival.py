@@ -15,7 +15,7 @@ from relu_diag.training import BlockRevival
 
 @pytest.mark.parametrize(
     ("samples", "rows_a_step", "every", "expected"),
-    [(100, 64, 1000, 100), (None, 64, 100, 2048), (None, 64, 1000, 4000), (None, 256, 1000, 8192), (None, 1, 1, 2048)],
+    [(100, 64, 1000, 100), (None, 64, 100, 2048), (None, 128, 1000, 4000), (None, 256, 2000, 8192), (None, 1, 1, 2048)],
 )
 def test_as_many_rows_are_kept_as_a_small_share_of_the_steps_brings(
     samples: int | None, rows_a_step: int, every: int, expected: int
