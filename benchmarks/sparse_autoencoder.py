@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--l0", type=float, default=6.0, help="mean number of active features")
     parser.add_argument("--price", type=float, default=0.3, help="price of activity at the start")
     parser.add_argument("--rate", type=float, default=0.01, help="how fast the price follows")
-    parser.add_argument("--auxk", type=float, default=1 / 32, help="weight of AuxK's loss")
+    parser.add_argument("--auxk", type=float, default=0.002, help="weight of AuxK's loss: 1/32 raises it")
     parser.add_argument("--ghost", type=float, default=1.0, help="weight of the ghost gradients' loss")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
