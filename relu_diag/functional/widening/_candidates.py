@@ -34,9 +34,9 @@ def placement_candidates(
     Returns:
         Directions, output weights and gains, in no order, and the `promise` of each, shape ``(n,)``.
     """
-    alike = _Alike(X, G, price, _is_biased(X), max(room, BUDGETS.starts_alike))
     heavy = _heaviest(X, G, max(BUDGETS.starts_for_one * room, BUDGETS.starts_alike))
     biased = _is_biased(X)
+    alike = _Alike(X, G, price, biased, max(room, BUDGETS.starts_alike))
     shared, promised = _shared(X, G, slopes, alike, heavy)
     found = [shared]
     # What is active on much of the data is not worth a price, if a bias can keep it from that.
