@@ -45,7 +45,10 @@ def prepared_copies(
     root = _common_part(location)
     own = {id(copy.get_submodule(root)) for copy in copies}
     found = {id(one): one for holder in (*copies, *users) for one in _modules_of(holder)}
-    twins = [one for one in found.values() if id(one) not in own and _is_copy(one, module.get_submodule(root), trainer)]
+    part = module.get_submodule(root)
+    alike = [one for one in found.values() if id(one) not in own and _has_shapes_of(one, part)]
+    trained = [one for one in alike if _is_trained(one, part, trainer)]
+    twins = [one for one in alike if one not in trained and _is_nearest(part, one, trained)]
     there = replace(location, hidden=_within(location.hidden, root), output=_within(location.output, root))
     growths = [prepared_widening(twin, there, _silently(read_block(twin, there), wider)) for twin in twins]
     for value in (one for holder in (module, *users) for one in _attributes(holder)):
@@ -88,17 +91,31 @@ def _belongs_to_run(part: nn.Module) -> bool:
     return isinstance(part, LightningModule) and part._trainer is not None
 
 
-def _is_copy(one: nn.Module, part: nn.Module, trainer: Trainer) -> bool:
-    """Whether a module has the parameters of another one by name and shape, and is not trained itself."""
+def _has_shapes_of(one: nn.Module, part: nn.Module) -> bool:
+    """Whether a module has the parameters of another one by name and shape."""
     shapes = {name: parameter.shape for name, parameter in part.named_parameters()}
-    if type(one) is not type(part) or {name: p.shape for name, p in one.named_parameters()} != shapes:
-        return False
+    return type(one) is type(part) and {name: p.shape for name, p in one.named_parameters()} == shapes
+
+
+def _is_trained(one: nn.Module, part: nn.Module, trainer: Trainer) -> bool:
+    """Whether a module of the shapes of another one is trained itself, and no copy."""
     owners = all_within(trainer.optimizers)
     held = [p for p in one.parameters() if p.requires_grad and any(owns(optimizer, p) for optimizer in owners)]
     # An optimizer of all parameters of the module holds its copies as well, which have no gradient.
     if any(p.grad is not None or any(optimizer.state.get(p) for optimizer in owners) for p in held):
-        return False
-    return not held or are_close([*zip(part.parameters(), one.parameters(), strict=True)])
+        return True
+    return bool(held) and not are_close([*zip(part.parameters(), one.parameters(), strict=True)])
+
+
+def _is_nearest(part: nn.Module, copy: nn.Module, others: Iterable[nn.Module]) -> bool:
+    """Whether a copy is that of a module, and not of another one: of twin critics each has a target of its own."""
+    return all(_apart(copy, part) <= _apart(copy, other) for other in others)
+
+
+def _apart(one: nn.Module, other: nn.Module) -> float:
+    """The squared distance of the parameters of two modules."""
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return sum(float((mine.detach() - theirs.detach()).square().sum()) for mine, theirs in pairs)
 
 
 def _silently(block: ShallowBlock, wider: ShallowBlock) -> ShallowBlock:

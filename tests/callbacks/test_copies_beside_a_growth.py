@@ -170,3 +170,23 @@ def test_a_network_that_is_trained_itself_is_no_copy() -> None:
     module = Twins()
     grown(module)
     assert (module.net[0].out_features, module.kept[0].out_features) == (8, 6)
+
+
+class TwinCritics(Twins):
+    """Two networks, each with a target of its own."""
+
+    def keep(self, width: int) -> None:
+        super().keep(width)
+        self.target = copy.deepcopy(self.net).requires_grad_(False)
+        self.other_target = copy.deepcopy(self.kept).requires_grad_(False)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        for target, own in ((self.target, self.net), (self.other_target, self.kept)):
+            for mine, p in zip(target.parameters(), own.parameters(), strict=True):
+                mine.data.lerp_(p.data, 0.1)
+
+
+def test_a_target_follows_the_network_that_it_is_the_target_of() -> None:
+    module = TwinCritics()
+    grown(module)
+    assert (module.target[0].out_features, module.other_target[0].out_features) == (8, 6)
