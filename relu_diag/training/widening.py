@@ -337,7 +337,7 @@ def _choice(parts: list[GrowthProposal | Widening], falls: Falls | None) -> Wide
     step = falls.change(new)
     return WideningChoice(
         parts=tuple(parts),
-        verdict=classify(new, data.X, data.loss).kind if small else "undecided",
+        verdict=classify(new.cast(data.X.dtype), data.X, data.loss).kind if small else "undecided",
         function_change=float(step.abs().max()),
         predicted_drop=falls.to_first_order(step),
         measured_drop=falls.of_loss(step),

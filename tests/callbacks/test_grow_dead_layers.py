@@ -70,6 +70,16 @@ def test_a_network_that_is_cut_off_learns_again(width: int, count: int, dead: tu
     assert loss_of(module, count) < 0.5 * rows(count)[1].var().item()
 
 
+@pytest.mark.parametrize("depth", [1, 3])
+def test_dead_layers_of_half_precision_get_new_neurons(depth: int) -> None:
+    module = Deep(4, (0,), depth)
+    growth = GrowOnPlateau(at_steps=(10,), units=1)
+    fit(module, growth, 300, 12, precision="bf16-true")
+    assert not growth.off
+    assert bool((module.net[0].bias > -50).all())
+    assert sum(neurons(module)) == 4 * depth + 1
+
+
 @pytest.mark.filterwarnings("ignore:GrowOnPlateau")  # that it is frozen
 def test_of_several_dead_layers_all_are_replaced_or_none() -> None:
     module = Deep(4, (0, 2))

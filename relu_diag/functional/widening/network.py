@@ -54,7 +54,7 @@ class Network:
         """Outputs.
 
         Args:
-            X: Inputs, shape ``(N, d)``.
+            X: Inputs of any dtype, shape ``(N, d)``.
 
         Returns:
             Shape ``(N, J)``.
@@ -81,15 +81,16 @@ class Network:
         """The inputs of every block.
 
         Args:
-            X: Inputs of the network, shape ``(N, d)``.
+            X: Inputs of the network, of any dtype, shape ``(N, d)``.
 
         Returns:
-            They, and the activations of each block but the last, with a constant last column where a bias reads them.
+            They, and the activations of each block but the last, with a constant last column where a bias reads them,
+            in the dtype of the network.
         """
-        found = [X]
+        found = [X.to(self.W)]
         for place in range(len(self) - 1):
             block = self.block(place)
-            A = rho(found[-1].to(block.W) @ block.W.T, block.slopes)
+            A = rho(found[-1] @ block.W.T, block.slopes)
             found.append(A if block.output_bias is None else torch.cat([A, A.new_ones(len(A), 1)], dim=1))
         return found
 

@@ -46,6 +46,14 @@ def test_the_blocks_of_a_network_compute_what_its_layers_do() -> None:
         assert_close(network.loss_behind(0, target)(outputs), target(net(X).detach()))
 
 
+def test_a_network_of_half_precision_computes_in_single() -> None:
+    for sizes in ((3, 4, 2), (3, 4, 5, 2)):
+        net = layers(0, *sizes).bfloat16()
+        X, with_constant = rows()
+        outputs = network_of(net)(with_constant.bfloat16())
+        assert_close(outputs, net.float()(X.bfloat16().float()).detach())
+
+
 def test_a_block_that_is_put_back_changes_the_weights_that_others_share_with_it() -> None:
     net = layers()
     X, with_constant = rows()
