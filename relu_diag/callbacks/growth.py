@@ -15,12 +15,7 @@ from relu_diag.callbacks._dead_layers import revived_layers
 from relu_diag.callbacks._growable import Growable, goes_on, graphs_let_go
 from relu_diag.callbacks._passenger import Passenger
 from relu_diag.callbacks.plateau import PlateauMonitor
-from relu_diag.growth import (
-    averaged_copies,
-    check_strategy,
-    grow_in_training,
-    resize_on_load,
-)
+from relu_diag.growth import averaged_copies, check_strategy, grow_in_training, resize_on_load
 from relu_diag.training import (
     VERDICT_CODES,
     Examination,
@@ -40,6 +35,7 @@ from relu_diag.training import (
     for_dead_layers,
     gap_in_training,
     growth_order,
+    off_together,
     on_all_ranks,
     tell,
 )
@@ -300,6 +296,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
             with self.examiner.careful:
                 found = trainer.strategy.broadcast(on_all_ranks(lambda: for_dead_layers(trainer, examinations)))
                 examinations = revived_layers(trainer, examinations, found, self._growable)
+            off_together(self.examiner.careful)
         return examinations
 
     def _grow_one_of(self, trainer: Trainer, able: Sequence[Examination]) -> None:
@@ -344,7 +341,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
         against = ""
         with self.examiner.careful:
             against = trainer.strategy.broadcast(on_all_ranks(lambda: self._against(trainer, examination, event)))
-        if self.off:
+        if off_together(self.examiner.careful):
             return False
         name = examination.name
         if against and against not in {_OTHER_VERDICT, self._reasons.get(name)}:
@@ -412,6 +409,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
                 why = ""
             except (RuntimeError, TypeError, ValueError) as refusal:
                 why = str(refusal)
+        off_together(self.examiner.careful)
         if why:
             rank_zero_warn(f"GrowOnPlateau: no growth of {location} at step {examination.step:,}: {why}")
             return

@@ -117,13 +117,29 @@ def agree(careful: Careful, known: Mapping[str, Hashable]) -> list[str]:
         >>> agree(Careful("Monitor"), {"net.0": (6, 3)})
         ['net.0']
     """
-    off = _failure_of_any(careful.off)
-    if off and not careful.off:
-        careful.switch_off(off)
-    if off:
+    if off_together(careful):
         return []
     everyone = of_all_ranks(dict(known))
     return [name for name, what in everyone[0].items() if all(theirs.get(name) == what for theirs in everyone)]
+
+
+def off_together(careful: Careful) -> bool:
+    """Switch off where any rank is off. A collective: every rank must call it, those that are off too.
+
+    Args:
+        careful: It is off after the call where that of any rank is.
+
+    Returns:
+        Whether it is off.
+
+    Example:
+        >>> off_together(Careful("Monitor"))
+        False
+    """
+    off = _failure_of_any(careful.off)
+    if off and not careful.off:
+        careful.switch_off(off)
+    return bool(off)
 
 
 def _failure_of_any(own: str) -> str:

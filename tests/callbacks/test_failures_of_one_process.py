@@ -26,8 +26,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 class Net(LightningModule):
     """A regression with two dead neurons and weight decay."""
 
-    def __init__(self) -> None:
+    def __init__(self, decay: float = 0.01) -> None:
         super().__init__()
+        self.decay = decay
         torch.manual_seed(0)
         self.net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)).double()
         self.net[0].bias.data[:2] -= 100  # type: ignore[union-attr]
@@ -36,7 +37,7 @@ class Net(LightningModule):
         return functional.mse_loss(self.net(batch[0]), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1, weight_decay=0.01)
+        return torch.optim.SGD(self.parameters(), lr=0.1, weight_decay=self.decay)
 
 
 class AsOne(Callback):
@@ -54,13 +55,13 @@ class AsOne(Callback):
             raise RuntimeError(f"on process {trainer.global_rank} it does not hold")
 
 
-def fit(*callbacks: Callback, epochs: int = 12) -> None:
+def fit(*callbacks: Callback, epochs: int = 12, decay: float = 0.01) -> None:
     X = torch.randn(32, 3, generator=torch.Generator().manual_seed(1)).double()
     data = TensorDataset(X, torch.stack([X[:, 0].abs(), X[:, 1] * X[:, 2]], dim=1))
     strategy = DDPStrategy(start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=30))
     options = {**QUIET, "max_epochs": epochs, "strategy": strategy, "devices": 2}
     trainer = Trainer(**options, callbacks=list(callbacks))
-    trainer.fit(Net(), DataLoader(data, batch_size=16))
+    trainer.fit(Net(decay), DataLoader(data, batch_size=16))
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, room: Any, part: str, rank: int, error: Exception) -> None:
@@ -92,6 +93,17 @@ def test_an_error_of_one_process_switches_growth_off_on_both(
     failing(monkeypatch, room, part, rank, MemoryError("too little"))
     growth = GrowOnPlateau(at_steps=(3, 6))
     fit(growth, AsOne(lambda module: module.net[0].out_features == 6 and "too little" in growth.off))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_of_one_process_on_a_plateau_switches_growth_off_on_both(
+    rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, growth_in_training, "prepared_growth", rank, MemoryError("too little"))
+    growth = GrowOnPlateau(verdicts=("not stationary", "local minimum", "saddle", "undecided"))
+    monitor = PlateauMonitor(min_steps=10, drop=0.5)
+    holds = AsOne(lambda module: "too little" in growth.off and not growth.growths)
+    fit(monitor, growth, holds, epochs=30, decay=0.0)
 
 
 def test_a_gap_that_one_process_cannot_tell_is_no_reason_to_grow(monkeypatch: pytest.MonkeyPatch) -> None:
