@@ -18,7 +18,7 @@ class GreedyChoice:
 
     Attributes:
         index: Their columns, shape ``(n,)``.
-        explained: Square of what each explains of the gradient beyond those before, shape ``(n,)``.
+        explained: Square of what each explains of the gradient beyond those before, float64 on the CPU, shape ``(n,)``.
     """
 
     index: Tensor
@@ -64,7 +64,8 @@ def greedy_choice(A: Tensor, G: Tensor, count: int) -> GreedyChoice:
         left -= np.square(along)
         left[best] = 0.0
         chosen[place] = along
-    return GreedyChoice(torch.tensor(index, dtype=torch.long, device=A.device), torch.tensor(explained))
+    order = torch.tensor(index, dtype=torch.long, device=A.device)
+    return GreedyChoice(order, torch.tensor(explained, dtype=torch.float64))
 
 
 def filled(index: Tensor, count: int, pool: int) -> Tensor:

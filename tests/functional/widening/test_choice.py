@@ -169,6 +169,14 @@ def test_the_greedy_choice_is_that_of_refitting_after_each() -> None:
         chosen.append(best)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_a_greedy_choice_goes_by_gradients_of_any_size(size: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    A, G = (torch.randn(30, n, generator=generator, dtype=torch.float64) for n in (12, 2))
+    found = greedy_choice(A, size * G, 5).explained / size**2
+    torch.testing.assert_close(found, greedy_choice(A, G, 5).explained)
+
+
 def test_fitted_outputs_are_those_of_ridge_regression() -> None:
     generator = torch.Generator().manual_seed(0)
     A, Y = (torch.randn(40, n, generator=generator, dtype=torch.float64) for n in (6, 2))
