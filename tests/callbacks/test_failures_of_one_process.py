@@ -82,10 +82,9 @@ def test_a_growth_that_is_refused_on_one_process_is_none(rank: int, monkeypatch:
     fit(growth, AsOne(lambda module: module.net[0].out_features == 6 and not growth.growths))
 
 
-@pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize(
-    ("room", "part"),
-    [(growth_in_training, "prepared_growth"), (KeptRows, "_read_noted")],
+    ("room", "part", "rank"),
+    [(growth_in_training, "prepared_growth", 1), (KeptRows, "_read_noted", 0)],
 )
 def test_an_error_of_one_process_switches_growth_off_on_both(
     room: Any, part: str, rank: int, monkeypatch: pytest.MonkeyPatch
