@@ -22,7 +22,7 @@ from relu_diag.training.gap import coupled_decay
 
 # Samples on which a layer is to be silent before it is taken for dead, where these are not all.
 _ENOUGH = 1000
-# Rows by which it is first seen whether a layer lives.
+# Rows that are looked at together: the first of them tell that a layer lives.
 _ROWS_AT_ONCE = 256
 # Rows by which neurons are chosen.
 _ROWS = 4096
@@ -111,10 +111,12 @@ def _chains(examinations: Sequence[Examination]) -> list[Chain]:
     found: dict[tuple[str, ...], Chain] = {}
     for one in examinations:
         data = data_of(one)
-        if data is not None:
-            alone = Chain((one.name,), Network.of([steady(one.block)]), data.X, data.loss, data.complete)
-            chain = data.chain or alone
-            found[chain.names] = chain
+        if data is None:
+            continue
+        chain = data.chain
+        if chain is None:
+            chain = Chain((one.name,), Network.of([steady(one.block)]), data.X, data.loss, data.complete)
+        found[chain.names] = chain
     names = {one.name for one in examinations}
     return [chain for chain in found.values() if names.issuperset(chain.names)]
 
@@ -123,10 +125,14 @@ def _dead_layers(chain: Chain) -> list[int]:
     """The blocks all of whose neurons are silent on enough samples."""
     if not chain.complete and len(chain.X) < _ENOUGH:
         return []
-    inputs = chain.network.inputs(chain.X)
-    return [
-        place for place, X in enumerate(inputs) if all_dead(chain.network.block(place), torch.split(X, _ROWS_AT_ONCE))
-    ]
+    network = chain.network
+    dead = [*range(len(network))]
+    for X in torch.split(chain.X, _ROWS_AT_ONCE):
+        inputs = network.inputs(X)
+        dead = [place for place in dead if all_dead(network.block(place), [inputs[place]])]
+        if not dead:
+            break
+    return dead
 
 
 def _new_neurons(chain: Chain, dead: Sequence[int], rehearsal: Rehearsal | None) -> NewNeurons:
