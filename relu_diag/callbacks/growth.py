@@ -273,7 +273,10 @@ class GrowOnPlateau(Passenger, PlateauListener):
 
     def _grow_if_due(self, trainer: Trainer) -> None:
         """Grow where one of the given steps is reached."""
-        due = sum(step <= trainer.global_step for step in self.at_steps)
+        if self._scheduled == len(self.at_steps):
+            return
+        now = trainer.global_step
+        due = sum(step <= now for step in self.at_steps)
         if due <= self._scheduled or not self.examiner.agreed_ready(trainer):
             return
         self._scheduled = due

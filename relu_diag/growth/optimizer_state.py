@@ -350,7 +350,10 @@ def _holds_tensors(value: Any) -> bool:
 
 def _is_optimizer(value: Any) -> bool:
     """Whether it is an optimizer, or what Lightning takes for one."""
-    return isinstance(value, Optimizer) or (isinstance(value, Optimizable) and not isinstance(value, nn.Module))
+    if isinstance(value, Optimizer):
+        return True
+    # What Lightning takes for one is told attribute by attribute, and the first of them is missing nearly everywhere.
+    return hasattr(value, "param_groups") and isinstance(value, Optimizable) and not isinstance(value, nn.Module)
 
 
 def _start_again(optimizer: Optimizer, state: dict[str, Any], misfits: Sequence[str], why: str) -> None:
