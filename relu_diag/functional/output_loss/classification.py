@@ -347,8 +347,8 @@ class CrossEntropy(Loss):
         slope = targets.sum(1, keepdim=True) * p - targets
         # The slopes of a sample add up to zero: of the likeliest class this keeps the digits that the others have.
         top = targets.argmax(1, keepdim=True)
-        others = slope.scatter(1, top, 0.0)
-        return others.scatter(1, top, -others.sum(1, keepdim=True))
+        others = slope.scatter_(1, top, 0.0)
+        return others.scatter_(1, top, -others.sum(1, keepdim=True))
 
 
 class _CrossEntropyAt(LossAt):
@@ -366,9 +366,12 @@ class _CrossEntropyAt(LossAt):
 
     def value(self) -> Tensor:
         """The loss, shape ``()``."""
+        log = self._below - self._sum.log()
+        total = -(self._coefficients * (self._targets * log)).sum()
+        if bool(total.isfinite()):
+            return total
         # A class without a share has no say, however unlikely it is.
-        parts = torch.where(self._targets > 0, self._targets * (self._below - self._sum.log()), 0.0)
-        return -(self._coefficients * parts).sum()
+        return -(self._coefficients * torch.where(self._targets > 0, self._targets * log, 0.0)).sum()
 
     def gradient(self) -> Tensor:
         """The gradient, shape ``(N, J)``."""
