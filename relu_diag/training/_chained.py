@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 
@@ -44,23 +44,27 @@ class Chained(Sighting):
         return self.last.passed
 
 
-def as_one(seen: Sequence[Sighting]) -> Chained | None:
+def as_one(seen: Sequence[Sighting], known: Collection[str] = ()) -> Chained | None:
     """All blocks of a step as one, where they follow one another and nothing else stands behind one of them.
 
     Args:
         seen: The blocks, in the order in which they ran.
+        known: Names of chains of which steps before have shown that they are: only their order is looked at.
 
     Returns:
         All of them as one; None where they are not all one chain, or something about one of them is in the way.
     """
-    followers = followers_of({one.hidden: one for one in seen})
     names = [one.hidden for one in seen]
-    if len(seen) < 2 or names != chain_from(names[0], followers) or any(map(obstacle_of, seen)):
+    if len(seen) < 2 or names[1:] != [reader for one in seen[:-1] for reader in one.readers]:
+        return None
+    name = name_of_chain(names)
+    shown = name in known or names == chain_from(names[0], followers_of({one.hidden: one for one in seen}))
+    if not shown or (name not in known and any(map(obstacle_of, seen))):
         return None
     first, last = seen[0], seen[-1]
     own = {one.name: getattr(last, one.name) for one in fields(Sighting)}
     changed = {
-        "hidden": name_of_chain(names),
+        "hidden": name,
         "from_data": first.from_data,
         "parameters": tuple(parameter for one in seen for parameter in one.parameters),
         "reruns": any(one.reruns for one in seen),

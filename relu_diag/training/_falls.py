@@ -10,7 +10,9 @@ from torch import Tensor
 
 from relu_diag.functional import ShallowBlock, WeightDecay
 from relu_diag.functional.block import chunked_outputs
+from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.widening import Network
+from relu_diag.training._sample import weights_behind
 from relu_diag.training._training_data import Chain, TrainingData
 
 
@@ -63,11 +65,18 @@ class Falls:
         """By how much the loss alone falls with a change of the outputs ``(N, J)``."""
         known = self._last.get("fall")
         if known is None or known[0] is not change:
-            # A difference of losses would cancel.
-            known = change, 0.0 - float(self.data.loss.double().change(self.outputs, change))
+            known = change, self._fall(change)
             self._last["fall"] = known
         fall: float = known[1]
         return fall
+
+    def _fall(self, change: Tensor) -> float:
+        """The same, computed."""
+        loss, outputs = self.data.loss, self.outputs
+        # A difference of losses would cancel. Through large layers float64 takes as long as steps of training.
+        if len(outputs) * weights_behind(loss) > BUDGETS.products_behind:
+            return 0.0 - float(loss.change(outputs.to(self.data.X), change.to(self.data.X)))
+        return 0.0 - float(loss.double().change(outputs, change))
 
     def to_first_order(self, change: Tensor) -> float:
         """The same, to first order."""

@@ -238,7 +238,7 @@ class Keeper:
 
     def _with_rows(self, seen: Sequence[Sighting]) -> Sequence[Sighting]:
         """Whose rows are kept of the blocks of a step: theirs, or those of all as one."""
-        together = as_one(seen) if self._chained else None
+        together = as_one(seen, self._rowed) if self._chained else None
         return seen if together is None else [together]
 
     def _take_apart(self, trainer: Trainer, seen: Sequence[Sighting], batch: Any) -> None:

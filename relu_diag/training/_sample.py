@@ -22,7 +22,7 @@ _NUMBERS = 2**19
 _PRODUCTS = 2**25
 # Steps for which new neurons are trained then, and how many at least where rows are no fewer.
 _STEPS = 30
-_FEWEST_STEPS = 10
+_FEWEST_STEPS = 5
 
 
 def in_order(data: TrainingData) -> TrainingData:
@@ -77,7 +77,7 @@ def affordable_rows(loss: Loss, most: int, fewest: int) -> int:
     Returns:
         The number.
     """
-    return min(most, max(fewest, _PRODUCTS // max(_weights_behind(loss), 1)))
+    return min(most, max(fewest, _PRODUCTS // max(weights_behind(loss), 1)))
 
 
 def affordable_steps(loss: Loss, rows: int) -> int:
@@ -90,12 +90,19 @@ def affordable_steps(loss: Loss, rows: int) -> int:
     Returns:
         The number.
     """
-    products = rows * _weights_behind(loss)
+    products = rows * weights_behind(loss)
     return min(_STEPS, max(_FEWEST_STEPS, _STEPS * 2 * _PRODUCTS // max(products, 1)))
 
 
-def _weights_behind(loss: Loss) -> int:
-    """Number of weights between the outputs of a block and a loss."""
+def weights_behind(loss: Loss) -> int:
+    """Number of weights between the outputs of a block and a loss.
+
+    Args:
+        loss: The loss of the outputs of the block.
+
+    Returns:
+        The number.
+    """
     layers = loss.layers if isinstance(loss, LossThroughLayers) else ()
     return sum(layer.H.numel() for layer in layers)
 

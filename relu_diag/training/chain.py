@@ -16,7 +16,7 @@ from relu_diag.training.rows import KeptRows
 
 # Rows of a chain: as many as neurons are chosen by, or more.
 _ROWS = 4096
-_FEWEST = 512
+_FEWEST = 384
 
 
 def data_of_chains(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from relu_diag.functional._arrays import Array
 from relu_diag.functional.tolerances import FLOAT64
 
 
@@ -45,7 +46,7 @@ def greedy_choice(A: Tensor, G: Tensor, count: int) -> GreedyChoice:
     gram = gram / size / size[:, None]
     felt = felt / size[:, None]
     if felt.shape[1] > len(felt):
-        felt = np.asarray(np.linalg.qr(felt.T, mode="r")).T  # the same lengths and angles
+        felt = _as_narrow(felt)
     most = min(count, len(felt))
     chosen = np.zeros((most, len(felt)))
     index: list[int] = []
@@ -66,6 +67,16 @@ def greedy_choice(A: Tensor, G: Tensor, count: int) -> GreedyChoice:
         chosen[place] = along
     order = torch.tensor(index, dtype=torch.long, device=A.device)
     return GreedyChoice(order, torch.tensor(explained, dtype=torch.float64))
+
+
+def _as_narrow(felt: Array) -> Array:
+    """Vectors ``(M, J)`` as some of the same lengths and angles, ``(M, M)``, to rounding of the longest."""
+    products = felt @ felt.T
+    largest = products.diagonal().max()
+    if not largest > 0:
+        return np.zeros_like(products)
+    np.fill_diagonal(products, products.diagonal() + len(felt) * FLOAT64.eps * largest)
+    return np.asarray(np.linalg.cholesky(products), dtype=np.float64)
 
 
 def filled(index: Tensor, count: int, pool: int) -> Tensor:

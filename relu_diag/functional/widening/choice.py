@@ -191,9 +191,10 @@ def _best_set(rows: Rows, proposed: list[UnitSet], steps: int) -> tuple[UnitSet,
     """Of sets in the order of their loss the best after some steps, and what was compared, lowest loss first."""
     drop = rows.judged_before - proposed[0].judged
     rivals = [one for one in proposed if rows.judged_before - one.judged >= FLOAT64.rival * drop]
-    fitted = [fitted_set(rows, one) for one in rivals[: BUDGETS.finalists] or proposed[:1]]
     # A trial pays where most steps are left for the better one.
-    trial = BUDGETS.trial_steps if len(fitted) > 1 and steps > 3 * BUDGETS.trial_steps else 0
+    pays = steps > 3 * BUDGETS.trial_steps
+    fitted = [fitted_set(rows, one) for one in rivals[: BUDGETS.finalists if pays else 1] or proposed[:1]]
+    trial = BUDGETS.trial_steps if pays and len(fitted) > 1 else 0
     trained = [trained_set(rows, one, trial) for one in fitted] if trial else []
     best = min([*fitted, *trained], key=_loss_of)
     if steps > trial:
