@@ -72,10 +72,11 @@ def greedy_choice(A: Tensor, G: Tensor, count: int) -> GreedyChoice:
 def _as_narrow(felt: Array) -> Array:
     """Vectors ``(M, J)`` as some of the same lengths and angles, ``(M, M)``, to rounding of the longest."""
     products = felt @ felt.T
-    largest = products.diagonal().max()
-    if not largest > 0:
+    size = products.trace()
+    if not size > 0:
         return np.zeros_like(products)
-    np.fill_diagonal(products, products.diagonal() + len(felt) * FLOAT64.eps * largest)
+    # As much as rounding may take away, so that there is a root.
+    np.fill_diagonal(products, products.diagonal() + sum(felt.shape) * FLOAT64.eps * size)
     return np.asarray(np.linalg.cholesky(products), dtype=np.float64)
 
 
