@@ -35,6 +35,7 @@ from relu_diag.training import (
     for_dead_layers,
     gap_in_training,
     growth_order,
+    of_first_rank,
     off_together,
     on_all_ranks,
     tell,
@@ -297,7 +298,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
         # Otherwise neurons, or the function, are to stay; so are other blocks than the only one that may grow.
         if self.embedding == "best" and self.nudge and self.block is None:
             with self.examiner.careful:
-                found = trainer.strategy.broadcast(on_all_ranks(lambda: for_dead_layers(trainer, examinations)))
+                found = of_first_rank(trainer, on_all_ranks(lambda: for_dead_layers(trainer, examinations)))
                 examinations = revived_layers(trainer, examinations, found, self._growable)
             off_together(self.examiner.careful)
         return examinations

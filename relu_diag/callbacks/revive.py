@@ -28,6 +28,7 @@ from relu_diag.training import (
     Rider,
     check_block,
     check_count,
+    of_first_rank,
     on_all_ranks,
     say,
 )
@@ -391,14 +392,7 @@ class ReviveDeadUnits(Rides):
 
 def _found_together(trainer: Trainer, one: BlockRevival, alive: Tensor) -> NewPlaces | None:
     """What the first process finds, on all of them."""
-    if trainer.world_size == 1:
-        return one.find(alive)
-
-    def search() -> NewPlaces | None:
-        found = one.find(alive) if trainer.is_global_zero else None
-        return None if found is None else found.cpu()
-
-    return trainer.strategy.broadcast(on_all_ranks(search))
+    return of_first_rank(trainer, on_all_ranks(lambda: one.find(alive) if trainer.is_global_zero else None))
 
 
 def _on(like: Tensor, found: NewPlaces) -> tuple[Tensor, Tensor]:

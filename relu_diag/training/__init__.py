@@ -78,7 +78,15 @@ from relu_diag.training.plateaus import (
     marks_of,
 )
 from relu_diag.training.promising import growth_order, growth_prospects, most_promising_first
-from relu_diag.training.ranks import FailedElsewhereError, Later, agree, of_all_ranks, off_together, on_all_ranks
+from relu_diag.training.ranks import (
+    FailedElsewhereError,
+    Later,
+    agree,
+    of_all_ranks,
+    of_first_rank,
+    off_together,
+    on_all_ranks,
+)
 from relu_diag.training.recipe import Recipe, factor_between
 from relu_diag.training.report import Report, say
 from relu_diag.training.revival import BlockRevival, Revival
@@ -195,6 +203,7 @@ __all__ = [
     "most_promising_first",
     "obstacle_of",
     "of_all_ranks",
+    "of_first_rank",
     "off_together",
     "on_all_ranks",
     "penalty_of",

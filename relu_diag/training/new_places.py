@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -42,10 +42,3 @@ class NewPlaces:
             return True
         mine, theirs = self.placement, other.placement
         return mine.drop > theirs.drop or (mine.drop == theirs.drop and len(mine.units) > len(theirs.units))
-
-    def cpu(self) -> NewPlaces:
-        """The same in the memory of the CPU, to be sent to other processes."""
-        one = self.placement
-        placement = replace(one, units=one.units.cpu(), W=one.W.cpu(), H=one.H.cpu(), gain=one.gain.cpu())
-        in_vain = None if self.in_vain is None else self.in_vain.cpu()
-        return NewPlaces(placement, self.merged.cpu(), self.into.cpu(), self.counts, in_vain)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import TracebackType
 from typing import TypeVar
 
 import torch
+from lightning.pytorch import Trainer
 
 from relu_diag.training.careful import Careful
 
@@ -31,6 +33,31 @@ def of_all_ranks(value: Value) -> Sequence[Value]:
     gathered: list[Value] = [value] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, value)
     return gathered
+
+
+def of_first_rank(trainer: Trainer, value: Value) -> Value:
+    """The value of the first rank, its tensors on the device of this one. A collective: every rank must call it.
+
+    Args:
+        trainer: The trainer.
+        value: This rank's, which can be pickled.
+
+    Returns:
+        That of the first rank.
+
+    Example:
+        >>> of_first_rank(Trainer(barebones=True, accelerator="cpu"), "alone")
+        'alone'
+    """
+    if trainer.world_size == 1:
+        return value
+    held = io.BytesIO()
+    if trainer.is_global_zero:
+        torch.save(value, held)
+    # As bytes: tensors that are pickled come to the device of the first rank on all of them.
+    sent = io.BytesIO(trainer.strategy.broadcast(held.getvalue()))
+    theirs: Value = torch.load(sent, map_location=trainer.strategy.root_device, weights_only=False)
+    return theirs
 
 
 class Later:

@@ -39,7 +39,7 @@ from relu_diag.training.gap import coupled_decay, gap_in_training
 from relu_diag.training.judge import SEARCHED_AT_ONCE, search_size
 from relu_diag.training.look import Look
 from relu_diag.training.obstacle import reads_activations
-from relu_diag.training.ranks import on_all_ranks
+from relu_diag.training.ranks import of_first_rank, on_all_ranks
 from relu_diag.training.widening_choice import NoWidening, WideningChoice
 
 # Copies that are tried under any other loss, where a trial takes a dozen passes over the data.
@@ -104,7 +104,7 @@ def choose_widening(
     room = BUDGETS.new_units if most is None else min(most, BUDGETS.new_units)
     plan = _Plan(examination.block, count, room, embedding, nudge, examination.loss)
     found = on_all_ranks(partial(_found, trainer, module, examination, plan))
-    parts = trainer.strategy.broadcast(found.parts)
+    parts = of_first_rank(trainer, found.parts)
     if isinstance(parts, NoWidening):
         raise NoWidening(str(parts))
     return _choice(parts, found.falls)
