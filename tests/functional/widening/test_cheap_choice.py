@@ -15,6 +15,7 @@ from relu_diag import functional as F
 from relu_diag.functional.block import BlockSignal
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.widening import LaterLayer, LossThroughLayers, _pools, _refit, _sets, later_layers
+from relu_diag.functional.widening._greedy import greedy_choice
 from relu_diag.functional.widening._pools import Situation, steepest_units
 
 Net = tuple[ShallowBlock, Tensor, LossThroughLayers]
@@ -99,3 +100,13 @@ def test_outputs_that_are_known_are_not_computed() -> None:
     two = F.best_widening(block, X, loss, units=3, outputs=block(X))
     assert torch.equal(one.new_block.W, two.new_block.W)
     assert torch.equal(one.new_block.H, two.new_block.H)
+
+
+def test_a_greedy_choice_does_not_depend_on_how_many_outputs_the_gradient_is_spread_over() -> None:
+    draw = torch.Generator().manual_seed(0)
+    A, G, M = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((30, 12), (30, 2), (40, 2)))
+    few = greedy_choice(A, G, 8)
+    many = greedy_choice(A, G @ torch.linalg.qr(M).Q.T, 8)
+    assert torch.equal(many.index, few.index)
+    assert_close(many.explained, few.explained)
+    assert not len(greedy_choice(A, torch.zeros(30, 40).double(), 8).index)
