@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 
@@ -88,13 +88,13 @@ def followers_of(seen: Mapping[str, Sighting]) -> dict[str, str]:
 
 def _follows(after: Sighting, before: Sighting) -> bool:
     """Whether the inputs of a block are the activations of another one, which only it reads."""
-    X = activations(before.block, before.signal.X, after.block)
+    X = _activations(before.block, before.signal.X, after.block)
     own = after.signal.X
     same = X.shape == own.shape and bool((X - own).norm() <= SAME * own.norm())
     return same and not before.dropout and not reads_activations(before.block, before.signal)
 
 
-def activations(before: ShallowBlock, X: Tensor, after: ShallowBlock) -> Tensor:
+def _activations(before: ShallowBlock, X: Tensor, after: ShallowBlock) -> Tensor:
     """The activations of a block as inputs of the next one, shape ``(N, d)``."""
     A = rho(X.to(before.W) @ before.W.T, before.slopes)
     return torch.cat([A, A.new_ones(len(A), 1)], dim=1) if after.W.shape[1] == A.shape[1] + 1 else A
@@ -102,11 +102,7 @@ def activations(before: ShallowBlock, X: Tensor, after: ShallowBlock) -> Tensor:
 
 def chain_from(name: str, followers: Mapping[str, str]) -> list[str]:
     """A block and those behind it, in their order."""
-    return [name, *_behind(name, followers)]
-
-
-def _behind(name: str, followers: Mapping[str, str]) -> Iterator[str]:
-    """The blocks behind one, in their order."""
-    while name in followers:
-        name = followers[name]
-        yield name
+    names = [name]
+    while names[-1] in followers:
+        names.append(followers[names[-1]])
+    return names

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,22 @@ from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.widening import Network
 from relu_diag.training._sample import weights_behind
 from relu_diag.training._training_data import Chain, TrainingData
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class _Last(Generic[Key, Value]):
+    """Remembers the last value that was computed, and the object of which it is."""
+
+    def __init__(self) -> None:
+        self._known: tuple[Key, Value] | None = None
+
+    def of(self, key: Key, compute: Callable[[Key], Value]) -> Value:
+        """The value of an object."""
+        if self._known is None or self._known[0] is not key:
+            self._known = key, compute(key)
+        return self._known[1]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,8 +48,8 @@ class Falls:
     data: TrainingData
     decay: WeightDecay
     outputs: Tensor
-    # The last wider block that was asked for and what it changes, and the last change and how far the loss falls by it.
-    _last: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    _last_change: _Last[ShallowBlock, Tensor] = field(default_factory=_Last)
+    _last_fall: _Last[Tensor, float] = field(default_factory=_Last)
 
     @classmethod
     def of(cls, block: ShallowBlock, data: TrainingData, decay: WeightDecay) -> Falls:
@@ -54,7 +71,7 @@ class Falls:
     def chain(self) -> Chain:
         """The network that the block is in, or is."""
         data = self.data
-        return data.chain or Chain(("",), Network.of([self.block]), data.X, data.loss, data.complete)
+        return data.chain or Chain(("",), Network.of([self.block]), data)
 
     def __call__(self, wider: ShallowBlock) -> float:
         """By how much a wider block lowers the loss, decay included."""
@@ -63,12 +80,7 @@ class Falls:
 
     def of_loss(self, change: Tensor) -> float:
         """By how much the loss alone falls with a change of the outputs ``(N, J)``."""
-        known = self._last.get("fall")
-        if known is None or known[0] is not change:
-            known = change, self._fall(change)
-            self._last["fall"] = known
-        fall: float = known[1]
-        return fall
+        return self._last_fall.of(change, self._fall)
 
     def _fall(self, change: Tensor) -> float:
         """The same, computed."""
@@ -84,13 +96,8 @@ class Falls:
         return 0.0 - float((gradient * change).sum())
 
     def change(self, wider: ShallowBlock) -> Tensor:
-        """By what a wider block changes the outputs, float64, shape ``(N, J)``; that of the last one is remembered."""
-        known = self._last.get("change")
-        if known is None or known[0] is not wider:
-            known = wider, self._changed(wider)
-            self._last["change"] = known
-        step: Tensor = known[1]
-        return step
+        """By what a wider block changes the outputs, float64, shape ``(N, J)``."""
+        return self._last_change.of(wider, self._changed)
 
     def _changed(self, wider: ShallowBlock) -> Tensor:
         """The same, computed."""

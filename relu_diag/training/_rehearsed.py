@@ -56,10 +56,10 @@ class Rehearsal:
         """
         network = chain.network
         weights = network.W.numel() + sum(layer.H.numel() for layer in network.layers)
-        if max(chain.X.numel(), weights) > _FEW_NUMBERS or decay.W or decay.H or not bool(network.W.any()):
+        if max(chain.data.X.numel(), weights) > _FEW_NUMBERS or decay.W or decay.H or not bool(network.W.any()):
             return None
         try:
-            chain.loss.rows(torch.arange(1).to(chain.X.device))
+            chain.data.loss.rows(torch.arange(1).to(chain.data.X.device))
         except NotImplementedError:
             return None
         if not trainer.optimizers or any("Adam" not in type(optimizer).__name__ for optimizer in trainer.optimizers):
@@ -71,14 +71,15 @@ class Rehearsal:
 
     def losses(self, networks: Sequence[Network]) -> list[float]:
         """The losses to which networks in the place of the chain's lead, infinite where numbers leave float64."""
-        losses = rehearsed_losses(networks, self.chain.X, self.chain.loss, self.rate)
+        data = self.chain.data
+        losses = rehearsed_losses(networks, data.X, data.loss, self.rate)
         return [math.inf if math.isnan(loss) else loss for loss in losses]
 
     def best(self, networks: Sequence[Network]) -> int:
         """Which network leads to the least loss, the first of those that are as good; one at least."""
-        chain = self.chain
+        data = self.chain.data
         losses = self.losses(networks)
-        before = float(chain.loss.double()(chain.network(chain.X).double()))
+        before = float(data.loss.double()(self.chain.network(data.X).double()))
         # Rounding must not decide between starts that lead to one minimum. A loss may be below zero, as Poisson's.
         enough = min(losses) + _ALIKE * abs(min(losses)) + _NOTHING * abs(before)
         return next(place for place, loss in enumerate(losses) if loss <= enough)

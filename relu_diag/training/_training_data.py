@@ -13,32 +13,6 @@ from relu_diag.functional.widening import Network
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Chain:
-    """Blocks that follow one another up to the loss.
-
-    Attributes:
-        names: Their names.
-        network: The network that they make.
-        X: Its inputs, shape ``(N, d)``.
-        loss: The loss of its outputs.
-        complete: Whether these are all samples of an epoch.
-
-    Example:
-        >>> import torch
-        >>> from relu_diag.functional import SquaredError
-        >>> network = Network.of([ShallowBlock(torch.eye(2), torch.ones(1, 2))])
-        >>> Chain(("net.0",), network, torch.eye(2), SquaredError(torch.ones(2, 1))).names
-        ('net.0',)
-    """
-
-    names: tuple[str, ...]
-    network: Network
-    X: Tensor
-    loss: Loss
-    complete: bool = False
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class TrainingData:
     """What a block is trained on.
 
@@ -73,6 +47,29 @@ class TrainingData:
             Loss.
         """
         return float(self.loss.double()(chunked_outputs(block.double(), self.X)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chain:
+    """Blocks that follow one another up to the loss.
+
+    Attributes:
+        names: Their names.
+        network: The network that they make.
+        data: Its inputs, and the loss of its outputs.
+
+    Example:
+        >>> import torch
+        >>> from relu_diag.functional import SquaredError
+        >>> network = Network.of([ShallowBlock(torch.eye(2), torch.ones(1, 2))])
+        >>> data = TrainingData(torch.eye(2), SquaredError(torch.ones(2, 1)))
+        >>> Chain(("net.0",), network, data).names
+        ('net.0',)
+    """
+
+    names: tuple[str, ...]
+    network: Network
+    data: TrainingData
 
 
 @dataclass(frozen=True, slots=True, eq=False)

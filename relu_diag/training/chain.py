@@ -97,6 +97,6 @@ def along(
     """
     network = Network.of([steady(block) for block in blocks])
     data = some_in_order(data, affordable_rows(LossThroughLayers(data.loss, network.layers), _ROWS, _FEWEST))
-    chain = Chain(tuple(names), network, data.X, data.loss, data.complete)
+    chain = Chain(tuple(names), network, data)
     for place, (name, X) in enumerate(zip(names, network.inputs(data.X), strict=True)):
         yield name, TrainingData(X, network.loss_behind(place, data.loss), data.complete, chain, place)

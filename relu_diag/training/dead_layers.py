@@ -14,7 +14,7 @@ from relu_diag.training._dead import all_dead
 from relu_diag.training._rehearsed import Rehearsal
 from relu_diag.training._sample import some_in_order
 from relu_diag.training._settled import settled, steady
-from relu_diag.training._training_data import Chain, TrainingData
+from relu_diag.training._training_data import Chain
 from relu_diag.training.chain import along
 from relu_diag.training.examination import Examination
 from relu_diag.training.felt import data_of
@@ -113,9 +113,7 @@ def _chains(examinations: Sequence[Examination]) -> list[Chain]:
         data = data_of(one)
         if data is None:
             continue
-        chain = data.chain
-        if chain is None:
-            chain = Chain((one.name,), Network.of([steady(one.block)]), data.X, data.loss, data.complete)
+        chain = data.chain or Chain((one.name,), Network.of([steady(one.block)]), data)
         found[chain.names] = chain
     names = {one.name for one in examinations}
     return [chain for chain in found.values() if names.issuperset(chain.names)]
@@ -123,11 +121,11 @@ def _chains(examinations: Sequence[Examination]) -> list[Chain]:
 
 def _dead_layers(chain: Chain) -> list[int]:
     """The blocks all of whose neurons are silent on enough samples."""
-    if not chain.complete and len(chain.X) < _ENOUGH:
+    if not chain.data.complete and len(chain.data.X) < _ENOUGH:
         return []
     network = chain.network
     dead = [*range(len(network))]
-    for X in torch.split(chain.X, _ROWS_AT_ONCE):
+    for X in torch.split(chain.data.X, _ROWS_AT_ONCE):
         inputs = network.inputs(X)
         dead = [place for place in dead if all_dead(network.block(place), [inputs[place]])]
         if not dead:
@@ -137,20 +135,19 @@ def _dead_layers(chain: Chain) -> list[int]:
 
 def _new_neurons(chain: Chain, dead: Sequence[int], rehearsal: Rehearsal | None) -> NewNeurons:
     """What the dead layers of a chain get."""
-    some = some_in_order(TrainingData(chain.X, chain.loss, chain.complete), _ROWS)
-    chain = replace(chain, X=some.X, loss=some.loss, complete=some.complete)
+    data = some_in_order(chain.data, _ROWS)
     network = chain.network
     if rehearsal is not None:
-        ways = [drawn_anew(network, dead, chain.X, seed) for seed in range(_STARTS)]
+        ways = [drawn_anew(network, dead, data.X, seed) for seed in range(_STARTS)]
         opened = ways[rehearsal.best(ways)]
     else:
-        opened = reopened(network, dead, chain.X, chain.loss, held_out=0.0 if chain.complete else _JUDGING).network
+        opened = reopened(network, dead, data.X, data.loss, held_out=0.0 if data.complete else _JUDGING).network
     for place in dead:
         block = opened.block(place)
-        new = settled(block, len(block.W), opened.inputs(chain.X)[place], drop_digits=True)
+        new = settled(block, len(block.W), opened.inputs(data.X)[place], drop_digits=True)
         opened = opened.with_block(place, new)
     blocks = {chain.names[place]: opened.block(place) for place in dead}
-    drop = float(chain.loss(network(chain.X))) - float(chain.loss(opened(chain.X)))
+    drop = float(data.loss(network(data.X))) - float(data.loss(opened(data.X)))
     return NewNeurons(blocks, chain.names, drop)
 
 
@@ -176,7 +173,6 @@ def at_blocks_of_now(examinations: Sequence[Examination], now: Mapping[str, Shal
     found = {one.name: replace(one, block=now[one.name]) for one in examinations}
     for chain in _chains(examinations):
         if len(chain.names) > 1:
-            data = TrainingData(chain.X, chain.loss, chain.complete)
-            for name, own in along([now[name] for name in chain.names], chain.names, data):
+            for name, own in along([now[name] for name in chain.names], chain.names, chain.data):
                 found[name] = replace(found[name], deep_data=own)
     return list(found.values())

@@ -11,7 +11,7 @@ from relu_diag.functional import SquaredError, WeightDecay
 from relu_diag.functional.widening import Network
 from relu_diag.nn import ShallowNet
 from relu_diag.training._rehearsed import Rehearsal
-from relu_diag.training._training_data import Chain
+from relu_diag.training._training_data import Chain, TrainingData
 
 
 def trainer(rate: float = 0.01) -> Trainer:
@@ -26,7 +26,7 @@ def trainer(rate: float = 0.01) -> Trainer:
 def chain(size: float = 1.0, width: int = 3) -> Chain:
     block = ShallowBlock(size * torch.ones(width, 2).double(), torch.ones(1, width).double())
     loss = SquaredError(torch.ones(2, 1).double())
-    return Chain(("net",), Network.of([block]), torch.eye(2).double(), loss, complete=True)
+    return Chain(("net",), Network.of([block]), TrainingData(torch.eye(2).double(), loss, complete=True))
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(0.02, 0.02), (1e-6, 1 / 200), (1.0, 0.05)])
@@ -42,7 +42,7 @@ def test_of_two_networks_the_one_that_leads_lower_is_the_best_though_it_is_highe
     living = ShallowBlock(torch.tensor([[0.5, 0.5]]).double(), torch.full((1, 1), -0.2).double())
     rehearsal = Rehearsal(chain(), rate=0.02)
     networks = [Network.of([one]) for one in (dead, living)]
-    now = [float(rehearsal.chain.loss(network(rehearsal.chain.X))) for network in networks]
+    now = [float(rehearsal.chain.data.loss(network(rehearsal.chain.data.X))) for network in networks]
     assert now[0] < now[1]
     assert rehearsal.best(networks) == 1
 
