@@ -75,7 +75,7 @@ def for_dead_layers(trainer: Trainer, examinations: Sequence[Examination]) -> li
         >>> from relu_diag.capture import BlockLocation
         >>> from relu_diag.functional import SquaredError
         >>> from relu_diag.nn import ShallowNet
-        >>> from relu_diag.training import verdict_in_training
+        >>> from relu_diag.training import TrainingData, verdict_in_training
         >>> module, trainer = LightningModule(), Trainer(barebones=True, accelerator="cpu")
         >>> module.net = ShallowNet(2, 1)
         >>> trainer.strategy.connect(module)
