@@ -35,6 +35,10 @@ class Growable:
 
     def __init__(self, only: str | None) -> None:
         self.only = only
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forget the run before."""
         self.others: OtherOptimizers | None = None
         self._seen: set[str] = set()
         self._told: set[str] = set()
@@ -46,10 +50,7 @@ class Growable:
         Args:
             trainer: The trainer, about to train.
         """
-        self.end()
-        self._seen = set()
-        self._told = set()
-        self._checked = False
+        self._forget()
         module = trainer.lightning_module
         layer = None if self.only is None else dict(module.named_modules()).get(self.only)
         if self.only is not None and isinstance(layer, nn.Linear):

@@ -44,14 +44,14 @@ class Keeper:
         ridden: Name or pattern of the blocks to ride on, by their first layer, or several of them; None: all.
         max_samples: Keep no more than so many samples; None: all.
         targets: Returns the targets of a batch that does not show them.
+        as_one: Whether rows of blocks that are one chain are kept as those of one network. A growth needs no others,
+            and what goes into the first block and the targets can be read off batches.
 
     Attributes:
         seen: The last sighting of every block, by name of its first layer.
         rider: Sees the steps.
         careful: Runs what may go wrong.
         thrifty: Whether verdicts are only said: of large blocks they are on as few rows as the steps so far pay for.
-        as_one: Whether rows of blocks that are one chain are kept as those of one network. A growth needs no others,
-            and what goes into the first block and the targets can be read off batches.
     """
 
     def __init__(
@@ -60,12 +60,13 @@ class Keeper:
         ridden: str | Sequence[str] | None,
         max_samples: int | None,
         targets: Callable[[Any], Any] | None,
+        as_one: bool = False,
     ) -> None:
         self.owner = owner
         self.max_samples = max_samples
         self.targets = targets
         self._patterns = ridden
-        self.as_one = False
+        self.as_one = as_one
         self._forget()
 
     def _forget(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 _KIND = "kind of object"
 
 
-def to_plain(value: Any, kinds: Iterable[type]) -> Any:
+def to_plain(value: Any, kinds: Collection[type]) -> Any:
     """A value as plain numbers, texts, containers and tensors on the CPU.
 
     Args:
@@ -40,7 +40,7 @@ def to_plain(value: Any, kinds: Iterable[type]) -> Any:
     return {_KIND: type(value).__name__, **to_plain(_contents(value), kinds)}
 
 
-def from_plain(value: Any, kinds: Iterable[type], device: torch.device | str = "cpu") -> Any:
+def from_plain(value: Any, kinds: Collection[type], device: torch.device | str = "cpu") -> Any:
     """The value that was made plain; tuples come as lists.
 
     Args:

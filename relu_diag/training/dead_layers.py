@@ -141,7 +141,7 @@ def _new_neurons(chain: Chain, dead: Sequence[int], rehearsal: Rehearsal | None)
         ways = [drawn_anew(network, dead, data.X, seed) for seed in range(_STARTS)]
         opened = ways[rehearsal.best(ways)]
     else:
-        opened = reopened(network, dead, data.X, data.loss, held_out=0.0 if data.complete else _JUDGING).network
+        opened = reopened(network, dead, data.X, data.loss, held_out=0.0 if data.complete else _JUDGING)
     for place in dead:
         block = opened.block(place)
         new = settled(block, len(block.W), opened.inputs(data.X)[place], drop_digits=True)

@@ -70,8 +70,8 @@ class Examiner(Keeper):
         self.dataloader = check_iterable("dataloader", dataloader)
         self.loss = check_callable("loss", loss)
         most = None if max_samples is None else check_count("max_samples", max_samples)
-        super().__init__(owner, None if around else block, most, check_callable("targets", targets))
-        self.as_one = around and dataloader is None
+        ridden = None if around else block
+        super().__init__(owner, ridden, most, check_callable("targets", targets), around and dataloader is None)
         # The last examinations, and when their weights and rows were taken.
         self._found: list[Examination] | None = None
         self._found_at: tuple[int, int, bool] | None = None

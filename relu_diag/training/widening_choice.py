@@ -70,6 +70,7 @@ class WideningChoice:
 
 
 def _count(part: GrowthProposal | Widening) -> int:
+    """Number of neurons of a part."""
     return part.units if isinstance(part, Widening) else 1
 
 

@@ -12,7 +12,7 @@ from relu_diag.functional.widening.placement import Placement, merge_units, plac
 from relu_diag.functional.widening.preservation import Preservation, addition_preserves, replication_preserves
 from relu_diag.functional.widening.proposal import GrowthProposal, growth_proposals
 from relu_diag.functional.widening.rehearsal import rehearsed_losses
-from relu_diag.functional.widening.reopening import Reopening, drawn_anew, reopened
+from relu_diag.functional.widening.reopening import drawn_anew, reopened
 from relu_diag.functional.widening.silent import add_silent_units
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "Network",
     "Placement",
     "Preservation",
-    "Reopening",
     "Widening",
     "WideningCandidate",
     "add_inactive_propagation",

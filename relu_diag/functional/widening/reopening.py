@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,33 +12,12 @@ from torch import Tensor
 from relu_diag.functional.block import BlockSignal, ShallowBlock, rho
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.output_loss import Loss
-from relu_diag.functional.widening.choice import Widening, best_widening, widening_prospect
+from relu_diag.functional.widening.choice import best_widening, widening_prospect
 from relu_diag.functional.widening.network import Network
 from relu_diag.functional.widening.silent import add_silent_units
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Reopening:
-    """A network whose dead layers have new neurons, as many as they had.
-
-    Attributes:
-        network: The network.
-        widening: How those of the last dead one were chosen, by which the loss falls; silent where none lowers it.
-
-    Example:
-        >>> from relu_diag.functional import SquaredError
-        >>> X = torch.eye(2, dtype=torch.float64)
-        >>> dead = Network.of([ShallowBlock(-X[:1], X[:1, :1])])
-        >>> opened = reopened(dead, [0], X, SquaredError(X[:, :1]), held_out=0.0)
-        >>> bool(opened.network(X).any()), opened.widening.units
-        (True, 1)
-    """
-
-    network: Network
-    widening: Widening
-
-
-def reopened(network: Network, dead: Sequence[int], X: Tensor, end: Loss, held_out: float = 0.25) -> Reopening:
+def reopened(network: Network, dead: Sequence[int], X: Tensor, end: Loss, held_out: float = 0.25) -> Network:
     """The network with new neurons in its dead layers.
 
     All layers but the last of the dead ones get neurons that explain the loss gradient at the end of the network, in
@@ -54,14 +33,13 @@ def reopened(network: Network, dead: Sequence[int], X: Tensor, end: Loss, held_o
         held_out: Share of the rows that judge only, see `best_widening`.
 
     Returns:
-        The network, and what was done.
+        The network.
 
     Example:
         >>> from relu_diag.functional import SquaredError
         >>> X = torch.eye(2, dtype=torch.float64)
         >>> dead = Network.of([ShallowBlock(-X[:1], X[:1, :1])])
-        >>> opened = reopened(dead, [0], X, SquaredError(X[:, :1]), held_out=0.0)
-        >>> bool(opened.network(X).any())
+        >>> bool(reopened(dead, [0], X, SquaredError(X[:, :1]), held_out=0.0)(X).any())
         True
     """
     *inner, last = dead
@@ -76,7 +54,7 @@ def reopened(network: Network, dead: Sequence[int], X: Tensor, end: Loss, held_o
     )
     units = len(block.W)
     new = replace(block, W=widening.new_block.W[-units:], H=widening.new_block.H[:, -units:])
-    return Reopening(opened.with_block(last, new), widening)
+    return opened.with_block(last, new)
 
 
 def drawn_anew(network: Network, dead: Sequence[int], X: Tensor, seed: int) -> Network:
