@@ -105,7 +105,7 @@ class SparseAutoencoder(LightningModule):
             self.price.mul_((self.options.rate * (l0 / self.options.l0).log()).clamp(-0.1, 0.1).exp())
 
     def _dead(self) -> Tensor:
-        return self.silent > self.options.every
+        return self.silent >= self.options.every
 
     def _auxk(self, residual: Tensor, z: Tensor) -> Tensor:
         """Gao et al. 2024: the largest dead features give the residual back, there at a 32nd of the loss.
