@@ -120,7 +120,7 @@ class Budgets:
         outputs_behind: Outputs of a network up to which their derivatives by those of a block are written down.
         numbers_behind: How many of these derivatives, of all samples, at most.
         products_behind: Products of samples and weights between a block and the loss, in one pass, beyond which
-            curvatures are those without new neurons.
+            curvatures are those without new neurons, and falls are not evaluated in float64.
         rows_to_propose: Rows by which sets of new neurons are proposed, and ranked before the best are fitted on all.
         rows_to_compare: Rows by which it is told which of several networks gains most by new neurons.
         kinds_to_compare: Kinds of input weights that are tried for it.

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from relu_diag.capture import BlockLocation, of_lightning, read_block
 from relu_diag.functional import ShallowBlock
-from relu_diag.growth._beside import prepared_copies
+from relu_diag.growth._copies import prepared_copies
 from relu_diag.growth.live import OtherOptimizers, prepared_growth
 
 # Growths that are checked, and done when called.
