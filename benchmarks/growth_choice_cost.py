@@ -19,7 +19,6 @@ import logging
 import statistics
 import time
 import warnings
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +26,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer import call
+from riding_cost import Counted
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
@@ -104,47 +104,6 @@ class Net(LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
-class Counted:
-    """Adds up the time in hooks, step by step; that of a call within another one is the outer one's."""
-
-    def __init__(self) -> None:
-        self.trainer: Trainer | None = None
-        self.seconds: defaultdict[int, float] = defaultdict(float)
-        self.longest = 0.0
-        self._inside = False
-        self._undo: list[tuple[Any, str, Any]] = []
-
-    def __enter__(self) -> Counted:
-        for owner, name in ((call, "_call_callback_hooks"), (Ride, "_guarded")):
-            original = getattr(owner, name)
-            self._undo.append((owner, name, original))
-            setattr(owner, name, self._timed(original))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for owner, name, original in self._undo:
-            setattr(owner, name, original)
-
-    def _timed(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            if self._inside or self.trainer is None:
-                return original(*args, **kwargs)
-            self._inside = True
-            start = time.thread_time()
-            try:
-                return original(*args, **kwargs)
-            finally:
-                taken = time.thread_time() - start
-                # The number of the step has moved on when it ends.
-                self.seconds[self.trainer.global_step - (args[1] in {"on_train_batch_end", "on_train_epoch_end"})] += (
-                    taken
-                )
-                self.longest = max(self.longest, taken)
-                self._inside = False
-
-        return timed
-
-
 def fit(shape: Shape, units: int) -> dict[str, float]:
     """What a growth takes in a fit, in steps; the step in milliseconds."""
     X, y = shape.data()
@@ -158,8 +117,14 @@ def fit(shape: Shape, units: int) -> dict[str, float]:
     loader = DataLoader(
         TensorDataset(X, y), min(shape.batch, len(X)), shuffle=True, generator=torch.Generator().manual_seed(0)
     )
-    with Counted() as counted:
-        counted.trainer = trainer
+
+    def step_of(*args: Any) -> int:
+        # The number of the step has moved on when it ends.
+        return trainer.global_step - (args[1] in {"on_train_batch_end", "on_train_epoch_end"})
+
+    with Counted(step_of) as counted:
+        counted.add(call, "_call_callback_hooks")
+        counted.add(Ride, "_guarded")
         start = time.thread_time()
         trainer.fit(module, loader)
         total = time.thread_time() - start

@@ -94,11 +94,18 @@ BLOCKS = {
 }
 
 
-class Counted:
-    """Adds up the time that some functions take, by a name: that of a hook of callbacks, or of ours on a node."""
+def hook(*args: Any) -> str:
+    """The name of a hook of callbacks, by what it is called with; one for all of ours on nodes."""
+    return args[1] if isinstance(args[1], str) else "on_node"
 
-    def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+
+class Counted:
+    """Adds up the time that some functions take, by a key that is told from what they are called with."""
+
+    def __init__(self, key: Callable[..., Any] = hook) -> None:
+        self.seconds: Counter[Any] = Counter()
+        self.longest = 0.0
+        self._key = key
         self._inside = False
         self._undo: list[tuple[Any, str, Any]] = []
 
@@ -115,8 +122,9 @@ class Counted:
             try:
                 return original(*args, **kwargs)
             finally:
-                name = args[1] if isinstance(args[1], str) else "on_node"
-                self.seconds[name] += time.thread_time() - start
+                taken = time.thread_time() - start
+                self.seconds[self._key(*args)] += taken
+                self.longest = max(self.longest, taken)
                 self._inside = False
 
         setattr(owner, function, timed)
