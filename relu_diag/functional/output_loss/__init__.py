@@ -3,7 +3,8 @@
 Never looks at a network: outputs in, numbers out.
 """
 
-from relu_diag.functional.output_loss.classification import BinaryCrossEntropy, CrossEntropy
+from relu_diag.functional.output_loss.binary_cross_entropy import BinaryCrossEntropy
+from relu_diag.functional.output_loss.cross_entropy import CrossEntropy
 from relu_diag.functional.output_loss.custom import OutputLoss
 from relu_diag.functional.output_loss.loss import Loss, LossAt, joined
 from relu_diag.functional.output_loss.recognition import Recognition, recognise

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.output_loss._targets import one_over_whole
-from relu_diag.functional.output_loss.classification import BinaryCrossEntropy, CrossEntropy
+from relu_diag.functional.output_loss.binary_cross_entropy import BinaryCrossEntropy
+from relu_diag.functional.output_loss.cross_entropy import CrossEntropy
 from relu_diag.functional.output_loss.loss import Loss
 from relu_diag.functional.output_loss.regression import AbsoluteError, Huber, Poisson, SquaredError
 from relu_diag.functional.tolerances import FLOAT64, tolerances
