@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -13,11 +13,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from relu_diag.callbacks._dead_layers import revived_layers
 from relu_diag.callbacks._growable import Growable, goes_on, graphs_let_go
+from relu_diag.callbacks._growth_choices import Embedding, check_choices
 from relu_diag.callbacks._passenger import Passenger
 from relu_diag.callbacks.plateau import PlateauMonitor
 from relu_diag.growth import averaged_copies, check_strategy, grow_in_training, resize_on_load
 from relu_diag.training import (
-    VERDICT_CODES,
     Examination,
     Examiner,
     Growth,
@@ -41,7 +41,6 @@ from relu_diag.training import (
     tell,
 )
 
-Embedding = Literal["best", "replication", "inactive propagation"]
 # Why a plateau is none to grow on, which the monitor has said.
 _OTHER_VERDICT = "another verdict"
 
@@ -82,7 +81,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
             theorem.
         at_steps: Gradient steps at which to grow as well, whatever the verdict.
         block: Qualified name of the only block to grow; None: every block that is reported, and at ``at_steps`` the one
-            that gains most by its new neurons, of those that gain half as much or more the earliest.
+            that gains most by its new neurons, of those that gain a quarter of what it does or more the earliest.
         dataloader: Data by which to choose at ``at_steps``, in passes at fixed weights that need ``loss`` or
             ``module.batch_loss``; None: rows of the training steps. On plateaus the monitor's data are used.
         loss: Loss of a pass at ``at_steps``, ``loss(module, batch)``.
@@ -114,7 +113,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
         loss: LossFunction | None = None,
     ) -> None:
         super().__init__()
-        _check_choices(at_steps, embedding, verdicts)
+        check_choices(at_steps, embedding, verdicts)
         self.units: int | Literal["auto"] = "auto" if units == "auto" else check_count("units", units)
         self.embedding = embedding
         self.nudge = check_flag("nudge", nudge)
@@ -433,20 +432,3 @@ class GrowOnPlateau(Passenger, PlateauListener):
                 rank_zero_warn("GrowOnPlateau: something keeps the graph of a step that is over; growth waits for it.")
             self._told = True
         return free
-
-
-def _check_choices(at_steps: Sequence[int], embedding: str, verdicts: Sequence[str]) -> None:
-    """Refuse what is no list of steps, no embedding, or no kind of verdict.
-
-    Raises:
-        MisconfigurationException: If there is one.
-    """
-    counts = isinstance(at_steps, Sequence) and all(type(step) is int and step >= 1 for step in at_steps)
-    if not counts:
-        raise MisconfigurationException(f"`at_steps` must be a list of gradient steps, 1 or more; got {at_steps!r}.")
-    if embedding not in get_args(Embedding):
-        raise MisconfigurationException(f"`embedding` must be one of {get_args(Embedding)}; got {embedding!r}.")
-    listed = isinstance(verdicts, Sequence) and not isinstance(verdicts, str) and len(verdicts) > 0
-    if not listed or set(verdicts) - set(VERDICT_CODES):
-        unknown = sorted(set(verdicts) - set(VERDICT_CODES)) if listed else verdicts
-        raise MisconfigurationException(f"`verdicts` must be among {[*VERDICT_CODES]}; got {unknown!r}.")
