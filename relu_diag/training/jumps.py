@@ -45,7 +45,8 @@ class LossJumps:
         self._losses.append(loss.detach())
         if len(self._losses) < _TOGETHER:
             return None
-        some = torch.stack([one.reshape(()) for one in self._losses])
+        # Those of a checkpoint come on the CPU.
+        some = torch.stack([one.reshape(()).to(loss.device) for one in self._losses])
         self._losses = []
         low, high = torch.stack([some.amin(), some.amax()]).tolist()
         self._ranges.append((low, high))

@@ -44,3 +44,15 @@ def test_a_loss_that_is_negative_or_zero_never_jumps() -> None:
 def test_steps_without_a_loss_tell_nothing(outputs: Any) -> None:
     told = LossJumps()
     assert all(told.note(outputs) is None for _ in range(50))
+
+
+@pytest.mark.parametrize("stop", [25, 45, 57])
+def test_a_run_that_is_resumed_sees_the_same_jump(stop: int) -> None:
+    losses = [torch.tensor(one) for one in [0.1] * 43 + [0.5] * 27]
+    told, resumed = LossJumps(), LossJumps()
+    for one in losses[:stop]:
+        told.note(one)
+    resumed.load_state_dict(told.state_dict())
+    found = [resumed.note(one) for one in losses[stop:]]
+    assert found == [told.note(one) for one in losses[stop:]]
+    assert True in found
