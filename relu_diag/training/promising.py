@@ -139,6 +139,6 @@ def _order_in_rehearsal(trainer: Trainer, examinations: Sequence[Examination], u
         for one in known
         for parts in random_neurons(chain.network.block(one.place), one.X, units, _STARTS)
     ]
-    losses = torch.tensor(rehearsal.losses(networks)).view(len(known), -1).amin(dim=1)
+    losses = torch.tensor(rehearsal.losses(networks), dtype=torch.float64).view(len(known), -1).amin(dim=1)
     order: list[int] = losses.argsort(stable=True).tolist()
     return order

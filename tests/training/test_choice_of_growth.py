@@ -33,8 +33,8 @@ def test_of_blocks_that_gain_as_much_but_for_a_factor_the_one_with_more_layers_b
     end = SquaredError(torch.zeros(3, 2).double())
     early = examined(LossThroughLayers(end, (LaterLayer(torch.eye(2).double(), (0.0, 1.0), None),)))
     late = examined(end)
-    assert most_promising_first([late, early], [0.3, 0.2]) == [1, 0]
-    assert most_promising_first([late, early], [0.3, 0.05]) == [0, 1]
+    assert most_promising_first([late, early], [0.3, 0.1]) == [1, 0]
+    assert most_promising_first([late, early], [0.3, 0.06]) == [0, 1]
 
 
 def test_drops_that_are_rounding_below_zero_leave_a_block_to_grow() -> None:
