@@ -17,6 +17,7 @@ from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.dynamics import ExtremalDirections, climbed_directions, extremal_directions
 from relu_diag.functional.local import radial_directions
 from relu_diag.functional.tolerances import FLOAT64
+from relu_diag.functional.widening._pools import has_constant
 
 
 def placement_candidates(
@@ -35,7 +36,7 @@ def placement_candidates(
         Directions, output weights and gains, in no order, and the `promise` of each, shape ``(n,)``.
     """
     heavy = _heaviest(X, G, max(BUDGETS.starts_for_one * room, BUDGETS.starts_alike))
-    biased = _is_biased(X)
+    biased = X.shape[1] > 1 and has_constant(X)
     alike = _Alike(X, G, price, biased, max(room, BUDGETS.starts_alike))
     shared, promised = _shared(X, G, slopes, alike, heavy)
     found = [shared]
@@ -70,11 +71,6 @@ def _heaviest(X: Tensor, G: Tensor, count: int) -> Tensor:
     # The largest of these are a sample without replacement, by the squares of the weights.
     key = torch.where(weight > 0, chance.log() / weight.square(), -torch.inf)
     return key.argsort(descending=True)[: min(count, int((weight > 0).sum()))]
-
-
-def _is_biased(X: Tensor) -> bool:
-    """Whether the last input is constant."""
-    return X.shape[1] > 1 and bool((X[:, -1] == X[0, -1]).all())
 
 
 def _likened(X: Tensor, samples: Tensor, biased: bool) -> Tensor:

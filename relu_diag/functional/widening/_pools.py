@@ -14,6 +14,11 @@ from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import radial_directions, slopes_at, tangential_part
 
 
+def has_constant(X: Tensor) -> bool:
+    """Whether the last of the inputs ``(N, d)`` is constant and not zero, so that a neuron has a bias."""
+    return bool(X[0, -1] != 0) and bool((X[:, -1] == X[0, -1]).all())
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Situation:
     """What candidates are made from.

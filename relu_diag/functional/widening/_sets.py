@@ -16,7 +16,7 @@ from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.output_loss import Loss
 from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.widening._greedy import GreedyChoice, filled, greedy_choice
-from relu_diag.functional.widening._pools import POOLS, Situation
+from relu_diag.functional.widening._pools import POOLS, Situation, has_constant
 from relu_diag.functional.widening._refit import Start, proposed_outputs, refitted_outputs
 from relu_diag.functional.widening._short_training import short_training
 
@@ -74,9 +74,8 @@ class Rows:
     @cached_property
     def situation(self) -> Situation:
         """What candidates are made from."""
-        constant = self.all.X[:, -1]
-        biased = bool((constant == constant[0]).all()) and bool(constant[0] != 0)
-        return Situation(self.block, BlockSignal(self.few.X, self.few.start.gradient), biased, self.draw)
+        signal = BlockSignal(self.few.X, self.few.start.gradient)
+        return Situation(self.block, signal, has_constant(self.all.X), self.draw)
 
     @property
     def weigh(self) -> Part:

@@ -11,7 +11,7 @@ from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.tolerances import FLOAT64
 from relu_diag.functional.widening._factors import usual_length
 from relu_diag.functional.widening._greedy import filled, greedy_choice
-from relu_diag.functional.widening._pools import POOLS, Situation
+from relu_diag.functional.widening._pools import POOLS, Situation, has_constant
 from relu_diag.functional.widening.embedding import add_inactive_propagation
 
 
@@ -49,9 +49,7 @@ def add_silent_units(
     dtype = torch.promote_types(block.W.dtype, torch.float32)
     wide = block.cast(dtype)
     own = BlockSignal(signal.X.detach().to(dtype), signal.G.detach().to(dtype))
-    constant = own.X[:, -1]
-    biased = bool((constant == constant[0]).all()) and bool(constant[0] != 0)
-    situation = Situation(wide, own, biased, torch.Generator().manual_seed(seed))
+    situation = Situation(wide, own, has_constant(own.X), torch.Generator().manual_seed(seed))
     count = most if units == "auto" else units
     V = torch.cat([pool(situation, max(BUDGETS.pool, BUDGETS.pool_for_one * count)) for pool in POOLS.values()])
     choice = greedy_choice(rho(own.X @ V.T, wide.slopes), own.G, count)

@@ -148,3 +148,16 @@ def test_a_feature_of_few_samples_gets_its_neuron() -> None:
     found = place_units(block, torch.tensor([0, 1]), signal, loss)
     assert len(found.units) > 0
     assert found.drop > 0.2 * float(loss(block(X.double())))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_last_input_that_is_always_zero_is_no_bias(known: bool) -> None:
+    """That of a black pixel, or of a dead neuron below."""
+    draw = torch.Generator().manual_seed(0)
+    X = torch.randn(64, 5, generator=draw, dtype=torch.float64)
+    X[:, -1] = 0.0
+    block = ShallowBlock(torch.zeros(3, 5).double(), torch.zeros(2, 3).double())
+    loss = SquaredError((X @ torch.randn(5, 2, generator=draw, dtype=torch.float64)).relu())
+    found = place_units(block, torch.arange(3), BlockSignal(X, loss.gradient(block(X))), loss if known else None)
+    assert len(found.units) == 3
+    assert not bool(found.W[:, -1].any())
