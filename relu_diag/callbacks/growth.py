@@ -391,9 +391,7 @@ class GrowOnPlateau(Passenger, PlateauListener):
         choice: WideningChoice | None = None
         with self.examiner.careful:
             try:
-                choice = on_all_ranks(
-                    lambda: choose_widening(trainer, module, examination, units, self.embedding, self.nudge, room)
-                )
+                choice = choose_widening(trainer, module, examination, units, self.embedding, self.nudge, room)
             except NoWidening as why:
                 where = examination.location
                 rank_zero_warn(f"GrowOnPlateau: no growth of {where} at step {examination.step:,}: {why}.")

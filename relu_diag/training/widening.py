@@ -107,7 +107,7 @@ def choose_widening(
     parts = of_first_rank(trainer, found.parts)
     if isinstance(parts, NoWidening):
         raise NoWidening(str(parts))
-    return _choice(parts, found.falls)
+    return on_all_ranks(partial(_choice, parts, found.falls))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
