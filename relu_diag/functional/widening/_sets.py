@@ -106,9 +106,9 @@ class Rows:
         for halving in range(BUDGETS.halvings):
             judged, far = self.tried(part, A @ H.T)
             if not far and (halving >= lowering or judged < self.judged_before):
-                break
+                return H, judged
             H = H / 2
-        return H, judged
+        return H, self.tried(part, A @ H.T)[0]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
