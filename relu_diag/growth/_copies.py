@@ -6,7 +6,7 @@ by the parameters of the block go on, soft ones and hard ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -145,8 +145,8 @@ def _prepared_for(value: Any, module: nn.Module, name: str, axis: int, filling: 
     parameter = module.get_parameter(name)
     everything: list[Tensor] = [*module.parameters()]
     trained = [one for one in everything if one.requires_grad]
-    held = {id(one): (one, copy) for one, copy in held_for(value, parameter, {len(everything): everything})}
-    held |= {id(one): (one, copy) for one, copy in held_for(value, parameter, {len(trained): trained})}
+    lists: dict[int, Sequence[Tensor]] = {len(ones): ones for ones in (everything, trained)}
+    held = {id(one): (one, copy) for one, copy in held_for(value, parameter, lists)}
     named = value.get(name) if isinstance(value, dict) else None
     if isinstance(named, Tensor):
         held[id(named)] = (named, True)
