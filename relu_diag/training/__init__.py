@@ -26,7 +26,7 @@ from relu_diag.training.examination import Examination
 from relu_diag.training.examine import examine_pass, examine_rows, location_of
 from relu_diag.training.examiner import Examiner
 from relu_diag.training.felt import data_of, growth_gain, signal_of, some_rows
-from relu_diag.training.gap import against_growing, coupled_decay, gap_in_training, gap_with_decay, tell_gap
+from relu_diag.training.gap import against_growing, coupled_decay, decays, gap_in_training, gap_with_decay, tell_gap
 from relu_diag.training.growths import Growth
 from relu_diag.training.history import HistoryRecorder, LossCurve, Moment
 from relu_diag.training.judge import (
@@ -169,6 +169,7 @@ __all__ = [
     "data_of",
     "data_of_chains",
     "decaying",
+    "decays",
     "descent_of",
     "device_batches",
     "epochs_completed",

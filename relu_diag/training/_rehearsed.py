@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from lightning.pytorch import Trainer
 
-from relu_diag.functional import GrowthProposal, ShallowBlock, WeightDecay, Widening
+from relu_diag.functional import GrowthProposal, ShallowBlock, Widening
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.widening import Network, add_inactive_propagation, rehearsed_losses
 from relu_diag.training._settled import settled
@@ -41,22 +41,21 @@ class Rehearsal:
     rate: float
 
     @classmethod
-    def of(cls, trainer: Trainer, chain: Chain, decay: WeightDecay) -> Rehearsal | None:
-        """The rehearsal of a small network whose optimizer is Adam, where the loss alone is what falls.
+    def of(cls, trainer: Trainer, chain: Chain) -> Rehearsal | None:
+        """The rehearsal of a small network whose optimizer is Adam, without decay that is a part of the loss.
 
         Plain descent leaves small neurons asleep that Adam wakes, and leads elsewhere.
 
         Args:
             trainer: The trainer.
             chain: The network.
-            decay: Weight decay that is a part of the loss.
 
         Returns:
             The rehearsal; None where it would not say where training leads.
         """
         network = chain.network
         weights = network.W.numel() + sum(layer.H.numel() for layer in network.layers)
-        if max(chain.data.X.numel(), weights) > _FEW_NUMBERS or decay.W or decay.H or not bool(network.W.any()):
+        if max(chain.data.X.numel(), weights) > _FEW_NUMBERS or not bool(network.W.any()):
             return None
         try:
             chain.data.loss.rows(torch.arange(1).to(chain.data.X.device))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from lightning.pytorch import Trainer
 
-from relu_diag.functional import ShallowBlock, WeightDecay
+from relu_diag.functional import ShallowBlock
 from relu_diag.functional.widening import Network, drawn_anew, reopened
 from relu_diag.training._dead import all_dead
 from relu_diag.training._rehearsed import Rehearsal
@@ -18,7 +18,7 @@ from relu_diag.training._training_data import Chain
 from relu_diag.training.chain import along
 from relu_diag.training.examination import Examination
 from relu_diag.training.felt import data_of
-from relu_diag.training.gap import coupled_decay
+from relu_diag.training.gap import decays
 
 # Samples on which a layer is to be silent before it is taken for dead, where these are not all.
 _ENOUGH = 1000
@@ -94,16 +94,10 @@ def for_dead_layers(trainer: Trainer, examinations: Sequence[Examination]) -> li
         if not dead or any(places[chain.names[place]] is None for place in dead):
             continue
         # Under decay a dead layer may be the best one, and more weights than the dead ones have cost something.
-        if any(_decays(trainer, one) for one in examinations if one.name in chain.names):
+        if any(decays(trainer, one) for one in examinations if one.name in chain.names):
             continue
-        found.append(_new_neurons(chain, dead, Rehearsal.of(trainer, chain, WeightDecay())))
+        found.append(_new_neurons(chain, dead, Rehearsal.of(trainer, chain)))
     return found
-
-
-def _decays(trainer: Trainer, examination: Examination) -> bool:
-    """Whether weight decay is a part of the loss."""
-    decay = coupled_decay(trainer, examination)
-    return decay is not None and bool(decay.W or decay.H)
 
 
 def _chains(examinations: Sequence[Examination]) -> list[Chain]:

@@ -202,3 +202,26 @@ def coupled_decay(trainer: Trainer, examination: Examination) -> WeightDecay | N
         WeightDecay(W=0.01, H=0.01, hidden_bias=None, output_bias=0.0)
     """
     return None if examination.location is None else penalty_of(trainer, examination.location)
+
+
+def decays(trainer: Trainer, examination: Examination) -> bool:
+    """Whether the decay of a block's weights is a part of the loss (`coupled_decay`).
+
+    Args:
+        trainer: The trainer, fitting.
+        examination: The block, examined.
+
+    Returns:
+        Whether it is.
+
+    Example:
+        >>> import torch
+        >>> from relu_diag.training import verdict_in_training
+        >>> unknown = verdict_in_training(None, "")
+        >>> block = ShallowBlock(torch.eye(2), torch.ones(1, 2))
+        >>> found = Examination(0, "net.0", None, block, 1.0, unknown, None, None, None, "", dead=False)
+        >>> decays(Trainer(barebones=True, accelerator="cpu"), found)
+        False
+    """
+    decay = coupled_decay(trainer, examination)
+    return decay is not None and bool(decay.W or decay.H)

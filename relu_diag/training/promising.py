@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from lightning.pytorch import Trainer
 
-from relu_diag.functional import WeightDecay
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.widening import LossThroughLayers, widening_prospect
 from relu_diag.training._rehearsed import Rehearsal, random_neurons
@@ -16,7 +15,7 @@ from relu_diag.training._sample import affordable_rows, some_in_order
 from relu_diag.training._settled import steady
 from relu_diag.training.examination import Examination
 from relu_diag.training.felt import data_of, growth_gain
-from relu_diag.training.gap import coupled_decay
+from relu_diag.training.gap import decays
 
 # Share of the largest drop with which the growth of an earlier block is as good. Of 66 runs of deep classifiers 11
 # ended elsewhere than with a half, lower by a quarter in the geometric mean; with a tenth the mean was higher again.
@@ -131,7 +130,9 @@ def _order_in_rehearsal(trainer: Trainer, examinations: Sequence[Examination], u
     chain = known[0].chain if known else None
     if chain is None or len(known) < len(data) or any(one.chain is not chain for one in known):
         return None
-    rehearsal = Rehearsal.of(trainer, chain, coupled_decay(trainer, examinations[0]) or WeightDecay())
+    if any(decays(trainer, one) for one in examinations):
+        return None
+    rehearsal = Rehearsal.of(trainer, chain)
     if rehearsal is None:
         return None
     networks = [

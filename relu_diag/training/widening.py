@@ -35,7 +35,7 @@ from relu_diag.training._settled import settled, steady, with_own_digits
 from relu_diag.training._training_data import TrainingData
 from relu_diag.training.examination import Examination
 from relu_diag.training.felt import data_of, signal_of, some_rows
-from relu_diag.training.gap import coupled_decay, gap_in_training
+from relu_diag.training.gap import coupled_decay, decays, gap_in_training
 from relu_diag.training.judge import SEARCHED_AT_ONCE, search_size
 from relu_diag.training.look import Look
 from relu_diag.training.obstacle import reads_activations
@@ -127,7 +127,8 @@ def _found(trainer: Trainer, module: LightningModule, examination: Examination, 
             decay = coupled_decay(trainer, examination) or WeightDecay()
             gap = gap_in_training(trainer, examination)
             falls = Falls.of(examination.block, data, decay)
-            parts = _by_rows(replace(plan, rehearsal=Rehearsal.of(trainer, falls.chain, decay)), falls, gap)
+            rehearsal = None if decays(trainer, examination) else Rehearsal.of(trainer, falls.chain)
+            parts = _by_rows(replace(plan, rehearsal=rehearsal), falls, gap)
         elif examination.look is not None:
             parts = _one_by_one(plan, _search(trainer, module, examination, examination.look, plan.nudge))
         else:
