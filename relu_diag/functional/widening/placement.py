@@ -264,7 +264,12 @@ class _Search:
         order = promised.argsort(descending=True, stable=True)
         if not len(order):
             return
-        order = order[different_first(v[order], o[order])][:room]
+        # What those placed before do is not done again, also where nothing shows that they do it.
+        before = sum(len(known) for known, _ in self.known)
+        inputs = torch.cat([*(known for known, _ in self.known), v[order]])
+        outputs = torch.cat([*(known for _, known in self.known), o[order]])
+        others = different_first(inputs, outputs)
+        order = order[others[others >= before] - before][:room]
         v, o, gain = v[order], o[order], gain[order]
         amplitude = torch.zeros_like(gain)
         if data.loss is not None:

@@ -72,3 +72,19 @@ def test_nothing_fills_the_places_of_neurons_that_would_not_be_worth_their_price
     loss = SquaredError(X[:, :-1]).scaled(INPUTS)
     signal = BlockSignal(X, loss.gradient(block(X)))
     assert len(place_units(block, torch.arange(MISSING), signal, loss, 100.0, fill=True).units) == 0
+
+
+def test_what_is_placed_last_is_seldom_what_was_placed_before() -> None:
+    draw = torch.Generator().manual_seed(2)
+    X = torch.cat([torch.randn(600, 20, generator=draw), torch.ones(600, 1)], dim=1).double()
+    wanted = (X @ torch.randn(21, 3, generator=draw).double()).relu() @ torch.randn(3, 8, generator=draw).double()
+    signal = BlockSignal(X, 100 * torch.randn(600, 8, generator=draw).double() - wanted)
+    block = ShallowBlock(torch.zeros(256, 21).double(), torch.zeros(8, 256).double())
+    sure = len(place_units(block, torch.arange(256), signal).units)
+    found = place_units(block, torch.arange(256), signal, fill=True)
+    A = normalize((X @ found.W.T).relu(), dim=0)
+    felt = normalize((signal.G - signal.G.mean(dim=0)).T @ A, dim=0)
+    alike = ((A.T @ A) * (felt.T @ felt) > 0.5)[sure:, :sure].any(dim=1)
+    assert 0 < sure < 200
+    # Half of the share that it is of those placed without a look at the ones before.
+    assert float(alike.double().mean()) < 0.18
