@@ -27,6 +27,8 @@ def revived_layers(
     Returns:
         The examinations at the weights of then.
     """
+    if not found:
+        return list(examinations)
     for new in found:
         dead = [one for one in examinations if one.name in new.blocks]
         # All of them or none: neurons of one are made for what the others let through.
@@ -37,8 +39,6 @@ def revived_layers(
         silent = [parameter for one in examinations if one.name in new.chain for parameter in one.parameters]
         forget_gradients(trainer.optimizers, silent)
         tell(trainer, f"step {trainer.global_step:,} {new.line}")
-    if not found:
-        return list(examinations)
     return at_blocks_of_now(examinations, {one.name: _now(trainer, one) for one in examinations})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -28,12 +27,12 @@ def to_plain(value: Any, kinds: Collection[type]) -> Any:
         TypeError: If it is made of something else.
     """
     if isinstance(value, Tensor):
-        return value.detach().cpu().clone()  # it may be changed in place
+        return value.detach().to("cpu", copy=True)  # it may be changed in place
     if value is None or isinstance(value, bool | int | float | str | torch.dtype):
         return value
     if isinstance(value, dict):
         return {key: to_plain(part, kinds) for key, part in value.items()}
-    if isinstance(value, list | tuple | deque):
+    if isinstance(value, list | tuple):
         return [to_plain(part, kinds) for part in value]
     if type(value) not in kinds:
         raise TypeError(f"a {type(value).__name__} is not plain.")

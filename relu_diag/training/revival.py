@@ -50,10 +50,8 @@ _FEW_DEAD = 0.05
 _MANY_ROWS = 2**14
 # Attempts to recognise a loss in a row before the next ones wait.
 _ATTEMPTS = 3
-
-
 # What a checkpoint does not hold: arguments, and parameters of the module.
-_NOT_KEPT = {"hidden", "samples", "dormant", "live", "_samples", "_every_n_steps"}
+_NOT_KEPT = {"hidden", "dormant", "live", "_samples", "_every_n_steps"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +196,7 @@ class BlockRevival:
         if bias is not None and bias.grad is not None and self._gradients_tell:
             self.note_gradients(scaled=True)
         else:
-            active = active_neurons(seen)
-            self.alive = active if self.alive is None else self.alive_of(len(active)) | active
+            self._note_active(active_neurons(seen))
         return True
 
     def note_gradients(self, scaled: bool) -> None:
@@ -281,6 +278,10 @@ class BlockRevival:
             return
         active = active_neurons(seen)
         self._compare(active)
+        self._note_active(active)
+
+    def _note_active(self, active: Tensor) -> None:
+        """Add neurons ``(I,)`` to those that were active since the last revival."""
         self.alive = active if self.alive is None else self.alive_of(len(active)) | active
 
     def _has_little_to_do(self, seen: Sighting) -> bool:
