@@ -43,7 +43,7 @@ def reopened(network: Network, dead: Sequence[int], X: Tensor, end: Loss, held_o
         True
     """
     *inner, last = dead
-    E = end.gradient(network(X)).to(X)
+    E = end.gradient(network(X))
     ways = [_passing(network, inner, X, E, seed) for seed in range(BUDGETS.ways_through if inner else 1)]
     # What the last one's own neurons do with their new inputs is not to be heard.
     ways = [way.with_block(last, _silenced(way.block(last))) for way in ways]
@@ -118,7 +118,7 @@ def _passing(network: Network, places: Sequence[int], X: Tensor, E: Tensor, seed
 
 
 def _heard_outputs(block: ShallowBlock, A: Tensor, draw: torch.Generator) -> Tensor:
-    """Output weights ``(J, I)`` as torch's Linear draws them, with signs by which none behind ``A (N, I)`` is dead."""
+    """Output weights ``(J, I)`` as torch's Linear draws them, with the signs that leave most behind ``A (N, I)`` alive."""
     H = _uniform(block.H, A.shape[1], draw)
     bias = A.new_zeros(len(H)) if block.output_bias is None else block.output_bias
     heard = (A @ H.T + bias > 0).any(dim=0)
