@@ -110,8 +110,8 @@ class Budgets:
         pairs_for_one: Pairs of samples drawn for each input weight between samples.
         uphill_steps: Steps uphill of input weights that are to be extremal.
         singular_vectors: Singular vectors used of the samples on one side.
-        singular_steps: Steps towards them where they are not computed.
-        dense_singular: Outputs, or inputs, up to which they are.
+        singular_steps: Iterations of subspaces by which they are approximated.
+        dense_singular: Outputs, or inputs, up to which they are computed exactly.
         new_units: Neurons added at once where nobody said how many.
         refits: Newton steps of their output weights.
         refit_products: Products with the data in each.
@@ -162,7 +162,7 @@ class Budgets:
         numbers_alike: Activations at once in that search.
         parts_held_out: Parts of those, by whose spread the drop of all of them is judged.
         usual_neurons: Neurons from which on only as many of all are asked what is usual, at most twice as many.
-        usual_samples: The same of samples.
+        usual_samples: Samples from which on only as many of all are asked what is usual.
         amplitude_steps: Steps to the amplitudes of neurons that are placed together.
         listed_numbers: Numbers in the inputs up to which all maxima are looked for.
         samples_at_once: Samples in a piece where few numbers are made of each.

@@ -222,7 +222,7 @@ class _Search:
             return False
         v, o, expected, promised = self._directions(self.data, room)
         A = rho(self.check.X @ v.T, self.block.slopes)
-        gain = self._gains(self.check, A, o)
+        gain = self._gains(A, o)
         kept = self._no_accidents(A, o, gain, expected).nonzero().squeeze(1)
         # What few samples promise is often less on others.
         order = torch.minimum(promised, promise(gain, A))[kept].argsort(descending=True, stable=True)
@@ -316,9 +316,9 @@ class _Search:
         chosen: Tensor = kept[before:].nonzero().squeeze(1)
         return chosen
 
-    def _gains(self, side: Remainder, A: Tensor, o: Tensor) -> Tensor:
-        """Rates at which the loss falls on some samples, by activations there ``(N, n)``, ``(n,)``."""
-        felt: Tensor = ((A.T @ side.felt) * o).sum(dim=1)
+    def _gains(self, A: Tensor, o: Tensor) -> Tensor:
+        """Rates at which the loss falls on the samples held out, by activations there ``(N, n)``, ``(n,)``."""
+        felt: Tensor = ((A.T @ self.check.felt) * o).sum(dim=1)
         return -felt - self.price * A.abs().mean(dim=0)
 
     def _no_accidents(self, A: Tensor, o: Tensor, gain: Tensor, expected: Tensor) -> Tensor:
