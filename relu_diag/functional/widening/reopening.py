@@ -118,7 +118,7 @@ def _passing(network: Network, places: Sequence[int], X: Tensor, E: Tensor, seed
 
 
 def _heard_outputs(block: ShallowBlock, A: Tensor, draw: torch.Generator) -> Tensor:
-    """Output weights ``(J, I)`` as torch's Linear draws them, with the signs that leave most behind ``A (N, I)`` alive."""
+    """Output weights ``(J, I)`` as torch's Linear draws them, with signs that leave most behind ``A (N, I)`` alive."""
     H = _uniform(block.H, A.shape[1], draw)
     bias = A.new_zeros(len(H)) if block.output_bias is None else block.output_bias
     heard = (A @ H.T + bias > 0).any(dim=0)
