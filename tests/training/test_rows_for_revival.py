@@ -14,14 +14,23 @@ from relu_diag.training import BlockRevival
 
 
 @pytest.mark.parametrize(
-    ("samples", "rows_a_step", "every", "expected"),
-    [(100, 64, 1000, 100), (None, 64, 100, 2048), (None, 128, 1000, 4000), (None, 256, 2000, 8192), (None, 1, 1, 2048)],
+    ("samples", "rows_a_step", "every", "few_dead", "expected"),
+    [
+        (100, 64, 1000, False, 100),
+        (None, 64, 100, False, 2048),
+        (None, 128, 1000, False, 4000),
+        (None, 128, 2000, False, 8000),
+        (None, 128, 2000, True, 4000),
+        (None, 256, 2000, False, 8192),
+        (None, 1, 1, False, 2048),
+    ],
 )
 def test_as_many_rows_are_kept_as_a_small_share_of_the_steps_brings(
-    samples: int | None, rows_a_step: int, every: int, expected: int
+    samples: int | None, rows_a_step: int, every: int, few_dead: bool, expected: int
 ) -> None:
     one = BlockRevival("encoder", samples, dormant=0.0, every_n_steps=every)
     one.rows_a_step = rows_a_step
+    one._few_dead = few_dead
     assert one.samples == expected
     assert one.steps_needed == -(-expected // rows_a_step)
 

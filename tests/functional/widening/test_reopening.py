@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from relu_diag.capture import BlockLocation, read_block
 from relu_diag.functional import SquaredError
+from relu_diag.functional.block import rho
 from relu_diag.functional.widening import Network, drawn_anew, reopened
 
 
@@ -24,8 +25,9 @@ def with_dead(widths: tuple[int, ...], dead: tuple[int, ...]) -> Network:
     net = net[:-1].double()
     with torch.no_grad():
         for place in range(len(widths)):
-            # Others live where nothing comes in.
-            net[2 * place].bias.fill_(-50.0 if place in dead else 0.3)
+            net[2 * place].bias.fill_(-50.0 if place in dead else -0.1)
+            if place not in dead:  # every other neuron lives where nothing comes in
+                net[2 * place].bias[::2] = 0.3
     places = range(0, len(net) - 1, 2)
     network = Network.of([read_block(net, BlockLocation(str(at), str(at + 2), (0.0, 1.0))) for at in places])
     # As after training: of all constant functions the best one.
@@ -78,6 +80,11 @@ def test_neurons_drawn_anew_live_and_change_no_function(widths: tuple[int, ...],
         drawn = drawn_anew(network, dead, X, seed)
         assert not silent(drawn, X)
         assert_close(drawn(X), network(X))
+        for place in dead[:-1]:  # who is silent behind would be with the other sign as well
+            block = drawn.block(place)
+            heard = rho(drawn.inputs(X)[place].to(block.W) @ block.W.T, block.slopes) @ block.H.T
+            living, otherwise = (((sign * heard + block.output_bias) > 0).any(dim=0) for sign in (1, -1))
+            assert bool((living | ~otherwise).all())
 
 
 def test_nothing_is_lost_where_no_neuron_lowers_the_loss() -> None:
