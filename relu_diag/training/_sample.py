@@ -103,8 +103,7 @@ def weights_behind(loss: Loss) -> int:
     Returns:
         The number.
     """
-    layers = loss.layers if isinstance(loss, LossThroughLayers) else ()
-    return sum(layer.H.numel() for layer in layers)
+    return loss.weights if isinstance(loss, LossThroughLayers) else 0
 
 
 def sampled(data: TrainingData, count: int) -> TrainingData:

@@ -93,6 +93,11 @@ class LossThroughLayers(Loss):
     end: Loss
     layers: tuple[LaterLayer, ...]
 
+    @property
+    def weights(self) -> int:
+        """Number of weights of the layers."""
+        return sum(layer.H.numel() for layer in self.layers)
+
     def __call__(self, outputs: Tensor) -> Tensor:
         """The loss, shape ``()``."""
         return self.at(outputs).value()
@@ -229,8 +234,8 @@ class _LossThroughLayersAt(LossAt):
     @property
     def stands_for_others(self) -> bool:
         """Whether derivatives are written down, and each product elsewhere would pass through large layers."""
-        weights = sum(layer.H.numel() for layer in self.loss.layers)
-        return self._derivatives is not None and len(self.outputs) * weights > BUDGETS.products_behind
+        products = len(self.outputs) * self.loss.weights
+        return self._derivatives is not None and products > BUDGETS.products_behind
 
     def prepared(self) -> _LossThroughLayersAt:
         """The same with the derivatives of the network's outputs by those of the block, where they are few."""
