@@ -24,17 +24,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from growth_in_training import PROBLEMS
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer import call
 from riding_cost import Counted
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from relu_diag.callbacks import GrowOnPlateau
 from relu_diag.capture import Ride
-from relu_diag.experiments import reference_problem
 
 # Steps at the beginning of a run in which blocks are seen for the first time.
 FIRST = 3
@@ -50,15 +49,10 @@ def clusters(rows: int, inputs: int) -> Data:
     return centres[which] + torch.randn(rows, inputs, generator=draw), which % CLASSES
 
 
-def digits() -> Data:
-    rows, labels = load_digits(return_X_y=True)
-    X = torch.tensor(rows).float()
-    return (X - X.mean(dim=0)) / X.std(), torch.tensor(labels)
-
-
-def points(name: Any) -> Data:
-    X, Y = (part.float() for part in reference_problem(name).tensors())
-    return X[:, :-1] if bool((X[:, -1] == 1).all()) else X, Y
+def problem(name: str) -> Data:
+    """The data of the comparison of what growths bring."""
+    found = PROBLEMS[name]()
+    return found.X, found.y
 
 
 @dataclass(frozen=True)
@@ -77,13 +71,13 @@ SHAPES = {
     "784-256-10": Shape(lambda: clusters(8192, 784), (256,), SEVERAL, 128, 128),
     "784-1024-10": Shape(lambda: clusters(8192, 784), (1024,), SEVERAL, 128, 128),
     "4x512": Shape(lambda: clusters(8192, 512), (512,) * 4, SEVERAL, 128, 128),
-    "digits, 1 layer of 8": Shape(digits, (8,), (8,)),
-    "digits, 3 layers of 8": Shape(digits, (8,) * 3, (8,)),
-    "digits, 5 layers of 8": Shape(digits, (8,) * 5, (8,)),
-    "five points": Shape(lambda: points("five_points"), (2,), (2,)),
-    "three inputs": Shape(lambda: points("three_inputs"), (1,), (1,)),
-    "two outputs": Shape(lambda: points("two_outputs"), (1,), (1,)),
-    "two outputs, 5 layers": Shape(lambda: points("two_outputs"), (1,) * 5, (1,)),
+    "digits, 1 layer of 8": Shape(lambda: problem("digits"), (8,), (8,)),
+    "digits, 3 layers of 8": Shape(lambda: problem("digits"), (8,) * 3, (8,)),
+    "digits, 5 layers of 8": Shape(lambda: problem("digits"), (8,) * 5, (8,)),
+    "five points": Shape(lambda: problem("five points"), (2,), (2,)),
+    "three inputs": Shape(lambda: problem("three inputs"), (1,), (1,)),
+    "two outputs": Shape(lambda: problem("two outputs"), (1,), (1,)),
+    "two outputs, 5 layers": Shape(lambda: problem("two outputs"), (1,) * 5, (1,)),
 }
 
 
