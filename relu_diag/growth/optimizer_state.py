@@ -250,14 +250,19 @@ def _states_of(optimizer: Optimizer, parameter: nn.Parameter) -> Iterator[tuple[
     """What an optimizer keeps of a parameter by names, in its state or in a mapping beside, and which are copies."""
     known = {id(one): one for group in optimizer.param_groups for one in group["params"]}
     # The states of optimizers that it wraps are theirs, also where it has them under a name of its own.
-    done = {id(one.state) for one in vars(optimizer).values() if _is_optimizer(one)}
+    done = _states_of_wrapped(optimizer)
     for mapping in (optimizer.state, *vars(optimizer).values()):
         if not isinstance(mapping, dict) or id(mapping) in done:
             continue
         done.add(id(mapping))
-        owners = [(known.get(id(key) if isinstance(key, Tensor) else key), state) for key, state in mapping.items()]
+        owners = _by_owner(mapping, known)
         record = [(owner, state) for owner, state in owners if owner is not None and isinstance(state, dict)]
         yield from ((state, _copies(record)) for owner, state in record if owner is parameter)
+
+
+def _states_of_wrapped(optimizer: Optimizer) -> set[int]:
+    """Identities of the states of optimizers that one wraps."""
+    return {id(one.state) for one in vars(optimizer).values() if _is_optimizer(one)}
 
 
 def _copies(record: Sequence[tuple[nn.Parameter, dict[str, Any]]]) -> set[str]:
@@ -291,7 +296,7 @@ def are_close(pairs: Sequence[tuple[Tensor | None, Any]]) -> bool:
 def _beside_the_state(optimizer: Optimizer, parameter: nn.Parameter) -> list[tuple[Tensor, bool]]:
     """Tensors outside ``state`` that an optimizer holds for a parameter, in lists say, and whether they are copies."""
     known = [one for group in optimizer.param_groups for one in group["params"]]
-    within = {id(one.state) for one in vars(optimizer).values() if _is_optimizer(one)}
+    within = _states_of_wrapped(optimizer)
     found: dict[int, tuple[Tensor, bool]] = {}
     for group in optimizer.param_groups:
         members = group["params"]
@@ -325,7 +330,7 @@ def held_for(
     if isinstance(value, dict):
         # A parameter's hash is its id: a look-up would compare the two.
         known = {id(one): one for ones in lists.values() for one in ones}
-        pairs = [(known.get(id(key) if isinstance(key, Tensor) else key), held) for key, held in value.items()]
+        pairs = _by_owner(value, known)
         value = list(value.values())
     elif hasattr(value, "__dict__") and not callable(value):
         value = list(vars(value).values())
@@ -336,6 +341,11 @@ def held_for(
             yield from held_for(one, parameter, lists, depth + 1)
     own = [held for owner, held in pairs if owner is parameter and _has_entries(held)]
     yield from ((held, are_close(pairs)) for held in own)
+
+
+def _by_owner(mapping: dict[Any, Any], known: dict[int, Any]) -> list[tuple[Any, Any]]:
+    """The values of a mapping by parameters or their ids, each with its parameter, or None."""
+    return [(known.get(id(key) if isinstance(key, Tensor) else key), held) for key, held in mapping.items()]
 
 
 def _has_entries(value: Any) -> bool:
