@@ -15,11 +15,13 @@ from relu_diag.training._training_data import TrainingData
 _COLUMNS = 64
 # Rows by which neurons are chosen, fewer where inputs are long so that a choice costs no more than a few steps of
 # training.
-_ROWS = 4096
+MOST_ROWS = 4096
 _FEWEST = 1024
 _NUMBERS = 2**19
 # Products of rows with the weights behind a block, each time that neurons are tried: about a quarter of a step.
 _PRODUCTS = 2**25
+# Share of the rows that judges neurons where these are not all data.
+_JUDGING = 0.25
 # Steps for which new neurons are trained then, and how many at least where rows are no fewer.
 _STEPS = 30
 _FEWEST_STEPS = 5
@@ -63,7 +65,12 @@ def some_in_order(data: TrainingData, count: int) -> TrainingData:
 
 def rows_of_choice(inputs: int) -> int:
     """Number of rows by which neurons of so many inputs are chosen at most."""
-    return min(_ROWS, max(_FEWEST, _NUMBERS // inputs))
+    return min(MOST_ROWS, max(_FEWEST, _NUMBERS // inputs))
+
+
+def held_out(data: TrainingData) -> float:
+    """Share of the rows that judges neurons chosen by the others: none where these are all data."""
+    return 0.0 if data.complete else _JUDGING
 
 
 def affordable_rows(loss: Loss, most: int, fewest: int) -> int:

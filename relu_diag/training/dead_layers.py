@@ -12,7 +12,7 @@ from relu_diag.functional import ShallowBlock
 from relu_diag.functional.widening import Network, drawn_anew, reopened
 from relu_diag.training._dead import all_dead
 from relu_diag.training._rehearsed import Rehearsal
-from relu_diag.training._sample import some_in_order
+from relu_diag.training._sample import MOST_ROWS, held_out, some_in_order
 from relu_diag.training._settled import settled, steady
 from relu_diag.training._training_data import Chain
 from relu_diag.training.chain import along
@@ -24,10 +24,6 @@ from relu_diag.training.gap import decays
 _ENOUGH = 1000
 # Rows that are looked at together: the first of them tell that a layer lives.
 _ROWS_AT_ONCE = 256
-# Rows by which neurons are chosen.
-_ROWS = 4096
-# Share of the rows that judges new neurons where these are not all data.
-_JUDGING = 0.25
 # Random ways to bring dead layers back that are rehearsed.
 _STARTS = 48
 
@@ -129,13 +125,13 @@ def _dead_layers(chain: Chain) -> list[int]:
 
 def _new_neurons(chain: Chain, dead: Sequence[int], rehearsal: Rehearsal | None) -> NewNeurons:
     """What the dead layers of a chain get."""
-    data = some_in_order(chain.data, _ROWS)
+    data = some_in_order(chain.data, MOST_ROWS)
     network = chain.network
     if rehearsal is not None:
         ways = [drawn_anew(network, dead, data.X, seed) for seed in range(_STARTS)]
         opened = ways[rehearsal.best(ways)]
     else:
-        opened = reopened(network, dead, data.X, data.loss, held_out=0.0 if data.complete else _JUDGING)
+        opened = reopened(network, dead, data.X, data.loss, held_out=held_out(data))
     for place in dead:
         block = opened.block(place)
         new = settled(block, len(block.W), opened.inputs(data.X)[place], drop_digits=True)

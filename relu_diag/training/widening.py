@@ -30,7 +30,14 @@ from relu_diag.functional.widening import add_inactive_propagation, add_silent_u
 from relu_diag.training._data import MAX_ELEMENTS, TOO_MANY
 from relu_diag.training._falls import Falls
 from relu_diag.training._rehearsed import Rehearsal, best_in_rehearsal, random_neurons
-from relu_diag.training._sample import affordable_rows, affordable_steps, rows_of_choice, some_in_order
+from relu_diag.training._sample import (
+    MOST_ROWS,
+    affordable_rows,
+    affordable_steps,
+    held_out,
+    rows_of_choice,
+    some_in_order,
+)
 from relu_diag.training._settled import settled, steady, with_own_digits
 from relu_diag.training._training_data import TrainingData
 from relu_diag.training.examination import Examination
@@ -44,10 +51,6 @@ from relu_diag.training.widening_choice import NoWidening, WideningChoice
 
 # Copies that are tried under any other loss, where a trial takes a dozen passes over the data.
 _CANDIDATES = 4
-# Rows by which neurons with silent outputs are chosen.
-_ROWS = 4096
-# Share of the rows that judges where these are not all.
-_JUDGING = 0.25
 # Numbers of the inputs, and new neurons, up to which neurons are proposed one by one besides; and numbers up to which
 # they are where no set lowers the loss: more would take minutes.
 _FEW_NUMBERS = 512
@@ -224,7 +227,7 @@ def _best(plan: _Plan, falls: Falls) -> Widening | None:
         data.X,
         data.loss,
         units=plan.count,
-        held_out=0.0 if data.complete else _JUDGING,
+        held_out=held_out(data),
         steps=affordable_steps(data.loss, len(data.X)),
         most=plan.room,
         outputs=falls.outputs if block is plan.block else None,
@@ -317,7 +320,7 @@ def _silent(plan: _Plan, signal: BlockSignal) -> Widening:
     """
     if not bool(signal.G.any()):
         raise NoWidening(_NO_GAIN)
-    signal = some_rows(signal, _ROWS)
+    signal = some_rows(signal, MOST_ROWS)
     wider = add_silent_units(plan.block, signal, plan.count, plan.room)
     units = len(wider.W) - len(plan.block.W)
     new_block = settled(wider, units, signal.X, drop_digits=False)
