@@ -47,7 +47,7 @@ class Tolerances:
         whisper: Length of new input weights, over the usual, whose neuron changes next to nothing.
         likeness: Share of its own size that a sample must have along another one to count as like it.
         worth_another: Drop of the loss by one more batch of neurons, over that of all before, that is worth looking.
-        worth_before_rest: The same where neurons that are left are placed in any case.
+        worth_before_rest: The same where neurons that are left are placed in any case: more batches only cost time.
         settled_fit: Drop of the loss by a step to the best amplitudes, over the whole drop, that ends the steps.
         off_centre: Share of the squares of gradients in their mean, from which on an output bias is far off.
         overlap: Cosine of what two neurons add to the outputs from which on one of them is enough.

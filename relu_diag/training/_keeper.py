@@ -42,7 +42,7 @@ class Keeper:
     Args:
         owner: Name of the callback, for messages.
         ridden: Name or pattern of the blocks to ride on, by their first layer, or several of them; None: all.
-        max_samples: Keep no more than so many samples; None: all.
+        max_samples: Keep no more than so many samples; None: all, or with `as_one` as many as neurons are chosen by.
         targets: Returns the targets of a batch that does not show them.
         as_one: Whether rows of blocks that are one chain are kept as those of one network. A growth needs no others,
             and what goes into the first block and the targets can be read off batches.

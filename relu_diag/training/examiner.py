@@ -36,7 +36,7 @@ class Examiner(Keeper):
         owner: Name of the callback, for messages.
         block: Name or pattern of the blocks, by their first layer, or several of them; None: all.
         dataloader: Data of a pass.
-        max_samples: Judge on no more than so many samples; None: all.
+        max_samples: Judge on no more than so many samples; None: all, or with `around` what a choice of neurons takes.
         loss: Loss of a pass, ``loss(module, batch)``.
         targets: Returns the targets of a batch that does not show them.
         around: Whether to ride on all blocks: those behind the ones asked for tell what these are worth. No verdict is
