@@ -6,7 +6,7 @@ Never looks at a network: outputs in, numbers out.
 from relu_diag.functional.output_loss.binary_cross_entropy import BinaryCrossEntropy
 from relu_diag.functional.output_loss.cross_entropy import CrossEntropy
 from relu_diag.functional.output_loss.custom import OutputLoss
-from relu_diag.functional.output_loss.loss import Loss, LossAt, joined
+from relu_diag.functional.output_loss.loss import Loss, LossAt, LossByPoint, joined
 from relu_diag.functional.output_loss.recognition import Recognition, recognise
 from relu_diag.functional.output_loss.regression import AbsoluteError, Huber, Poisson, SquaredError, as_loss
 
@@ -17,6 +17,7 @@ __all__ = [
     "Huber",
     "Loss",
     "LossAt",
+    "LossByPoint",
     "OutputLoss",
     "Poisson",
     "Recognition",

@@ -21,11 +21,11 @@ from relu_diag.functional.output_loss._targets import (
     joined_weights,
     one_over_whole,
 )
-from relu_diag.functional.output_loss.loss import Loss, LossAt
+from relu_diag.functional.output_loss.loss import LossAt, LossByPoint
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class CrossEntropy(Loss):
+class CrossEntropy(LossByPoint):
     """The cross-entropy of softmax probabilities; torch's `cross_entropy`.
 
     Attributes:
@@ -74,18 +74,6 @@ class CrossEntropy(Loss):
         self._check_classes()
         if self.reduction == "mean" and not self._divisor() > 0:
             raise ValueError("a mean over no sample: every label is `ignore_index`, or of weight 0.")
-
-    def __call__(self, outputs: Tensor) -> Tensor:
-        """The loss, shape ``()``."""
-        return self.at(outputs).value()
-
-    def gradient(self, outputs: Tensor) -> Tensor:
-        """The gradient, shape ``(N, J)``."""
-        return self.at(outputs).gradient()
-
-    def curvature(self, outputs: Tensor, direction: Tensor) -> Tensor:
-        """The product of the Hessian with a direction, shape ``(N, J)``."""
-        return self.at(outputs).curvature(direction)
 
     def at(self, outputs: Tensor) -> _CrossEntropyAt:
         """The loss at some outputs: their probabilities are computed once."""

@@ -297,6 +297,34 @@ class LossAt:
         return self
 
 
+class LossByPoint(Loss):
+    """A loss given by what it is `at` some outputs, where value, gradient and curvature share most of their work.
+
+    Example:
+        >>> from relu_diag.functional import CrossEntropy
+        >>> isinstance(CrossEntropy(torch.tensor([0, 1])), LossByPoint)
+        True
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def at(self, outputs: Tensor) -> LossAt:
+        """The loss at some outputs, see `Loss.at`."""
+
+    def __call__(self, outputs: Tensor) -> Tensor:
+        """The loss, shape ``()``."""
+        return self.at(outputs).value()
+
+    def gradient(self, outputs: Tensor) -> Tensor:
+        """The gradient, shape ``(N, J)``."""
+        return self.at(outputs).gradient()
+
+    def curvature(self, outputs: Tensor, direction: Tensor) -> Tensor:
+        """The product of the Hessian with a direction, shape ``(N, J)``."""
+        return self.at(outputs).curvature(direction)
+
+
 def joined(losses: list[Loss], weights: list[float] | None = None) -> Loss:
     """The losses of several batches as one loss of all their rows.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from relu_diag.functional.block import ShallowBlock, rho
 from relu_diag.functional.budgets import BUDGETS
 from relu_diag.functional.local import slopes_at
-from relu_diag.functional.output_loss import Loss, LossAt
+from relu_diag.functional.output_loss import Loss, LossAt, LossByPoint
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +71,7 @@ class LaterLayer:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LossThroughLayers(Loss):
+class LossThroughLayers(LossByPoint):
     """A loss at the end of a network as a function of the outputs of a block inside it.
 
     Its curvature is the Gauss-Newton part, that of the loss at the end: it is never negative where that is convex, and
@@ -97,18 +97,6 @@ class LossThroughLayers(Loss):
     def weights(self) -> int:
         """Number of weights of the layers."""
         return sum(layer.H.numel() for layer in self.layers)
-
-    def __call__(self, outputs: Tensor) -> Tensor:
-        """The loss, shape ``()``."""
-        return self.at(outputs).value()
-
-    def gradient(self, outputs: Tensor) -> Tensor:
-        """The gradient, shape ``(N, J)``."""
-        return self.at(outputs).gradient()
-
-    def curvature(self, outputs: Tensor, direction: Tensor) -> Tensor:
-        """The product of the Gauss-Newton matrix with a direction, shape ``(N, J)``."""
-        return self.at(outputs).curvature(direction)
 
     def at(self, outputs: Tensor) -> _LossThroughLayersAt:
         """The loss at some outputs: they pass through the layers once."""
